@@ -1,0 +1,75 @@
+"""A tiny BERT built in memory, the real data where it lies, and no network but loopback."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+import torch
+from transformers import BertConfig, BertForMaskedLM, BertTokenizer
+
+SPECIAL = ["[PAD]", "[unused0]", "[unused1]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+WORDS = (
+    "the of and in with was patients asthma bronchoconstriction cells protein disease expression treatment aspirin "
+    "is by for to a on were therapy cancer severe mice gene binding acute induced renal failure"
+).split()
+CHARACTERS = [*"abcdefghijklmnopqrstuvwxyz0123456789", *"-.,;:()/%<>=+"]
+
+
+def tiny_vocabulary() -> list[str]:
+    pieces = [f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz0123456789"]
+    return [*SPECIAL, *CHARACTERS, *WORDS, *pieces, "##ing", "##tion", "##itis", "##ed"]
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    real_connect = socket.socket.connect
+
+    def connect(self: socket.socket, address: object) -> object:
+        host = address[0] if isinstance(address, tuple) else "local"
+        if host not in {"local", "127.0.0.1", "::1", "localhost"}:
+            raise AssertionError(f"a test tried to reach {host}")
+        return real_connect(self, address)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+
+
+@pytest.fixture
+def tokenizer() -> BertTokenizer:
+    """An uncased WordPiece tokenizer of about 120 tokens."""
+    vocabulary = {token: i for i, token in enumerate(tiny_vocabulary())}
+    tokenizer = BertTokenizer(vocab=vocabulary, model_max_length=512)
+    assert len(tokenizer) == len(vocabulary)
+    return tokenizer
+
+
+def build_tiny_bert(vocab_size: int, seed: int = 0) -> BertForMaskedLM:
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=vocab_size,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=512,
+    )
+    return BertForMaskedLM(config).eval()
+
+
+@pytest.fixture
+def tiny_bert(tokenizer: BertTokenizer) -> BertForMaskedLM:
+    return build_tiny_bert(len(tokenizer))
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of real data: `corpus/` and `ner/`."""
+    root = Path(os.environ.get("BIOPTIMUS_DATA", "../shared/data"))
+    if not (root / "corpus").is_dir():
+        pytest.skip(f"no real data in {root}: set BIOPTIMUS_DATA to the folder that holds corpus/ and ner/")
+    return root
