@@ -14,7 +14,7 @@ import torch
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
 SPECIAL = ["[PAD]", "[unused0]", "[unused1]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-WORDS = (
+WORDS = (  # noqa: SIM905  (a list of quoted words would be harder to read)
     "the of and in with was patients asthma bronchoconstriction cells protein disease expression treatment aspirin "
     "is by for to a on were therapy cancer severe mice gene binding acute induced renal failure"
 ).split()

@@ -1,0 +1,222 @@
+"""Options of the scripts: a YAML recipe and the command line into dataclasses. The only parsing code of the project."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from datasets import DatasetDict
+from transformers import HfArgumentParser
+
+from bioptimus_hf.artifacts import InputError
+from bioptimus_hf.corpus import corpus_identity, load_corpus, split_validation
+
+SECTIONS = ("train_vocabulary", "find_contexts", "distill_embeddings", "pretrain", "finetune_ner")
+COMMON = (
+    "output_dir",
+    "seed",
+    "base_model",
+    "corpus",
+    "text_column",
+    "max_megabytes",
+    "validation_share",
+    "num_proc",
+    "max_length",
+)
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keep the lines of a script's docstring, and name the defaults."""
+
+
+@dataclass
+class RunOptions:
+    """Where a run lives. Scripts that train take both from `TrainingArguments`."""
+
+    output_dir: str = field(
+        default="runs/default",
+        metadata={"help": "Folder of the run; every script reads what the ones before it left there, and adds its own"},
+    )
+    seed: int = field(default=0, metadata={"help": "The same inputs, settings and seed give the same bytes"})
+
+
+@dataclass
+class StageOptions:
+    """What every stage has."""
+
+    force: bool = field(default=False, metadata={"help": "Redo the stage, and replace what stands in its place"})
+    num_proc: int | None = field(default=None, metadata={"help": "Processes for work on text; changes no result"})
+
+
+@dataclass
+class CorpusOptions:
+    """Which text is read."""
+
+    corpus: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Files, folders or patterns (.txt and .txt.gz with a document a line, .jsonl, .jsonl.gz, "
+            ".parquet), or the name of a Hub data set (name or name:split)"
+        },
+    )
+    text_column: str = field(default="text", metadata={"help": "Name of the text in .jsonl, .parquet and data sets"})
+    max_megabytes: float | None = field(default=None, metadata={"help": "Read this much text only, in 10^6 bytes"})
+    validation_share: float = field(
+        default=0.01, metadata={"help": "Share of the documents held out from every stage, to measure the loss on"}
+    )
+
+    def __post_init__(self) -> None:
+        self.corpus = [self.corpus] if isinstance(self.corpus, str) else self.corpus
+        if not self.corpus:
+            raise ValueError("no --corpus given: name files, folders or a Hub data set")
+
+    def load(self, seed: int) -> DatasetDict:
+        """Read the documents; the `train` and `validation` parts are the same in every stage of a run."""
+        documents = load_corpus(self.corpus, text_column=self.text_column, max_megabytes=self.max_megabytes)
+        return split_validation(documents, share=self.validation_share, seed=seed)
+
+    def inputs(self) -> dict[str, str]:
+        """Return the corpus as an input of a stage, for `artifacts`."""
+        return {"corpus": corpus_identity(self.corpus)}
+
+    def settings(self, seed: int) -> dict[str, Any]:
+        """Return what shapes the text that is read, for `artifacts`."""
+        return {
+            "text_column": self.text_column,
+            "max_megabytes": self.max_megabytes,
+            "validation_share": self.validation_share,
+            "seed": seed,
+        }
+
+
+def parse(*types: type, section: str, description: str | None, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
+    """Fill one object of each dataclass in `types`: command line before recipe, recipe before defaults.
+
+    A recipe (`--recipe file.yaml`) is one file for a whole run. Its top-level keys (`output_dir`, `seed`, ...) go to
+    every script that has an option of that name; the mapping under a script's name holds that script's own options.
+
+    Args:
+        types: dataclasses, `transformers.TrainingArguments` among them where a script trains.
+        section: name of the script, and of its section in a recipe.
+        description: the script's docstring, shown by `--help`.
+        argv: arguments, by default those of the process.
+
+    Raises:
+        InputError: the recipe cannot be read, or holds a key that no option is named after.
+    """
+    parser = HfArgumentParser(
+        types,  # type: ignore[arg-type]
+        description=inspect.cleandoc(description or ""),
+        formatter_class=_HelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--recipe", metavar="FILE", help="YAML file with options for every script of a run")
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    recipe = _recipe_argument(arguments)
+    known = {field.name: field for type_ in types for field in dataclasses.fields(type_) if field.init}
+    values = _from_recipe(recipe, section, known) if recipe else {}
+    for action in parser._actions:  # a value from the recipe satisfies an option that must be given
+        if action.dest in values:
+            action.required = False
+    parser.set_defaults(**values)
+    namespace = vars(parser.parse_args(arguments))
+    return tuple(
+        _build(type_, {field.name: namespace[field.name] for field in dataclasses.fields(type_) if field.init})
+        for type_ in types
+    )
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+    """Run a script's `main`: log to stderr; end with status 2 and one line where the user's input is at fault."""
+    rank = int(os.environ.get("RANK", "0"))
+    logging.basicConfig(
+        level=logging.INFO if rank == 0 else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        datefmt="%H:%M:%S",
+    )
+    for noisy in ("httpx", "httpcore", "filelock", "matplotlib"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        main()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted: run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)
+
+
+def load_by_name(kind: Any, name: str, **arguments: Any) -> Any:
+    """Load a model or tokenizer (`kind.from_pretrained`) from a folder or by its name on the Hub.
+
+    Raises:
+        InputError: it cannot be had, or is not of this kind.
+    """
+    try:
+        return kind.from_pretrained(name, **arguments)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{name}: neither a folder of a model nor one to be had from the Hub ({reason})") from error
+
+
+def _recipe_argument(arguments: Sequence[str]) -> Path | None:
+    for place, argument in enumerate(arguments):
+        if argument == "--recipe" and place + 1 < len(arguments):
+            return Path(arguments[place + 1])
+        if argument.startswith("--recipe="):
+            return Path(argument.removeprefix("--recipe="))
+    return None
+
+
+def _from_recipe(path: Path, section: str, known: Mapping[str, dataclasses.Field[Any]]) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"--recipe {path}: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"--recipe {path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"--recipe {path} must be a mapping of options")
+    common = {key: value for key, value in content.items() if key not in SECTIONS}
+    own = content.get(section) or {}
+    if not isinstance(own, dict):
+        raise InputError(f"--recipe {path}: {section} must be a mapping of options")
+    for key in common:
+        if key not in COMMON:
+            raise InputError(f"--recipe {path}: {key} is neither a script's section nor one of {', '.join(COMMON)}")
+    for key in own:
+        if key not in known:
+            raise InputError(f"--recipe {path}: {section} has no option {key}; see --help")
+    values = {key: value for key, value in {**common, **own}.items() if key in known}
+    return {key: _typed(path, known[key], value) for key, value in values.items()}
+
+
+def _typed(path: Path, option: dataclasses.Field[Any], value: Any) -> Any:
+    """Mend what YAML reads as text though it is a number: `5e-5`, which YAML 1.1 takes for a string."""
+    kind = str(option.type)
+    if isinstance(value, str) and "float" in kind:
+        try:
+            return float(value)
+        except ValueError:
+            if "str" not in kind:
+                raise InputError(f"--recipe {path}: {option.name} must be a number, not {value!r}") from None
+    if isinstance(value, str) and kind.removesuffix(" | None") in {"int", "bool"}:
+        raise InputError(f"--recipe {path}: {option.name} must be of type {kind}, not {value!r}")
+    return value
+
+
+def _build(type_: type, values: Mapping[str, Any]) -> Any:
+    try:
+        return type_(**values)
+    except (ValueError, ImportError) as error:  # TrainingArguments checks its own values
+        raise InputError(" ".join(str(error).split())) from error

@@ -1,0 +1,81 @@
+#!/usr/bin/env python
+"""Train a WordPiece vocabulary on a corpus, for a base model's tokenizer.
+
+    python scripts/train_vocabulary.py --corpus abstracts.txt.gz --base_model google-bert/bert-base-uncased \
+        --size 30522 --output_dir runs/mine
+
+Writes OUTPUT_DIR/tokenizer: a tokenizer that AutoTokenizer loads, with vocab.txt and made.json.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from bioptimus_hf.artifacts import building, identity, is_finished
+from bioptimus_hf.recipes import CorpusOptions, RunOptions, StageOptions, load_by_name, parse, run
+from bioptimus_hf.vocabulary import build_tokenizer, compare_vocabularies, fertility, save_tokenizer, train_vocabulary
+
+logger = logging.getLogger("train_vocabulary")
+
+
+@dataclass
+class Options:
+    """What shapes the vocabulary."""
+
+    base_model: str = field(
+        default="google-bert/bert-base-uncased",
+        metadata={"help": "Folder or Hub name of the model whose vocabulary is to be replaced"},
+    )
+    size: int = field(
+        default=30522,
+        metadata={
+            "help": "Tokens; the paper's is unknown, this default is bert-base-uncased's. A small corpus needs fewer"
+        },
+    )
+    min_frequency: int = field(default=2, metadata={"help": "Least count of a pair of pieces to be merged"})
+
+
+def main() -> None:
+    """Train, measure and save."""
+    run_options, stage, corpus, options = parse(
+        RunOptions, StageOptions, CorpusOptions, Options, section="train_vocabulary", description=__doc__
+    )
+    folder = Path(run_options.output_dir) / "tokenizer"
+    inputs = {**corpus.inputs(), "base_model": identity(options.base_model)}
+    settings = {
+        **corpus.settings(run_options.seed),
+        "size": options.size,
+        "min_frequency": options.min_frequency,
+    }
+    if is_finished(folder, inputs, settings, force=stage.force):
+        return
+    base = load_by_name(AutoTokenizer, options.base_model)
+    documents = corpus.load(run_options.seed)
+    with building(folder, inputs, settings) as built:
+        vocabulary = train_vocabulary(
+            documents["train"]["text"], size=options.size, like=base, min_frequency=options.min_frequency
+        )
+        tokenizer = build_tokenizer(vocabulary, like=base)
+        save_tokenizer(tokenizer, built.path)
+        difference = compare_vocabularies(base, tokenizer)
+        built.facts |= {
+            "tokens": len(tokenizer),
+            "shared": len(difference.shared),
+            "new": len(difference.new),
+            "dropped": len(difference.dropped),
+            "fertility_before": fertility(base, documents["validation"]["text"]),
+            "fertility_after": fertility(tokenizer, documents["validation"]["text"]),
+        }
+    logger.info(
+        "%(tokens)d tokens, %(new)d of them new; pieces per word %(fertility_before).3f before, "
+        "%(fertility_after).3f now",
+        built.facts,
+    )
+
+
+if __name__ == "__main__":
+    run(main)
