@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import yaml
 from datasets import DatasetDict
 from transformers import HfArgumentParser
+from transformers.utils.logging import disable_progress_bar
 
 from bioptimus_hf.artifacts import InputError
 from bioptimus_hf.corpus import corpus_identity, load_corpus, split_validation
@@ -32,6 +33,14 @@ COMMON = (
     "num_proc",
     "max_length",
 )
+
+
+class _Parser(HfArgumentParser):
+    """Say in one line what is wrong with an option, instead of listing a hundred others first."""
+
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse."""
+        raise InputError(f"{message}; see --help")
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -113,7 +122,7 @@ def parse(*types: type, section: str, description: str | None, argv: Sequence[st
     Raises:
         InputError: the recipe cannot be read, or holds a key that no option is named after.
     """
-    parser = HfArgumentParser(
+    parser = _Parser(
         types,  # type: ignore[arg-type]
         description=inspect.cleandoc(description or ""),
         formatter_class=_HelpFormatter,
@@ -145,6 +154,10 @@ def run(main: Callable[[], None]) -> NoReturn:
     )
     for noisy in ("httpx", "httpcore", "filelock", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # The scripts say themselves which weights are new, and need no bar for the reading or writing of one file.
+    for chatty in ("transformers.modeling_utils", "transformers.distributed.tensor_parallel"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+    disable_progress_bar()
     try:
         main()
     except InputError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ MARK = "##"
 MAX_LENGTH = 512  # positions of every BERT; without it v5 saves 1e30 and long texts crash pipelines
 _LARGEST_ALPHABET = 1000  # as in BERT's own vocabulary; the rest, mostly stray scripts, becomes [UNK]
 _TEXTS_AT_ONCE = 1000
+_UNUSED = re.compile(r"\[unused\d+\]")
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,16 @@ def fertility(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> float
     if not words:
         raise InputError("no words to measure fertility on")
     return pieces / words
+
+
+def real_ids(tokenizer: PreTrainedTokenizerBase) -> npt.NDArray[np.int64]:
+    """Return, in order, the ids of the tokens that stand for text: neither special nor `[unused...]`."""
+    special = set(tokenizer.all_special_tokens)
+    vocabulary = tokenizer.get_vocab().items()
+    return np.array(
+        sorted(number for token, number in vocabulary if token not in special and not _UNUSED.fullmatch(token)),
+        dtype=np.int64,
+    )
 
 
 def is_continuation(tokenizer: PreTrainedTokenizerBase) -> npt.NDArray[np.bool_]:

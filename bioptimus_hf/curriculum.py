@@ -1,0 +1,189 @@
+"""The masking curriculum: its phases, and the callback that takes a `Trainer` through them in one run."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    BertForMaskedLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from bioptimus_hf.artifacts import InputError, write_json
+from bioptimus_hf.masking import BioptimusDataCollator, MaskingStrategy
+from bioptimus_hf.vocabulary import save_tokenizer
+
+logger = logging.getLogger(__name__)
+
+PHASE_FILE = "phase.json"
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of pre-training, at whose end a version is exported.
+
+    Attributes:
+        version: of the model that the phase makes ("0.1" is exported as `v0.1`).
+        masking: the strategy of the phase.
+        share: of the run's optimizer steps; the shares of a curriculum add up to 1.
+    """
+
+    version: str
+    masking: MaskingStrategy
+    share: float = 0.25
+
+
+# The README of the published model (rttl-ai/BIOptimus) names units, rates and corruption; the equal shares are ours.
+BIOPTIMUS_CURRICULUM: tuple[Phase, ...] = (
+    Phase("0.1", MaskingStrategy("token", 0.15, corrupt=True)),
+    Phase("0.2", MaskingStrategy("word", 0.15, corrupt=True)),
+    Phase("0.3", MaskingStrategy("word", 0.20, corrupt=True)),
+    Phase("0.4", MaskingStrategy("word", 0.20, corrupt=False)),
+)
+
+
+def phase_ends(curriculum: Sequence[Phase], steps: int) -> list[int]:
+    """Return the optimizer step after which each phase ends, the last one being `steps`.
+
+    Raises:
+        InputError: the shares do not add up to 1, a version stands twice, or a phase would have no step.
+    """
+    total = sum(phase.share for phase in curriculum)
+    if abs(total - 1) > 1e-6:
+        raise InputError(f"the shares of a curriculum's phases must add up to 1, not {total:g}")
+    versions = [phase.version for phase in curriculum]
+    if len(set(versions)) < len(versions):
+        raise InputError(f"each phase of a curriculum needs a version of its own, not {', '.join(versions)}")
+    ends, reached = [], 0.0
+    for phase in curriculum:
+        reached += phase.share
+        ends.append(round(reached * steps))
+    if any(end <= before for before, end in zip([0, *ends], ends, strict=False)):
+        raise InputError(f"{steps} optimizer steps leave a phase of {len(curriculum)} without any: train for longer")
+    return ends
+
+
+class CurriculumCallback(TrainerCallback):
+    """Take a `Trainer` through a curriculum, switching at exact optimizer steps, and export each phase's version.
+
+    Where the training arguments ask for evaluation at all, the model is evaluated at the end of every phase too.
+
+    Args:
+        collator: the collator of the same `Trainer`.
+        curriculum: phases in their order.
+        export_dir: folder in which each phase's end writes `v<version>/`: weights, tokenizer and `phase.json`. None
+            exports nothing.
+        record: facts about the run that every `phase.json` is to keep.
+
+    Raises:
+        InputError: (when training begins) the curriculum does not fit the run.
+    """
+
+    def __init__(
+        self,
+        collator: BioptimusDataCollator,
+        curriculum: Sequence[Phase] = BIOPTIMUS_CURRICULUM,
+        *,
+        export_dir: Path | None = None,
+        record: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.collator = collator
+        self.curriculum = tuple(curriculum)
+        self.export_dir = export_dir
+        self.record = dict(record or {})
+        self.ends: list[int] = []
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Lay the phases out over the steps of the run."""
+        self.ends = phase_ends(self.curriculum, state.max_steps)
+        self.collator.follow(
+            [start * args.gradient_accumulation_steps for start in [0, *self.ends[:-1]]],
+            [phase.masking for phase in self.curriculum],
+            batch_size=args.train_batch_size,
+            rank=args.process_index,
+            world_size=args.world_size,
+        )
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Tell the collator where the iterator that begins now stands in the run."""
+        self.collator.begin(state.global_step * args.gradient_accumulation_steps)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """At the end of a phase, ask for an evaluation; export at once where there is none."""
+        if state.global_step in self.ends:
+            control.should_evaluate = control.should_evaluate or args.eval_strategy != "no"
+            if not control.should_evaluate:
+                self._export(state, kwargs["model"], kwargs["processing_class"], metrics={})
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Export the phase that has ended, with its validation loss."""
+        if state.global_step in self.ends:
+            self._export(state, kwargs["model"], kwargs["processing_class"], kwargs["metrics"])
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Say in the log history which phase a line belongs to: the one whose masks the loss was measured on."""
+        if self.ends and logs is not None and state.log_history:
+            phase = self.curriculum[self._phase_at(state.global_step)]
+            state.log_history[-1] |= {"phase": phase.version, **asdict(phase.masking)}
+
+    def _phase_at(self, step: int) -> int:
+        """Return the number of the phase that made an optimizer step; steps count from 1, as in `global_step`."""
+        return next(number for number, end in enumerate(self.ends) if step <= end)
+
+    def _export(
+        self,
+        state: TrainerState,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        metrics: Mapping[str, float],
+    ) -> None:
+        if self.export_dir is None or not state.is_world_process_zero:
+            return
+        phase = self.curriculum[self._phase_at(state.global_step)]
+        folder = Path(self.export_dir) / f"v{phase.version}"
+        partial = folder.with_name(folder.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        save_masked_lm(model, tokenizer, partial)
+        write_json(
+            partial / PHASE_FILE,
+            {
+                **asdict(phase),
+                "last_step": state.global_step,
+                "steps": state.max_steps,
+                "metrics": dict(metrics),
+                "curriculum": [asdict(phase) for phase in self.curriculum],
+                **self.record,
+            },
+        )
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+        logger.info("step %d: exported %s", state.global_step, folder)
+
+
+def save_masked_lm(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
+    """Save weights (safetensors) and tokenizer as a plain `BertForMaskedLM`, whatever class trained them."""
+    model.save_pretrained(folder)
+    config = model.config.to_diff_dict() | {"architectures": [BertForMaskedLM.__name__]}
+    write_json(Path(folder) / "config.json", config)
+    save_tokenizer(tokenizer, folder)

@@ -1,0 +1,331 @@
+"""Contextualised weight distillation: contexts + base BERT -> a vector a new token -> BERT with a new vocabulary.
+
+Pavlova and Makhlouf, BIOptimus (BioNLP 2023, arXiv 2308.08625), figure 2: f is the mean of the base model's states over
+the pieces of a word, g the mean over its contexts.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from datasets import Dataset
+from tqdm.auto import tqdm
+from transformers import AutoConfig, BertForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from bioptimus_hf.artifacts import InputError
+from bioptimus_hf.vocabulary import MARK, compare_vocabularies, real_ids, tokens_in_order
+
+logger = logging.getLogger(__name__)
+
+Initializer = Literal["random", "subtoken_mean", "contextual_mean", "contextual_mean_scaled"]
+INITIALIZERS: tuple[str, ...] = get_args(Initializer)
+
+
+@dataclass(frozen=True)
+class NewRows:
+    """Input embeddings for the tokens that a base model does not have.
+
+    Attributes:
+        rows: token to its row, float32 of shape (hidden size,).
+        without_contexts: tokens that a contextual initialiser had no context for; they have their `subtoken_mean`.
+        unknown: tokens of which the base has no piece at all; they have the mean of the base's table.
+    """
+
+    rows: dict[str, torch.Tensor]
+    without_contexts: list[str]
+    unknown: list[str]
+
+
+def load_masked_lm(name: str, *, kind: type[BertForMaskedLM] = BertForMaskedLM, seed: int = 0) -> tuple[Any, list[str]]:
+    """Load a base model with a masked-LM head, in float32.
+
+    A model without such a head (a sentence encoder, say) gets a new one: BERT's own initialisation, drawn from `seed`.
+
+    Args:
+        name: folder or name on the Hub.
+        kind: `BertForMaskedLM` or a subclass of it.
+
+    Returns:
+        The model, and the names of the weights that it had to make up.
+
+    Raises:
+        InputError: there is no such model, or it is no BERT.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name)
+        if config.model_type != "bert":
+            raise InputError(
+                f"{name} is a {config.model_type} model, which cannot become a BertForMaskedLM: give a BERT"
+            )
+        set_seed(seed)
+        # By default the dtype of the file would be kept, and half precision trains badly.
+        model, info = kind.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{name} cannot be loaded as a BertForMaskedLM ({reason})") from error
+    made_up = sorted(info["missing_keys"])
+    strange = [key for key in made_up if not key.startswith("cls.")]
+    if strange:
+        raise InputError(f"{name} lacks weights of a BERT encoder ({', '.join(strange[:3])}): give another base model")
+    if made_up:
+        logger.warning("%s has no masked-LM head: it gets a new one (%s)", name, ", ".join(made_up))
+    return model, made_up
+
+
+@torch.no_grad()
+def contextual_embeddings(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    contexts: Dataset,
+    *,
+    layer: int = -1,
+    batch_size: int = 64,
+    progress: bool = True,
+) -> dict[str, torch.Tensor]:
+    """Read contexts with a base model; average its states over each token's pieces (f), then over its contexts (g).
+
+    A sentence that holds several tokens of interest is read once. Sentences are read by length, so that little is
+    padded. A sentence longer than the model reads is cut into windows with an overlap, and a span is read in the window
+    that leaves it the most context on its shorter side.
+
+    Args:
+        model: a BERT, with or without a head.
+        tokenizer: its tokenizer.
+        contexts: rows `token`, `text`, `start`, `end` (characters of `text`), from `find_contexts`.
+        layer: whose states are read; 0 is the embeddings' output, -1 the last layer.
+        batch_size: sentences read at once.
+
+    Returns:
+        Token to its vector, float32 of shape (hidden size,), for every token that has a context.
+
+    Raises:
+        InputError: there is no such layer, or a span holds no piece of its text.
+    """
+    layers = model.config.num_hidden_layers
+    if not -(layers + 1) <= layer <= layers:
+        raise InputError(f"--layer {layer}: the model has layers 0 (embeddings) to {layers}, or -1 (last) and down")
+    encoder = model.base_model.eval()
+    tokens: dict[str, int] = {}
+    spans: dict[str, list[tuple[int, int, int]]] = {}
+    for row in contexts:
+        number = tokens.setdefault(row["token"], len(tokens))
+        spans.setdefault(row["text"], []).append((number, row["start"], row["end"]))
+    sums = torch.zeros(len(tokens), model.config.hidden_size, dtype=torch.float64)
+    counts = torch.zeros(len(tokens), dtype=torch.int64)
+    batches = list(_by_length(list(spans), tokenizer, batch_size))
+    with tqdm(total=len(spans), desc="Reading contexts", unit=" sentences", disable=not progress) as bar:
+        for texts in batches:
+            encoded, places = _encode(texts, [spans[text] for text in texts], tokenizer)
+            inputs = {name: values.to(model.device) for name, values in encoded.items()}
+            states = encoder(**inputs, output_hidden_states=True).hidden_states[layer].float().cpu()
+            window, first, last, token = torch.tensor(places).unbind(dim=1)
+            before = torch.nn.functional.pad(states.double().cumsum(dim=1), (0, 0, 1, 0))
+            means = (before[window, last + 1] - before[window, first]) / (last + 1 - first).unsqueeze(1)
+            sums.index_add_(0, token, means)
+            counts.index_add_(0, token, torch.ones_like(token))
+            bar.update(len(texts))
+    means = (sums / counts.unsqueeze(1)).float()
+    return {name: means[number] for name, number in tokens.items()}
+
+
+def initial_rows(
+    model: BertForMaskedLM,
+    source: PreTrainedTokenizerBase,
+    target: PreTrainedTokenizerBase,
+    *,
+    initializer: Initializer,
+    vectors: Mapping[str, torch.Tensor] | None = None,
+    seed: int = 0,
+) -> NewRows:
+    """Make the input embeddings of the tokens that `target` has and `source` has not.
+
+    Args:
+        model: the base model, whose tokenizer is `source`.
+        initializer: "random" (normal with the table's mean and deviation in each dimension), "subtoken_mean" (mean of
+            the rows of the token's pieces), "contextual_mean" (the paper: `vectors` as they are) or
+            "contextual_mean_scaled" (`vectors` brought to the table's mean and deviation in each dimension; the states
+            of an upper layer are several times longer than the rows of the table).
+        vectors: from `contextual_embeddings`, for the two contextual initialisers.
+
+    Raises:
+        InputError: the initialiser is unknown, or is contextual and there are no vectors.
+    """
+    if initializer not in INITIALIZERS:
+        raise InputError(f"--initializer {initializer}: choose one of {', '.join(INITIALIZERS)}")
+    new = compare_vocabularies(source, target).new
+    table = model.get_input_embeddings().weight.detach()
+    used = table[real_ids(source)]
+    mean, deviation = used.mean(dim=0), used.std(dim=0)
+    if initializer == "random":
+        noise = torch.randn(len(new), table.shape[1], generator=torch.Generator().manual_seed(seed))
+        return NewRows(dict(zip(new, mean + deviation * noise, strict=True)), [], [])
+    pieces = pieces_of(new, source)
+    rows = {token: table[ids].mean(dim=0) if ids else mean.clone() for token, ids in pieces.items()}
+    unknown = [token for token, ids in pieces.items() if not ids]
+    if initializer == "subtoken_mean":
+        return NewRows(rows, [], unknown)
+    found = [token for token in new if token in (vectors or {})]
+    if not vectors or not found:
+        raise InputError(
+            f"{initializer} needs contexts of the new tokens, and none of them has any: find contexts first"
+        )
+    read = torch.stack([vectors[token] for token in found])
+    if initializer == "contextual_mean_scaled":
+        read = (read - read.mean(dim=0)) / read.std(dim=0).clamp(min=1e-6) * deviation + mean
+    rows |= dict(zip(found, read, strict=True))
+    missing = [token for token in new if token not in vectors]
+    return NewRows(rows, missing, [token for token in unknown if token in set(missing)])
+
+
+@torch.no_grad()
+def transplant_vocabulary(
+    model: BertForMaskedLM,
+    source: PreTrainedTokenizerBase,
+    target: PreTrainedTokenizerBase,
+    new_rows: Mapping[str, torch.Tensor],
+) -> BertForMaskedLM:
+    """Replace a model's vocabulary, in place: input rows, tied output rows, decoder bias.
+
+    Tokens of both vocabularies, special tokens among them, keep row and bias bit for bit. A new token gets its row from
+    `new_rows` and as bias the mean of its pieces' biases.
+
+    Args:
+        source: the model's tokenizer.
+        target: the tokenizer that it is to have.
+        new_rows: a row, float of shape (hidden size,), for each token of `target` that `source` has not.
+
+    Returns:
+        The same model.
+
+    Raises:
+        InputError: the tokenizers' special tokens differ, a new token has no row or one that is zero or not finite, or
+            the model does not tie its output to its input.
+    """
+    if source.special_tokens_map != target.special_tokens_map:
+        raise InputError(
+            f"the special tokens of the vocabularies differ: {source.special_tokens_map} "
+            f"and {target.special_tokens_map}"
+        )
+    table, decoder = model.get_input_embeddings().weight, model.get_output_embeddings()
+    if decoder.weight is not table:
+        raise InputError("the model does not tie its output to its input embeddings: only tied models are supported")
+    new = compare_vocabularies(source, target).new
+    bad = [token for token in new if not _usable(new_rows.get(token))]
+    if bad:
+        raise InputError(
+            f"{len(bad)} new tokens have no usable row (missing, zero or not finite): {', '.join(bad[:5])}"
+        )
+    old_ids = source.get_vocab()
+    old_rows, old_bias = table.clone(), decoder.bias.clone()
+    order = tokens_in_order(target)
+    pieces = pieces_of(new, source)
+    rows = torch.stack(
+        [old_rows[old_ids[token]] if token in old_ids else new_rows[token].to(old_rows) for token in order]
+    )
+    bias = torch.stack(
+        [old_bias[old_ids[token]] if token in old_ids else _mean_bias(old_bias, pieces[token]) for token in order]
+    )
+    # mean_resizing would draw new rows at random; every row is written below.
+    model.resize_token_embeddings(len(target), mean_resizing=False)
+    model.get_input_embeddings().weight.copy_(rows)
+    model.get_output_embeddings().bias.copy_(bias)
+    model.config.pad_token_id = target.pad_token_id
+    model.get_input_embeddings().padding_idx = target.pad_token_id
+    return model
+
+
+def _by_length(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, batch_size: int) -> Iterator[list[str]]:
+    """Yield batches of texts of like length, the longest first, so that memory runs out at once or never."""
+    lengths = [len(ids) for ids in _ids(texts, tokenizer)]
+    order = sorted(range(len(texts)), key=lambda number: (-lengths[number], texts[number]))
+    for start in range(0, len(order), batch_size):
+        yield [texts[number] for number in order[start : start + batch_size]]
+
+
+def _ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Iterable[list[int]]:
+    for start in range(0, len(texts), 10_000):
+        yield from tokenizer(list(texts[start : start + 10_000]), truncation=False, verbose=False)["input_ids"]
+
+
+def _encode(
+    texts: list[str], spans: list[list[tuple[int, int, int]]], tokenizer: PreTrainedTokenizerBase
+) -> tuple[dict[str, torch.Tensor], list[tuple[int, int, int, int]]]:
+    """Encode sentences, and place each span: (window, its first piece, its last piece, number of the token)."""
+    encoded = tokenizer(
+        texts,
+        padding=True,
+        truncation=True,
+        max_length=tokenizer.model_max_length,
+        stride=tokenizer.model_max_length // 4,
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+        return_tensors="pt",
+    )
+    offsets = encoded.pop("offset_mapping").numpy()
+    special = encoded.pop("special_tokens_mask").numpy()
+    windows: dict[int, list[tuple[int, Any, Any]]] = {}
+    for window, sample in enumerate(encoded.pop("overflow_to_sample_mapping").tolist()):
+        windows.setdefault(sample, []).append((window, np.flatnonzero(special[window] == 0), offsets[window]))
+    places = []
+    for sample, of_sample in enumerate(spans):
+        for number, start, end in of_sample:
+            found = [
+                place
+                for place in (_place(*window, start, end) for window in windows.get(sample, ()))
+                if place is not None
+            ]
+            if not found:
+                raise InputError(f"a context's span {start}:{end} holds no piece of its text {texts[sample][:80]!r}")
+            _, window, first, last = max(found, key=lambda place: (place[0], -place[1]))
+            places.append((window, first, last, number))
+    return dict(encoded), places
+
+
+def _place(window: int, pieces: Any, offsets: Any, start: int, end: int) -> tuple[int, int, int, int] | None:
+    """Return how many pieces stand on the span's shorter side, the window, and the span's first and last piece."""
+    inside = pieces[(offsets[pieces, 1] > start) & (offsets[pieces, 0] < end)]
+    if not len(inside):
+        return None
+    first, last = int(inside[0]), int(inside[-1])
+    return min(first - int(pieces[0]), int(pieces[-1]) - last), window, first, last
+
+
+def pieces_of(tokens: Iterable[str], source: PreTrainedTokenizerBase) -> dict[str, list[int]]:
+    """Return the ids of the pieces into which a vocabulary cuts each token; none where it lacks a character."""
+    vocabulary, unknown = source.get_vocab(), source.unk_token_id
+    pieces: dict[str, list[int]] = {}
+    for token in tokens:
+        if token.startswith(MARK) and token != MARK:
+            pieces[token] = _continuing_pieces(token.removeprefix(MARK), vocabulary)
+        else:
+            ids = source.convert_tokens_to_ids(source.tokenize(token))
+            pieces[token] = [] if unknown in ids else ids
+    return pieces
+
+
+def _continuing_pieces(rest: str, vocabulary: Mapping[str, int]) -> list[int]:
+    """Cut what continues a word, the longest piece first; a tokenizer would take it for a word's start."""
+    ids = []
+    while rest:
+        length = next((n for n in range(len(rest), 0, -1) if MARK + rest[:n] in vocabulary), 0)
+        if not length:
+            return []
+        ids.append(vocabulary[MARK + rest[:length]])
+        rest = rest[length:]
+    return ids
+
+
+def _usable(row: torch.Tensor | None) -> bool:
+    return row is not None and bool(torch.isfinite(row).all()) and bool(row.any())
+
+
+def _mean_bias(bias: torch.Tensor, pieces: list[int]) -> torch.Tensor:
+    return bias[pieces].mean() if pieces else bias.mean()

@@ -1,0 +1,113 @@
+#!/usr/bin/env python
+"""Give a base model the new vocabulary: its new tokens start from vectors distilled out of their contexts.
+
+    python scripts/distill_embeddings.py --base_model google-bert/bert-base-uncased --output_dir runs/mine
+
+Reads OUTPUT_DIR/tokenizer and OUTPUT_DIR/contexts, writes OUTPUT_DIR/v0.0: a BertForMaskedLM with its tokenizer.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from datasets import load_from_disk
+from transformers import AutoTokenizer
+
+from bioptimus_hf.artifacts import InputError, building, identity, is_finished
+from bioptimus_hf.curriculum import save_masked_lm
+from bioptimus_hf.distillation import (
+    INITIALIZERS,
+    contextual_embeddings,
+    initial_rows,
+    load_masked_lm,
+    transplant_vocabulary,
+)
+from bioptimus_hf.recipes import RunOptions, StageOptions, load_by_name, parse, run
+
+logger = logging.getLogger("distill_embeddings")
+
+
+@dataclass
+class Options:
+    """What the new rows are made of."""
+
+    base_model: str = field(
+        default="google-bert/bert-base-uncased", metadata={"help": "Folder or Hub name of the model to be adapted"}
+    )
+    initializer: str = field(
+        default="contextual_mean_scaled",
+        metadata={
+            "help": "How new tokens start: the mean of the base's states over their contexts, as is (contextual_mean, "
+            "the paper) or brought to the scale of the embedding table (contextual_mean_scaled); the mean of their "
+            "pieces' rows (subtoken_mean); or noise of the table's scale (random)",
+            "choices": list(INITIALIZERS),
+        },
+    )
+    layer: int = field(default=-1, metadata={"help": "Layer whose states are read: -1 the last, 0 the embeddings"})
+    batch_size: int = field(default=64, metadata={"help": "Sentences read at once; shapes no result"})
+
+
+def main() -> None:
+    """Read, average, transplant and save."""
+    run_options, stage, options = parse(
+        RunOptions, StageOptions, Options, section="distill_embeddings", description=__doc__
+    )
+    root = Path(run_options.output_dir)
+    contextual = options.initializer.startswith("contextual")
+    needed = ["tokenizer", *(["contexts"] if contextual else [])]
+    for name in needed:
+        if not (root / name).is_dir():
+            raise InputError(
+                f"{root / name} is not there: run the script that makes it first, or name its --output_dir"
+            )
+    inputs = {"base_model": identity(options.base_model), **{name: identity(root / name) for name in needed}}
+    settings = {
+        "initializer": options.initializer,
+        "seed": run_options.seed,
+        **({"layer": options.layer} if contextual else {}),
+    }
+    folder = root / "v0.0"
+    if is_finished(folder, inputs, settings, force=stage.force):
+        return
+    source = load_by_name(AutoTokenizer, options.base_model)
+    target = load_by_name(AutoTokenizer, str(root / "tokenizer"))
+    model, made_up = load_masked_lm(options.base_model, seed=run_options.seed)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    with building(folder, inputs, settings) as built:
+        vectors = (
+            contextual_embeddings(
+                model,
+                source,
+                load_from_disk(root / "contexts"),
+                layer=options.layer,
+                batch_size=options.batch_size,
+            )
+            if contextual
+            else None
+        )
+        model.to("cpu")
+        new = initial_rows(
+            model, source, target, initializer=options.initializer, vectors=vectors, seed=run_options.seed
+        )
+        transplant_vocabulary(model, source, target, new.rows)
+        save_masked_lm(model, target, built.path)
+        built.facts |= {
+            "new_tokens": len(new.rows),
+            "new_tokens_with_contexts": len(new.rows) - len(new.without_contexts) if contextual else 0,
+            "unknown_to_base": new.unknown,
+            "without_contexts": new.without_contexts,
+            "weights_made_up": made_up,
+        }
+    logger.info(
+        "%d new tokens, %d without contexts (they have the mean of their pieces' rows), %d of unknown characters",
+        len(new.rows),
+        len(new.without_contexts),
+        len(new.unknown),
+    )
+
+
+if __name__ == "__main__":
+    run(main)
