@@ -1,0 +1,329 @@
+"""NER fine-tuning: words -> windows of pieces -> a linear head, trained exactly, its best epoch kept -> tags of words."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate.utils import tqdm
+from datasets import Dataset, DatasetDict
+from torch.nn.functional import cross_entropy
+from transformers import (
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    BertForTokenClassification,
+    DataCollatorForTokenClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+from bioptimus_hf.artifacts import InputError
+from bioptimus_hf.ner import entity_scores, label_names, tags_of
+from bioptimus_hf.vocabulary import MAX_LENGTH, save_tokenizer
+
+logger = logging.getLogger(__name__)
+
+IGNORED = -100  # label of the positions that count neither in the loss nor in the scores
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stretch of a sentence that fits into the model.
+
+    Attributes:
+        input_ids: pieces, between [CLS] and [SEP].
+        heads: where the first pieces of the window's own words stand in `input_ids`. Words at the edges that are there
+            as context only are another window's own.
+        first_word: place in the sentence of the first own word; the others follow it.
+    """
+
+    input_ids: list[int]
+    heads: list[int]
+    first_word: int
+
+
+def new_head(base: str | Path, labels: Sequence[str], *, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Put a new linear head on an encoder; the same seed gives the same head.
+
+    Args:
+        base: folder or Hub name of a BERT, with or without another head (which is dropped).
+        labels: names of the tags, in the order of their ids.
+
+    Returns:
+        A `BertForTokenClassification` in float32 and its tokenizer.
+
+    Raises:
+        InputError: there is no such model, or it is no BERT.
+    """
+    set_seed(seed)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base)
+        model = AutoModelForTokenClassification.from_pretrained(
+            base,
+            id2label=dict(enumerate(labels)),
+            label2id={name: number for number, name in enumerate(labels)},
+            dtype=torch.float32,  # by default that of the file, and half precision trains badly
+        )
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{base} cannot be loaded as a BertForTokenClassification ({reason})") from error
+    if not isinstance(model, BertForTokenClassification):
+        raise InputError(f"{base} is a {model.config.model_type} model: give a BERT")
+    return model, tokenizer
+
+
+def save_head(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
+    """Save a model and its tokenizer so that `pipeline("ner", model=folder)` needs nothing else."""
+    model.save_pretrained(folder)
+    tokenizer.model_max_length = min(MAX_LENGTH, model.config.max_position_embeddings)
+    save_tokenizer(tokenizer, folder)
+
+
+def finetune(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: DatasetDict,
+    arguments: TrainingArguments,
+    *,
+    max_length: int = MAX_LENGTH,
+    num_proc: int | None = None,
+) -> list[dict[str, float]]:
+    """Train a head, and the encoder under it, on `train`; leave the model as it was after its best epoch.
+
+    The best epoch is that of the highest strict F1 on `validation`, the first of equals: BLURB tunes the number of
+    epochs on it, and this does so within one training.
+
+    Args:
+        model: from `new_head`; trained in place.
+        dataset: from `load_ner`; `test` is not touched.
+        arguments: `evaluates_each_epoch` makes ones that do what is said above.
+        max_length: most pieces of a window, [CLS] and [SEP] among them.
+
+    Returns:
+        For each epoch: `epoch`, and on `validation` `precision`, `recall` and `f1` in shares between 0 and 1.
+    """
+    max_length = min(max_length, model.config.max_position_embeddings)
+    train = windows_dataset(dataset["train"], tokenizer, max_length=max_length, num_proc=num_proc)
+    trainer = HeadTrainer(
+        model=model,
+        args=arguments,
+        data_collator=DataCollatorForTokenClassification(tokenizer),
+        train_dataset=train,
+        eval_dataset=dataset["validation"],
+        processing_class=tokenizer,
+        compute_loss_func=mean_cross_entropy,
+        max_length=max_length,
+    )
+    trainer.train()
+    return [
+        {name.removeprefix("eval_"): value for name, value in row.items() if name != "step"}
+        for row in trainer.state.log_history
+        if "eval_f1" in row
+    ]
+
+
+def evaluates_each_epoch(output_dir: str | Path, **arguments: Any) -> TrainingArguments:
+    """Return arguments with which `finetune` keeps the best epoch; checkpoints go to `output_dir`."""
+    return TrainingArguments(
+        output_dir=str(output_dir),
+        eval_strategy="epoch",
+        logging_strategy="epoch",
+        save_strategy="best",
+        metric_for_best_model="f1",
+        greater_is_better=True,
+        load_best_model_at_end=True,
+        save_only_model=True,
+        save_total_limit=1,
+        train_sampling_strategy="group_by_length",
+        **arguments,
+    )
+
+
+class HeadTrainer(Trainer):
+    """Trainer whose evaluation scores whole entities of whole sentences.
+
+    The stock evaluation sees windows, and in another order than the data set's where training groups by length.
+    """
+
+    def __init__(self, *args: Any, max_length: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.max_length = max_length
+
+    def evaluate(
+        self, eval_dataset: Dataset | None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Score the data set, from `load_ner`, in strict IOB2."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        predicted = predict_tags(
+            self.model,
+            self.processing_class,
+            dataset["tokens"],
+            batch_size=self.args.eval_batch_size,
+            max_length=self.max_length,
+        )
+        scores = entity_scores(tags_of(dataset), predicted)
+        metrics = {f"{metric_key_prefix}_{name}": scores[name] for name in ("precision", "recall", "f1")}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+def mean_cross_entropy(
+    outputs: Mapping[str, torch.Tensor], labels: torch.Tensor, num_items_in_batch: torch.Tensor | int
+) -> torch.Tensor:
+    """Return the cross-entropy (nats) summed over these labels, divided by the number of labels of the whole update.
+
+    So the loss does not depend on how an update is spread over accumulation steps and processes. The model's own loss
+    is a mean over the micro-batch, and Trainer adds these up (transformers 5.24).
+    """
+    logits = outputs["logits"].flatten(0, 1).float()
+    total = cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    return total / num_items_in_batch
+
+
+def windows_dataset(
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int = MAX_LENGTH, num_proc: int | None = None
+) -> Dataset:
+    """Cut a data set from `load_ner` into windows for training.
+
+    Returns:
+        A row a window: `input_ids`, `attention_mask` and `labels`, which have the tag's id at the first piece of each
+        word, in one window only, and -100 elsewhere.
+    """
+    return cast(
+        Dataset,
+        dataset.map(
+            _labelled_windows,
+            batched=True,
+            remove_columns=dataset.column_names,
+            fn_kwargs={"tokenizer": tokenizer, "max_length": max_length},
+            num_proc=num_proc if num_proc and num_proc > 1 else None,
+            desc="Cutting words into pieces",
+        ),
+    )
+
+
+@torch.no_grad()
+def predict_tags(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sentences: Sequence[Sequence[str]],
+    *,
+    batch_size: int = 32,
+    max_length: int = MAX_LENGTH,
+) -> list[list[str]]:
+    """Predict a tag for each word, exactly once, however long the sentence.
+
+    Args:
+        sentences: words of each.
+        batch_size: windows read at once; those of like length stand together.
+
+    Returns:
+        As many tags as words, in the order of the words.
+    """
+    names = model.config.id2label
+    max_length = min(max_length, model.config.max_position_embeddings)
+    tags: list[list[str]] = [[""] * len(words) for words in sentences]
+    windows = [
+        (number, window)
+        for number, its in enumerate(sentence_windows(sentences, tokenizer, max_length=max_length))
+        for window in its
+    ]
+    windows.sort(key=lambda pair: -len(pair[1].input_ids))
+    was_training = model.training
+    model.eval()
+    for start in tqdm(range(0, len(windows), batch_size), desc="Tagging", leave=False):
+        batch = windows[start : start + batch_size]
+        padded = tokenizer.pad({"input_ids": [window.input_ids for _, window in batch]}, return_tensors="pt")
+        best = model(**padded.to(model.device)).logits.argmax(-1).tolist()
+        for row, (number, window) in zip(best, batch, strict=True):
+            for word, place in enumerate(window.heads, start=window.first_word):
+                tags[number][word] = names[row[place]]
+    model.train(was_training)
+    return tags
+
+
+def sentence_windows(
+    sentences: Sequence[Sequence[str]], tokenizer: PreTrainedTokenizerBase, *, max_length: int = MAX_LENGTH
+) -> Iterator[list[Window]]:
+    """Cut sentences into windows of at most `max_length` pieces; each word is the own word of one window.
+
+    A sentence that fits is one window. Of a word that does not fit by itself, the pieces that do are kept.
+    """
+    room = max_length - 2
+    if room < 1:
+        raise InputError(f"a window of {max_length} pieces has no room for a word beside [CLS] and [SEP]")
+    begin, end = [tokenizer.cls_token_id], [tokenizer.sep_token_id]
+    for pieces in _pieces(sentences, tokenizer):
+        pieces = [word[:room] for word in pieces]
+        its = []
+        for left, right, own_left, own_right in _spans([len(word) for word in pieces], room):
+            heads, ids = [], list(begin)
+            for word in range(left, right):
+                if own_left <= word < own_right:
+                    heads.append(len(ids))
+                ids += pieces[word]
+            its.append(Window(ids + end, heads, own_left))
+        yield its
+
+
+def _spans(sizes: Sequence[int], room: int) -> Iterator[tuple[int, int, int, int]]:
+    """Yield windows over words of these sizes, as word numbers: begin and end, begin and end of the own words.
+
+    Neighbours overlap by up to half a window, and the border between their own words runs through the middle.
+    """
+    left = right = own_left = 0
+    while right < len(sizes):
+        used = sum(sizes[left:right])
+        while right < len(sizes) and used + sizes[right] <= room:
+            used += sizes[right]
+            right += 1
+        if right == len(sizes):
+            yield left, right, own_left, right
+            return
+        following, shared = right, 0
+        while following > left + 1 and shared + sizes[following - 1] <= room // 2:
+            following -= 1
+            shared += sizes[following]
+        # The word that did not fit must find room in the next window.
+        while shared + sizes[right] > room:
+            shared -= sizes[following]
+            following += 1
+        own_right = (following + right) // 2
+        yield left, right, own_left, own_right
+        left, own_left = following, own_right
+
+
+def _pieces(sentences: Sequence[Sequence[str]], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[list[int]]]:
+    """Yield the ids of the pieces of each word of each sentence; a word that the tokenizer drops becomes [UNK]."""
+    for words in sentences:
+        encoded = tokenizer(
+            list(words), is_split_into_words=True, add_special_tokens=False, truncation=False, verbose=False
+        )
+        pieces: list[list[int]] = [[] for _ in words]
+        for number, word in zip(encoded["input_ids"], encoded.word_ids(), strict=True):
+            pieces[word].append(number)
+        yield [word or [tokenizer.unk_token_id] for word in pieces]
+
+
+def _labelled_windows(
+    batch: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> dict[str, list[list[int]]]:
+    rows: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": [], "labels": []}
+    cut = sentence_windows(batch["tokens"], tokenizer, max_length=max_length)
+    for tags, windows in zip(batch["ner_tags"], cut, strict=True):
+        for window in windows:
+            labels = [IGNORED] * len(window.input_ids)
+            for word, place in enumerate(window.heads, start=window.first_word):
+                labels[place] = tags[word]
+            rows["input_ids"].append(window.input_ids)
+            rows["attention_mask"].append([1] * len(window.input_ids))
+            rows["labels"].append(labels)
+    return rows

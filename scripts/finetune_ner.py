@@ -1,0 +1,210 @@
+#!/usr/bin/env python
+"""Fine-tune a NER head for every task, model and seed, and write the table of strict entity F1.
+
+    python scripts/finetune_ner.py --ner_data data/ner --tasks ncbi-disease --models base v0.4 --seeds 0 1 2 \
+        --output_dir runs/mine
+
+Writes OUTPUT_DIR/ner/<task>/<model>/<seed> (a model for pipeline("ner"), scores.json, predictions.tsv), then
+OUTPUT_DIR/ner/results.md and results.json. Cells that are finished are skipped.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from transformers import AutoModelForTokenClassification, AutoTokenizer
+
+from bioptimus_hf.artifacts import InputError, Stage, building, identity, is_finished, write_json
+from bioptimus_hf.conll import write_conll
+from bioptimus_hf.finetuning import evaluates_each_epoch, finetune, new_head, predict_tags, save_head
+from bioptimus_hf.ner import (
+    BLURB_NER,
+    SCORER,
+    NerTask,
+    entity_scores,
+    label_names,
+    load_ner,
+    results_table,
+    summarize,
+    tags_of,
+    task_files,
+)
+from bioptimus_hf.recipes import StageOptions, load_by_name, parse, run
+
+logger = logging.getLogger("finetune_ner")
+
+
+@dataclass
+class Options:
+    """What is trained on what."""
+
+    ner_data: str = field(metadata={"help": "Folder that holds the tasks' folders, or the files of one task"})
+    output_dir: str = field(
+        default="runs/default", metadata={"help": "Folder of the run; the models' versions are looked for in it"}
+    )
+    tasks: list[str] = field(
+        default_factory=lambda: ["all"],
+        metadata={
+            "help": f"Tasks of BLURB ({', '.join(BLURB_NER)}, or all of them: all). Any other name is a task of your "
+            "own: the files are NER_DATA/<name>/{train,dev,test}.tsv, or NER_DATA/{train,dev,test}.tsv, and the entity "
+            "types are those that occur in them"
+        },
+    )
+    models: list[str] = field(
+        default_factory=lambda: ["base", "v0.4"],
+        metadata={
+            "help": "Models: base (BASE_MODEL), v0.4 (OUTPUT_DIR/v0.4), a folder or a Hub name; "
+            "label=FOLDER chooses the name that the results are filed under"
+        },
+    )
+    base_model: str = field(
+        default="google-bert/bert-base-uncased",
+        metadata={"help": "Folder or Hub name of the unadapted model, which --models knows as base"},
+    )
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "A training for each of these seeds"})
+    max_length: int = field(
+        default=512, metadata={"help": "Most pieces of a window; longer sentences are cut into several windows"}
+    )
+
+
+@dataclass
+class TrainingOptions:
+    """How a head is trained; named as in transformers.TrainingArguments."""
+
+    learning_rate: float = field(default=5e-5, metadata={"help": "Peak; decays linearly to 0"})
+    per_device_train_batch_size: int = field(default=16, metadata={"help": "Sentences at once"})
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Batches of an update"})
+    num_train_epochs: int = field(default=10, metadata={"help": "Epochs; the best on the dev part is kept"})
+    warmup_steps: float = field(default=0.1, metadata={"help": "Updates of warm-up, or below 1 their share"})
+    weight_decay: float = field(default=0.01, metadata={"help": "Of AdamW"})
+    bf16: bool = field(default=False, metadata={"help": "Train in bfloat16 mixed precision; scores are taken in fp32"})
+
+
+def main() -> None:
+    """Train what is missing of the grid, and write its table."""
+    options, training, stage = parse(
+        Options, TrainingOptions, StageOptions, section="finetune_ner", description=__doc__
+    )
+    tasks = chosen_tasks(options.tasks)
+    models = chosen_models(options)
+    root = Path(options.output_dir) / "ner"
+    identities = {label: identity(source) for label, source in models.items()}
+    cells = []
+    for task in tasks:
+        data_inputs = {split: identity(file) for split, file in task_files(task, options.ner_data).items()}
+        for label, source in models.items():
+            for seed in options.seeds:
+                folder = root / task.name / label / str(seed)
+                inputs = {**data_inputs, "model": identities[label]}
+                settings = {**asdict(training), "max_length": options.max_length, "seed": seed}
+                settings |= {"merged_type": task.merged_type, "processes": PartialState().num_processes}
+                if not is_finished(folder, inputs, settings, force=stage.force):
+                    with built_by_main_process(folder, inputs, settings) as built:
+                        train_cell(built, task, label, source, seed, options, training, stage.num_proc)
+                cells.append(json.loads((folder / "scores.json").read_text(encoding="utf-8")))
+    if PartialState().is_main_process:
+        rows = summarize(cells)
+        write_json(root / "results.json", {"scorer": SCORER, "rows": rows})
+        (root / "results.md").write_text(results_table(rows), encoding="utf-8")
+        logger.info("saved %s\n%s", root / "results.md", results_table(rows))
+
+
+def chosen_tasks(names: list[str]) -> list[NerTask]:
+    """Return the tasks of these names."""
+    names = [one for name in names for one in (BLURB_NER if name == "all" else [name])]
+    return [BLURB_NER.get(name) or NerTask(name, folder=name) for name in dict.fromkeys(names)]
+
+
+def chosen_models(options: Options) -> dict[str, str]:
+    """Return the label of each model and where it is."""
+    models: dict[str, str] = {}
+    for given in options.models:
+        label, equals, source = given.partition("=")
+        if not equals:
+            version = Path(options.output_dir) / given
+            source = options.base_model if given == "base" else str(version) if version.is_dir() else given
+            label = "base" if given == "base" else Path(given).name
+        if not label or not source or "/" in label:
+            raise InputError(f"--models {given}: give a folder, a Hub name, or label=FOLDER")
+        if label in models:
+            raise InputError(f"--models: {models[label]} and {source} are both called {label}: give label=FOLDER")
+        models[label] = source
+    return models
+
+
+@contextmanager
+def built_by_main_process(folder: Path, inputs: Mapping[str, str], settings: Mapping[str, Any]) -> Iterator[Stage]:
+    """Build a stage that several processes train together: all see its folder, the main process makes and ends it."""
+    state = PartialState()
+    state.wait_for_everyone()  # nobody may still be looking whether the stage is finished
+    if state.is_main_process:
+        with building(folder, inputs, settings) as built:
+            state.wait_for_everyone()
+            yield built
+            state.wait_for_everyone()
+    else:
+        state.wait_for_everyone()
+        yield Stage(folder.with_name(folder.name + ".partial"))
+        state.wait_for_everyone()
+    state.wait_for_everyone()
+
+
+def train_cell(
+    built: Stage,
+    task: NerTask,
+    label: str,
+    source: str,
+    seed: int,
+    options: Options,
+    training: TrainingOptions,
+    num_proc: int | None,
+) -> None:
+    """Train one head, save it, and score on the test part what was saved."""
+    logger.info("task %s, model %s, seed %d", task.name, label, seed)
+    dataset = load_ner(task, options.ner_data)
+    model, tokenizer = new_head(source, label_names(dataset["train"]), seed=seed)
+    checkpoints = built.path / "checkpoints"
+    arguments = evaluates_each_epoch(
+        checkpoints, seed=seed, use_cpu=not torch.accelerator.is_available(), **asdict(training)
+    )
+    history = finetune(model, tokenizer, dataset, arguments, max_length=options.max_length, num_proc=num_proc)
+    if not PartialState().is_main_process:
+        return
+    shutil.rmtree(checkpoints)
+    save_head(model, tokenizer, built.path)
+    saved = load_by_name(AutoModelForTokenClassification, str(built.path), dtype=torch.float32).to(arguments.device)
+    test = dataset["test"]
+    gold = tags_of(test)
+    predicted = predict_tags(
+        saved, load_by_name(AutoTokenizer, str(built.path)), test["tokens"], max_length=options.max_length
+    )
+    scores = entity_scores(gold, predicted)
+    best = max(history, key=lambda row: row["f1"])
+    write_conll(built.path / "predictions.tsv", list(zip(test["tokens"], gold, predicted, strict=True)))
+    write_json(
+        built.path / "scores.json",
+        {
+            "task": task.name,
+            "model": label,
+            "seed": seed,
+            "scorer": SCORER,
+            "test": scores,
+            "best_epoch": best["epoch"],
+            "validation": history,
+        },
+    )
+    built.facts |= {"f1": scores["f1"], "support": scores["support"], "best_epoch": best["epoch"]}
+    logger.info("test F1 %.2f (dev %.2f, epoch %d)", 100 * scores["f1"], 100 * best["f1"], best["epoch"])
+
+
+if __name__ == "__main__":
+    run(main)
