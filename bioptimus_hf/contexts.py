@@ -1,0 +1,364 @@
+"""Corpus + tokens of interest -> a uniform sample of the sentences that hold each token, with its place in them.
+
+The step that qik-find takes in the paper, as `datasets.map`: one pass over the text for all tokens. Each process names
+the rows that can still win (row numbers, not text); a streaming merge keeps the `per_token` smallest priorities of
+every token; the text of the winners is fetched last. A priority is a hash of seed, sentence and token, so the sample
+does not depend on the order of the rows, on how they are cut into batches, or on the number of processes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
+from datasets import Dataset, Features, Value, concatenate_datasets
+from transformers import PreTrainedTokenizerBase
+
+from bioptimus_hf.artifacts import InputError
+from bioptimus_hf.matching import Matcher, word_rules
+from bioptimus_hf.vocabulary import MARK
+
+logger = logging.getLogger(__name__)
+
+_VERSION = 1  # of what a batch yields; part of the map's fingerprint, which does not see the code of this package
+_ROWS_AT_ONCE = 10_000  # sentences; about 1 MB, which stays in the processor's cache
+_LARGEST = np.uint64(2**64 - 1)
+_CANDIDATE = np.dtype([("token", "i4"), ("row", "i8"), ("priority", "u8"), ("start", "i4"), ("end", "i4")])
+_FIELDS = ("token", "row", "priority", "start", "end")
+_CANDIDATES = Features(
+    {
+        "token": Value("int32"),
+        "row": Value("int64"),
+        "priority": Value("uint64"),
+        "start": Value("int32"),
+        "end": Value("int32"),
+    }
+)
+
+Candidates = npt.NDArray[Any]  # structured, of dtype _CANDIDATE
+
+
+@dataclass(frozen=True)
+class TokenSelection:
+    """What can be searched for.
+
+    Attributes:
+        tokens: as given, in the order given.
+        normalised: what each is in normalised text; a `##` piece keeps its mark.
+        merged: tokens that normalise to the same as an earlier one, with that one; they are found under its name.
+        unusable: tokens that no word or piece can equal, with the reason.
+    """
+
+    tokens: tuple[str, ...]
+    normalised: tuple[str, ...]
+    merged: dict[str, str]
+    unusable: dict[str, str]
+
+
+@dataclass(frozen=True)
+class ContextsReport:
+    """What was found; a token is counted once.
+
+    Attributes:
+        as_words: tokens that some context holds as a whole word.
+        inside_words: tokens that their contexts hold as a piece of a longer word only.
+        not_found: tokens without a context.
+        coverage: number of contexts to the number of tokens that have so many, from 0 up.
+        widened: spans that hold more than the token, since one character of the text normalises to several and the
+            token ends within them.
+    """
+
+    as_words: list[str]
+    inside_words: list[str]
+    not_found: list[str]
+    coverage: dict[int, int]
+    widened: int
+
+    def counts(self) -> dict[str, Any]:
+        """Return the numbers alone, for `made.json`."""
+        return {
+            "found_as_words": len(self.as_words),
+            "found_inside_words": len(self.inside_words),
+            "not_found": len(self.not_found),
+            "coverage": {str(contexts): tokens for contexts, tokens in self.coverage.items()},
+            "widened_spans": self.widened,
+        }
+
+
+def find_contexts(
+    dataset: Dataset,
+    tokens: Collection[str],
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    per_token: int = 64,
+    seed: int = 0,
+    num_proc: int | None = None,
+) -> Dataset:
+    """Find sentences that hold the tokens: for each token a uniform sample of all distinct sentences that do.
+
+    A word is what the tokenizer's normaliser and pre-tokenizer say. A token is found where it is a whole word, and
+    where it is one of the pieces (`activ`, `##itis`) that `tokenizer` cuts a word into.
+
+    Args:
+        dataset: rows are sentences (`corpus.split_sentences`): `text`, and `document` where it is wanted back.
+        tokens: tokens of interest; a word that the tokenizer does not hold is found as a whole word only.
+        tokenizer: the tokenizer that holds the tokens, the new one.
+        per_token: contexts of a token at most.
+        seed: another seed draws another sample.
+        num_proc: processes; changes nothing in the result.
+
+    Returns:
+        Data set with a row for each token and distinct sentence, tokens in the order given: `token` (as given), `text`,
+        `start` and `end` (characters of `text`; of the first occurrence), and `document` if the input has it, the
+        least among identical sentences. The same text, tokens, tokenizer, `per_token` and seed give the same rows.
+
+    Raises:
+        InputError: no token, a token that normalises to nothing or to several words, no column `text`, or
+            `per_token` below 1.
+    """
+    if per_token < 1:
+        raise InputError(f"per_token must be at least 1, not {per_token}")
+    if "text" not in dataset.column_names:
+        raise InputError(f"the sentences need a column 'text': these have {', '.join(dataset.column_names) or 'none'}")
+    selection = select_tokens(tokens, tokenizer)
+    if selection.unusable:
+        token, reason = next(iter(selection.unusable.items()))
+        raise InputError(
+            f"{len(selection.unusable)} tokens can never be found, {token!r} for one: {reason}. Leave them out"
+        )
+    if not selection.tokens:
+        raise InputError("no tokens to look for")
+    if selection.merged:
+        logger.warning("%d tokens normalise to the same as another: found under its name", len(selection.merged))
+    columns = [name for name in ("text", "document") if name in dataset.column_names]
+    dataset = dataset.select_columns(columns).with_format("arrow")
+    candidates = dataset.map(
+        _BatchFinder(selection.normalised, word_rules(tokenizer), per_token, seed),
+        with_indices=True,
+        batched=True,
+        batch_size=_ROWS_AT_ONCE,
+        remove_columns=columns,
+        features=_CANDIDATES,
+        num_proc=num_proc if num_proc and num_proc > 1 else None,
+        desc="Finding contexts",
+    )
+    winners = _merge(candidates if len(dataset) else None, len(selection.tokens), per_token)
+    return _fetch(dataset, winners, selection.tokens)
+
+
+def select_tokens(tokens: Collection[str], tokenizer: PreTrainedTokenizerBase) -> TokenSelection:
+    """Normalise tokens of interest; set those apart that can never be found, and those that become the same."""
+    backend = tokenizer.backend_tokenizer
+    first: dict[str, str] = {}
+    merged: dict[str, str] = {}
+    unusable: dict[str, str] = {}
+    for token in dict.fromkeys(tokens):
+        mark = MARK if token.startswith(MARK) and len(token) > len(MARK) else ""
+        normalised = backend.normalizer.normalize_str(token.removeprefix(mark))
+        words = [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(normalised)]
+        if len(words) != 1:
+            unusable[token] = f"it normalises to {len(words)} words ({' '.join(words)})" if words else "nothing is left"
+        elif mark + words[0] in first:
+            merged[token] = first[mark + words[0]]
+        else:
+            first[mark + words[0]] = token
+    return TokenSelection(tuple(first.values()), tuple(first), merged, unusable)
+
+
+def report_contexts(
+    contexts: Dataset, tokens: Collection[str], *, tokenizer: PreTrainedTokenizerBase
+) -> ContextsReport:
+    """Count what `find_contexts` found for these tokens."""
+    selection = select_tokens(tokens, tokenizer)
+    normalised = dict(zip(selection.tokens, selection.normalised, strict=True))
+    normalise = tokenizer.backend_tokenizer.normalizer.normalize_str
+    found: Counter[str] = Counter()
+    whole: set[str] = set()
+    widened = 0
+    for batch in contexts.select_columns(["token", "text", "start", "end"]).iter(batch_size=_ROWS_AT_ONCE):
+        for token, text, start, end in zip(*batch.values(), strict=True):
+            found[token] += 1
+            if token not in whole and _is_whole_word(text, start, end, normalised[token], tokenizer):
+                whole.add(token)
+            span = text[start:end]
+            widened += not span.isascii() and normalise(span).strip() != normalised[token].removeprefix(MARK)
+    coverage = Counter(found[token] for token in selection.tokens)
+    return ContextsReport(
+        as_words=[token for token in selection.tokens if token in whole],
+        inside_words=[token for token in selection.tokens if token in found and token not in whole],
+        not_found=[token for token in selection.tokens if token not in found],
+        coverage=dict(sorted(coverage.items())),
+        widened=widened,
+    )
+
+
+class _BatchFinder:
+    """The step of `map`: a batch of sentences -> the rows that can still win.
+
+    Its state (tables, the running limits) stays out of pickling: the fingerprint of the map hangs on the four arguments
+    alone, and each process starts afresh.
+    """
+
+    def __init__(self, tokens: Sequence[str], rules: str, per_token: int, seed: int, version: int = _VERSION) -> None:
+        self._arguments = (tuple(tokens), rules, per_token, seed, version)
+        self._matcher = Matcher(tokens, rules)
+        self._reservoir = _Reservoir(len(tokens), per_token)
+        self._seed = seed % 2**64
+        self._token_hashes = np.array([self._hash(token.encode()) for token in tokens], dtype=np.uint64)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._arguments
+
+    def __call__(self, table: pa.Table, rows: Sequence[int]) -> pa.Table:
+        table, row_numbers = table.combine_chunks(), np.asarray(rows, dtype=np.int64)
+        hashes = self._sentence_hashes(table["text"])
+        chosen = _first_of_each(hashes, table)
+        if len(chosen) < len(hashes):
+            table, hashes, row_numbers = table.take(pa.array(chosen)), hashes[chosen], row_numbers[chosen]
+        matches = self._matcher.match(_one_chunk(table["text"]))
+        priorities = _mix(hashes[matches.row] ^ self._token_hashes[matches.token])
+        able = np.flatnonzero(priorities <= self._reservoir.limits[matches.token])
+        # Of a token's occurrences in a sentence the first one counts.
+        _, first = np.unique(matches.row[able] * len(self._token_hashes) + matches.token[able], return_index=True)
+        able = able[first]
+        candidates = np.empty(len(able), dtype=_CANDIDATE)
+        candidates["token"] = matches.token[able]
+        candidates["row"] = row_numbers[matches.row[able]]
+        candidates["priority"] = priorities[able]
+        candidates["start"] = matches.start[able]
+        candidates["end"] = matches.end[able]
+        self._reservoir.add(candidates)
+        return pa.table({name: candidates[name] for name in _FIELDS})
+
+    def _hash(self, content: bytes) -> int:
+        return xxhash.xxh3_64_intdigest(content, seed=self._seed)
+
+    def _sentence_hashes(self, texts: pa.ChunkedArray) -> npt.NDArray[np.uint64]:
+        return np.array([self._hash((text or "").encode()) for text in texts.to_pylist()], dtype=np.uint64)
+
+
+class _Reservoir:
+    """Keeps, of each token, the candidates with the k smallest priorities; the same sentence counts once.
+
+    Attributes:
+        limits: of each token, a priority above which nothing can win any more; shape (tokens,).
+    """
+
+    def __init__(self, tokens: int, per_token: int) -> None:
+        self.limits = np.full(tokens, _LARGEST, dtype=np.uint64)
+        self._per_token = per_token
+        self._kept: list[Candidates] = [np.empty(0, dtype=_CANDIDATE)]
+        self._room = 2 * tokens  # candidates to hold before the next cut
+
+    def add(self, candidates: Candidates) -> None:
+        """Take candidates in; cut back to the best when their number has doubled."""
+        self._kept.append(candidates)
+        if sum(map(len, self._kept)) > self._room:
+            self._room = 2 * max(len(self.best()), len(self.limits))
+
+    def best(self) -> Candidates:
+        """Return what is in the lead, by token, then priority, then row; copies of a sentence follow each other."""
+        every = np.concatenate(self._kept)
+        every = every[np.lexsort((every["row"], every["priority"], every["token"]))]
+        token, priority = every["token"], every["priority"]
+        new_token = np.diff(token, prepend=-1) != 0
+        count = np.cumsum(_starts_sentence(every))
+        before = np.repeat(count[new_token] - 1, np.diff(np.append(np.flatnonzero(new_token), len(every))))
+        rank = count - before  # of the sentence among those of its token, from 1
+        last = rank == self._per_token
+        self.limits[token[last]] = priority[last]
+        self._kept = [every[rank <= self._per_token]]
+        return self._kept[0]
+
+
+def _merge(candidates: Dataset | None, tokens: int, per_token: int) -> Candidates:
+    """Keep the best candidates of each token; one batch after the other, whatever their number."""
+    reservoir = _Reservoir(tokens, per_token)
+    if candidates is not None:
+        for table in candidates.with_format("arrow").iter(batch_size=100 * _ROWS_AT_ONCE):
+            batch = np.empty(len(table), dtype=_CANDIDATE)
+            for name in _FIELDS:
+                batch[name] = table[name].to_numpy()
+            reservoir.add(batch[batch["priority"] <= reservoir.limits[batch["token"]]])
+    return reservoir.best()
+
+
+def _fetch(dataset: Dataset, winners: Candidates, tokens: Sequence[str]) -> Dataset:
+    """Put the text of the winning rows beside their tokens and spans."""
+    if "document" in dataset.column_names and len(winners):
+        documents = cast(pa.Table, dataset.select_columns("document").select(winners["row"])[:])["document"]
+        winners = winners[_by_document(winners, documents)]
+    winners = winners[_starts_sentence(winners)]
+    names = pa.array(tokens, pa.string()).take(pa.array(winners["token"]))
+    places = pa.table({"token": names, "start": winners["start"], "end": winners["end"]})
+    # A fingerprint from the content, so that the caches of later steps are found again.
+    spans = Dataset(places, fingerprint=xxhash.xxh3_64_hexdigest(np.ascontiguousarray(winners).tobytes()))
+    columns = [
+        name
+        for name in ("token", "text", "start", "end", "document")
+        if name in {*places.column_names, *dataset.column_names}
+    ]
+    if not len(winners):  # the library drops the columns of empty parts
+        features = Features({**dataset.features, **spans.features})
+        return Dataset.from_dict(
+            {name: [] for name in columns}, features=Features({name: features[name] for name in columns})
+        )
+    joined = concatenate_datasets([dataset.select(winners["row"]), spans], axis=1)
+    return joined.with_format(None).select_columns(columns)
+
+
+def _starts_sentence(candidates: Candidates) -> npt.NDArray[np.bool_]:
+    """Say, of sorted candidates, which are of another token or sentence than the one before."""
+    token, priority = candidates["token"], candidates["priority"]
+    starts: npt.NDArray[np.bool_] = (np.diff(token, prepend=-1) != 0) | (np.diff(priority, prepend=_LARGEST) != 0)
+    return starts
+
+
+def _by_document(winners: Candidates, documents: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    """Return the order by token, priority and document."""
+    table = pa.table({"token": winners["token"], "priority": winners["priority"], "document": documents})
+    return cast(
+        npt.NDArray[np.int64],
+        pc.sort_indices(
+            table, sort_keys=[(name, "ascending") for name in ("token", "priority", "document")]
+        ).to_numpy(),
+    )
+
+
+def _first_of_each(hashes: npt.NDArray[np.uint64], table: pa.Table) -> npt.NDArray[np.int64]:
+    """Return a row for each distinct sentence of a batch, that with the least document, in the order of the rows."""
+    _, first = np.unique(hashes, return_index=True)
+    if len(first) < len(hashes) and "document" in table.column_names:
+        order = pc.sort_indices(table["document"]).to_numpy()
+        _, first = np.unique(hashes[order], return_index=True)
+        first = order[first]
+    return np.sort(first).astype(np.int64)
+
+
+def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks or [pa.array([], column.type)])
+
+
+def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Spread 64-bit values: the last steps of splitmix64, a bijection."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def _is_whole_word(text: str, start: int, end: int, token: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Say whether a token's span is a word and not a piece of one."""
+    if token.startswith(MARK) and len(token) > len(MARK):
+        return False
+    backend = tokenizer.backend_tokenizer
+    rest = backend.normalizer.normalize_str(text[end:])[:1]
+    joined = backend.pre_tokenizer.pre_tokenize_str(token + rest)
+    return bool(joined) and joined[0][0] == token

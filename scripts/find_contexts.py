@@ -1,0 +1,126 @@
+#!/usr/bin/env python
+"""Find sentences of a corpus that hold each new token, with their places: all tokens in one pass.
+
+    python scripts/find_contexts.py --corpus abstracts.txt.gz --base_model google-bert/bert-base-uncased \
+        --per_token 64 --num_proc 2 --output_dir runs/mine
+
+Reads OUTPUT_DIR/tokenizer. Writes OUTPUT_DIR/contexts: an Arrow data set (`datasets.load_from_disk`) with the columns
+token, text, start, end, document, and made.json.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from bioptimus_hf.artifacts import InputError, building, identity, is_finished
+from bioptimus_hf.contexts import find_contexts, report_contexts, select_tokens
+from bioptimus_hf.corpus import split_sentences
+from bioptimus_hf.recipes import CorpusOptions, RunOptions, StageOptions, load_by_name, parse, run
+from bioptimus_hf.vocabulary import compare_vocabularies
+
+logger = logging.getLogger("find_contexts")
+
+
+@dataclass
+class Options:
+    """What is looked for."""
+
+    base_model: str = field(
+        default="google-bert/bert-base-uncased",
+        metadata={"help": "Folder or Hub name of the model that does not know the new tokens"},
+    )
+    tokenizer: str | None = field(
+        default=None,
+        metadata={"help": "Folder or Hub name of the tokenizer that says what a word is; default OUTPUT_DIR/tokenizer"},
+    )
+    words: str | None = field(
+        default=None,
+        metadata={"help": "File of words to look for, one a line; default: tokens that the base model does not have"},
+    )
+    skip_unusable: bool = field(
+        default=False, metadata={"help": "Leave out words that can never be found, instead of refusing them"}
+    )
+    per_token: int = field(default=64, metadata={"help": "Sentences of a token at most, drawn uniformly"})
+
+
+def main() -> None:
+    """Find, count and save."""
+    run_options, stage, corpus, options = parse(
+        RunOptions, StageOptions, CorpusOptions, Options, section="find_contexts", description=__doc__
+    )
+    folder = Path(run_options.output_dir) / "contexts"
+    tokenizer_name = options.tokenizer or str(Path(run_options.output_dir) / "tokenizer")
+    source = {"words": options.words} if options.words else {"base_model": options.base_model}
+    inputs = {**corpus.inputs(), "tokenizer": identity(tokenizer_name)}
+    inputs |= {name: identity(where) for name, where in source.items()}
+    settings = {**corpus.settings(run_options.seed), "per_token": options.per_token}
+    if options.words:
+        settings["skip_unusable"] = options.skip_unusable
+    if is_finished(folder, inputs, settings, force=stage.force):
+        return
+    tokenizer = load_by_name(AutoTokenizer, tokenizer_name)
+    tokens = tokens_of_interest(options, tokenizer)
+    documents = corpus.load(run_options.seed)["train"]
+    with building(folder, inputs, settings) as built:
+        sentences = split_sentences(documents, num_proc=stage.num_proc)
+        contexts = find_contexts(
+            sentences,
+            tokens,
+            tokenizer=tokenizer,
+            per_token=options.per_token,
+            seed=run_options.seed,
+            num_proc=stage.num_proc,
+        )
+        report = report_contexts(contexts, tokens, tokenizer=tokenizer)
+        contexts.save_to_disk(built.path)
+        built.facts |= {
+            "sentences": len(sentences),
+            "tokens": len(tokens),
+            "contexts": len(contexts),
+            **report.counts(),
+            "without_contexts": report.not_found,
+        }
+    logger.info(
+        "%(contexts)d contexts of %(tokens)d tokens: %(found_as_words)d found as words, %(found_inside_words)d inside "
+        "words only, %(not_found)d not found",
+        built.facts,
+    )
+
+
+def tokens_of_interest(options: Options, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return the words of the file, or the tokens that the base model does not have."""
+    if not options.words:
+        base = load_by_name(AutoTokenizer, options.base_model)
+        return list(compare_vocabularies(base, tokenizer).new)
+    words = read_words(Path(options.words))
+    unusable = select_tokens(words, tokenizer).unusable
+    if unusable and not options.skip_unusable:
+        word, reason = next(iter(unusable.items()))
+        raise InputError(
+            f"{options.words}: {len(unusable)} of {len(words)} lines can never be found, {word!r} for one ({reason}): "
+            f"take them out, or --skip_unusable"
+        )
+    for word, reason in unusable.items():
+        logger.warning("left out %r: %s", word, reason)
+    return [word for word in words if word not in unusable]
+
+
+def read_words(path: Path) -> list[str]:
+    """Read a word a line; empty lines are left out."""
+    try:
+        words = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except OSError as error:
+        raise InputError(f"--words {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"--words {path} is not valid UTF-8 at byte {error.start}: convert or mend it") from error
+    if not any(words):
+        raise InputError(f"--words {path} holds no words")
+    return [word for word in words if word]
+
+
+if __name__ == "__main__":
+    run(main)
