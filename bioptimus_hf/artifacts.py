@@ -70,8 +70,18 @@ def fingerprint(inputs: Mapping[str, str], settings: Mapping[str, Any]) -> str:
 
 
 def read_made(folder: str | Path) -> dict[str, Any]:
-    """Read a stage's `made.json`."""
-    made: dict[str, Any] = json.loads((Path(folder) / MADE).read_text(encoding="utf-8"))
+    """Read a stage's `made.json`.
+
+    Raises:
+        InputError: the file is not as `write_made` leaves it.
+    """
+    path = Path(folder) / MADE
+    try:
+        made: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}): redo the stage with --force") from error
+    if not isinstance(made, dict) or not {"fingerprint", "inputs", "settings"} <= made.keys():
+        raise InputError(f"{path} does not say how its stage was made: redo the stage with --force")
     return made
 
 
@@ -82,10 +92,12 @@ def is_finished(
 
     Raises:
         InputError: the folder holds a stage made from other inputs or settings (which ones is named), or files that
-            are no stage at all, and `force` is false.
+            are no stage at all, and `force` is false; or it is a file.
     """
     folder = Path(folder)
-    if force or not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file, and a folder of that name is to be made: choose another --output_dir")
+    if force or not folder.exists() or not any(folder.iterdir()):
         return False
     if not (folder / MADE).is_file():
         raise InputError(f"{folder} exists and is not a stage of ours: choose another --output_dir, or --force")
@@ -102,20 +114,28 @@ def building(folder: str | Path, inputs: Mapping[str, str], settings: Mapping[st
     """Build a stage under a temporary name beside `folder`; give it its name, with `made.json`, only if all went well.
 
     A stage that fails or is killed leaves what was in `folder` before untouched.
+
+    Raises:
+        InputError: nothing can be written there.
     """
     folder = Path(folder)
-    partial = folder.with_name(folder.name + ".partial")
-    if partial.exists():
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
+    partial, replaced = (folder.with_name(folder.name + suffix) for suffix in (".partial", ".replaced"))
+    try:
+        if partial.exists():  # left over by a process that was killed
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"cannot write {folder} ({error.strerror}): choose another --output_dir") from error
     stage = Stage(partial)
     started = time.monotonic()
     try:
         yield stage
         write_made(partial, inputs, settings, facts=stage.facts, seconds=time.monotonic() - started)
-        if folder.exists():
-            shutil.rmtree(folder)
+        if folder.exists():  # set aside whole: a kill in mid-deletion would leave half a stage beside its made.json
+            shutil.rmtree(replaced, ignore_errors=True)
+            folder.rename(replaced)
         partial.rename(folder)
+        shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     logger.info("saved %s", folder)
@@ -170,11 +190,16 @@ def _digest(content: Any) -> str:
 
 
 def _differences(made: Mapping[str, Any], inputs: Mapping[str, str], settings: Mapping[str, Any]) -> str:
-    now: dict[str, Mapping[str, Any]] = {"inputs": inputs, "settings": json.loads(json.dumps(dict(settings)))}
+    now: dict[str, Mapping[str, Any]] = {"inputs": inputs, "settings": settings}
     changed = [
-        f"{key} ({made[part].get(key)!r} then, {now[part].get(key)!r} now)"
+        f"{key} ({then} then, {new} now)"
         for part in ("inputs", "settings")
         for key in sorted({*made[part], *now[part]})
-        if made[part].get(key) != now[part].get(key)
+        # Compared as JSON, which the fingerprint is made of: there 5 and 5.0 differ, and a tuple is a list.
+        if (then := _json(made[part], key)) != (new := _json(now[part], key))
     ]
     return ", ".join(changed)
+
+
+def _json(values: Mapping[str, Any], key: str) -> str:
+    return json.dumps(values[key], sort_keys=True, ensure_ascii=False) if key in values else "absent"
