@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import gzip
 import hashlib
 import json
-import logging
+import re
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -13,10 +15,9 @@ from typing import Any, BinaryIO, cast
 import pyarrow.parquet
 import sentencex
 from datasets import Dataset, DatasetDict, Features, Value, load_dataset
+from datasets.exceptions import DatasetGenerationError
 
 from bioptimus_hf.artifacts import InputError, identity, sha256_of_file
-
-logger = logging.getLogger(__name__)
 
 SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".parquet")
 _FEATURES = Features({"text": Value("string"), "document": Value("int64")})
@@ -39,36 +40,37 @@ def load_corpus(
     Raises:
         InputError: nothing there, no text in it, or a file that cannot be read (which one, and where in it).
     """
-    sources = [source] if isinstance(source, (str, Path)) else list(source)
-    files: list[Path] = []
-    for one in sources:
-        found = _files(one)
-        if not found and len(sources) == 1 and _looks_like_hub_name(str(one)):
-            return _load_from_hub(str(one), text_column, max_megabytes)
-        if not found:
-            raise InputError(f"no corpus at {one}: give a file or folder of {', '.join(SUFFIXES)}, or a Hub data set")
-        files.extend(found)
+    if max_megabytes is not None and max_megabytes <= 0:
+        raise InputError(f"--max_megabytes must be above 0, not {max_megabytes:g}")
+    found = _resolve(source)
+    if isinstance(found, str):
+        return _load_from_hub(found, text_column, max_megabytes)
     # The hashes stand among the arguments so that the data sets' cache, which hashes them, sees a changed file.
-    content = [(str(file), sha256_of_file(file)) for file in files]
-    dataset = cast(
-        Dataset,
-        Dataset.from_generator(
+    content = [(str(file), sha256_of_file(file)) for file in found]
+    try:
+        dataset = Dataset.from_generator(
             _documents,
             features=_FEATURES,
             gen_kwargs={"content": content, "text_column": text_column, "max_megabytes": max_megabytes},
             split="train",
-        ),
-    )
+        )
+    except DatasetGenerationError as error:  # wraps whatever the generator raises
+        if isinstance(error.__cause__, InputError):
+            raise error.__cause__ from None
+        raise
     if len(dataset) == 0:
-        raise InputError(f"no text in {', '.join(str(one) for one in sources)}: every document is empty")
-    return dataset
+        raise InputError(f"no text in {', '.join(str(file) for file in found[:3])}: every document is empty")
+    return cast(Dataset, dataset)
 
 
 def corpus_identity(source: str | Path | Sequence[str | Path]) -> str:
-    """Return what makes a corpus itself: the content of its files in their order, or its name on the Hub."""
-    sources = [source] if isinstance(source, (str, Path)) else list(source)
-    parts: list[str | Path] = [part for one in sources for part in (_files(one) or [one])]
-    identities = [identity(part) for part in parts]
+    """Return what makes a corpus itself: the content of its files in their order, or its name on the Hub.
+
+    Raises:
+        InputError: nothing there.
+    """
+    found = _resolve(source)
+    identities = [identity(found)] if isinstance(found, str) else [identity(file) for file in found]
     return identities[0] if len(identities) == 1 else hashlib.sha256(" ".join(identities).encode()).hexdigest()[:32]
 
 
@@ -83,7 +85,6 @@ def split_sentences(dataset: Dataset, *, num_proc: int | None = None) -> Dataset
         dataset.select_columns(["text", "document"]).map(
             _sentences,
             batched=True,
-            remove_columns=dataset.column_names,
             features=_FEATURES,
             num_proc=num_proc if num_proc and num_proc > 1 else None,
             desc="Splitting sentences",
@@ -115,22 +116,35 @@ def split_validation(dataset: Dataset, *, share: float = 0.01, seed: int = 0) ->
     return DatasetDict(train=dataset.select(train), validation=dataset.select(validation))
 
 
+def _resolve(source: str | Path | Sequence[str | Path]) -> list[Path] | str:
+    """Return the files meant, in order, or the name of the Hub data set meant."""
+    sources = [source] if isinstance(source, (str, Path)) else list(source)
+    files: list[Path] = []
+    for one in sources:
+        found = _files(one)
+        if not found and len(sources) == 1 and not Path(one).exists() and _looks_like_hub_name(str(one)):
+            return str(one)
+        if not found:
+            raise InputError(f"no corpus at {one}: give a file or folder of {', '.join(SUFFIXES)}, or a Hub data set")
+        files.extend(found)
+    if not files:
+        raise InputError("no corpus given: name files, folders or a Hub data set")
+    return files
+
+
 def _files(source: str | Path) -> list[Path]:
     path = Path(source)
-    if path.is_dir():
-        return sorted(file for file in path.rglob("*") if file.is_file() and file.name.endswith(SUFFIXES))
     if path.is_file():
         if not path.name.endswith(SUFFIXES):
             raise InputError(f"{path} is of no kind known here: give one of {', '.join(SUFFIXES)}")
         return [path]
-    if any(sign in str(source) for sign in "*?["):
-        root, pattern = (Path("/"), str(source)[1:]) if path.is_absolute() else (Path(), str(source))
-        return sorted(file for file in root.glob(pattern) if file.is_file() and file.name.endswith(SUFFIXES))
-    return []
+    found = path.rglob("*") if path.is_dir() else map(Path, glob.glob(str(source), recursive=True))
+    return sorted(file for file in found if file.is_file() and file.name.endswith(SUFFIXES))
 
 
 def _looks_like_hub_name(source: str) -> bool:
-    return source.count("/") <= 1 and not source.startswith((".", "/", "~")) and not source.endswith(SUFFIXES)
+    name = source.partition(":")[0]
+    return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None and name[0] != "." and not name.endswith(SUFFIXES)
 
 
 def _load_from_hub(source: str, text_column: str, max_megabytes: float | None) -> Dataset:
@@ -144,6 +158,8 @@ def _load_from_hub(source: str, text_column: str, max_megabytes: float | None) -
         ) from error
     if text_column not in dataset.column_names:
         raise InputError(f"{source} has no column {text_column!r}: it has {', '.join(dataset.column_names)}")
+    if dataset.features[text_column].dtype not in ("string", "large_string"):
+        raise InputError(f"{source}: the column {text_column!r} holds no text; name another with --text_column")
     dataset = dataset.select_columns([text_column]).filter(
         lambda text: bool(text and text.strip()), input_columns=text_column
     )
@@ -194,14 +210,15 @@ def _lines(path: Path) -> Iterator[str]:
     with cast(BinaryIO, opening(path, "rb")) as file:
         try:
             for line in file:
-                yield line.decode("utf-8").rstrip("\r\n")
+                # Some editors open a file with a byte order mark, which is no text.
+                yield line.decode("utf-8" if offset else "utf-8-sig").rstrip("\r\n")
                 offset += len(line)
         except UnicodeDecodeError as error:
             where = "of the unpacked text" if path.name.endswith(".gz") else ""
             raise InputError(
                 f"{path} is not valid UTF-8 at byte {offset + error.start} {where}".rstrip() + ": convert or mend it"
             ) from error
-        except (gzip.BadGzipFile, EOFError) as error:
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise InputError(f"{path} is not a whole gzip file ({error}): fetch it again") from error
 
 
@@ -212,9 +229,16 @@ def _json_text(path: Path, number: int, line: str, text_column: str) -> str:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise InputError(f"{path}, line {number}: not JSON ({error.msg})") from error
-    if not isinstance(row, dict) or not isinstance(row.get(text_column), str):
+    text = row.get(text_column, 0) if isinstance(row, dict) else 0
+    if text is None:  # an empty document, as in a parquet file
+        return ""
+    if not isinstance(text, str):
         raise InputError(f"{path}, line {number}: no text under {text_column!r}; name the column with --text_column")
-    return cast(str, row[text_column])
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # "\ud83d" alone is JSON, and no character
+        raise InputError(f"{path}, line {number}: half a surrogate pair, which is no text: mend it") from error
+    return text
 
 
 def _parquet_texts(path: Path, text_column: str) -> Iterator[str]:
@@ -227,8 +251,10 @@ def _parquet_texts(path: Path, text_column: str) -> Iterator[str]:
                     if text is not None and not isinstance(text, str):
                         raise InputError(f"{path}: the column {text_column!r} holds no text")
                     yield text or ""
-    except pyarrow.ArrowInvalid as error:
-        raise InputError(f"{path} is not a parquet file ({error})") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: the column {text_column!r} is not valid UTF-8: convert or mend it") from error
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"{path} is not a whole parquet file ({' '.join(str(error).split())})") from error
 
 
 def _sentences(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
