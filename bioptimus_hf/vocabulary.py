@@ -17,13 +17,14 @@ import numpy.typing as npt
 from tokenizers import Tokenizer, models, trainers
 from tokenizers.normalizers import BertNormalizer
 from transformers import BertTokenizer, PreTrainedTokenizerBase
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from bioptimus_hf.artifacts import InputError
 
 logger = logging.getLogger(__name__)
 
 MARK = "##"
-MAX_LENGTH = 512  # positions of every BERT; without it v5 saves 1e30 and long texts crash pipelines
+MAX_LENGTH = 512  # where the base names no limit, BERT's own; v5 would save 1e30, and long texts crash pipelines
 _LARGEST_ALPHABET = 1000  # as in BERT's own vocabulary; the rest, mostly stray scripts, becomes [UNK]
 _TEXTS_AT_ONCE = 1000
 _UNUSED = re.compile(r"\[unused\d+\]")
@@ -101,14 +102,15 @@ def train_vocabulary(
 
 
 def build_tokenizer(vocabulary: Sequence[str], *, like: PreTrainedTokenizerBase) -> BertTokenizer:
-    """Make a BERT tokenizer of a vocabulary, with the normaliser and special tokens of `like`.
+    """Make a BERT tokenizer of a vocabulary, with the normaliser, special tokens and length limit of `like`.
 
     Raises:
         InputError: a token stands twice, a special token is missing, or `like` is no WordPiece tokenizer.
     """
     settings = _wordpiece_settings(like)
-    twice = [token for token, count in Counter(vocabulary).items() if count > 1]
-    missing = [token for token in _special_tokens(like) if token not in set(vocabulary)]
+    counts = Counter(vocabulary)
+    twice = [token for token, count in counts.items() if count > 1]
+    missing = [token for token in _special_tokens(like) if token not in counts]
     if twice or missing:
         raise InputError(
             f"a vocabulary needs each token once and the special tokens of the base: {len(twice)} stand twice "
@@ -124,7 +126,8 @@ def build_tokenizer(vocabulary: Sequence[str], *, like: PreTrainedTokenizerBase)
         pad_token=like.pad_token,
         cls_token=like.cls_token,
         mask_token=like.mask_token,
-        model_max_length=MAX_LENGTH,
+        extra_special_tokens=list(like.extra_special_tokens),
+        model_max_length=like.model_max_length if like.model_max_length < VERY_LARGE_INTEGER else MAX_LENGTH,
     )
     if len(tokenizer) != len(vocabulary):  # a keyword this class does not know is silently ignored
         raise RuntimeError(f"the tokenizer has {len(tokenizer)} tokens instead of {len(vocabulary)}")
@@ -140,9 +143,19 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> No
 
 
 def tokens_in_order(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Return all tokens in the order of their ids."""
+    """Return all tokens in the order of their ids, so that a token's place is its id.
+
+    Raises:
+        InputError: no token has some id below the largest.
+    """
     vocabulary = tokenizer.get_vocab()
-    return sorted(vocabulary, key=vocabulary.__getitem__)
+    tokens = sorted(vocabulary, key=vocabulary.__getitem__)
+    if tokens and vocabulary[tokens[-1]] != len(tokens) - 1:
+        raise InputError(
+            f"{type(tokenizer).__name__} has holes in its ids: {len(tokens)} tokens up to id "
+            f"{vocabulary[tokens[-1]]}; give a tokenizer that numbers its tokens without gaps"
+        )
+    return tokens
 
 
 def compare_vocabularies(source: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase) -> VocabularyDiff:
@@ -192,8 +205,9 @@ def is_continuation(tokenizer: PreTrainedTokenizerBase) -> npt.NDArray[np.bool_]
     """
     _wordpiece_settings(tokenizer)
     specials = set(tokenizer.all_special_tokens)
-    table = np.zeros(len(tokenizer), dtype=np.bool_)
-    for token, number in tokenizer.get_vocab().items():
+    vocabulary = tokenizer.get_vocab()
+    table = np.zeros(max(vocabulary.values()) + 1, dtype=np.bool_)  # ids may have holes
+    for token, number in vocabulary.items():
         table[number] = token.startswith(MARK) and len(token) > len(MARK) and token not in specials
     return table
 
