@@ -5,17 +5,18 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import inspect
+import json
 import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import yaml
 from datasets import DatasetDict
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from bioptimus_hf.artifacts import InputError
@@ -35,12 +36,16 @@ COMMON = (
 )
 
 
-class _Parser(HfArgumentParser):
+class _OneLineErrors(argparse.ArgumentParser):
     """Say in one line what is wrong with an option, instead of listing a hundred others first."""
 
     def error(self, message: str) -> NoReturn:
         """Called by argparse."""
         raise InputError(f"{message}; see --help")
+
+
+class _Parser(_OneLineErrors, HfArgumentParser):
+    """Make options of dataclasses."""
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -84,7 +89,6 @@ class CorpusOptions:
     )
 
     def __post_init__(self) -> None:
-        self.corpus = [self.corpus] if isinstance(self.corpus, str) else self.corpus
         if not self.corpus:
             raise ValueError("no --corpus given: name files, folders or a Hub data set")
 
@@ -122,21 +126,19 @@ def parse(*types: type, section: str, description: str | None, argv: Sequence[st
     Raises:
         InputError: the recipe cannot be read, or holds a key that no option is named after.
     """
+    recipe = _OneLineErrors(add_help=False, allow_abbrev=False)
+    recipe.add_argument("--recipe", type=Path, metavar="FILE", help="YAML file with options for every script of a run")
     parser = _Parser(
         types,  # type: ignore[arg-type]
+        parents=[recipe],
         description=inspect.cleandoc(description or ""),
         formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--recipe", metavar="FILE", help="YAML file with options for every script of a run")
     arguments = list(sys.argv[1:] if argv is None else argv)
-    recipe = _recipe_argument(arguments)
-    known = {field.name: field for type_ in types for field in dataclasses.fields(type_) if field.init}
-    values = _from_recipe(recipe, section, known) if recipe else {}
-    for action in parser._actions:  # a value from the recipe satisfies an option that must be given
-        if action.dest in values:
-            action.required = False
-    parser.set_defaults(**values)
+    path: Path | None = recipe.parse_known_args(arguments)[0].recipe
+    if path is not None:
+        _take_recipe(parser, path, section)
     namespace = vars(parser.parse_args(arguments))
     return tuple(
         _build(type_, {field.name: namespace[field.name] for field in dataclasses.fields(type_) if field.init})
@@ -161,7 +163,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     try:
         main()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted: run the same command again to go on", file=sys.stderr)
@@ -176,22 +178,39 @@ def load_by_name(kind: Any, name: str, **arguments: Any) -> Any:
         InputError: it cannot be had, or is not of this kind.
     """
     try:
-        return kind.from_pretrained(name, **arguments)
+        loaded = kind.from_pretrained(name, **arguments)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{name}: neither a folder of a model nor one to be had from the Hub ({reason})") from error
+    # Without its files, transformers makes a tokenizer of the special tokens alone, and says nothing.
+    if isinstance(loaded, PreTrainedTokenizerBase) and len(loaded) <= len(loaded.all_special_tokens):
+        raise InputError(f"{name} holds no vocabulary: give a folder with tokenizer.json or vocab.txt, or a Hub name")
+    return loaded
 
 
-def _recipe_argument(arguments: Sequence[str]) -> Path | None:
-    for place, argument in enumerate(arguments):
-        if argument == "--recipe" and place + 1 < len(arguments):
-            return Path(arguments[place + 1])
-        if argument.startswith("--recipe="):
-            return Path(argument.removeprefix("--recipe="))
-    return None
+def _take_recipe(parser: argparse.ArgumentParser, path: Path, section: str) -> None:
+    """Make a recipe's values the defaults of the options they name; then they need not be given any more."""
+    options = {
+        action.dest: action for action in parser._actions if action.dest not in {"help", "recipe"} and action.nargs != 0
+    }
+    content = _read_recipe(path)
+    own = content.get(section) or {}
+    if not isinstance(own, dict):
+        raise InputError(f"--recipe {path}: {section} must be a mapping of options")
+    common = {key: value for key, value in content.items() if key not in SECTIONS}
+    for key in common:
+        if key not in COMMON:
+            raise InputError(f"--recipe {path}: {key} is neither a script's section nor one of {', '.join(COMMON)}")
+    for key in own:
+        if key not in options:
+            raise InputError(f"--recipe {path}: {section} has no option {key}; see --help")
+    for key, value in {**common, **own}.items():
+        if key in options:
+            parser.set_defaults(**{key: _typed(path, options[key], value)})
+            options[key].required = False
 
 
-def _from_recipe(path: Path, section: str, known: Mapping[str, dataclasses.Field[Any]]) -> dict[str, Any]:
+def _read_recipe(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -200,32 +219,34 @@ def _from_recipe(path: Path, section: str, known: Mapping[str, dataclasses.Field
         raise InputError(f"--recipe {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise InputError(f"--recipe {path} must be a mapping of options")
-    common = {key: value for key, value in content.items() if key not in SECTIONS}
-    own = content.get(section) or {}
-    if not isinstance(own, dict):
-        raise InputError(f"--recipe {path}: {section} must be a mapping of options")
-    for key in common:
-        if key not in COMMON:
-            raise InputError(f"--recipe {path}: {key} is neither a script's section nor one of {', '.join(COMMON)}")
-    for key in own:
-        if key not in known:
-            raise InputError(f"--recipe {path}: {section} has no option {key}; see --help")
-    values = {key: value for key, value in {**common, **own}.items() if key in known}
-    return {key: _typed(path, known[key], value) for key, value in values.items()}
+    return content
 
 
-def _typed(path: Path, option: dataclasses.Field[Any], value: Any) -> Any:
-    """Mend what YAML reads as text though it is a number: `5e-5`, which YAML 1.1 takes for a string."""
-    kind = str(option.type)
-    if isinstance(value, str) and "float" in kind:
+def _typed(path: Path, option: argparse.Action, value: Any) -> Any:
+    """Read a recipe's value as the command line would.
+
+    YAML 1.1 takes `5e-5` for a string and `5` for an integer; both are numbers where an option is a float.
+    """
+    if value is None and option.default is None and not option.required:
+        return None
+    if option.nargs == "+":
+        return [_typed_one(path, option, one) for one in (value if isinstance(value, list) else [value])]
+    return _typed_one(path, option, value)
+
+
+def _typed_one(path: Path, option: argparse.Action, value: Any) -> Any:
+    convert = cast(Callable[[str], Any], option.type or str)
+    if value is not None and not isinstance(value, list):
         try:
-            return float(value)
-        except ValueError:
-            if "str" not in kind:
-                raise InputError(f"--recipe {path}: {option.name} must be a number, not {value!r}") from None
-    if isinstance(value, str) and kind.removesuffix(" | None") in {"int", "bool"}:
-        raise InputError(f"--recipe {path}: {option.name} must be of type {kind}, not {value!r}")
-    return value
+            # What is a mapping in YAML (`lr_scheduler_kwargs`) is JSON on the command line.
+            typed = convert(json.dumps(value) if isinstance(value, dict) else str(value))
+            if option.choices is None or typed in option.choices:
+                return typed
+        except (ValueError, TypeError, argparse.ArgumentTypeError):
+            pass
+    kind = getattr(convert, "__name__", str(convert)).removeprefix("string_to_")
+    wanted = f"one of {', '.join(map(str, option.choices))}" if option.choices else f"of type {kind}"
+    raise InputError(f"--recipe {path}: {option.dest} must be {wanted}, not {value!r}")
 
 
 def _build(type_: type, values: Mapping[str, Any]) -> Any:
