@@ -1,0 +1,245 @@
+"""Stages on disk: known by what they were made from, complete or absent."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bioptimus_hf.artifacts import (
+    InputError,
+    building,
+    fingerprint,
+    identity,
+    is_finished,
+    read_made,
+    sha256_of_file,
+    write_json,
+)
+
+INPUTS = {"corpus": "sha256:0123", "base_model": "name:some/model"}
+SETTINGS: dict[str, Any] = {"size": 100, "rate": 0.15, "phases": ["0.1", "0.2"], "column": None}
+
+
+def make(folder: Path, content: str = "hello", **settings: Any) -> None:
+    with building(folder, INPUTS, SETTINGS | settings) as stage:
+        (stage.path / "data.txt").write_text(content)
+        stage.facts["letters"] = len(content)
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "settings"),
+    [
+        (INPUTS | {"corpus": "sha256:0124"}, SETTINGS),
+        (INPUTS | {"extra": "sha256:0123"}, SETTINGS),
+        ({"corpus": INPUTS["corpus"]}, SETTINGS),
+        *((INPUTS, SETTINGS | {key: value}) for key, value in (("size", 101), ("rate", 0.2), ("phases", ["0.1"]))),
+        (INPUTS, SETTINGS | {"column": "text"}),
+        (INPUTS, SETTINGS | {"new": None}),
+        (SETTINGS, INPUTS),
+    ],
+)
+def test_fingerprint_changes_with_any_input_and_setting(inputs: dict[str, Any], settings: dict[str, Any]) -> None:
+    assert fingerprint(inputs, settings) != fingerprint(INPUTS, SETTINGS)
+
+
+def test_fingerprint_knows_no_order_of_keys_and_no_difference_between_tuple_and_list() -> None:
+    shuffled = dict(reversed(SETTINGS.items())) | {"phases": ("0.1", "0.2")}
+    assert fingerprint(dict(reversed(INPUTS.items())), shuffled) == fingerprint(INPUTS, SETTINGS)
+
+
+def test_identity_is_the_content_wherever_it_lies(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("same")
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "b").write_text("same")
+    (tmp_path / "c").write_text("other")
+    assert identity(tmp_path / "a") == identity(str(tmp_path / "deep" / "b"))
+    assert identity(tmp_path / "a") == f"sha256:{sha256_of_file(tmp_path / 'a')}"
+    assert identity(tmp_path / "a") != identity(tmp_path / "c")
+    shutil.copytree(tmp_path / "deep", tmp_path / "copy")
+    assert identity(tmp_path / "deep") == identity(tmp_path / "copy")
+    (tmp_path / "copy" / "b").rename(tmp_path / "copy" / "renamed")
+    assert identity(tmp_path / "deep") != identity(tmp_path / "copy")
+    assert identity("google-bert/bert-base-uncased") == "name:google-bert/bert-base-uncased"
+
+
+def test_a_stage_is_known_by_its_fingerprint_not_by_its_place_or_its_clock(tmp_path: Path) -> None:
+    make(tmp_path / "a")
+    make(tmp_path / "elsewhere" / "b")
+    assert identity(tmp_path / "a") == identity(tmp_path / "elsewhere" / "b")
+    make(tmp_path / "c", size=200)
+    assert identity(tmp_path / "a") != identity(tmp_path / "c")
+
+
+def test_made_json_says_how_the_stage_was_made(tmp_path: Path) -> None:
+    make(tmp_path / "stage")
+    made = read_made(tmp_path / "stage")
+    assert made["inputs"] == INPUTS
+    assert made["settings"] == SETTINGS
+    assert made["facts"] == {"letters": 5}
+    assert made["seconds"] >= 0
+    assert made["peak_memory_mb"]["process"] > 10
+    assert {"python", "torch", "transformers", "tokenizers"} <= made["versions"].keys()
+    assert snapshot(tmp_path).keys() == {"stage/made.json", "stage/data.txt"}
+
+
+def test_a_finished_stage_is_found_again_and_the_log_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make(tmp_path / "stage")
+    with caplog.at_level("INFO"):
+        assert is_finished(tmp_path / "stage", INPUTS, SETTINGS)
+    assert "skipped" in caplog.text
+    assert str(tmp_path / "stage") in caplog.text
+    assert not is_finished(tmp_path / "stage", INPUTS, SETTINGS, force=True)
+
+
+def test_nothing_there_is_not_finished(tmp_path: Path) -> None:
+    assert not is_finished(tmp_path / "missing", INPUTS, SETTINGS)
+    (tmp_path / "empty").mkdir()
+    assert not is_finished(tmp_path / "empty", INPUTS, SETTINGS)
+    make(tmp_path / "empty")
+    assert (tmp_path / "empty" / "data.txt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"size": 101}, "size (100 then, 101 now)"),
+        ({"size": 100.0}, "size (100 then, 100.0 now)"),  # equal in Python, not in the fingerprint
+        ({"column": "text"}, 'column (null then, "text" now)'),
+        ({"new": 1}, "new (absent then, 1 now)"),
+        ({"rate": 0.2, "phases": []}, 'phases (["0.1", "0.2"] then, [] now), rate (0.15 then, 0.2 now)'),
+    ],
+)
+def test_another_setting_is_refused_and_named(tmp_path: Path, changed: dict[str, Any], named: str) -> None:
+    make(tmp_path / "stage")
+    with pytest.raises(InputError) as error:
+        is_finished(tmp_path / "stage", INPUTS, SETTINGS | changed)
+    assert f"was made with other {named}: choose another --output_dir, or --force" in str(error.value)
+    assert not is_finished(tmp_path / "stage", INPUTS, SETTINGS | changed, force=True)
+
+
+def test_another_input_is_refused_and_named(tmp_path: Path) -> None:
+    make(tmp_path / "stage")
+    with pytest.raises(InputError, match=r'other corpus \("sha256:0123" then, "sha256:9" now\)'):
+        is_finished(tmp_path / "stage", INPUTS | {"corpus": "sha256:9"}, SETTINGS)
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match="not a stage of ours"):
+        is_finished(tmp_path, INPUTS, SETTINGS)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path, force: bool) -> None:
+    (tmp_path / "stage").write_text("a file")
+    with pytest.raises(InputError, match="is a file"):
+        is_finished(tmp_path / "stage", INPUTS, SETTINGS, force=force)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"inputs": {}}'])
+def test_a_broken_made_json_is_told_in_one_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / "made.json").write_text(content)
+    with pytest.raises(InputError, match=r"made\.json .*--force") as error:
+        is_finished(tmp_path, INPUTS, SETTINGS)
+    assert "\n" not in str(error.value)
+
+
+def test_a_place_that_cannot_be_written_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write"), building(tmp_path / "file" / "stage", INPUTS, SETTINGS):
+        pytest.fail("the stage must not start")
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, InputError])
+def test_an_error_leaves_the_old_stage_and_nothing_else(tmp_path: Path, error: type[BaseException]) -> None:
+    make(tmp_path / "stage")
+    before = snapshot(tmp_path)
+    with pytest.raises(error), building(tmp_path / "stage", INPUTS, SETTINGS | {"size": 1}) as stage:
+        (stage.path / "data.txt").write_text("half")
+        raise error
+    assert snapshot(tmp_path) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["stage"]
+
+
+def test_redoing_replaces_all_of_the_old_stage(tmp_path: Path) -> None:
+    make(tmp_path / "stage")
+    (tmp_path / "stage" / "stale.txt").write_text("of the old one")
+    make(tmp_path / "stage", content="new", size=7)
+    assert snapshot(tmp_path).keys() == {"stage/made.json", "stage/data.txt"}
+    assert (tmp_path / "stage" / "data.txt").read_text() == "new"
+    assert read_made(tmp_path / "stage")["settings"]["size"] == 7
+
+
+def run_until_killed(code: str, folder: Path) -> None:
+    script = "import os, pathlib, shutil, signal, sys\nfrom bioptimus_hf import artifacts\n" + textwrap.dedent(code)
+    killed = subprocess.run([sys.executable, "-c", script, str(folder)], check=False, timeout=120)
+    assert killed.returncode == -signal.SIGKILL
+
+
+def test_kill_in_the_middle_leaves_the_old_stage(tmp_path: Path) -> None:
+    make(tmp_path / "stage")
+    before = snapshot(tmp_path / "stage")
+    run_until_killed(
+        """
+        with artifacts.building(sys.argv[1], {}, {}) as stage:
+            (stage.path / "data.txt").write_text("half")
+            os.kill(os.getpid(), signal.SIGKILL)
+        """,
+        tmp_path / "stage",
+    )
+    assert snapshot(tmp_path / "stage") == before
+    make(tmp_path / "stage", content="next")  # what the killed one left is no obstacle
+    assert [path.name for path in tmp_path.iterdir()] == ["stage"]
+    assert (tmp_path / "stage" / "data.txt").read_text() == "next"
+
+
+def test_kill_while_the_old_stage_is_deleted_leaves_the_new_one_whole(tmp_path: Path) -> None:
+    make(tmp_path / "stage")
+    run_until_killed(
+        """
+        def deletes_one_file_and_is_killed(folder, **_):
+            next(pathlib.Path(folder).glob("data.txt"), pathlib.Path("none")).unlink(missing_ok=True)
+            if os.path.exists(folder):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        shutil.rmtree = deletes_one_file_and_is_killed
+        with artifacts.building(sys.argv[1], {}, {}) as stage:
+            (stage.path / "data.txt").write_text("new")
+        """,
+        tmp_path / "stage",
+    )
+    assert snapshot(tmp_path / "stage").keys() == {"made.json", "data.txt"}
+    assert (tmp_path / "stage" / "data.txt").read_text() == "new"
+    assert is_finished(tmp_path / "stage", {}, {})
+    make(tmp_path / "stage", content="next")
+    assert [path.name for path in tmp_path.iterdir()] == ["stage"]
+
+
+def test_write_json_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "facts.json"
+    write_json(path, {"β": 1})
+    assert "β" in path.read_text(encoding="utf-8")
+    with pytest.raises(TypeError):
+        write_json(path, {"bad": object()})
+
+    def full_disk(*_: Any) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "replace", full_disk)
+    monkeypatch.setattr(Path, "replace", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        write_json(path, {"β": 2})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"β": 1}
