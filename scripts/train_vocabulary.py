@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train a WordPiece vocabulary on a corpus, for a base model's tokenizer.
+r"""Train a WordPiece vocabulary on a corpus, for a base model's tokenizer.
 
     python scripts/train_vocabulary.py --corpus abstracts.txt.gz --base_model google-bert/bert-base-uncased \
         --size 30522 --output_dir runs/mine
