@@ -12,6 +12,7 @@ import logging
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, cast
 
 import numpy as np
@@ -23,7 +24,7 @@ from datasets import Dataset, Features, Value, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
 from bioptimus_hf.artifacts import InputError
-from bioptimus_hf.matching import Matcher, word_rules
+from bioptimus_hf.matching import Matcher, utf8_buffers, word_rules
 from bioptimus_hf.vocabulary import MARK
 
 logger = logging.getLogger(__name__)
@@ -209,7 +210,7 @@ class _BatchFinder:
 
     def __init__(self, tokens: Sequence[str], rules: str, per_token: int, seed: int, version: int = _VERSION) -> None:
         self._arguments = (tuple(tokens), rules, per_token, seed, version)
-        self._matcher = Matcher(tokens, rules)
+        self._matcher: Matcher | None = None  # made in the process that uses it
         self._reservoir = _Reservoir(len(tokens), per_token)
         self._seed = seed % 2**64
         self._token_hashes = np.array([self._hash(token.encode()) for token in tokens], dtype=np.uint64)
@@ -218,8 +219,10 @@ class _BatchFinder:
         return type(self), self._arguments
 
     def __call__(self, table: pa.Table, rows: Sequence[int]) -> pa.Table:
-        table, row_numbers = table.combine_chunks(), np.asarray(rows, dtype=np.int64)
-        hashes = self._sentence_hashes(table["text"])
+        tokens, rules, *_ = self._arguments
+        self._matcher = self._matcher or Matcher(tokens, rules)
+        row_numbers = np.asarray(rows, dtype=np.int64)
+        hashes = self._sentence_hashes(_one_chunk(table["text"]))
         chosen = _first_of_each(hashes, table)
         if len(chosen) < len(hashes):
             table, hashes, row_numbers = table.take(pa.array(chosen)), hashes[chosen], row_numbers[chosen]
@@ -238,11 +241,15 @@ class _BatchFinder:
         self._reservoir.add(candidates)
         return pa.table({name: candidates[name] for name in _FIELDS})
 
-    def _hash(self, content: bytes) -> int:
+    def _hash(self, content: bytes | memoryview) -> int:
         return xxhash.xxh3_64_intdigest(content, seed=self._seed)
 
-    def _sentence_hashes(self, texts: pa.ChunkedArray) -> npt.NDArray[np.uint64]:
-        return np.array([self._hash((text or "").encode()) for text in texts.to_pylist()], dtype=np.uint64)
+    def _sentence_hashes(self, texts: pa.Array) -> npt.NDArray[np.uint64]:
+        content, offsets = utf8_buffers(texts)
+        ends = offsets.tolist()
+        return np.fromiter(
+            (self._hash(content[start:end]) for start, end in pairwise(ends)), dtype=np.uint64, count=len(texts)
+        )
 
 
 class _Reservoir:
