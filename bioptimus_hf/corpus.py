@@ -45,8 +45,9 @@ def load_corpus(
     found = _resolve(source)
     if isinstance(found, str):
         return _load_from_hub(found, text_column, max_megabytes)
-    # The hashes stand among the arguments so that the data sets' cache, which hashes them, sees a changed file.
-    content = [(str(file), sha256_of_file(file)) for file in found]
+    # The hashes stand among the arguments so that the data sets' cache, which hashes them, sees a changed file. A tuple,
+    # because a list would be taken for shards, the generator called anew for each, and its counts begun again.
+    content = tuple((str(file), sha256_of_file(file)) for file in found)
     try:
         dataset = Dataset.from_generator(
             _documents,
@@ -58,8 +59,6 @@ def load_corpus(
         if isinstance(error.__cause__, InputError):
             raise error.__cause__ from None
         raise
-    if len(dataset) == 0:
-        raise InputError(f"no text in {', '.join(str(file) for file in found[:3])}: every document is empty")
     return cast(Dataset, dataset)
 
 
@@ -181,7 +180,7 @@ def _rows_within(texts: Sequence[str], megabytes: float) -> int:
 
 
 def _documents(
-    content: list[tuple[str, str]], text_column: str, max_megabytes: float | None
+    content: tuple[tuple[str, str], ...], text_column: str, max_megabytes: float | None
 ) -> Iterator[dict[str, Any]]:
     size = 0
     document = 0
@@ -194,6 +193,8 @@ def _documents(
                 return
             yield {"text": text, "document": document}
             document += 1
+    if not document:
+        raise InputError(f"no text in {', '.join(name for name, _ in content[:3])}: every document is empty")
 
 
 def _texts(path: Path, text_column: str) -> Iterator[str]:
