@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 _VERSION = 1  # of what a batch yields; part of the map's fingerprint, which does not see the code of this package
 _ROWS_AT_ONCE = 10_000  # sentences; about 1 MB, which stays in the processor's cache
+_TEXT_TYPES = ("string", "large_string", "string_view")
 _LARGEST = np.uint64(2**64 - 1)
 _CANDIDATE = np.dtype([("token", "i4"), ("row", "i8"), ("priority", "u8"), ("start", "i4"), ("end", "i4")])
 _FIELDS = ("token", "row", "priority", "start", "end")
@@ -129,6 +130,8 @@ def find_contexts(
         raise InputError(f"per_token must be at least 1, not {per_token}")
     if "text" not in dataset.column_names:
         raise InputError(f"the sentences need a column 'text': these have {', '.join(dataset.column_names) or 'none'}")
+    if dataset.features["text"].dtype not in _TEXT_TYPES:
+        raise InputError(f"the column 'text' must hold strings, not {dataset.features['text'].dtype}")
     selection = select_tokens(tokens, tokenizer)
     if selection.unusable:
         token, reason = next(iter(selection.unusable.items()))
@@ -166,7 +169,9 @@ def select_tokens(tokens: Collection[str], tokenizer: PreTrainedTokenizerBase) -
         normalised = backend.normalizer.normalize_str(token.removeprefix(mark))
         words = [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(normalised)]
         if len(words) != 1:
-            unusable[token] = f"it normalises to {len(words)} words ({' '.join(words)})" if words else "nothing is left"
+            unusable[token] = (
+                f"it normalises to {len(words)} words ({' '.join(words)})" if words else "it normalises to nothing"
+            )
         elif mark + words[0] in first:
             merged[token] = first[mark + words[0]]
         else:
@@ -187,10 +192,11 @@ def report_contexts(
     for batch in contexts.select_columns(["token", "text", "start", "end"]).iter(batch_size=_ROWS_AT_ONCE):
         for token, text, start, end in zip(*batch.values(), strict=True):
             found[token] += 1
-            if token not in whole and _is_whole_word(text, start, end, normalised[token], tokenizer):
+            bare = normalised[token].removeprefix(MARK)
+            exact = text[start:end].isascii() or normalise(text[start:end]).strip() == bare
+            widened += not exact
+            if exact and token not in whole and _is_whole_word(normalised[token], text[end:], tokenizer):
                 whole.add(token)
-            span = text[start:end]
-            widened += not span.isascii() and normalise(span).strip() != normalised[token].removeprefix(MARK)
     coverage = Counter(found[token] for token in selection.tokens)
     return ContextsReport(
         as_words=[token for token in selection.tokens if token in whole],
@@ -361,11 +367,10 @@ def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return values ^ (values >> np.uint64(31))
 
 
-def _is_whole_word(text: str, start: int, end: int, token: str, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Say whether a token's span is a word and not a piece of one."""
-    if token.startswith(MARK) and len(token) > len(MARK):
+def _is_whole_word(token: str, rest: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Say whether a token is a word, and not a piece of one, where this rest of the text follows it."""
+    if token.startswith(MARK):
         return False
     backend = tokenizer.backend_tokenizer
-    rest = backend.normalizer.normalize_str(text[end:])[:1]
-    joined = backend.pre_tokenizer.pre_tokenize_str(token + rest)
-    return bool(joined) and joined[0][0] == token
+    words = backend.pre_tokenizer.pre_tokenize_str(token + backend.normalizer.normalize_str(rest)[:1])
+    return bool(words[0][0] == token)
