@@ -1,0 +1,293 @@
+"""Options: command line before recipe before defaults, every fault named in one line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    BertTokenizer,
+    TrainingArguments,
+)
+
+from bioptimus_hf.artifacts import InputError
+from bioptimus_hf.recipes import COMMON, SECTIONS, CorpusOptions, RunOptions, StageOptions, load_by_name, parse
+from bioptimus_hf.vocabulary import save_tokenizer
+
+
+@dataclass
+class Options:
+    size: int = 100
+    rate: float = 0.5
+    name: str = "default"
+    fast: bool = True
+    slow: bool = False
+    limit: float | None = None
+    kind: Literal["mean", "first"] = "mean"
+    layers: list[int] = field(default_factory=lambda: [1, 2])
+
+
+@dataclass
+class Required:
+    data: str
+
+
+def from_recipe(tmp_path: Path, recipe: str, *arguments: str, kind: type = Options) -> Any:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(textwrap.dedent(recipe), encoding="utf-8")
+    (options,) = parse(kind, section="pretrain", description="", argv=["--recipe", str(path), *arguments])
+    return options
+
+
+def test_command_line_before_recipe_before_defaults(tmp_path: Path) -> None:
+    recipe = """
+    pretrain:
+      size: 7
+      rate: 0.25
+      fast: false
+      slow: true
+      layers: [3]
+    """
+    options = from_recipe(tmp_path, recipe, "--size", "8", "--slow", "false", "--layers", "4", "5")
+    assert options == Options(size=8, rate=0.25, fast=False, slow=False, layers=[4, 5])
+    assert from_recipe(tmp_path, recipe) == Options(size=7, rate=0.25, fast=False, slow=True, layers=[3])
+    assert from_recipe(tmp_path, recipe, "--fast") == Options(size=7, rate=0.25, slow=True, layers=[3])
+    assert from_recipe(tmp_path, "{}") == Options()
+    # A second reading is not coloured by the first.
+    assert parse(Options, section="pretrain", description="", argv=[]) == (Options(),)
+
+
+def test_recipe_with_an_equals_sign(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("pretrain: {size: 7}")
+    assert parse(Options, section="pretrain", description="", argv=[f"--recipe={path}"]) == (Options(size=7),)
+
+
+def test_a_recipe_serves_every_script_of_a_run(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "seed: 3\noutput_dir: runs/x\nmax_length: 64\npretrain: {learning_rate: 1.0e-3}\ndistill_embeddings:\n"
+    )
+    argv = ["--recipe", str(path)]
+    options, stage = parse(RunOptions, StageOptions, section="distill_embeddings", description="", argv=argv)
+    assert options == RunOptions(output_dir="runs/x", seed=3)
+    assert stage == StageOptions()
+    (arguments,) = parse(TrainingArguments, section="pretrain", description="", argv=argv)
+    assert (arguments.seed, arguments.output_dir, arguments.learning_rate) == (3, "runs/x", 1e-3)
+
+
+def test_own_section_goes_before_the_common_part(tmp_path: Path) -> None:
+    (options,) = (from_recipe(tmp_path, "seed: 1\npretrain: {seed: 2}", kind=RunOptions),)
+    assert options.seed == 2
+
+
+def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path: Path) -> None:
+    """S8: YAML 1.1 takes 5e-5 for a string, which TrainingArguments would take as it is."""
+    arguments = from_recipe(tmp_path, "pretrain: {learning_rate: 5e-5, output_dir: x}", kind=TrainingArguments)
+    assert arguments.learning_rate == 5e-5
+    assert isinstance(arguments.learning_rate, float)
+
+
+def test_a_value_means_the_same_in_a_recipe_and_on_the_command_line(tmp_path: Path) -> None:
+    """Settings go into the fingerprint of a stage, where 5 and 5.0 differ."""
+    recipe = from_recipe(tmp_path, "pretrain: {rate: 5, limit: 2, name: 2024, fast: 'no', kind: first, layers: 9}")
+    typed = ["--rate", "5", "--limit", "2", "--name", "2024", "--fast", "no", "--kind", "first", "--layers", "9"]
+    (command_line,) = parse(Options, section="pretrain", description="", argv=typed)
+    assert repr(recipe) == repr(command_line)
+    assert repr(recipe.rate) == "5.0"
+    assert from_recipe(tmp_path, "pretrain: {limit: null}").limit is None
+    assert from_recipe(tmp_path, "pretrain: {limit: 2}", "--limit", "3").limit == 3.0
+
+
+def test_a_mapping_for_the_training_arguments(tmp_path: Path) -> None:
+    recipe = "pretrain: {output_dir: x, lr_scheduler_type: cosine_with_min_lr, lr_scheduler_kwargs: {min_lr: 1.0e-6}}"
+    assert from_recipe(tmp_path, recipe, kind=TrainingArguments).lr_scheduler_kwargs == {"min_lr": 1e-6}
+
+
+def test_a_recipe_satisfies_a_required_option(tmp_path: Path) -> None:
+    assert from_recipe(tmp_path, "pretrain: {data: here}", kind=Required) == Required("here")
+    with pytest.raises(InputError, match="--data"):
+        from_recipe(tmp_path, "{}", kind=Required)
+    with pytest.raises(InputError, match="data must be of type str, not None"):
+        from_recipe(tmp_path, "pretrain: {data: }", kind=Required)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ("pretrain: {sise: 5}", "pretrain has no option sise"),
+        ("pretrain: {recipe: other.yaml}", "pretrain has no option recipe"),
+        ("size: 5", f"size is neither a script's section nor one of {', '.join(COMMON)}"),
+        ("pretrian: {size: 5}", "pretrian is neither a script's section nor"),
+        ("pretrain: [size]", "pretrain must be a mapping"),
+        ("- size", "must be a mapping"),
+        ("", "must be a mapping"),
+        ("pretrain: {size: [", "is not YAML"),
+        ("pretrain: {size: 1.5}", "size must be of type int, not 1.5"),
+        ("pretrain: {size: many}", "size must be of type int, not 'many'"),
+        ("pretrain: {size: yes}", "size must be of type int, not True"),
+        ("pretrain: {size: }", "size must be of type int, not None"),
+        ("pretrain: {size: [1, 2]}", r"size must be of type int, not \[1, 2\]"),
+        ("pretrain: {rate: high}", "rate must be of type float, not 'high'"),
+        ("pretrain: {fast: perhaps}", "fast must be of type bool, not 'perhaps'"),
+        ("pretrain: {kind: last}", "kind must be one of mean, first, not 'last'"),
+        ("pretrain: {layers: [1, x]}", "layers must be of type int, not 'x'"),
+        ("pretrain: {layers: }", "layers must be of type int, not None"),
+    ],
+)
+def test_a_fault_in_a_recipe_is_named_with_its_file(tmp_path: Path, recipe: str, message: str) -> None:
+    with pytest.raises(InputError, match=rf"--recipe .*recipe\.yaml:? .*{message}") as error:
+        from_recipe(tmp_path, recipe)
+    assert "\n" not in str(error.value)
+
+
+def test_a_recipe_that_cannot_be_read(tmp_path: Path) -> None:
+    for path, message in ((tmp_path / "none.yaml", "No such file"), (tmp_path, "directory")):
+        with pytest.raises(InputError, match=f"--recipe {path}: .*{message}"):
+            parse(Options, section="pretrain", description="", argv=["--recipe", str(path)])
+    (tmp_path / "latin.yaml").write_bytes(b"# caf\xe9")
+    with pytest.raises(InputError, match=r"latin\.yaml is not YAML"):
+        parse(Options, section="pretrain", description="", argv=["--recipe", str(tmp_path / "latin.yaml")])
+    with pytest.raises(InputError, match="--recipe: expected one argument"):
+        parse(Options, section="pretrain", description="", argv=["--recipe"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sise", "5"], "--sise"),
+        (["--siz", "5"], "--siz"),  # abbreviations would change their meaning with the next option
+        (["--size", "many"], "--size: invalid int value: 'many'"),
+        (["--kind", "last"], "--kind"),
+        (["stray"], "stray"),
+    ],
+)
+def test_a_fault_on_the_command_line_is_named(arguments: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=rf"{message}.*; see --help"):
+        parse(Options, section="pretrain", description="", argv=arguments)
+
+
+def test_training_arguments_check_their_values() -> None:
+    argv = ["--output_dir", "x", "--eval_strategy", "steps", "--load_best_model_at_end", "--save_strategy", "epoch"]
+    with pytest.raises(InputError, match="load_best_model_at_end"):
+        parse(TrainingArguments, section="pretrain", description="", argv=argv)
+
+
+def test_corpus_options(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("".join(f"document {number}\n" for number in range(300)))
+    (options,) = parse(
+        CorpusOptions,
+        section="pretrain",
+        description="",
+        argv=["--corpus", str(tmp_path / "a.txt"), "--validation_share", "0.1"],
+    )
+    parts, other = options.load(seed=1), options.load(seed=2)
+    assert len(parts["train"]) + len(parts["validation"]) == 300
+    assert set(parts["validation"]["text"]) != set(other["validation"]["text"])
+    assert options.inputs()["corpus"].startswith("sha256:")
+    settings = options.settings(seed=1)
+    assert settings == {"text_column": "text", "max_megabytes": None, "validation_share": 0.1, "seed": 1}
+    with pytest.raises(InputError, match="no --corpus given"):
+        parse(CorpusOptions, section="pretrain", description="", argv=[])
+
+
+def test_sections_are_the_scripts() -> None:
+    scripts = {path.stem for path in (Path(__file__).parents[1] / "scripts").glob("*.py")}
+    unread = {script for script in SECTIONS if script not in scripts}
+    assert not unread, "a section of a recipe that no script reads"
+
+
+SCRIPT = '''
+"""Say what is wrong.
+
+    python script.py --size 3
+
+Writes nothing.
+"""
+import logging
+from dataclasses import dataclass, field
+from bioptimus_hf.artifacts import InputError
+from bioptimus_hf.recipes import parse, run
+
+@dataclass
+class Options:
+    size: int = field(default=5, metadata={"help": "A number"})
+
+def main():
+    (options,) = parse(Options, section="pretrain", description=__doc__)
+    logging.getLogger("script").info("size %d", options.size)
+    if options.size > 9:
+        raise InputError("--size is\\ntoo large")
+    if options.size < 0:
+        raise ZeroDivisionError("a fault of ours")
+
+run(main)
+'''
+
+
+def run_script(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, str(tmp_path / "script.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_an_input_error_is_one_line_and_status_2(tmp_path: Path) -> None:
+    for arguments, message in ((["--size", "x"], "argument --size"), (["--recipe", "none.yaml"], "No such file")):
+        ended = run_script(tmp_path, *arguments)
+        assert ended.returncode == 2
+        (line,) = ended.stderr.splitlines()
+        assert line.startswith("error: ")
+        assert message in line
+        assert not ended.stdout
+    ended = run_script(tmp_path, "--size", "10")
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1] == "error: --size is too large"
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_good_end_a_fault_of_ours_and_help(tmp_path: Path) -> None:
+    ended = run_script(tmp_path)
+    assert (ended.returncode, ended.stdout) == (0, "")
+    assert "script: size 5" in ended.stderr
+    assert (fault := run_script(tmp_path, "--size=-1")).returncode == 1
+    assert "Traceback" in fault.stderr
+    assert (shown := run_script(tmp_path, "--help")).returncode == 0
+    assert "    python script.py --size 3\n" in shown.stdout
+    assert "A number (default: 5)" in shown.stdout
+    assert "--recipe FILE" in shown.stdout
+
+
+# Loading by name --------------------------------------------------------------------------------------------------
+
+
+def test_load_by_name(tokenizer: BertTokenizer, tiny_bert: BertForMaskedLM, tmp_path: Path) -> None:
+    save_tokenizer(tokenizer, tmp_path)
+    tiny_bert.save_pretrained(tmp_path)
+    assert load_by_name(AutoTokenizer, str(tmp_path)).get_vocab() == tokenizer.get_vocab()
+    assert type(load_by_name(AutoModelForMaskedLM, str(tmp_path))) is BertForMaskedLM
+
+
+@pytest.mark.parametrize("kind", [AutoTokenizer, AutoModelForMaskedLM])
+def test_load_by_name_refuses_what_is_not_there_in_one_line(kind: Any, tmp_path: Path) -> None:
+    for name in (str(tmp_path / "missing"), "nobody/no-such-model", str(tmp_path)):
+        with pytest.raises(InputError, match="neither a folder of a model nor one to be had") as error:
+            load_by_name(kind, name)
+        assert "\n" not in str(error.value)
+        assert str(error.value).startswith(name)
+
+
+def test_load_by_name_refuses_a_tokenizer_without_vocabulary(tmp_path: Path) -> None:
+    """Of a folder that holds a config alone, transformers 5 makes a tokenizer of five tokens, in silence."""
+    BertConfig().save_pretrained(tmp_path)
+    assert len(AutoTokenizer.from_pretrained(tmp_path)) == 5
+    with pytest.raises(InputError, match="holds no vocabulary"):
+        load_by_name(AutoTokenizer, str(tmp_path))
