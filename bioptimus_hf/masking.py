@@ -84,7 +84,7 @@ class BioptimusDataCollator:
         self.strategy = strategy
         self.seed = seed
         self.pad_to_multiple_of = pad_to_multiple_of
-        self._special = np.zeros(len(tokenizer), dtype=np.bool_)
+        self._special = np.zeros(max(tokenizer.get_vocab().values()) + 1, dtype=np.bool_)
         self._special[tokenizer.all_special_ids] = True
         self._real_ids = real_ids(tokenizer)
         self._continues = _continuations(tokenizer, [strategy])

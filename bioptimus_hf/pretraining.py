@@ -70,6 +70,8 @@ class BertForMaskedPositions(BertForMaskedLM):
     have the shape (masked positions of the batch, vocabulary).
     """
 
+    accepts_loss_kwargs = True  # tells the Trainer to pass num_items_in_batch; it looks for **kwargs otherwise
+
     def forward(
         self,
         input_ids: torch.Tensor,
@@ -191,6 +193,7 @@ def mask_once(
         as they are.
     """
     collator = BioptimusDataCollator(tokenizer, strategy, seed=seed)
+    collator.follow([0], [strategy], batch_size=_ROWS_AT_ONCE, rank=0, world_size=1)  # the same on every process
     masked: list[dict[str, Any]] = []
     for start in range(0, len(blocks), _ROWS_AT_ONCE):
         rows = blocks[start : start + _ROWS_AT_ONCE]["input_ids"]
@@ -210,7 +213,9 @@ def loss_and_count(
     training = model.training
     model.eval()
     sums = torch.zeros(2, dtype=torch.float64, device=model.device)
-    for batch in DataLoader(dataset, batch_size=batch_size, collate_fn=collator):
+    # With a generator of its own, the loader draws nothing from the global one, which dropout draws from.
+    generator = torch.Generator()
+    for batch in DataLoader(dataset, batch_size=batch_size, collate_fn=collator, generator=generator):
         batch = {name: values.to(model.device) for name, values in batch.items()}
         sums += torch.stack([model(**batch, num_items_in_batch=1).loss, (batch["labels"] != -100).sum()])
     model.train(training)

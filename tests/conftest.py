@@ -13,10 +13,12 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
+torch.set_num_threads(1)  # the models of the tests are too small for more to pay
+
 SPECIAL = ["[PAD]", "[unused0]", "[unused1]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = (  # noqa: SIM905  (a list of quoted words would be harder to read)
     "the of and in with was patients asthma bronchoconstriction cells protein disease expression treatment aspirin "
-    "is by for to a on were therapy cancer severe mice gene binding acute induced renal failure"
+    "is by for to on were therapy cancer severe mice gene binding acute induced renal failure"
 ).split()
 CHARACTERS = [*"abcdefghijklmnopqrstuvwxyz0123456789", *"-.,;:()/%<>=+"]
 

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import build_tiny_bert
+from datasets import Dataset
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    BertForMaskedLM,
+    BertTokenizer,
+    Trainer,
+    TrainingArguments,
+)
+
+from bioptimus_hf.artifacts import InputError
+from bioptimus_hf.curriculum import BIOPTIMUS_CURRICULUM, CurriculumCallback, Phase, phase_ends
+from bioptimus_hf.masking import BioptimusDataCollator, MaskingStrategy
+
+TEXT = "aspirin binding in severe asthma patients with bronchoconstriction of the mice"
+
+
+class Recorder(BioptimusDataCollator):
+    """Remembers every training batch."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.batches: list[dict[str, torch.Tensor]] = []
+
+    def __call__(self, examples: Any) -> dict[str, torch.Tensor]:
+        batch = super().__call__(examples)
+        if "labels" not in examples[0]:
+            self.batches.append(batch)
+        return batch
+
+
+def arguments(folder: Path, **changes: Any) -> TrainingArguments:
+    return TrainingArguments(
+        **{
+            "output_dir": str(folder),
+            "use_cpu": True,
+            "max_steps": 20,
+            "per_device_train_batch_size": 4,
+            "disable_tqdm": True,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            **changes,
+        }
+    )
+
+
+def train(
+    tokenizer: BertTokenizer, folder: Path, *, resume: str | None = None, rows: int = 24, **changes: Any
+) -> tuple[Trainer, Recorder]:
+    """A stock Trainer: our two lines are the collator and the callback."""
+    collator = Recorder(tokenizer, seed=5)
+    dataset = Dataset.from_dict({"input_ids": [tokenizer(TEXT)["input_ids"] for _ in range(rows)]})
+    ready = Dataset.from_list([{"input_ids": [4, 40, 5], "labels": [-100, 41, -100]}] * 6)
+    trainer = Trainer(
+        model=build_tiny_bert(len(tokenizer)),
+        args=arguments(folder / "trainer", **changes),
+        train_dataset=dataset,
+        eval_dataset=ready,
+        data_collator=collator,
+        processing_class=tokenizer,
+        callbacks=[CurriculumCallback(collator, export_dir=folder / "out")],
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer, collator
+
+
+def test_the_published_rows() -> None:
+    table = [(p.version, p.masking.unit, p.masking.rate, p.masking.corrupt, p.share) for p in BIOPTIMUS_CURRICULUM]
+    assert table == [
+        ("0.1", "token", 0.15, True, 0.25),
+        ("0.2", "word", 0.15, True, 0.25),
+        ("0.3", "word", 0.20, True, 0.25),
+        ("0.4", "word", 0.20, False, 0.25),
+    ]
+
+
+@pytest.mark.parametrize(("steps", "ends"), [(4, [1, 2, 3, 4]), (20, [5, 10, 15, 20]), (1001, [250, 500, 751, 1001])])
+def test_phase_ends(steps: int, ends: list[int]) -> None:
+    assert phase_ends(BIOPTIMUS_CURRICULUM, steps) == ends
+
+
+def test_bad_curricula_are_refused() -> None:
+    word = MaskingStrategy("word", 0.2, corrupt=True)
+    with pytest.raises(InputError, match=r"add up to 1, not 0\.9"):
+        phase_ends([Phase("0.1", word, 0.5), Phase("0.2", word, 0.4)], 10)
+    with pytest.raises(InputError, match="3 optimizer steps leave a phase of 4 without any"):
+        phase_ends(BIOPTIMUS_CURRICULUM, 3)
+    with pytest.raises(InputError, match="a version of its own"):
+        phase_ends([Phase("0.1", word, 0.5), Phase("0.1", word, 0.5)], 10)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_phases_switch_at_the_declared_step(tokenizer: BertTokenizer, tmp_path: Path, accumulation: int) -> None:
+    # 24 rows make 6 micro-batches an epoch, so the edges (5, 10 and 15 steps) fall inside epochs.
+    _, collator = train(tokenizer, tmp_path, gradient_accumulation_steps=accumulation, per_device_train_batch_size=4)
+    assert len(collator.batches) >= 20 * accumulation
+    bare = BioptimusDataCollator(tokenizer, seed=5)
+    for micro_batch, batch in enumerate(collator.batches[: 20 * accumulation]):
+        phase = BIOPTIMUS_CURRICULUM[micro_batch // accumulation // 5]
+        bare.follow([0], [phase.masking], batch_size=4, rank=0, world_size=1)
+        bare.begin(micro_batch)
+        expected = bare([{"input_ids": tokenizer(TEXT)["input_ids"]}] * 4)
+        assert torch.equal(batch["labels"], expected["labels"]), micro_batch
+        assert torch.equal(batch["input_ids"], expected["input_ids"]), micro_batch
+
+
+def test_each_phase_exports_a_plain_model(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    trainer, _ = train(tokenizer, tmp_path, eval_strategy="steps", eval_steps=1000)
+    out = tmp_path / "out"
+    assert sorted(folder.name for folder in out.iterdir()) == ["v0.1", "v0.2", "v0.3", "v0.4"]
+    weights = []
+    for number, phase in enumerate(BIOPTIMUS_CURRICULUM):
+        folder = out / f"v{phase.version}"
+        record = json.loads((folder / "phase.json").read_text())
+        assert record["version"] == phase.version
+        assert record["last_step"] == 5 * (number + 1)
+        assert record["masking"] == {
+            "unit": phase.masking.unit,
+            "rate": phase.masking.rate,
+            "corrupt": phase.masking.corrupt,
+        }
+        assert record["metrics"]["eval_loss"] > 0
+        model = AutoModelForMaskedLM.from_pretrained(folder)
+        assert type(model) is BertForMaskedLM
+        assert model.config.architectures == ["BertForMaskedLM"]
+        weights.append(model.state_dict())
+        assert len(AutoTokenizer.from_pretrained(folder)) == len(tokenizer)
+        assert (folder / "vocab.txt").read_text().splitlines()[4] == "[CLS]"
+        assert not list(folder.glob("*.bin"))
+    for before, after in itertools.pairwise(weights):
+        assert any(not torch.equal(before[name], after[name]) for name in before)
+    final = trainer.model.state_dict()
+    assert all(torch.equal(final[name], weights[-1][name]) for name in final)
+
+
+def test_the_log_names_the_phase(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    trainer, _ = train(tokenizer, tmp_path)
+    by_step = {row["step"]: row for row in trainer.state.log_history if "loss" in row}
+    assert [by_step[step]["phase"] for step in (1, 5, 6, 10, 11, 20)] == ["0.1", "0.1", "0.2", "0.2", "0.3", "0.4"]
+    assert (by_step[20]["unit"], by_step[20]["rate"], by_step[20]["corrupt"]) == ("word", 0.2, False)
+
+
+def test_evaluation_moves_no_mask(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    # The Trainer evaluates with the same collator.
+    _, quiet_collator = train(tokenizer, tmp_path / "quiet")
+    _, busy_collator = train(tokenizer, tmp_path / "busy", eval_strategy="steps", eval_steps=3)
+    for expected, got in zip(quiet_collator.batches, busy_collator.batches, strict=True):
+        assert torch.equal(expected["input_ids"], got["input_ids"])
+        assert torch.equal(expected["labels"], got["labels"])
+
+
+@pytest.mark.parametrize("step", [5, 7])  # an edge, and the middle of a phase and of an epoch
+def test_resuming_gives_the_uninterrupted_weights(tokenizer: BertTokenizer, tmp_path: Path, step: int) -> None:
+    options: dict[str, Any] = {"save_strategy": "steps", "save_steps": step}
+    whole, _ = train(tokenizer, tmp_path, **options)
+    resumed, _ = train(tokenizer, tmp_path, resume=str(tmp_path / "trainer" / f"checkpoint-{step}"), **options)
+    assert resumed.state.global_step == 20
+    for (name, expected), got in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(expected, got), name

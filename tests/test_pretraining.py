@@ -1,0 +1,304 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import build_tiny_bert
+from datasets import Dataset
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForMaskedLM, BertForMaskedLM, BertTokenizer
+
+from bioptimus_hf.artifacts import InputError
+from bioptimus_hf.curriculum import save_masked_lm
+from bioptimus_hf.masking import BioptimusDataCollator, MaskingStrategy
+from bioptimus_hf.pretraining import (
+    VALIDATION_MASKING,
+    BertForMaskedPositions,
+    PretrainingArguments,
+    loss_and_count,
+    mask_once,
+    pretrain,
+    shaping_settings,
+    tokenize_and_pack,
+)
+
+ROOT = Path(__file__).parent.parent
+TEXTS = [
+    "Aspirin binding in severe asthma patients was induced by protein expression.",
+    "The mice of the renal cells.",
+    "Bronchoconstriction (acute) is a disease with cancer therapy on the gene, for patients and failure.",
+]
+
+
+def blocks(tokenizer: BertTokenizer, copies: int = 12, max_length: int = 16) -> Dataset:
+    return tokenize_and_pack(Dataset.from_dict({"text": TEXTS * copies}), tokenizer, max_length=max_length)
+
+
+def masked_head(tokenizer: BertTokenizer, *, dropout: float = 0.1) -> BertForMaskedPositions:
+    plain = build_tiny_bert(len(tokenizer))
+    plain.config.hidden_dropout_prob = plain.config.attention_probs_dropout_prob = dropout
+    model = BertForMaskedPositions(plain.config)
+    model.load_state_dict(plain.state_dict())
+    return model
+
+
+def arguments(folder: Path, **changes: Any) -> PretrainingArguments:
+    return PretrainingArguments(
+        **{
+            "output_dir": str(folder),
+            "max_steps": 8,
+            "per_device_train_batch_size": 4,
+            "disable_tqdm": True,
+            "logging_steps": 1,
+            "learning_rate": 1e-3,
+            **changes,
+        }
+    )
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
+    assert left.keys() == right.keys()
+    assert [name for name in left if not torch.equal(left[name], right[name])] == []
+
+
+def assert_close_rows(left: dict[str, Any], right: dict[str, Any], *, rel: float) -> None:
+    for name in {"loss", "grad_norm", "eval_loss"} & {*left, *right}:
+        assert left[name] == pytest.approx(right[name], rel=rel), (left["step"], name)
+
+
+@pytest.mark.parametrize("num_proc", [None, 2])
+@pytest.mark.parametrize("max_length", [8, 16, 500])
+def test_packing_loses_nothing(tokenizer: BertTokenizer, max_length: int, num_proc: int | None) -> None:
+    documents = Dataset.from_dict({"text": TEXTS * 5, "document": range(15)})
+    packed = tokenize_and_pack(documents, tokenizer, max_length=max_length, num_proc=num_proc)["input_ids"][:]
+    expected = [number for text in TEXTS * 5 for number in tokenizer(text)["input_ids"]]
+    assert [number for block in packed for number in block] == expected
+    assert all(len(block) == max_length for block in packed[:-1])
+    assert 0 < len(packed[-1]) <= max_length
+
+
+def test_packed_tokens_take_two_bytes(tokenizer: BertTokenizer) -> None:
+    packed = blocks(tokenizer)
+    assert str(packed.features["input_ids"].feature.dtype) == "uint16"
+
+
+@pytest.mark.parametrize("max_length", [4, 513])
+def test_a_length_the_model_cannot_read_is_refused(tokenizer: BertTokenizer, max_length: int) -> None:
+    with pytest.raises(InputError, match="--max_length must lie between 8 and the model's 512"):
+        blocks(tokenizer, max_length=max_length)
+
+
+def test_validation_is_masked_once_and_fixed(tokenizer: BertTokenizer) -> None:
+    packed = blocks(tokenizer)
+    once = mask_once(packed, tokenizer, seed=1)
+    assert once.to_dict() == mask_once(packed, tokenizer, seed=1).to_dict()
+    assert once.to_dict() != mask_once(packed, tokenizer, seed=2).to_dict()
+    hidden = 0
+    for before, after in zip(packed["input_ids"], once, strict=True):
+        assert len(after["input_ids"]) == len(before) == sum(after["attention_mask"])
+        for was, now, label in zip(before, after["input_ids"], after["labels"], strict=True):
+            assert (now, label) == (was, -100) or (now, label) == (tokenizer.mask_token_id, was)
+            hidden += label != -100
+    assert hidden / sum(map(len, packed["input_ids"])) == pytest.approx(VALIDATION_MASKING.rate, abs=0.05)
+
+
+def test_the_head_on_masked_positions_gives_the_plain_models_loss_and_gradient(tokenizer: BertTokenizer) -> None:
+    plain, ours = build_tiny_bert(len(tokenizer)), masked_head(tokenizer).eval()
+    batch = BioptimusDataCollator(tokenizer, MaskingStrategy("word", 0.2, True))(
+        [{"input_ids": block} for block in blocks(tokenizer)["input_ids"]]
+    )
+    expected = plain(**batch).loss
+    got = ours(**batch).loss
+    assert got.item() == pytest.approx(expected.item(), rel=1e-5)
+    expected.backward()
+    got.backward()
+    for (name, reference), mine in zip(plain.named_parameters(), ours.parameters(), strict=True):
+        assert torch.allclose(reference.grad, mine.grad, rtol=1e-4, atol=1e-7), name
+
+
+def test_a_batch_without_masked_positions_has_no_loss_and_no_gradient(tokenizer: BertTokenizer) -> None:
+    model = masked_head(tokenizer)
+    loss = model(input_ids=torch.tensor([[4, 40, 5]]), labels=torch.full((1, 3), -100)).loss
+    loss.backward()
+    assert loss.item() == 0
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+def test_validation_loss_is_the_mean_over_tokens_not_over_batches(tokenizer: BertTokenizer) -> None:
+    model = masked_head(tokenizer).train()
+    ready = mask_once(blocks(tokenizer), tokenizer)
+    collator = BioptimusDataCollator(tokenizer)
+    state = torch.get_rng_state()
+    total, count = loss_and_count(model, ready, collator, batch_size=5).tolist()
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), state)
+    plain = build_tiny_bert(len(tokenizer))
+    losses = [
+        torch.nn.functional.cross_entropy(
+            plain(torch.tensor([row["input_ids"]])).logits[0], torch.tensor(row["labels"]), reduction="sum"
+        ).item()
+        for row in ready
+    ]
+    assert count == sum(label != -100 for row in ready for label in row["labels"])
+    assert total == pytest.approx(sum(losses), rel=1e-4)
+
+
+def run_once(tokenizer: BertTokenizer, folder: Path, *, dropout: float = 0.1, **changes: Any) -> list[dict[str, Any]]:
+    torch.manual_seed(0)
+    return pretrain(
+        masked_head(tokenizer, dropout=dropout),
+        tokenizer,
+        blocks(tokenizer).select(range(32)),  # a whole number of batches
+        mask_once(blocks(tokenizer, copies=2), tokenizer),
+        arguments(folder / "checkpoints", **changes),
+        export_dir=folder,
+    )
+
+
+def test_a_run_learns_exports_and_logs(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    history = run_once(tokenizer, tmp_path, max_steps=60)
+    losses = {row["step"]: row["eval_loss"] for row in history if "eval_loss" in row}
+    assert list(losses) == [0, 15, 30, 45, 60]
+    assert losses[60] < losses[0] - 0.5
+    for version in ("v0.1", "v0.2", "v0.3", "v0.4"):
+        record = json.loads((tmp_path / version / "phase.json").read_text())
+        assert record["metrics"]["eval_loss"] == losses[record["last_step"]]
+    assert type(AutoModelForMaskedLM.from_pretrained(tmp_path / "v0.4")) is BertForMaskedLM
+
+
+def test_exports_and_checkpoints_are_plain_and_carry_a_whole_tokenizer(
+    tokenizer: BertTokenizer, tmp_path: Path
+) -> None:
+    run_once(tokenizer, tmp_path, save_steps=4, save_total_limit=None)
+    for folder in (tmp_path / "v0.2", tmp_path / "checkpoints" / "checkpoint-4"):
+        assert AutoConfig.from_pretrained(folder).architectures == ["BertForMaskedLM"]
+        assert len((folder / "vocab.txt").read_text().splitlines()) == len(tokenizer)
+    assert_same(weights(tmp_path / "v0.2"), weights(tmp_path / "checkpoints" / "checkpoint-4"))
+
+
+def test_accumulation_changes_neither_loss_nor_gradient(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    # BertForMaskedLM takes num_items_in_batch and ignores it: with it the loss is multiplied by the micro-batches.
+    whole = run_once(tokenizer, tmp_path / "whole", dropout=0.0)
+    halves = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    cut = run_once(tokenizer, tmp_path / "cut", dropout=0.0, **halves)
+    for left, right in zip(whole, cut, strict=True):
+        assert_close_rows(left, right, rel=1e-3)
+    for left, right in zip(
+        weights(tmp_path / "whole" / "v0.4").values(), weights(tmp_path / "cut" / "v0.4").values(), strict=True
+    ):
+        assert torch.allclose(left, right, atol=1e-4)
+
+
+def test_evaluation_and_workers_change_no_weight(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    run_once(tokenizer, tmp_path / "plain")
+    run_once(tokenizer, tmp_path / "busy", eval_steps=1)
+    run_once(tokenizer, tmp_path / "workers", dataloader_num_workers=2)
+    assert_same(weights(tmp_path / "plain" / "v0.4"), weights(tmp_path / "busy" / "v0.4"))
+    assert_same(weights(tmp_path / "plain" / "v0.4"), weights(tmp_path / "workers" / "v0.4"))
+
+
+def test_too_little_text_is_refused(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="the corpus fills 5 blocks, a batch needs 8"):
+        pretrain(
+            masked_head(tokenizer),
+            tokenizer,
+            blocks(tokenizer, copies=1),
+            None,
+            arguments(tmp_path, per_device_train_batch_size=8),
+            export_dir=tmp_path,
+        )
+
+
+def test_what_shapes_the_weights_is_told_from_what_does_not(tmp_path: Path) -> None:
+    plain = shaping_settings(arguments(tmp_path))
+    assert plain == shaping_settings(arguments(tmp_path / "elsewhere", logging_steps=7, save_steps=3, eval_steps=2))
+    assert plain != shaping_settings(arguments(tmp_path, learning_rate=2e-3))
+    assert plain != shaping_settings(arguments(tmp_path, gradient_accumulation_steps=2))
+
+
+def command(run: Path, corpus: Path, *more: str) -> list[str]:
+    return [
+        *(sys.executable, str(ROOT / "scripts" / "pretrain.py"), "--output_dir", str(run), "--corpus", str(corpus)),
+        *("--validation_share", "0.2", "--max_length", "16", "--per_device_train_batch_size", "4"),
+        *("--max_steps", "40", "--save_steps", "3", "--logging_steps", "1", "--disable_tqdm", "True", *more),
+    ]
+
+
+def prepare(tokenizer: BertTokenizer, folder: Path) -> tuple[Path, Path]:
+    corpus = folder / "corpus.txt"
+    corpus.write_text("".join(f"{text} {number}.\n" for number in range(20) for text in TEXTS))
+    save_masked_lm(build_tiny_bert(len(tokenizer)), tokenizer, folder / "run" / "v0.0")
+    return folder / "run", corpus
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_same_weights(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    run, corpus = prepare(tokenizer, tmp_path)
+    shutil.copytree(run, tmp_path / "whole")
+    environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    process = subprocess.Popen(command(run, corpus), env=environment, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not (run / "v0.2").is_dir() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (run / "pretraining").exists(), "the run ended before it could be killed"
+    done = subprocess.run(
+        command(run, corpus), env=environment, capture_output=True, text=True, check=True, timeout=200
+    )
+    assert "going on from" in done.stderr
+    subprocess.run(command(tmp_path / "whole", corpus), env=environment, capture_output=True, check=True, timeout=200)
+    for version in ("v0.1", "v0.2", "v0.3", "v0.4"):
+        assert_same(weights(run / version), weights(tmp_path / "whole" / version))
+    assert not (run / "checkpoints").exists()
+    history = json.loads((run / "pretraining" / "history.json").read_text())
+    assert [row["step"] for row in history if "loss" in row] == list(range(1, 41))
+
+    again = subprocess.run(
+        command(run, corpus), env=environment, capture_output=True, text=True, check=True, timeout=200
+    )
+    assert "already there" in again.stderr
+    other = subprocess.run(
+        command(run, corpus, "--learning_rate", "0.5"), env=environment, capture_output=True, text=True
+    )
+    assert other.returncode == 2
+    assert "learning_rate" in other.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_two_ranks_train_as_one(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    run, corpus = prepare(tokenizer, tmp_path)
+    plain = build_tiny_bert(len(tokenizer))
+    plain.config.hidden_dropout_prob = plain.config.attention_probs_dropout_prob = 0.0
+    save_masked_lm(plain, tokenizer, run / "v0.0")
+    shutil.copytree(run, tmp_path / "two")
+    environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    subprocess.run(command(run, corpus), env=environment, capture_output=True, check=True, timeout=200)
+    _, *rest = command(tmp_path / "two", corpus, "--per_device_train_batch_size", "2")
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *rest],
+        env=environment,
+        capture_output=True,
+        check=True,
+    )
+    one, two = (
+        [row for row in json.loads((folder / "pretraining" / "history.json").read_text()) if "step" in row]
+        for folder in (run, tmp_path / "two")
+    )
+    for left, right in zip(one, two, strict=True):
+        assert_close_rows(left, right, rel=2e-3)
+    for left, right in zip(weights(run / "v0.4").values(), weights(tmp_path / "two" / "v0.4").values(), strict=True):
+        assert torch.allclose(left, right, atol=1e-4)
