@@ -87,6 +87,7 @@ def contextual_embeddings(
     *,
     layer: int = -1,
     batch_size: int = 64,
+    bf16: bool = False,
     progress: bool = True,
 ) -> dict[str, torch.Tensor]:
     """Read contexts with a base model; average its states over each token's pieces (f), then over its contexts (g).
@@ -101,6 +102,7 @@ def contextual_embeddings(
         contexts: rows `token`, `text`, `start`, `end` (characters of `text`), from `find_contexts`.
         layer: whose states are read; 0 is the embeddings' output, -1 the last layer.
         batch_size: sentences read at once.
+        bf16: multiply matrices in bfloat16, twice as fast where the processor has it. The sums stay in float64.
 
     Returns:
         Token to its vector, float32 of shape (hidden size,), for every token that has a context.
@@ -124,7 +126,8 @@ def contextual_embeddings(
         for texts in batches:
             encoded, places = _encode(texts, [spans[text] for text in texts], tokenizer)
             inputs = {name: values.to(model.device) for name, values in encoded.items()}
-            states = encoder(**inputs, output_hidden_states=True).hidden_states[layer].float().cpu()
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+                states = encoder(**inputs, output_hidden_states=True).hidden_states[layer].cpu()
             window, first, last, token = torch.tensor(places).unbind(dim=1)
             before = torch.nn.functional.pad(states.double().cumsum(dim=1), (0, 0, 1, 0))
             means = (before[window, last + 1] - before[window, first]) / (last + 1 - first).unsqueeze(1)

@@ -72,6 +72,15 @@ def test_vectors_are_means_over_pieces_then_contexts(
         assert torch.allclose(vector, torch.stack(each).mean(dim=0), atol=1e-5), token
 
 
+def test_bf16_gives_nearly_the_same_vectors(tiny_bert: BertForMaskedLM, tokenizer: BertTokenizer) -> None:
+    full = contextual_embeddings(tiny_bert, tokenizer, contexts(ROWS), progress=False)
+    half = contextual_embeddings(tiny_bert, tokenizer, contexts(ROWS), bf16=True, progress=False)
+    for token in full:
+        assert half[token].dtype == torch.float32
+        assert not torch.equal(full[token], half[token])
+        assert torch.nn.functional.cosine_similarity(full[token], half[token], dim=0) > 0.999
+
+
 def test_order_of_contexts_changes_nothing(tiny_bert: BertForMaskedLM, tokenizer: BertTokenizer) -> None:
     rows = contexts(ROWS)
     first = contextual_embeddings(tiny_bert, tokenizer, rows, progress=False)
