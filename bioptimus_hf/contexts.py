@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -20,7 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
-from datasets import Dataset, Features, Value, concatenate_datasets
+from datasets import Dataset, Features, Value
 from transformers import PreTrainedTokenizerBase
 
 from bioptimus_hf.artifacts import InputError
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 _VERSION = 1  # of what a batch yields; part of the map's fingerprint, which does not see the code of this package
 _ROWS_AT_ONCE = 10_000  # sentences; about 1 MB, which stays in the processor's cache
 _TEXT_TYPES = ("string", "large_string", "string_view")
+_CANDIDATES_HELD = 1 << 20  # before the losers are thrown out for the first time
 _LARGEST = np.uint64(2**64 - 1)
 _CANDIDATE = np.dtype([("token", "i4"), ("row", "i8"), ("priority", "u8"), ("start", "i4"), ("end", "i4")])
 _FIELDS = ("token", "row", "priority", "start", "end")
@@ -219,7 +221,8 @@ class _BatchFinder:
         self._matcher: Matcher | None = None  # made in the process that uses it
         self._reservoir = _Reservoir(len(tokens), per_token)
         self._seed = seed % 2**64
-        self._token_hashes = np.array([self._hash(token.encode()) for token in tokens], dtype=np.uint64)
+        hashes = [xxhash.xxh3_64_intdigest(token.encode(), self._seed) for token in tokens]
+        self._token_hashes = np.array(hashes, dtype=np.uint64)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), self._arguments
@@ -247,15 +250,11 @@ class _BatchFinder:
         self._reservoir.add(candidates)
         return pa.table({name: candidates[name] for name in _FIELDS})
 
-    def _hash(self, content: bytes | memoryview) -> int:
-        return xxhash.xxh3_64_intdigest(content, seed=self._seed)
-
     def _sentence_hashes(self, texts: pa.Array) -> npt.NDArray[np.uint64]:
         content, offsets = utf8_buffers(texts)
-        ends = offsets.tolist()
-        return np.fromiter(
-            (self._hash(content[start:end]) for start, end in pairwise(ends)), dtype=np.uint64, count=len(texts)
-        )
+        digest, seed = xxhash.xxh3_64_intdigest, self._seed
+        hashes = [digest(content[start:end], seed) for start, end in pairwise(offsets.tolist())]
+        return np.array(hashes, dtype=np.uint64)
 
 
 class _Reservoir:
@@ -269,18 +268,18 @@ class _Reservoir:
         self.limits = np.full(tokens, _LARGEST, dtype=np.uint64)
         self._per_token = per_token
         self._kept: list[Candidates] = [np.empty(0, dtype=_CANDIDATE)]
-        self._room = 2 * tokens  # candidates to hold before the next cut
+        self._room = _CANDIDATES_HELD
 
     def add(self, candidates: Candidates) -> None:
         """Take candidates in; cut back to the best when their number has doubled."""
         self._kept.append(candidates)
         if sum(map(len, self._kept)) > self._room:
-            self._room = 2 * max(len(self.best()), len(self.limits))
+            self._room = max(2 * len(self.best()), _CANDIDATES_HELD)
 
     def best(self) -> Candidates:
         """Return what is in the lead, by token, then priority, then row; copies of a sentence follow each other."""
         every = np.concatenate(self._kept)
-        every = every[np.lexsort((every["row"], every["priority"], every["token"]))]
+        every = every[_order(every)]
         token, priority = every["token"], every["priority"]
         new_token = np.diff(token, prepend=-1) != 0
         count = np.cumsum(_starts_sentence(every))
@@ -306,26 +305,76 @@ def _merge(candidates: Dataset | None, tokens: int, per_token: int) -> Candidate
 
 def _fetch(dataset: Dataset, winners: Candidates, tokens: Sequence[str]) -> Dataset:
     """Put the text of the winning rows beside their tokens and spans."""
-    if "document" in dataset.column_names and len(winners):
-        documents = cast(pa.Table, dataset.select_columns("document").select(winners["row"])[:])["document"]
-        winners = winners[_by_document(winners, documents)]
-    winners = winners[_starts_sentence(winners)]
+    rows = np.unique(winners["row"])
+    texts = _rows_of(dataset, rows)
+    place = np.searchsorted(rows, winners["row"])
+    if "document" in texts.column_names:
+        order = _by_document(winners, texts["document"].take(pa.array(place)))
+        winners, place = winners[order], place[order]
+    first = _starts_sentence(winners)
+    winners, place = winners[first], place[first]
     names = pa.array(tokens, pa.string()).take(pa.array(winners["token"]))
-    places = pa.table({"token": names, "start": winners["start"], "end": winners["end"]})
-    # A fingerprint from the content, so that the caches of later steps are found again.
-    spans = Dataset(places, fingerprint=xxhash.xxh3_64_hexdigest(np.ascontiguousarray(winners).tobytes()))
-    columns = [
-        name
-        for name in ("token", "text", "start", "end", "document")
-        if name in {*places.column_names, *dataset.column_names}
-    ]
-    if not len(winners):  # the library drops the columns of empty parts
-        features = Features({**dataset.features, **spans.features})
-        return Dataset.from_dict(
-            {name: [] for name in columns}, features=Features({name: features[name] for name in columns})
+    table = pa.table({"token": names, "start": winners["start"], "end": winners["end"], "place": place})
+    features = {"token": Value("string"), "start": Value("int32"), "end": Value("int32"), **dataset.features}
+    columns = [name for name in ("token", "text", "start", "end", "document") if name in features]
+    features = Features({name: features[name] for name in columns})
+    if not len(winners):
+        return Dataset.from_dict({name: [] for name in columns}, features=features)
+
+    def attach(batch: pa.Table) -> pa.Table:
+        found = texts.take(batch["place"])
+        return pa.table({name: (batch if name in batch.column_names else found)[name] for name in columns})
+
+    # Named after what is in it: later steps find their own caches again, and large results lie on disk.
+    name = xxhash.xxh3_128_hexdigest(dataset._fingerprint.encode() + np.ascontiguousarray(winners).tobytes())[:16]
+    folder = Path(dataset.cache_files[0]["filename"]).parent if dataset.cache_files else None
+    return cast(
+        Dataset,
+        Dataset(table)
+        .with_format("arrow")
+        .map(
+            attach,
+            batched=True,
+            batch_size=_ROWS_AT_ONCE,
+            remove_columns=table.column_names,
+            features=features,
+            cache_file_name=str(folder / f"cache-contexts-{name}.arrow") if folder else None,
+            new_fingerprint=name,
+            desc="Fetching sentences",
         )
-    joined = concatenate_datasets([dataset.select(winners["row"]), spans], axis=1)
-    return joined.with_format(None).select_columns(columns)
+        .with_format(None),
+    )
+
+
+def _rows_of(dataset: Dataset, rows: npt.NDArray[np.int64]) -> pa.Table:
+    """Read some rows, which are sorted: in one pass, since random access takes longer than to read everything."""
+    schema = dataset.features.arrow_schema.remove_metadata()
+    large = pa.schema(
+        [field.with_type(pa.large_string()) if pa.types.is_string(field.type) else field for field in schema]
+    )
+    found = [large.empty_table()]
+    for number, batch in enumerate(dataset.iter(batch_size=_ROWS_AT_ONCE)):
+        start = number * _ROWS_AT_ONCE
+        first, last = np.searchsorted(rows, [start, start + len(batch)])
+        if first < last:
+            found.append(batch.combine_chunks().take(pa.array(rows[first:last] - start)).cast(large))
+    return pa.concat_tables(found).combine_chunks()
+
+
+def _order(candidates: Candidates) -> npt.NDArray[np.int64]:
+    """Return the order by token, priority and row: one sort of 64-bit keys, which is far faster than one by fields."""
+    bits = np.uint64(int(candidates["token"].max(initial=0)).bit_length())
+    keys = candidates["priority"] >> bits
+    if bits:
+        keys |= candidates["token"].astype(np.uint64) << (np.uint64(64) - bits)
+    order = np.argsort(keys)
+    keys = keys[order]
+    same = np.zeros(len(keys) + 1, dtype=np.bool_)
+    np.equal(keys[1:], keys[:-1], out=same[1:-1])
+    tied = np.flatnonzero(same[1:] | same[:-1])  # copies of a sentence, and priorities that differ in their last bits
+    among = candidates[order[tied]]
+    order[tied] = order[tied][np.lexsort((among["row"], among["priority"], among["token"]))]
+    return order
 
 
 def _starts_sentence(candidates: Candidates) -> npt.NDArray[np.bool_]:

@@ -104,7 +104,7 @@ class Matcher:
         """Yield the occurrences in the plain ASCII texts of a block, then those in the others."""
         text = _padded(np.frombuffer(block.translate(self._characters.ascii), dtype=np.uint8))
         special = np.flatnonzero((text[: len(block)] - np.uint8(_SPACE)) >= 128 - _SPACE)
-        others = np.unique(np.searchsorted(offsets, special, side="right") - 1)
+        others = np.flatnonzero(np.diff(np.searchsorted(special, offsets)))
         for row in others:
             text[offsets[row] : offsets[row + 1]] = _SPACE
         yield self._match_words(text, offsets)
@@ -298,9 +298,10 @@ class _Words:
             Number of the word, number of the token, place of the token in the word and its length in bytes; by word,
             then place.
         """
-        fits = end - start <= self._longest
-        kept = np.arange(len(start)) if fits.all() else np.flatnonzero(fits)
-        start, length = start[kept], (end - start)[kept]
+        length = end - start
+        kept = np.flatnonzero(length <= self._longest)
+        if len(kept) < len(length):
+            start, length = start[kept], length[kept]
         keys = _word_keys(text, start, length)
         values, unknown = self._look_up(keys)
         if self._open and len(unknown):
@@ -437,10 +438,10 @@ def _word_edges(text: Bytes, offsets: Integers, isolated: bytes) -> tuple[Intege
     cuts = offsets
     if isolated:
         alone = np.flatnonzero(np.isin(text[:-_LANE], np.frombuffer(isolated, dtype=np.uint8)))
-        cuts = np.unique(np.concatenate([offsets, alone, alone + 1]))
+        cuts = np.sort(np.concatenate([offsets, alone, alone + 1]))
     cuts = cuts[inside[cuts] & inside[cuts + 1]]
     if len(cuts):  # one word ends and the next starts here
-        cuts = np.repeat(np.unique(cuts), 2)
+        cuts = np.repeat(cuts[np.diff(cuts, prepend=-1) != 0], 2)  # empty texts give the same edge twice
         edges = np.insert(edges, np.searchsorted(edges, cuts), cuts)
     return edges[0::2].copy(), edges[1::2].copy()
 
