@@ -17,6 +17,7 @@ import sentencex
 from datasets import Dataset, DatasetDict, Features, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
+from bioptimus_hf import __version__
 from bioptimus_hf.artifacts import InputError, identity, sha256_of_file
 
 SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".parquet")
@@ -45,14 +46,19 @@ def load_corpus(
     found = _resolve(source)
     if isinstance(found, str):
         return _load_from_hub(found, text_column, max_megabytes)
-    # The hashes stand among the arguments so that the data sets' cache, which hashes them, sees a changed file. A tuple,
-    # because a list would be taken for shards, the generator called anew for each, and its counts begun again.
+    # The cache of data sets hashes the arguments alone, so a changed file and a changed package must show in them.
+    # A tuple, because a list would be taken for shards, the generator called for each, and its counts begun again.
     content = tuple((str(file), sha256_of_file(file)) for file in found)
     try:
         dataset = Dataset.from_generator(
             _documents,
             features=_FEATURES,
-            gen_kwargs={"content": content, "text_column": text_column, "max_megabytes": max_megabytes},
+            gen_kwargs={
+                "content": content,
+                "text_column": text_column,
+                "max_megabytes": max_megabytes,
+                "package": f"bioptimus_hf {__version__}",
+            },
             split="train",
         )
     except DatasetGenerationError as error:  # wraps whatever the generator raises
@@ -180,7 +186,7 @@ def _rows_within(texts: Sequence[str], megabytes: float) -> int:
 
 
 def _documents(
-    content: tuple[tuple[str, str], ...], text_column: str, max_megabytes: float | None
+    content: tuple[tuple[str, str], ...], text_column: str, max_megabytes: float | None, package: str
 ) -> Iterator[dict[str, Any]]:
     size = 0
     document = 0

@@ -167,9 +167,14 @@ def test_a_place_that_cannot_be_written_is_told_in_one_line(tmp_path: Path) -> N
 def test_an_error_leaves_the_old_stage_and_nothing_else(tmp_path: Path, error: type[BaseException]) -> None:
     make(tmp_path / "stage")
     before = snapshot(tmp_path)
-    with pytest.raises(error), building(tmp_path / "stage", INPUTS, SETTINGS | {"size": 1}) as stage:
-        (stage.path / "data.txt").write_text("half")
-        raise error
+
+    def fail() -> None:
+        with building(tmp_path / "stage", INPUTS, SETTINGS | {"size": 1}) as stage:
+            (stage.path / "data.txt").write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        fail()
     assert snapshot(tmp_path) == before
     assert [path.name for path in tmp_path.iterdir()] == ["stage"]
 

@@ -110,6 +110,15 @@ def test_changed_content_is_never_served_from_the_cache(tmp_path: Path) -> None:
     assert list(split_sentences(dataset)["text"]) == ["new text"]
 
 
+def test_another_version_of_the_package_reads_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache does not see changed code; what is derived from a corpus (sentences, contexts) is keyed by it."""
+    write_txt(tmp_path / "a.txt", ["text"])
+    before, again = load_corpus(tmp_path), load_corpus(tmp_path)
+    assert before._fingerprint == again._fingerprint
+    monkeypatch.setattr(bioptimus_hf.corpus, "__version__", "99.0")
+    assert load_corpus(tmp_path)._fingerprint != before._fingerprint
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_invalid_utf8_names_file_and_byte(tmp_path: Path, packed: bool) -> None:
     content = "naïve\nline two\n".encode() + b"caf\xe9 au lait\nmore\n"
