@@ -1,4 +1,4 @@
-"""NER fine-tuning: words -> windows of pieces -> a linear head, trained exactly, its best epoch kept -> tags of words."""
+"""NER heads: words -> windows of pieces -> a linear head, trained exactly, its best epoch kept -> tags of words."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
+    TrainerControl,
     TrainingArguments,
     set_seed,
 )
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from bioptimus_hf.artifacts import InputError
-from bioptimus_hf.ner import entity_scores, label_names, tags_of
+from bioptimus_hf.ner import entity_scores, tags_of
 from bioptimus_hf.vocabulary import MAX_LENGTH, save_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -141,20 +143,31 @@ def evaluates_each_epoch(output_dir: str | Path, **arguments: Any) -> TrainingAr
         load_best_model_at_end=True,
         save_only_model=True,
         save_total_limit=1,
-        train_sampling_strategy="group_by_length",
+        ddp_find_unused_parameters=False,
         **arguments,
     )
 
 
 class HeadTrainer(Trainer):
-    """Trainer whose evaluation scores whole entities of whole sentences.
+    """Trainer that batches windows of like length, and whose evaluation scores entities of whole sentences.
 
-    The stock evaluation sees windows, and in another order than the data set's where training groups by length.
+    The stock way to batch by length reorders the evaluation set too, and draws the order from torch's own generator:
+    where dropout uses the same one, as on a CPU, two processes soon disagree and miss part of the data.
     """
+
+    control: TrainerControl
 
     def __init__(self, *args: Any, max_length: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.max_length = max_length
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthGroupedSampler:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        return LengthGroupedSampler(
+            self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
+            lengths=[len(ids) for ids in dataset["input_ids"]],
+            generator=torch.Generator().manual_seed(self.args.seed),
+        )
 
     def evaluate(
         self, eval_dataset: Dataset | None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"

@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Sequence as ListOf, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from seqeval.scheme import IOB2, Entities
 
 from bioptimus_hf.artifacts import InputError
@@ -92,7 +92,7 @@ def load_ner(task: str | NerTask, source: str | Path) -> DatasetDict:
         parts = {split: _merged(sentences, task.merged_type) for split, sentences in parts.items()}
         types = (task.merged_type,)
     names = ["O", *(f"{prefix}-{kind}" for kind in types for prefix in "BI")]
-    features = Features(tokens=ListOf(Value("string")), ner_tags=ListOf(ClassLabel(names=names)))
+    features = Features(tokens=List(Value("string")), ner_tags=List(ClassLabel(names=names)))
     return DatasetDict({split: _dataset(parts[split], features) for split in SPLITS})
 
 

@@ -16,12 +16,14 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import AutoModelForTokenClassification, AutoTokenizer
+from datasets import DatasetDict
+from transformers import AutoConfig, AutoModelForTokenClassification
 
 from bioptimus_hf.artifacts import InputError, Stage, building, identity, is_finished, write_json
 from bioptimus_hf.conll import write_conll
@@ -94,24 +96,35 @@ def main() -> None:
     options, training, stage = parse(
         Options, TrainingOptions, StageOptions, section="finetune_ner", description=__doc__
     )
+    # The first to ask for the state of the processes decides what it is: without this, each would be the main one.
+    state = PartialState(cpu=not torch.accelerator.is_available())
     tasks = chosen_tasks(options.tasks)
     models = chosen_models(options)
+    # All that is named is opened now: hours into a grid is no time to learn that something is missing.
+    datasets = {task.name: load_ner(task, options.ner_data) for task in tasks}
+    for source in models.values():
+        load_by_name(AutoConfig, source)
     root = Path(options.output_dir) / "ner"
     identities = {label: identity(source) for label, source in models.items()}
+    files = {
+        task.name: {split: identity(file) for split, file in task_files(task, options.ner_data).items()}
+        for task in tasks
+    }
     cells = []
-    for task in tasks:
-        data_inputs = {split: identity(file) for split, file in task_files(task, options.ner_data).items()}
-        for label, source in models.items():
-            for seed in options.seeds:
-                folder = root / task.name / label / str(seed)
-                inputs = {**data_inputs, "model": identities[label]}
-                settings = {**asdict(training), "max_length": options.max_length, "seed": seed}
-                settings |= {"merged_type": task.merged_type, "processes": PartialState().num_processes}
-                if not is_finished(folder, inputs, settings, force=stage.force):
-                    with built_by_main_process(folder, inputs, settings) as built:
-                        train_cell(built, task, label, source, seed, options, training, stage.num_proc)
-                cells.append(json.loads((folder / "scores.json").read_text(encoding="utf-8")))
-    if PartialState().is_main_process:
+    for task, (label, source), seed in product(tasks, models.items(), options.seeds):
+        folder = root / task.name / label / str(seed)
+        inputs = {**files[task.name], "model": identities[label]}
+        settings = {**asdict(training), "max_length": options.max_length, "seed": seed}
+        settings |= {"merged_type": task.merged_type, "processes": state.num_processes}
+        if not is_finished(folder, inputs, settings, force=stage.force):
+            with built_by_main_process(folder, inputs, settings) as built:
+                logger.info("task %s, model %s, seed %d", task.name, label, seed)
+                scores = train_and_score(built, source, datasets[task.name], seed, options, training, stage.num_proc)
+                if state.is_main_process:
+                    cell = {"task": task.name, "model": label, "seed": seed, "scorer": SCORER, **scores}
+                    write_json(built.path / "scores.json", cell)
+        cells.append(json.loads((folder / "scores.json").read_text(encoding="utf-8")))
+    if state.is_main_process:
         rows = summarize(cells)
         write_json(root / "results.json", {"scorer": SCORER, "rows": rows})
         (root / "results.md").write_text(results_table(rows), encoding="utf-8")
@@ -158,52 +171,35 @@ def built_by_main_process(folder: Path, inputs: Mapping[str, str], settings: Map
     state.wait_for_everyone()
 
 
-def train_cell(
+def train_and_score(
     built: Stage,
-    task: NerTask,
-    label: str,
     source: str,
+    dataset: DatasetDict,
     seed: int,
     options: Options,
     training: TrainingOptions,
     num_proc: int | None,
-) -> None:
+) -> dict[str, Any]:
     """Train one head, save it, and score on the test part what was saved."""
-    logger.info("task %s, model %s, seed %d", task.name, label, seed)
-    dataset = load_ner(task, options.ner_data)
     model, tokenizer = new_head(source, label_names(dataset["train"]), seed=seed)
     checkpoints = built.path / "checkpoints"
     arguments = evaluates_each_epoch(
         checkpoints, seed=seed, use_cpu=not torch.accelerator.is_available(), **asdict(training)
     )
     history = finetune(model, tokenizer, dataset, arguments, max_length=options.max_length, num_proc=num_proc)
-    if not PartialState().is_main_process:
-        return
+    if arguments.process_index > 0:
+        return {}
     shutil.rmtree(checkpoints)
     save_head(model, tokenizer, built.path)
     saved = load_by_name(AutoModelForTokenClassification, str(built.path), dtype=torch.float32).to(arguments.device)
-    test = dataset["test"]
-    gold = tags_of(test)
-    predicted = predict_tags(
-        saved, load_by_name(AutoTokenizer, str(built.path)), test["tokens"], max_length=options.max_length
-    )
+    words, gold = dataset["test"]["tokens"], tags_of(dataset["test"])
+    predicted = predict_tags(saved, tokenizer, words, max_length=options.max_length)
+    write_conll(built.path / "predictions.tsv", list(zip(words, gold, predicted, strict=True)))
     scores = entity_scores(gold, predicted)
     best = max(history, key=lambda row: row["f1"])
-    write_conll(built.path / "predictions.tsv", list(zip(test["tokens"], gold, predicted, strict=True)))
-    write_json(
-        built.path / "scores.json",
-        {
-            "task": task.name,
-            "model": label,
-            "seed": seed,
-            "scorer": SCORER,
-            "test": scores,
-            "best_epoch": best["epoch"],
-            "validation": history,
-        },
-    )
     built.facts |= {"f1": scores["f1"], "support": scores["support"], "best_epoch": best["epoch"]}
     logger.info("test F1 %.2f (dev %.2f, epoch %d)", 100 * scores["f1"], 100 * best["f1"], best["epoch"])
+    return {"test": scores, "best_epoch": best["epoch"], "validation": history}
 
 
 if __name__ == "__main__":
