@@ -22,7 +22,7 @@ from transformers.utils.logging import disable_progress_bar
 from bioptimus_hf.artifacts import InputError
 from bioptimus_hf.corpus import corpus_identity, load_corpus, split_validation
 
-SECTIONS = ("train_vocabulary", "find_contexts", "distill_embeddings", "pretrain", "finetune_ner")
+SECTIONS = ("train_vocabulary", "find_contexts", "distill_embeddings", "pretrain", "finetune_ner", "report")
 COMMON = (
     "output_dir",
     "seed",
