@@ -1,3 +1,48 @@
 """Adapt a BERT encoder to a domain: vocabulary, distilled embeddings, masking curriculum, NER heads."""
 
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
 __version__ = "0.1.0"
+
+# Where each public name lives. A name is imported when it is first asked for, so that `import bioptimus_hf` is instant
+# and a user of one part does not load the others.
+_PUBLIC = {
+    "load_corpus": "corpus",
+    "split_sentences": "corpus",
+    "train_vocabulary": "vocabulary",
+    "build_tokenizer": "vocabulary",
+    "save_tokenizer": "vocabulary",
+    "compare_vocabularies": "vocabulary",
+    "VocabularyDiff": "vocabulary",
+    "fertility": "vocabulary",
+    "find_contexts": "contexts",
+    "contextual_embeddings": "distillation",
+    "initial_rows": "distillation",
+    "transplant_vocabulary": "distillation",
+    "MaskingStrategy": "masking",
+    "BioptimusDataCollator": "masking",
+    "Phase": "curriculum",
+    "BIOPTIMUS_CURRICULUM": "curriculum",
+    "CurriculumCallback": "curriculum",
+    "tokenize_and_pack": "pretraining",
+    "pretrain": "pretraining",
+    "NerTask": "ner",
+    "BLURB_NER": "ner",
+    "load_ner": "ner",
+    "entity_scores": "ner",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

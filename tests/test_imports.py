@@ -89,3 +89,14 @@ def test_nothing_heavy_is_loaded_by_the_package_alone() -> None:
     heavy = {"torch", "transformers", "datasets", "tokenizers", "pyarrow", "numpy", "yaml", "seqeval", "matplotlib"}
     assert not loaded_by("import bioptimus_hf; bioptimus_hf.__version__") & heavy
     assert "numpy" in loaded_by("import bioptimus_hf.vocabulary")  # the check sees what is loaded
+
+
+@pytest.mark.parametrize("name", bioptimus_hf.__all__)
+def test_public_names_are_there(name: str) -> None:
+    assert getattr(bioptimus_hf, name) is not None
+    assert name in dir(bioptimus_hf)
+
+
+def test_other_names_are_not() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        bioptimus_hf.nothing  # noqa: B018
