@@ -172,7 +172,9 @@ class CurriculumCallback(TrainerCallback):
                 "last_step": state.global_step,
                 "steps": state.max_steps,
                 "metrics": dict(metrics),
-                "curriculum": [asdict(phase) for phase in self.curriculum],
+                "curriculum": [
+                    asdict(phase) | {"last_step": end} for phase, end in zip(self.curriculum, self.ends, strict=True)
+                ],
                 **self.record,
             },
         )

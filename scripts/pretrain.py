@@ -20,6 +20,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, set_seed
 
 from bioptimus_hf.artifacts import InputError, building, fingerprint, identity, is_finished, write_json
+from bioptimus_hf.cards import write_pretrained_card
 from bioptimus_hf.curriculum import BIOPTIMUS_CURRICULUM, PHASE_FILE
 from bioptimus_hf.distillation import load_masked_lm
 from bioptimus_hf.pretraining import (
@@ -97,6 +98,9 @@ def main() -> None:
                 "validation_losses": {str(row["step"]): row["eval_loss"] for row in history if "eval_loss" in row},
             }
     if arguments.process_index == 0:
+        for phase in BIOPTIMUS_CURRICULUM:
+            version = root / f"v{phase.version}"
+            write_pretrained_card(version, model=str(version))
         # Its learning rate has come to an end: there is nothing to go on from.
         shutil.rmtree(Path(arguments.output_dir).parent, ignore_errors=True)
 
