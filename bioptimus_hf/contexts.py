@@ -195,7 +195,7 @@ def report_contexts(
         for token, text, start, end in zip(*batch.values(), strict=True):
             found[token] += 1
             bare = normalised[token].removeprefix(MARK)
-            exact = text[start:end].isascii() or normalise(text[start:end]).strip() == bare
+            exact = text[start:end].isascii() or normalise(text[start:end]).strip(" ") == bare
             widened += not exact
             if exact and token not in whole and _is_whole_word(normalised[token], text[end:], tokenizer):
                 whole.add(token)

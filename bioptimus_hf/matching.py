@@ -149,17 +149,22 @@ class _Normalised(NamedTuple):
     text: Bytes  # padded
     offsets: Integers  # of each text in it
     odd: npt.NDArray[np.bool_]  # texts that cannot be normalised character by character
-    ends: Integers  # of what each byte of the original has become
-    characters: Integers  # in the original, up to and with each byte
-    originals: Integers  # offsets of each text in the original
+    places: Integers  # in `text`, of the characters that are not plain ASCII, and 0 before them
+    lengths: Integers  # of what each of them has become, in bytes
+    characters: Integers  # which characters of the originals they are
+    originals: Integers  # of each text, its first character in the originals
 
     def to_characters(self, matches: Matches) -> Matches:
         """Turn bytes of the normalised texts into characters of the originals."""
-        base = self.offsets[matches.row]
-        first = np.searchsorted(self.ends, base + matches.start, side="right")
-        last = np.searchsorted(self.ends, base + matches.end - 1, side="right")
-        before = np.append(0, self.characters)[self.originals[matches.row]]
-        return matches._replace(start=self.characters[first] - 1 - before, end=self.characters[last] - before)
+        base, before = self.offsets[matches.row], self.originals[matches.row]
+        first, last = self._character(base + matches.start), self._character(base + matches.end - 1)
+        return matches._replace(start=first - before, end=last + 1 - before)
+
+    def _character(self, place: Integers) -> Integers:
+        special = np.searchsorted(self.places, place, side="right") - 1
+        after = place - self.places[special]  # ASCII follows it, a character a byte
+        character: Integers = self.characters[special] + np.maximum(after - self.lengths[special] + 1, 0)
+        return character
 
 
 class _Characters:
@@ -199,21 +204,35 @@ class _Characters:
         """Normalise texts that hold other than plain ASCII characters."""
         original = np.frombuffer(texts, dtype=np.uint8)
         text = np.frombuffer(texts.translate(self.ascii), dtype=np.uint8)
-        continues = (original & 0xC0) == 0x80
+        plain = (original < 128) & (text != _VANISHING)
         special = np.flatnonzero((original >= 0xC0) | (text == _VANISHING))
-        number = self._number(_code_points(original, special))
-        lengths = (~continues).astype(np.int64)
-        lengths[special] = self._lengths[number]
-        ends = np.cumsum(lengths)
-        normalised = np.repeat(text, lengths)
-        place = ends[special] - lengths[special]
+        code_points, sizes = _code_points(original, special)
+        number = self._number(code_points)
+        lengths = self._lengths[number]
+        growth = np.append(0, np.cumsum(lengths - sizes))  # of the text up to each special character
+        place = special + growth[:-1]
+        normalised = np.full(len(text) + growth[-1] + _LANE, _SPACE, dtype=np.uint8)
+        filled = np.zeros(len(normalised), dtype=np.bool_)
+        filled[_ranges(place, lengths)] = True
+        filled[len(normalised) - _LANE :] = True
+        normalised[~filled] = text[plain]
         for byte in range(self._contents.shape[1]):
-            held = np.flatnonzero(self._lengths[number] > byte)
+            held = np.flatnonzero(lengths > byte)
             normalised[place[held] + byte] = self._contents[number[held], byte]
+        row_of_special = np.searchsorted(offsets, special, side="right") - 1
         odd = np.zeros(len(offsets) - 1, dtype=np.bool_)
-        odd[np.searchsorted(offsets, special[self._odd[number]], side="right") - 1] = True
-        new_offsets = np.append(0, ends)[offsets]
-        return _Normalised(_padded(normalised), new_offsets, odd, ends, np.cumsum(~continues), offsets)
+        odd[row_of_special[self._odd[number]]] = True
+        held = np.searchsorted(special, offsets)  # special characters before each text
+        surplus = np.append(0, np.cumsum(sizes - 1))  # bytes beyond one a character
+        return _Normalised(
+            text=normalised,
+            offsets=offsets + growth[held],
+            odd=odd,
+            places=np.append(0, place),
+            lengths=np.append(1, lengths),
+            characters=np.append(0, special - surplus[:-1]),
+            originals=offsets - surplus[held],
+        )
 
     def _number(self, code_points: Integers) -> Integers:
         number = self._numbers[code_points]
@@ -483,15 +502,15 @@ def _ranges(starts: Integers, counts: Integers) -> Integers:
     return np.repeat(starts - before, counts) + np.arange(int(counts.sum()))
 
 
-def _code_points(text: Bytes, start: Integers) -> Integers:
-    """Decode the UTF-8 characters that start at these places."""
+def _code_points(text: Bytes, start: Integers) -> tuple[Integers, Integers]:
+    """Decode the UTF-8 characters that start at these places; return them and their numbers of bytes."""
     lead = text[start].astype(np.int64)
     size = 1 + (lead >= 0xC0) + (lead >= 0xE0) + (lead >= 0xF0)
     code = np.where(size == 1, lead, lead & (0x7F >> size))
     for place in (1, 2, 3):
         more = np.flatnonzero(size > place)
         code[more] = code[more] << 6 | text[start[more] + place] & 0x3F
-    return code
+    return code, size
 
 
 def _word_cutter(tokenizer: Tokenizer) -> Tokenizer:
