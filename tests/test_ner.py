@@ -416,7 +416,8 @@ def test_every_label_survives_at_its_words_first_piece(tiny_tokenizer: BertToken
 def base(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: BertTokenizer) -> Path:
     folder = tmp_path_factory.mktemp("base")
     build_tiny_bert(len(tiny_tokenizer)).save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
+    # Without a length limit, as transformers 5 makes tokenizers: the limit of the saved head must be our doing.
+    BertTokenizer(vocab=tiny_tokenizer.get_vocab()).save_pretrained(folder)
     return folder
 
 
