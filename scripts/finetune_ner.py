@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Fine-tune a NER head for every task, model and seed, and write the table of strict entity F1.
+r"""Fine-tune a NER head for every task, model and seed, and write the table of strict entity F1.
 
     python scripts/finetune_ner.py --ner_data data/ner --tasks ncbi-disease --models base v0.4 --seeds 0 1 2 \
         --output_dir runs/mine
