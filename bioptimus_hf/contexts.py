@@ -231,11 +231,12 @@ class _BatchFinder:
         tokens, rules, *_ = self._arguments
         self._matcher = self._matcher or Matcher(tokens, rules)
         row_numbers = np.asarray(rows, dtype=np.int64)
-        hashes = self._sentence_hashes(_one_chunk(table["text"]))
+        texts = _one_chunk(table["text"])
+        hashes = self._sentence_hashes(texts)
         chosen = _first_of_each(hashes, table)
         if len(chosen) < len(hashes):
-            table, hashes, row_numbers = table.take(pa.array(chosen)), hashes[chosen], row_numbers[chosen]
-        matches = self._matcher.match(_one_chunk(table["text"]))
+            texts, hashes, row_numbers = texts.take(pa.array(chosen)), hashes[chosen], row_numbers[chosen]
+        matches = self._matcher.match(texts)
         priorities = _mix(hashes[matches.row] ^ self._token_hashes[matches.token])
         able = np.flatnonzero(priorities <= self._reservoir.limits[matches.token])
         # Of a token's occurrences in a sentence the first one counts.
@@ -397,8 +398,11 @@ def _by_document(winners: Candidates, documents: pa.ChunkedArray) -> npt.NDArray
 
 def _first_of_each(hashes: npt.NDArray[np.uint64], table: pa.Table) -> npt.NDArray[np.int64]:
     """Return a row for each distinct sentence of a batch, that with the least document, in the order of the rows."""
+    in_order = np.sort(hashes)
+    if (in_order[1:] != in_order[:-1]).all():  # nearly always, and sorting alone is cheap
+        return np.arange(len(hashes))
     _, first = np.unique(hashes, return_index=True)
-    if len(first) < len(hashes) and "document" in table.column_names:
+    if "document" in table.column_names:
         order = pc.sort_indices(table["document"]).to_numpy()
         _, first = np.unique(hashes[order], return_index=True)
         first = order[first]

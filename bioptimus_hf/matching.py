@@ -237,8 +237,8 @@ class _Characters:
     def _number(self, code_points: Integers) -> Integers:
         number = self._numbers[code_points]
         if number.size and number.min() < 0:
-            for code in np.unique(code_points[number < 0]):
-                self._learn(int(code))
+            for code in sorted(set(code_points[number < 0].tolist())):
+                self._learn(code)
             number = self._numbers[code_points]
         return number.astype(np.int64)
 
