@@ -26,6 +26,7 @@ from datasets import DatasetDict
 from transformers import AutoConfig, AutoModelForTokenClassification
 
 from bioptimus_hf.artifacts import InputError, Stage, building, identity, is_finished, write_json
+from bioptimus_hf.cards import write_ner_card
 from bioptimus_hf.conll import write_conll
 from bioptimus_hf.finetuning import evaluates_each_epoch, finetune, new_head, predict_tags, save_head
 from bioptimus_hf.ner import (
@@ -123,6 +124,7 @@ def main() -> None:
                 if state.is_main_process:
                     cell = {"task": task.name, "model": label, "seed": seed, "scorer": SCORER, **scores}
                     write_json(built.path / "scores.json", cell)
+                    write_ner_card(built.path, model=str(folder))
         cells.append(json.loads((folder / "scores.json").read_text(encoding="utf-8")))
     if state.is_main_process:
         rows = summarize(cells)
