@@ -11,7 +11,9 @@ token, text, start, end, document, and made.json.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -44,6 +46,9 @@ class Options:
     skip_unusable: bool = field(
         default=False, metadata={"help": "Leave out words that can never be found, instead of refusing them"}
     )
+    jsonl: bool = field(
+        default=False, metadata={"help": "Also write OUTPUT_DIR/contexts/contexts.jsonl, a JSON object a line"}
+    )
     per_token: int = field(default=64, metadata={"help": "Sentences of a token at most, drawn uniformly"})
 
 
@@ -57,7 +62,7 @@ def main() -> None:
     source = {"words": options.words} if options.words else {"base_model": options.base_model}
     inputs = {**corpus.inputs(), "tokenizer": identity(tokenizer_name)}
     inputs |= {name: identity(where) for name, where in source.items()}
-    settings = {**corpus.settings(run_options.seed), "per_token": options.per_token}
+    settings = {**corpus.settings(run_options.seed), "per_token": options.per_token, "jsonl": options.jsonl}
     if options.words:
         settings["skip_unusable"] = options.skip_unusable
     if is_finished(folder, inputs, settings, force=stage.force):
@@ -77,6 +82,8 @@ def main() -> None:
         )
         report = report_contexts(contexts, tokens, tokenizer=tokenizer)
         contexts.save_to_disk(built.path)
+        if options.jsonl:
+            contexts.to_json(built.path / "contexts.jsonl", force_ascii=False)
         built.facts |= {
             "sentences": len(sentences),
             "tokens": len(tokens),
@@ -89,6 +96,17 @@ def main() -> None:
         "words only, %(not_found)d not found",
         built.facts,
     )
+    logger.info("tokens by their number of contexts: %s", in_bands(report.coverage, options.per_token))
+
+
+def in_bands(coverage: Mapping[int, int], per_token: int) -> str:
+    """Put a histogram in words: none, few, more, and as many as asked for."""
+    edges = [0, *(edge for edge in (1, 4, 16) if edge < per_token), per_token]
+    bands = []
+    for first, after in pairwise([*edges, per_token + 1]):
+        name = str(first) if after == first + 1 else f"{first} to {after - 1}"
+        bands.append(f"{name}: {sum(tokens for contexts, tokens in coverage.items() if first <= contexts < after)}")
+    return ", ".join(bands)
 
 
 def tokens_of_interest(options: Options, tokenizer: PreTrainedTokenizerBase) -> list[str]:

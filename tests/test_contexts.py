@@ -318,9 +318,19 @@ def test_the_script(
         InputError, match=r"1 of 3 lines can never be found, 'x-ray' for one \(it normalises to 3 words"
     ):
         script.main()
-    monkeypatch.setattr(sys, "argv", [*words, "--force", "--skip_unusable"])
+    monkeypatch.setattr(sys, "argv", [*words, "--force", "--skip_unusable", "--jsonl"])
     script.main()
-    assert set(load_from_disk(tmp_path / "run" / "contexts")["token"]) == {"Patients"}
+    contexts = load_from_disk(tmp_path / "run" / "contexts")
+    assert set(contexts["token"]) == {"Patients"}
+    lines = (tmp_path / "run" / "contexts" / "contexts.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == list(contexts)
+
+
+def test_the_histogram_in_words(script: ModuleType) -> None:
+    coverage = {0: 1, 1: 2, 3: 4, 4: 8, 15: 16, 16: 32, 63: 64, 64: 128}
+    assert script.in_bands(coverage, 64) == "0: 1, 1 to 3: 6, 4 to 15: 24, 16 to 63: 96, 64: 128"
+    assert script.in_bands({0: 1, 1: 2}, 1) == "0: 1, 1: 2"
+    assert script.in_bands({0: 1, 1: 2, 2: 3, 4: 5}, 4) == "0: 1, 1 to 3: 5, 4: 5"
 
 
 @pytest.mark.parametrize(
