@@ -32,7 +32,6 @@ COMMON = (
     "max_megabytes",
     "validation_share",
     "num_proc",
-    "max_length",
 )
 
 

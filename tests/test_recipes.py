@@ -75,7 +75,7 @@ def test_recipe_with_an_equals_sign(tmp_path: Path) -> None:
 def test_a_recipe_serves_every_script_of_a_run(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(
-        "seed: 3\noutput_dir: runs/x\nmax_length: 64\npretrain: {learning_rate: 1.0e-3}\ndistill_embeddings:\n"
+        "seed: 3\noutput_dir: runs/x\nmax_megabytes: 64\npretrain: {learning_rate: 1.0e-3}\ndistill_embeddings:\n"
     )
     argv = ["--recipe", str(path)]
     options, stage = parse(RunOptions, StageOptions, section="distill_embeddings", description="", argv=argv)

@@ -1,0 +1,139 @@
+"""The scripts one after the other, as real processes: what `make demo` does, with a BERT small enough for a test."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import build_tiny_bert, tiny_vocabulary
+from transformers import AutoModelForMaskedLM, AutoTokenizer, BertTokenizer, pipeline
+
+from bioptimus_hf.artifacts import read_made
+from bioptimus_hf.curriculum import save_masked_lm
+
+ROOT = Path(__file__).parent.parent
+SAMPLE = ROOT / "bioptimus_hf" / "sample"
+STAGES = ("train_vocabulary", "find_contexts", "distill_embeddings", "pretrain", "finetune_ner")
+SENTENCE = "Methacholine provoked bronchoconstriction in patients with asthma."
+
+
+def run_script(name: str, *options: str, cache: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *options],
+        env={**os.environ, "HF_DATASETS_CACHE": str(cache), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def write_recipe(folder: Path, **changes: Any) -> Path:
+    vocabulary = {token: number for number, token in enumerate(tiny_vocabulary())}
+    tokenizer = BertTokenizer(vocab=vocabulary, model_max_length=512)
+    save_masked_lm(build_tiny_bert(len(tokenizer)), tokenizer, folder / "base")
+    recipe = {
+        "corpus": str(SAMPLE / "corpus.txt"),
+        "output_dir": str(folder / "run"),
+        "base_model": str(folder / "base"),
+        "validation_share": 0.1,
+        "train_vocabulary": {"size": 1500},
+        "find_contexts": {"per_token": 4},
+        "pretrain": {"max_length": 64, "max_steps": 8, "logging_steps": 1, "per_device_train_batch_size": 4, "learning_rate": "1e-3"},
+        "finetune_ner": {"ner_data": str(SAMPLE / "ner"), "tasks": ["sample"], "seeds": [0], "num_train_epochs": 1},
+        **changes,
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return folder / "recipe.yaml"
+
+
+@pytest.mark.slow
+def test_from_corpus_to_entities(tmp_path: Path) -> None:
+    recipe, run, cache = write_recipe(tmp_path), tmp_path / "run", tmp_path / "cache"
+    for stage in STAGES:
+        done = run_script(stage, "--recipe", str(recipe), cache=cache)
+        assert done.returncode == 0, done.stderr
+
+    new, found = (read_made(run / name)["facts"] for name in ("v0.0", "contexts"))
+    assert new["new_tokens"] == found["tokens"] > 1000
+    assert new["new_tokens_with_contexts"] + len(new["without_contexts"]) == new["new_tokens"]
+    assert len(new["without_contexts"]) == found["not_found"]
+    assert "learning_rate" in read_made(run / "pretraining")["settings"]
+    for version in ("v0.0", "v0.1", "v0.2", "v0.3", "v0.4"):
+        model, tokenizer = (kind.from_pretrained(run / version) for kind in (AutoModelForMaskedLM, AutoTokenizer))
+        assert model.config.vocab_size == len(tokenizer) == 1500
+    assert "**This is v0.3.**" in (run / "v0.3" / "README.md").read_text()
+    head = run / "ner" / "sample" / "v0.4" / "0"
+    for entity in pipeline("ner", model=str(head), aggregation_strategy="first")(SENTENCE):
+        assert SENTENCE[entity["start"] : entity["end"]].strip()
+
+    report = run_script("report", "--output_dir", str(run), "--text", SENTENCE, cache=cache)
+    assert report.returncode == 0, report.stderr
+    assert report.stdout.strip() == (run / "report.md").read_text().strip()
+    for part in ("pieces per word", "| v0.4 | words, 20%, always [MASK] | 8 |", "| sample | v0.4 |", "| pretraining |"):
+        assert part in report.stdout
+
+    times = {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")}
+    for stage in STAGES:
+        again = run_script(stage, "--recipe", str(recipe), cache=cache)
+        assert again.returncode == 0, again.stderr
+        assert "already there, made from the same inputs and settings: skipped" in again.stderr
+    assert times == {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")}
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "said"),
+    [
+        ("distill_embeddings", [], "run/tokenizer is not there: run the script that makes it first"),
+        ("pretrain", ["--corpus", "{corpus}"], "run/v0.0 is not there: run scripts/distill_embeddings.py first"),
+        ("pretrain", ["--corpus", "nowhere.txt", "--model", "{base}"], "no corpus at nowhere.txt"),
+        ("pretrain", ["--corpus", "{corpus}", "--model", "{empty}"], "empty: neither a folder of a model"),
+        ("pretrain", ["--model", "{base}"], "no --corpus given"),
+        ("pretrain", ["--learning_rat", "1"], "unrecognized arguments: --learning_rat"),
+        ("report", [], "run holds no finished stage"),
+        ("train_vocabulary", ["--corpus", "{corpus}", "--base_model", "{base}", "--size", "20"], "--size 20 does not"),
+    ],
+)
+def test_bad_input_ends_in_one_line_and_leaves_nothing(
+    tmp_path: Path, script: str, options: list[str], said: str
+) -> None:
+    write_recipe(tmp_path)
+    (tmp_path / "empty").mkdir()
+    places = {"corpus": SAMPLE / "corpus.txt", "base": tmp_path / "base", "empty": tmp_path / "empty"}
+    given = [option.format(**places) for option in options]
+    done = run_script(script, "--output_dir", str(tmp_path / "run"), *given, cache=tmp_path / "cache")
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert said in last
+    assert not [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+
+
+def test_the_recipes_of_the_repository_name_options_that_exist() -> None:
+    for recipe in sorted((ROOT / "scripts" / "recipes").glob("*.yaml")):
+        content = yaml.safe_load(recipe.read_text())
+        for section in set(STAGES) & set(content):
+            done = run_script(section, "--help", cache=ROOT)
+            for option in content[section]:
+                assert f"--{option} " in done.stdout, (recipe.name, section, option)
+
+
+def test_validation_text_reaches_no_stage(tmp_path: Path) -> None:
+    recipe, cache = write_recipe(tmp_path), tmp_path / "cache"
+    for stage in STAGES[:2]:
+        assert run_script(stage, "--recipe", str(recipe), cache=cache).returncode == 0
+    from datasets import load_from_disk
+
+    from bioptimus_hf.corpus import load_corpus, split_validation
+
+    documents = split_validation(load_corpus(SAMPLE / "corpus.txt"), share=0.1, seed=0)
+    seen = set(load_from_disk(tmp_path / "run" / "contexts")["text"])
+    assert seen
+    assert not [sentence for sentence in seen if any(sentence in text for text in documents["validation"]["text"])]
+    assert json.loads((tmp_path / "run" / "tokenizer" / "made.json").read_text())["settings"]["validation_share"] == 0.1
