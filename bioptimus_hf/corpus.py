@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import gzip
 import hashlib
+import importlib.metadata
 import json
 import re
 import zlib
@@ -21,6 +22,10 @@ from bioptimus_hf import __version__
 from bioptimus_hf.artifacts import InputError, identity, sha256_of_file
 
 SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".parquet")
+# Stands among the arguments of the step, whose cache sees neither our code nor that of the library.
+_SPLITTER = f"sentencex {importlib.metadata.version('sentencex')}, brackets 1"
+_LONG_SENTENCE = 1000  # characters
+_WITHOUT_PAIRS = str.maketrans(dict.fromkeys('()[]{}"“”‘’«»', " "))
 _FEATURES = Features({"text": Value("string"), "document": Value("int64")})
 
 
@@ -90,6 +95,7 @@ def split_sentences(dataset: Dataset, *, num_proc: int | None = None) -> Dataset
         dataset.select_columns(["text", "document"]).map(
             _sentences,
             batched=True,
+            fn_kwargs={"splitter": _SPLITTER},
             features=_FEATURES,
             num_proc=num_proc if num_proc and num_proc > 1 else None,
             desc="Splitting sentences",
@@ -264,15 +270,28 @@ def _parquet_texts(path: Path, text_column: str) -> Iterator[str]:
         raise InputError(f"{path} is not a whole parquet file ({' '.join(str(error).split())})") from error
 
 
-def _sentences(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+def _sentences(batch: dict[str, list[Any]], splitter: str) -> dict[str, list[Any]]:
     rows: dict[str, list[Any]] = {"text": [], "document": []}
     for text, document in zip(batch["text"], batch["document"], strict=True):
-        for sentence in sentencex.segment("en", text):
+        for sentence in _segment(text):
             stripped = sentence.strip()
             if stripped:
                 rows["text"].append(stripped)
                 rows["document"].append(document)
     return rows
+
+
+def _segment(text: str) -> Iterator[str]:
+    """Yield the sentences of a text, which is all of them put together."""
+    for sentence in sentencex.segment("en", text):
+        if len(sentence) <= _LONG_SENTENCE:
+            yield sentence
+            continue
+        # A bracket or quote that is never closed hides every full stop after it, over pages.
+        start = 0
+        for part in sentencex.segment("en", sentence.translate(_WITHOUT_PAIRS)):
+            yield sentence[start : start + len(part)]
+            start += len(part)
 
 
 def _falls_below(text: str, share: float, seed: int) -> bool:

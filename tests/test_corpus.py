@@ -9,11 +9,13 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+import sentencex
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -310,12 +312,20 @@ PROSE = st.lists(
 
 
 @settings(max_examples=300, deadline=None)
-@given(PROSE)
-def test_sentences_lose_no_character(text: str) -> None:
-    rows = bioptimus_hf.corpus._sentences({"text": [text], "document": [3]})
+@given(PROSE, st.sampled_from([5, 1000]))
+def test_sentences_lose_no_character(text: str, long_sentence: int) -> None:
+    with mock.patch.object(bioptimus_hf.corpus, "_LONG_SENTENCE", long_sentence):
+        rows = bioptimus_hf.corpus._sentences({"text": [text], "document": [3]}, splitter="")
     assert "".join("".join(rows["text"]).split()) == "".join(text.split())
     assert rows["document"] == [3] * len(rows["text"])
     assert all(sentence and sentence == sentence.strip() for sentence in rows["text"])
+
+
+def test_a_bracket_that_is_never_closed_hides_no_full_stop() -> None:
+    text = "The dose (in mg was doubled. " + "Twelve patients had a relapse in the first year. " * 30
+    assert len(list(sentencex.segment("en", text))) < 5, "the library has mended it: the second pass can go"
+    rows = split_sentences(Dataset.from_dict({"text": [text], "document": [0]}))["text"][:]
+    assert rows == [part.strip() + "." for part in text.split(". ") if part.strip()]
 
 
 def test_sentences_are_the_same_for_any_number_of_processes() -> None:

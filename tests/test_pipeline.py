@@ -45,7 +45,13 @@ def write_recipe(folder: Path, **changes: Any) -> Path:
         "validation_share": 0.1,
         "train_vocabulary": {"size": 1500},
         "find_contexts": {"per_token": 4},
-        "pretrain": {"max_length": 64, "max_steps": 8, "logging_steps": 1, "per_device_train_batch_size": 4, "learning_rate": "1e-3"},
+        "pretrain": {
+            "max_length": 64,
+            "max_steps": 8,
+            "logging_steps": 1,
+            "per_device_train_batch_size": 4,
+            "learning_rate": "1e-3",
+        },
         "finetune_ner": {"ner_data": str(SAMPLE / "ner"), "tasks": ["sample"], "seeds": [0], "num_train_epochs": 1},
         **changes,
     }
