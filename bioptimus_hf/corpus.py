@@ -25,7 +25,7 @@ SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".parquet")
 # Stands among the arguments of the step, whose cache sees neither our code nor that of the library.
 _SPLITTER = f"sentencex {importlib.metadata.version('sentencex')}, brackets 1"
 _LONG_SENTENCE = 1000  # characters
-_WITHOUT_PAIRS = str.maketrans(dict.fromkeys('()[]{}"“”‘’«»', " "))
+_WITHOUT_BRACKETS = str.maketrans(dict.fromkeys("()[]{}", " "))
 _FEATURES = Features({"text": Value("string"), "document": Value("int64")})
 
 
@@ -287,9 +287,9 @@ def _segment(text: str) -> Iterator[str]:
         if len(sentence) <= _LONG_SENTENCE:
             yield sentence
             continue
-        # A bracket or quote that is never closed hides every full stop after it, over pages.
+        # After a number in brackets, "(iii)", the library takes all that follows, over pages, for one item of a list.
         start = 0
-        for part in sentencex.segment("en", sentence.translate(_WITHOUT_PAIRS)):
+        for part in sentencex.segment("en", sentence.translate(_WITHOUT_BRACKETS)):
             yield sentence[start : start + len(part)]
             start += len(part)
 

@@ -27,6 +27,7 @@ _BLOCK = 1 << 20  # bytes of text at once: what a pass writes, the next still fi
 _LANE = 8  # bytes
 _SPACE = 32
 _VANISHING = 1  # stands for ASCII characters that do not normalise to one ASCII character
+_NUL = b"\xff"  # stands for a NUL character, which a few normalisers keep: NUL itself fills up the lanes
 _MASKS = np.array([2 ** (8 * length) - 1 for length in range(_LANE + 1)], dtype=np.uint64)
 _LATE_MARK, _EARLY_MARK = "\u302e", "\U0001d165"  # of combining classes 224 and 216; neither is stripped as an accent
 
@@ -134,7 +135,7 @@ class Matcher:
         words = PreTokenizedString(text)
         words.normalize(self._tokenizer.normalizer.normalize)
         self._tokenizer.pre_tokenizer.pre_tokenize(words)
-        splits = [(word.encode(), span) for word, span, _ in words.get_splits("original", "char")]
+        splits = [(_encode(word), span) for word, span, _ in words.get_splits("original", "char")]
         joined = _padded(np.frombuffer(b" ".join(word for word, _ in splits), dtype=np.uint8))
         lengths = np.array([len(word) for word, _ in splits], dtype=np.int64)
         end = np.cumsum(lengths + 1) - 1
@@ -303,7 +304,7 @@ class _Words:
         self._bytes, self._at, self._sizes = _Growing(np.uint8), _Growing(np.int64), _Growing(np.int64)
         self._first, self._count = _Growing(np.int64), _Growing(np.int64)
         self._token, self._place, self._length = _Growing(np.int64), _Growing(np.int64), _Growing(np.int64)
-        self._enter([token.encode() for token in whole])
+        self._enter([_encode(token) for token in whole])
 
     def find(self, text: Bytes, start: Integers, end: Integers) -> tuple[Integers, Integers, Integers, Integers]:
         """Return the tokens in words.
@@ -395,7 +396,7 @@ class _Words:
 
     def _tokens_in(self, words: list[bytes]) -> tuple[Integers, Integers, Integers, Integers]:
         """Return the tokens that words hold, as `find` does: the word itself, and its pieces."""
-        decoded = [word.decode() for word in words]
+        decoded = [word.replace(_NUL, b"\0").decode() for word in words]
         whole = np.array([self._tokens.get(word, -1) for word in decoded], dtype=np.int64)
         whole[[number for number, word in enumerate(decoded) if _is_piece(word)]] = -1
         word = np.flatnonzero(whole >= 0)
@@ -518,6 +519,10 @@ def _word_cutter(tokenizer: Tokenizer) -> Tokenizer:
     cutter = Tokenizer(tokenizer.model)
     cutter.pre_tokenizer = pre_tokenizers.CharDelimiterSplit(" ")
     return cutter
+
+
+def _encode(word: str) -> bytes:
+    return word.encode().replace(b"\0", _NUL)
 
 
 def _is_piece(token: str) -> bool:

@@ -321,9 +321,9 @@ def test_sentences_lose_no_character(text: str, long_sentence: int) -> None:
     assert all(sentence and sentence == sentence.strip() for sentence in rows["text"])
 
 
-def test_a_bracket_that_is_never_closed_hides_no_full_stop() -> None:
-    text = "The dose (in mg was doubled. " + "Twelve patients had a relapse in the first year. " * 30
-    assert len(list(sentencex.segment("en", text))) < 5, "the library has mended it: the second pass can go"
+def test_a_number_in_brackets_hides_no_full_stop() -> None:
+    text = "(iii) The dose was doubled. " + "Twelve patients had a relapse in the first year. " * 30
+    assert len(list(sentencex.segment("en", text))) == 1, "the library has mended it: the second pass can go"
     rows = split_sentences(Dataset.from_dict({"text": [text], "document": [0]}))["text"][:]
     assert rows == [part.strip() + "." for part in text.split(". ") if part.strip()]
 

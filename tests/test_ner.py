@@ -619,7 +619,15 @@ def test_grid_is_resumed_where_it_stopped(
     scores = json.loads((cells["other/1"] / "scores.json").read_text())
     assert (scores["task"], scores["model"], scores["seed"], scores["test"]["support"]) == ("mine", "other", 1, 4.0)
     assert sorted(path.name for path in cells["base/0"].iterdir()) == [
-        *("config.json", "made.json", "model.safetensors", "predictions.tsv", "scores.json", "tokenizer.json"),
+        *(
+            "README.md",
+            "config.json",
+            "made.json",
+            "model.safetensors",
+            "predictions.tsv",
+            "scores.json",
+            "tokenizer.json",
+        ),
         *("tokenizer_config.json", "vocab.txt"),
     ]
     lines = (cells["base/0"] / "predictions.tsv").read_text().split("\n")
