@@ -90,6 +90,9 @@ def main() -> None:
             record={"run": this_run, "inputs": inputs, "settings": settings},
         )
         if built is not None:
+            for phase in BIOPTIMUS_CURRICULUM:
+                version = root / f"v{phase.version}"
+                write_pretrained_card(version, model=str(version))
             write_json(built.path / "history.json", history)
             built.facts |= {
                 "training_tokens": sum(map(len, train["input_ids"])),
@@ -98,9 +101,6 @@ def main() -> None:
                 "validation_losses": {str(row["step"]): row["eval_loss"] for row in history if "eval_loss" in row},
             }
     if arguments.process_index == 0:
-        for phase in BIOPTIMUS_CURRICULUM:
-            version = root / f"v{phase.version}"
-            write_pretrained_card(version, model=str(version))
         # Its learning rate has come to an end: there is nothing to go on from.
         shutil.rmtree(Path(arguments.output_dir).parent, ignore_errors=True)
 
