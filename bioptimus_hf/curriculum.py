@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from torch.utils.data import IterableDataset
 from transformers import (
-    BertForMaskedLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
@@ -102,11 +102,21 @@ class CurriculumCallback(TrainerCallback):
         self.export_dir = export_dir
         self.record = dict(record or {})
         self.ends: list[int] = []
+        self._to_export: Phase | None = None  # the phase that has ended and is not on disk yet
+        self._evaluation_checked = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Lay the phases out over the steps of the run."""
+        loader = kwargs.get("train_dataloader")
+        if args.accelerator_config.split_batches or (
+            args.world_size > 1 and isinstance(getattr(loader, "dataset", None), IterableDataset)
+        ):
+            raise InputError(
+                "split_batches, and a streamed data set on several processes, give each row to another process than "
+                "the curriculum counts on: load the data set whole, or use one process"
+            )
         self.ends = phase_ends(self.curriculum, state.max_steps)
         self.collator.follow(
             [start * args.gradient_accumulation_steps for start in [0, *self.ends[:-1]]],
@@ -123,16 +133,27 @@ class CurriculumCallback(TrainerCallback):
         self.collator.begin(state.global_step * args.gradient_accumulation_steps)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """At the end of a phase, ask for an evaluation; export at once where there is none."""
+        """At the end of a phase, ask for a line of the log and an evaluation; export at once where there is none."""
         if state.global_step in self.ends:
+            self._to_export = self.curriculum[self.ends.index(state.global_step)]
+            control.should_log = True
             control.should_evaluate = control.should_evaluate or args.eval_strategy != "no"
             if not control.should_evaluate:
-                self._export(state, kwargs["model"], kwargs["processing_class"], metrics={})
+                self._export(state, kwargs["model"], metrics={})
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Refuse an evaluation set that is not masked: the collator would mask it, and count its rows as training's."""
+        loader = kwargs.get("eval_dataloader")
+        if not self._evaluation_checked and loader is not None and "labels" not in loader.dataset[0]:
+            raise InputError("the evaluation set has no labels: mask it once, with bioptimus_hf.mask_once, beforehand")
+        self._evaluation_checked = True
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Export the phase that has ended, with its validation loss."""
-        if state.global_step in self.ends:
-            self._export(state, kwargs["model"], kwargs["processing_class"], kwargs["metrics"])
+        if self._to_export is not None:
+            self._export(state, kwargs["model"], kwargs["metrics"])
 
     def on_log(
         self,
@@ -142,8 +163,8 @@ class CurriculumCallback(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Say in the log history which phase a line belongs to: the one whose masks the loss was measured on."""
-        if self.ends and logs is not None and state.log_history:
+        """Say in the log history which phase's masks a training loss was measured on."""
+        if self.ends and logs is not None and "loss" in logs and state.log_history:
             phase = self.curriculum[self._phase_at(state.global_step)]
             state.log_history[-1] |= {"phase": phase.version, **asdict(phase.masking)}
 
@@ -151,20 +172,14 @@ class CurriculumCallback(TrainerCallback):
         """Return the number of the phase that made an optimizer step; steps count from 1, as in `global_step`."""
         return next(number for number, end in enumerate(self.ends) if step <= end)
 
-    def _export(
-        self,
-        state: TrainerState,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        metrics: Mapping[str, float],
-    ) -> None:
-        if self.export_dir is None or not state.is_world_process_zero:
+    def _export(self, state: TrainerState, model: PreTrainedModel, metrics: Mapping[str, float]) -> None:
+        phase, self._to_export = self._to_export, None
+        if phase is None or self.export_dir is None or not state.is_world_process_zero:
             return
-        phase = self.curriculum[self._phase_at(state.global_step)]
         folder = Path(self.export_dir) / f"v{phase.version}"
         partial = folder.with_name(folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
-        save_masked_lm(model, tokenizer, partial)
+        save_masked_lm(model, self.collator.tokenizer, partial)
         write_json(
             partial / PHASE_FILE,
             {
@@ -184,8 +199,6 @@ class CurriculumCallback(TrainerCallback):
 
 
 def save_masked_lm(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
-    """Save weights (safetensors) and tokenizer as a plain `BertForMaskedLM`, whatever class trained them."""
+    """Save weights (safetensors) and the whole tokenizer."""
     model.save_pretrained(folder)
-    config = model.config.to_diff_dict() | {"architectures": [BertForMaskedLM.__name__]}
-    write_json(Path(folder) / "config.json", config)
     save_tokenizer(tokenizer, folder)

@@ -88,7 +88,6 @@ def contextual_embeddings(
     layer: int = -1,
     batch_size: int = 64,
     bf16: bool = False,
-    progress: bool = True,
 ) -> dict[str, torch.Tensor]:
     """Read contexts with a base model; average its states over each token's pieces (f), then over its contexts (g).
 
@@ -114,6 +113,8 @@ def contextual_embeddings(
     if not -(layers + 1) <= layer <= layers:
         raise InputError(f"--layer {layer}: the model has layers 0 (embeddings) to {layers}, or -1 (last) and down")
     encoder = model.base_model.eval()
+    # Many tokenizers of the Hub name no limit, which transformers 5 takes for 1e30.
+    limit = min(tokenizer.model_max_length, model.config.max_position_embeddings)
     tokens: dict[str, int] = {}
     spans: dict[str, list[tuple[int, int, int]]] = {}
     for row in contexts:
@@ -122,9 +123,9 @@ def contextual_embeddings(
     sums = torch.zeros(len(tokens), model.config.hidden_size, dtype=torch.float64)
     counts = torch.zeros(len(tokens), dtype=torch.int64)
     batches = list(_by_length(list(spans), tokenizer, batch_size))
-    with tqdm(total=len(spans), desc="Reading contexts", unit=" sentences", disable=not progress) as bar:
+    with tqdm(total=len(spans), desc="Reading contexts", unit=" sentences") as bar:
         for texts in batches:
-            encoded, places = _encode(texts, [spans[text] for text in texts], tokenizer)
+            encoded, places = _encode(texts, [spans[text] for text in texts], tokenizer, limit)
             inputs = {name: values.to(model.device) for name, values in encoded.items()}
             with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
                 states = encoder(**inputs, output_hidden_states=True).hidden_states[layer].cpu()
@@ -165,7 +166,7 @@ def initial_rows(
     new = compare_vocabularies(source, target).new
     table = model.get_input_embeddings().weight.detach()
     used = table[real_ids(source)]
-    mean, deviation = used.mean(dim=0), used.std(dim=0)
+    mean, deviation = used.mean(dim=0), used.std(dim=0, correction=0)
     if initializer == "random":
         noise = torch.randn(len(new), table.shape[1], generator=torch.Generator().manual_seed(seed))
         return NewRows(dict(zip(new, mean + deviation * noise, strict=True)), [], [])
@@ -181,7 +182,7 @@ def initial_rows(
         )
     read = torch.stack([vectors[token] for token in found])
     if initializer == "contextual_mean_scaled":
-        read = (read - read.mean(dim=0)) / read.std(dim=0).clamp(min=1e-6) * deviation + mean
+        read = (read - read.mean(dim=0)) / read.std(dim=0, correction=0).clamp(min=1e-6) * deviation + mean
     rows |= dict(zip(found, read, strict=True))
     missing = [token for token in new if token not in vectors]
     return NewRows(rows, missing, [token for token in unknown if token in set(missing)])
@@ -258,15 +259,19 @@ def _ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Iterable[l
 
 
 def _encode(
-    texts: list[str], spans: list[list[tuple[int, int, int]]], tokenizer: PreTrainedTokenizerBase
+    texts: list[str], spans: list[list[tuple[int, int, int]]], tokenizer: PreTrainedTokenizerBase, limit: int
 ) -> tuple[dict[str, torch.Tensor], list[tuple[int, int, int, int]]]:
-    """Encode sentences, and place each span: (window, its first piece, its last piece, number of the token)."""
+    """Encode sentences in windows of at most `limit` pieces, and place each span.
+
+    Returns:
+        What the model takes, and for each span: window, first piece, last piece, number of the token.
+    """
     encoded = tokenizer(
         texts,
         padding=True,
         truncation=True,
-        max_length=tokenizer.model_max_length,
-        stride=tokenizer.model_max_length // 4,
+        max_length=limit,
+        stride=limit // 4,
         return_overflowing_tokens=True,
         return_offsets_mapping=True,
         return_special_tokens_mask=True,

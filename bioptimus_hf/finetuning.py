@@ -27,12 +27,11 @@ from transformers import (
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from bioptimus_hf.artifacts import InputError
+from bioptimus_hf.masking import IGNORED
 from bioptimus_hf.ner import entity_scores, tags_of
 from bioptimus_hf.vocabulary import MAX_LENGTH, save_tokenizer
 
 logger = logging.getLogger(__name__)
-
-IGNORED = -100  # label of the positions that count neither in the loss nor in the scores
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,13 +15,19 @@ import torch
 from datasets import Dataset, Features, List, Value
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
-from transformers import BertForMaskedLM, PreTrainedTokenizerBase, Trainer, TrainerControl, TrainingArguments
+from transformers import (
+    BertForMaskedLM,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.modeling_outputs import MaskedLMOutput
-from transformers.trainer_utils import get_last_checkpoint
 
 from bioptimus_hf.artifacts import InputError
 from bioptimus_hf.curriculum import BIOPTIMUS_CURRICULUM, CurriculumCallback, Phase
-from bioptimus_hf.masking import BioptimusDataCollator, MaskingStrategy
+from bioptimus_hf.masking import IGNORED, BioptimusDataCollator, MaskingStrategy
 from bioptimus_hf.vocabulary import save_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -80,7 +87,7 @@ class BertForMaskedPositions(BertForMaskedLM):
         labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> MaskedLMOutput:
-        """Predict the positions whose label is not -100.
+        """Predict the positions whose label is not -100 (`IGNORED`).
 
         Args:
             input_ids: int64 of shape (rows, length), as `attention_mask`, `token_type_ids` and `labels`.
@@ -94,7 +101,7 @@ class BertForMaskedPositions(BertForMaskedLM):
         if labels is None:
             raise ValueError("a model that predicts masked positions alone needs labels to tell which they are")
         hidden = self.bert(input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)[0]
-        masked = labels != -100
+        masked = labels != IGNORED
         logits = self.cls(hidden[masked])
         total = cross_entropy(logits.float(), labels[masked], reduction="sum")
         count = masked.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
@@ -175,8 +182,8 @@ def tokenize_and_pack(
     )
     chunks = tokenized.with_format("arrow")[:]["input_ids"].chunks
     stream = pa.concat_arrays([chunk.flatten() for chunk in chunks]) if chunks else pa.array([], pa.uint16())
-    offsets = pa.array(np.append(np.arange(0, len(stream), max_length), len(stream)), pa.int32())
-    return Dataset(pa.table({"input_ids": pa.ListArray.from_arrays(offsets, stream)}))
+    offsets = pa.array(np.append(np.arange(0, len(stream), max_length), len(stream)), pa.int64())
+    return Dataset(pa.table({"input_ids": pa.LargeListArray.from_arrays(offsets, stream)}))
 
 
 def mask_once(
@@ -188,9 +195,12 @@ def mask_once(
 ) -> Dataset:
     """Mask a validation set before training, so that all its losses are of the same predictions.
 
+    Args:
+        blocks: with the column `input_ids`, of any lengths.
+
     Returns:
-        Data set with the columns `input_ids`, `attention_mask` and `labels`, which `BioptimusDataCollator` passes on
-        as they are.
+        Data set with the columns `input_ids`, `attention_mask` and `labels` (lists of integers, as long as the block;
+        -100 where nothing is to be predicted), which `BioptimusDataCollator` passes on as they are.
     """
     collator = BioptimusDataCollator(tokenizer, strategy, seed=seed)
     collator.follow([0], [strategy], batch_size=_ROWS_AT_ONCE, rank=0, world_size=1)  # the same on every process
@@ -217,7 +227,7 @@ def loss_and_count(
     generator = torch.Generator()
     for batch in DataLoader(dataset, batch_size=batch_size, collate_fn=collator, generator=generator):
         batch = {name: values.to(model.device) for name, values in batch.items()}
-        sums += torch.stack([model(**batch, num_items_in_batch=1).loss, (batch["labels"] != -100).sum()])
+        sums += torch.stack([model(**batch, num_items_in_batch=1).loss, (batch["labels"] != IGNORED).sum()])
     model.train(training)
     return sums
 
@@ -245,14 +255,10 @@ def pretrain(
         The log: a row for each line of it, with step, phase, loss or validation loss (nats), learning rate.
 
     Raises:
-        InputError: the text is too little for a batch, or the curriculum does not fit the number of steps.
+        InputError: the text is too little for a batch, its blocks are longer than the model reads, or the curriculum
+            does not fit the number of steps.
     """
-    rows = arguments.train_batch_size * arguments.world_size
-    if len(train) < rows and arguments.dataloader_drop_last:
-        raise InputError(
-            f"the corpus fills {len(train)} blocks, a batch needs {rows}: give more text, "
-            f"a smaller --per_device_train_batch_size or a smaller --max_length"
-        )
+    check_blocks(train, model, arguments)
     collator = BioptimusDataCollator(tokenizer, curriculum[0].masking, seed=arguments.seed)
     trainer = PretrainingTrainer(
         model=model,
@@ -263,13 +269,46 @@ def pretrain(
         processing_class=tokenizer,
         callbacks=[CurriculumCallback(collator, curriculum, export_dir=export_dir, record=record)],
     )
-    checkpoint = get_last_checkpoint(arguments.output_dir) if Path(arguments.output_dir).is_dir() else None
+    checkpoint = arguments.resume_from_checkpoint or last_checkpoint(Path(arguments.output_dir))
     if checkpoint:
         logger.info("going on from %s", checkpoint)
     arguments.eval_on_start = validation is not None and not checkpoint
     trainer.train(resume_from_checkpoint=checkpoint)
     history: list[dict[str, Any]] = trainer.state.log_history
     return history
+
+
+def check_blocks(train: Dataset, model: BertForMaskedLM, arguments: TrainingArguments) -> None:
+    """Refuse blocks that cannot be trained on.
+
+    Raises:
+        InputError: as for `pretrain`.
+    """
+    rows, positions = arguments.train_batch_size * arguments.world_size, model.config.max_position_embeddings
+    if len(train) < rows and arguments.dataloader_drop_last:
+        raise InputError(
+            f"the corpus fills {len(train)} blocks, a batch needs {rows}: give more text, "
+            f"a smaller --per_device_train_batch_size or a smaller --max_length"
+        )
+    if len(train[0]["input_ids"]) > positions:
+        raise InputError(f"blocks of {len(train[0]['input_ids'])} tokens: the model reads {positions} (--max_length)")
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """Return the newest whole checkpoint of a run, if there is one; what a kill left half-written is removed.
+
+    The Trainer writes `trainer_state.json` last, and itself would take the newest folder for good without looking.
+    """
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: -int(path.name.rpartition("-")[2]))
+    for checkpoint in checkpoints:
+        try:
+            TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        except (OSError, ValueError):
+            logger.warning("%s was not written to its end: removed", checkpoint)
+            shutil.rmtree(checkpoint)
+        else:
+            return str(checkpoint)
+    return None
 
 
 def _tokenize(batch: Mapping[str, list[str]], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[list[int]]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import yaml
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from transformers import HfArgumentParser, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
@@ -53,7 +53,7 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
 
 @dataclass
 class RunOptions:
-    """Where a run lives. Scripts that train take both from `TrainingArguments`."""
+    """Where a run lives; scripts that train have options of these names among those of the training."""
 
     output_dir: str = field(
         default="runs/default",
@@ -84,17 +84,21 @@ class CorpusOptions:
     text_column: str = field(default="text", metadata={"help": "Name of the text in .jsonl, .parquet and data sets"})
     max_megabytes: float | None = field(default=None, metadata={"help": "Read this much text only, in 10^6 bytes"})
     validation_share: float = field(
-        default=0.01, metadata={"help": "Share of the documents held out from every stage, to measure the loss on"}
+        default=0.01,
+        metadata={"help": "Share of the documents held out, the same for every stage that is given the same seed"},
     )
 
     def __post_init__(self) -> None:
         if not self.corpus:
             raise ValueError("no --corpus given: name files, folders or a Hub data set")
 
+    def documents(self) -> Dataset:
+        """Read all documents."""
+        return load_corpus(self.corpus, text_column=self.text_column, max_megabytes=self.max_megabytes)
+
     def load(self, seed: int) -> DatasetDict:
         """Read the documents; the `train` and `validation` parts are the same in every stage of a run."""
-        documents = load_corpus(self.corpus, text_column=self.text_column, max_megabytes=self.max_megabytes)
-        return split_validation(documents, share=self.validation_share, seed=seed)
+        return split_validation(self.documents(), share=self.validation_share, seed=seed)
 
     def inputs(self) -> dict[str, str]:
         """Return the corpus as an input of a stage, for `artifacts`."""
@@ -159,13 +163,15 @@ def run(main: Callable[[], None]) -> NoReturn:
     for chatty in ("transformers.modeling_utils", "transformers.distributed.tensor_parallel"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     disable_progress_bar()
+    # With only a pytorch_model.bin, transformers would ask an outside service for a converted copy behind our back.
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     try:
         main()
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted: run the same command again to go on", file=sys.stderr)
+        print("interrupted: run the same command again, without --force, to go on", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)
 

@@ -16,7 +16,7 @@ import torch
 from datasets import load_from_disk
 from transformers import AutoTokenizer
 
-from bioptimus_hf.artifacts import InputError, building, identity, is_finished
+from bioptimus_hf.artifacts import InputError, building, identity, is_finished, read_made
 from bioptimus_hf.curriculum import save_masked_lm
 from bioptimus_hf.distillation import (
     INITIALIZERS,
@@ -63,6 +63,12 @@ def main() -> None:
         if not (root / name).is_dir():
             raise InputError(
                 f"{root / name} is not there: run the script that makes it first, or name its --output_dir"
+            )
+    for name in needed:  # contexts of words (--words) know no base model
+        made_for = read_made(root / name)["inputs"].get("base_model")
+        if made_for is not None and made_for != identity(options.base_model):
+            raise InputError(
+                f"{root / name} was made for another --base_model than {options.base_model}: name that one"
             )
     inputs = {"base_model": identity(options.base_model), **{name: identity(root / name) for name in needed}}
     settings = {

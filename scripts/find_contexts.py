@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Find sentences of a corpus that hold each new token, with their places: all tokens in one pass.
+r"""Find sentences of a corpus that hold each new token, with their places: all tokens in one pass.
 
     python scripts/find_contexts.py --corpus abstracts.txt.gz --base_model google-bert/bert-base-uncased \
         --per_token 64 --num_proc 2 --output_dir runs/mine
@@ -63,14 +63,15 @@ def main() -> None:
     inputs = {**corpus.inputs(), "tokenizer": identity(tokenizer_name)}
     inputs |= {name: identity(where) for name, where in source.items()}
     settings = {**corpus.settings(run_options.seed), "per_token": options.per_token, "jsonl": options.jsonl}
-    if options.words:
+    if options.words:  # whoever looks for words of their own wants all of the text
+        del settings["validation_share"]
         settings["skip_unusable"] = options.skip_unusable
     if is_finished(folder, inputs, settings, force=stage.force):
         return
     tokenizer = load_by_name(AutoTokenizer, tokenizer_name)
     tokens = tokens_of_interest(options, tokenizer)
-    documents = corpus.load(run_options.seed)["train"]
     with building(folder, inputs, settings) as built:
+        documents = corpus.documents() if options.words else corpus.load(run_options.seed)["train"]
         sentences = split_sentences(documents, num_proc=stage.num_proc)
         contexts = find_contexts(
             sentences,

@@ -111,7 +111,6 @@ def main() -> None:
         task.name: {split: identity(file) for split, file in task_files(task, options.ner_data).items()}
         for task in tasks
     }
-    cells = []
     for task, (label, source), seed in product(tasks, models.items(), options.seeds):
         folder = root / task.name / label / str(seed)
         inputs = {**files[task.name], "model": identities[label]}
@@ -125,9 +124,9 @@ def main() -> None:
                     cell = {"task": task.name, "model": label, "seed": seed, "scorer": SCORER, **scores}
                     write_json(built.path / "scores.json", cell)
                     write_ner_card(built.path, model=str(folder))
-        cells.append(json.loads((folder / "scores.json").read_text(encoding="utf-8")))
     if state.is_main_process:
-        rows = summarize(cells)
+        finished = sorted(root.glob("*/*/*/scores.json"))  # of earlier calls too
+        rows = summarize([json.loads(path.read_text(encoding="utf-8")) for path in finished])
         write_json(root / "results.json", {"scorer": SCORER, "rows": rows})
         (root / "results.md").write_text(results_table(rows), encoding="utf-8")
         logger.info("saved %s\n%s", root / "results.md", results_table(rows))

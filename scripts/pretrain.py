@@ -17,6 +17,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import pyarrow.compute as pc
 from transformers import AutoTokenizer, set_seed
 
 from bioptimus_hf.artifacts import InputError, building, fingerprint, identity, is_finished, write_json
@@ -27,6 +28,7 @@ from bioptimus_hf.pretraining import (
     VALIDATION_MASKING,
     BertForMaskedPositions,
     PretrainingArguments,
+    check_blocks,
     mask_once,
     pretrain,
     shaping_settings,
@@ -49,8 +51,8 @@ class Options:
 
 def main() -> None:
     """Tokenize, train and export."""
-    arguments, options, corpus, stage = parse(
-        PretrainingArguments, Options, CorpusOptions, StageOptions, section="pretrain", description=__doc__
+    options, corpus, stage, arguments = parse(
+        Options, CorpusOptions, StageOptions, PretrainingArguments, section="pretrain", description=__doc__
     )
     root = Path(arguments.output_dir)
     start = options.model or str(root / "v0.0")
@@ -64,10 +66,16 @@ def main() -> None:
         **shaping_settings(arguments),
     }
     folder = root / "pretraining"
+    versions = [root / f"v{phase.version}" for phase in BIOPTIMUS_CURRICULUM]
     if is_finished(folder, inputs, settings, force=stage.force):
+        gone = [str(version) for version in versions if not version.is_dir()]
+        if gone:
+            raise InputError(f"the run is finished, but {', '.join(gone)} is gone: --force makes all versions again")
         return
     this_run = fingerprint(inputs, settings)
-    clear_other_runs(root, this_run, force=stage.force, main_process=arguments.process_index == 0)
+    others = [version for version in versions if version.exists() and made_by(version) != this_run]
+    if others and not stage.force:
+        raise InputError(f"{others[0]} is of another run: choose another --output_dir, or --force to replace it")
     arguments.output_dir = str(root / "checkpoints" / this_run[:12])
     tokenizer = load_by_name(AutoTokenizer, start)
     documents = corpus.load(arguments.seed)
@@ -77,6 +85,10 @@ def main() -> None:
             for part in ("train", "validation")
         )
     model, _ = load_masked_lm(start, kind=BertForMaskedPositions, seed=arguments.seed)
+    check_blocks(train, model, arguments)
+    if arguments.process_index == 0:  # only now that nothing stands in the way of the new run
+        for old in [*versions, folder] if folder.exists() else others:
+            shutil.rmtree(old, ignore_errors=True)
     set_seed(arguments.seed)
     # What stands here is written by the first process alone; the versions are exported as the run goes.
     with building(folder, inputs, settings) if arguments.process_index == 0 else nullcontext() as built:
@@ -90,12 +102,11 @@ def main() -> None:
             record={"run": this_run, "inputs": inputs, "settings": settings},
         )
         if built is not None:
-            for phase in BIOPTIMUS_CURRICULUM:
-                version = root / f"v{phase.version}"
+            for version in versions:
                 write_pretrained_card(version, model=str(version))
             write_json(built.path / "history.json", history)
             built.facts |= {
-                "training_tokens": sum(map(len, train["input_ids"])),
+                "training_tokens": pc.sum(pc.list_value_length(train.data["input_ids"])).as_py(),
                 "validation_blocks": len(validation),
                 "validation_masking": asdict(VALIDATION_MASKING),
                 "validation_losses": {str(row["step"]): row["eval_loss"] for row in history if "eval_loss" in row},
@@ -105,22 +116,11 @@ def main() -> None:
         shutil.rmtree(Path(arguments.output_dir).parent, ignore_errors=True)
 
 
-def clear_other_runs(root: Path, this_run: str, *, force: bool, main_process: bool) -> None:
-    """Remove what earlier runs left where `force` says so; otherwise refuse to mix another run's with this one's."""
-    if force and main_process:
-        for leftover in ("checkpoints", "pretraining"):
-            shutil.rmtree(root / leftover, ignore_errors=True)
-    for folder in (root / f"v{phase.version}" for phase in BIOPTIMUS_CURRICULUM):
-        if not folder.exists():
-            continue
-        record = folder / PHASE_FILE
-        made_by = json.loads(record.read_text(encoding="utf-8")).get("run") if record.is_file() else None
-        if made_by == this_run and not force:
-            continue
-        if not force:
-            raise InputError(f"{folder} is of another run: choose another --output_dir, or --force to replace it")
-        if main_process:
-            shutil.rmtree(folder)
+def made_by(version: Path) -> str | None:
+    """Return the fingerprint of the run that exported a version."""
+    record = version / PHASE_FILE
+    run_of_it: str | None = json.loads(record.read_text(encoding="utf-8")).get("run") if record.is_file() else None
+    return run_of_it
 
 
 if __name__ == "__main__":

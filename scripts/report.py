@@ -1,12 +1,15 @@
 #!/usr/bin/env python
-"""Say what a run has made so far: counts, losses, scores, time and memory of every stage, as OUTPUT_DIR/report.md.
+"""Say what a run has made so far: counts, losses, scores, time and memory of every stage.
 
 python scripts/report.py --output_dir runs/demo --text "Aspirin provoked bronchoconstriction in two patients."
+
+Writes OUTPUT_DIR/report.md and OUTPUT_DIR/losses.png.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,8 @@ from bioptimus_hf.artifacts import MADE, InputError, read_made
 from bioptimus_hf.curriculum import PHASE_FILE
 from bioptimus_hf.recipes import parse, run
 
+logger = logging.getLogger("report")
+
 
 @dataclass
 class Options:
@@ -24,7 +29,7 @@ class Options:
 
     output_dir: str = field(default="runs/default", metadata={"help": "Folder of the run"})
     text: str | None = field(
-        default=None, metadata={"help": "A sentence whose entities to show, found by the newest head of the run"}
+        default=None, metadata={"help": "A sentence whose entities to show, found by the head of the newest version"}
     )
 
 
@@ -35,7 +40,8 @@ def main() -> None:
     stages = [
         root / name for name in ("tokenizer", "contexts", "v0.0", "pretraining") if (root / name / MADE).is_file()
     ]
-    heads = sorted((root / "ner").glob("*/*/*/" + MADE), key=lambda path: (path.stat().st_mtime_ns, path))
+    # v0.4 after base: the last is the one to show.
+    heads = sorted((root / "ner").glob("*/*/*/" + MADE), key=lambda path: (path.parts[-4], path.parts[-3], path))
     if not stages and not heads:
         raise InputError(f"{root} holds no finished stage: run the other scripts first")
     parts = [*stage_facts(stages), *phase_table(root), *ner_table(root), *cost_table(root, stages, heads)]
@@ -44,6 +50,8 @@ def main() -> None:
     report = "\n".join([f"# {root}", *parts, ""])
     (root / "report.md").write_text(report, encoding="utf-8")
     print(report)
+    if (root / "pretraining" / "history.json").is_file():
+        plot_losses(root)
 
 
 def stage_facts(stages: list[Path]) -> list[str]:
@@ -90,9 +98,33 @@ def ner_table(root: Path) -> list[str]:
     return ["", table.read_text(encoding="utf-8").rstrip()] if table.is_file() else []
 
 
+def plot_losses(root: Path) -> None:
+    """Draw training and validation loss over the steps, with the phases' edges, as OUTPUT_DIR/losses.png."""
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+    except ImportError:
+        logger.warning("no plot of the losses: pip install 'bioptimus-hf[plots]'")
+        return
+    history = json.loads((root / "pretraining" / "history.json").read_text(encoding="utf-8"))
+    figure, axes = pyplot.subplots(figsize=(8, 4), layout="constrained")
+    for key, label in (("loss", "training"), ("eval_loss", "validation, masked once")):
+        rows = [row for row in history if key in row]
+        axes.plot([row["step"] for row in rows], [row[key] for row in rows], label=label)
+    for record in (json.loads(path.read_text(encoding="utf-8")) for path in sorted(root.glob("v*/" + PHASE_FILE))):
+        axes.axvline(record["last_step"], color="grey", linewidth=0.5)
+        axes.annotate(f"v{record['version']}", (record["last_step"], 1), xycoords=("data", "axes fraction"), ha="right")
+    axes.set(xlabel="optimizer step", ylabel="cross-entropy (nats)")
+    axes.legend()
+    figure.savefig(root / "losses.png", dpi=150)
+    logger.info("saved %s", root / "losses.png")
+
+
 def cost_table(root: Path, stages: list[Path], heads: list[Path]) -> list[str]:
-    """Return wall time and peak memory of every stage."""
-    lines = ["", "| stage | wall time | peak memory |", "| --- | --- | --- |"]
+    """Return wall time of every stage, and the peak memory that its process had reached when it ended."""
+    lines = ["", "| stage | wall time | peak memory so far |", "| --- | --- | --- |"]
     for folder in [*stages, *(head.parent for head in heads)]:
         made = read_made(folder)
         memory = made["peak_memory_mb"]

@@ -54,8 +54,8 @@ def main() -> None:
     if is_finished(folder, inputs, settings, force=stage.force):
         return
     base = load_by_name(AutoTokenizer, options.base_model)
-    documents = corpus.load(run_options.seed)
     with building(folder, inputs, settings) as built:
+        documents = corpus.load(run_options.seed)
         vocabulary = train_vocabulary(
             documents["train"]["text"], size=options.size, like=base, min_frequency=options.min_frequency
         )

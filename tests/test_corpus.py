@@ -132,6 +132,17 @@ def test_invalid_utf8_names_file_and_byte(tmp_path: Path, packed: bool) -> None:
     assert str(error.value) == f"{file} is not valid UTF-8 at byte {content.index(0xE9)}{where}: convert or mend it"
 
 
+def test_invalid_utf8_behind_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfab\xff")
+    with pytest.raises(InputError, match="at byte 5"):
+        load_corpus(tmp_path / "a.txt")
+
+
+def test_the_end_of_a_name_says_what_a_file_is(tmp_path: Path) -> None:
+    write_txt(tmp_path / "notes.jsonl.txt", ["Plain text."])
+    assert list(load_corpus(tmp_path)["text"]) == ["Plain text."]
+
+
 def test_the_faulty_file_among_many_is_named(tmp_path: Path) -> None:
     write_txt(tmp_path / "a.txt", ["fine"])
     (tmp_path / "b.txt").write_bytes(b"\xff")

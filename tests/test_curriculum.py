@@ -15,6 +15,8 @@ from transformers import (
     BertForMaskedLM,
     BertTokenizer,
     Trainer,
+    TrainerControl,
+    TrainerState,
     TrainingArguments,
 )
 
@@ -157,6 +159,49 @@ def test_evaluation_moves_no_mask(tokenizer: BertTokenizer, tmp_path: Path) -> N
     for expected, got in zip(quiet_collator.batches, busy_collator.batches, strict=True):
         assert torch.equal(expected["input_ids"], got["input_ids"])
         assert torch.equal(expected["labels"], got["labels"])
+
+
+def test_an_evaluation_set_that_is_not_masked_is_refused(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    # The collator would mask it, and count its rows as training's: all later phases would come too early.
+    collator = BioptimusDataCollator(tokenizer)
+    rows = Dataset.from_dict({"input_ids": [tokenizer(TEXT)["input_ids"]] * 24})
+    trainer = Trainer(
+        model=build_tiny_bert(len(tokenizer)),
+        args=arguments(tmp_path, eval_strategy="steps", eval_steps=2),
+        train_dataset=rows,
+        eval_dataset=rows,
+        data_collator=collator,
+        callbacks=[CurriculumCallback(collator)],
+    )
+    with pytest.raises(InputError, match=r"has no labels: mask it once, with bioptimus_hf\.mask_once"):
+        trainer.train()
+
+
+def test_only_training_exports_and_needs_no_processing_class(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    collator = BioptimusDataCollator(tokenizer)
+    rows = Dataset.from_dict({"input_ids": [tokenizer(TEXT)["input_ids"]] * 24})
+    trainer = Trainer(
+        model=build_tiny_bert(len(tokenizer)),
+        args=arguments(tmp_path / "trainer", eval_strategy="steps", eval_steps=1000, logging_steps=1000),
+        train_dataset=rows,
+        eval_dataset=Dataset.from_list([{"input_ids": [4, 40, 5], "labels": [-100, 41, -100]}] * 6),
+        data_collator=collator,
+        callbacks=[CurriculumCallback(collator, export_dir=tmp_path / "out")],
+    )
+    trainer.train()
+    last = tmp_path / "out" / "v0.4" / "model.safetensors"
+    written = last.stat().st_mtime_ns
+    trainer.evaluate()  # as run_mlm.py does when training is over
+    assert last.stat().st_mtime_ns == written
+    assert [row["step"] for row in trainer.state.log_history if "loss" in row] == [5, 10, 15, 20]
+    assert not [row for row in trainer.state.log_history if "eval_loss" in row and "phase" in row]
+
+
+def test_rows_that_go_where_nobody_counts_them_are_refused(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    callback = CurriculumCallback(BioptimusDataCollator(tokenizer))
+    split = arguments(tmp_path, accelerator_config={"split_batches": True})
+    with pytest.raises(InputError, match="split_batches, and a streamed data set on several processes"):
+        callback.on_train_begin(split, TrainerState(max_steps=20), TrainerControl())
 
 
 @pytest.mark.parametrize("step", [5, 7])  # an edge, and the middle of a phase and of an epoch

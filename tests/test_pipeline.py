@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,11 @@ from typing import Any
 import pytest
 import yaml
 from conftest import build_tiny_bert, tiny_vocabulary
+from datasets import load_from_disk
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertTokenizer, pipeline
 
 from bioptimus_hf.artifacts import read_made
+from bioptimus_hf.corpus import load_corpus, split_validation
 from bioptimus_hf.curriculum import save_masked_lm
 
 ROOT = Path(__file__).parent.parent
@@ -86,6 +89,8 @@ def test_from_corpus_to_entities(tmp_path: Path) -> None:
     for part in ("pieces per word", "| v0.4 | words, 20%, always [MASK] | 8 |", "| sample | v0.4 |", "| pretraining |"):
         assert part in report.stdout
 
+    assert (run / "losses.png").read_bytes().startswith(b"\x89PNG")
+
     times = {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")}
     for stage in STAGES:
         again = run_script(stage, "--recipe", str(recipe), cache=cache)
@@ -135,14 +140,48 @@ def test_the_recipes_of_the_repository_name_options_that_exist() -> None:
                 assert f"--{option} " in known[section], (recipe.name, section, option)
 
 
+def test_words_of_ones_own_are_looked_for_in_all_of_the_text(tmp_path: Path) -> None:
+    write_recipe(tmp_path)
+    (tmp_path / "one.txt").write_text("Aspirin eased the pain. Naproxen did not.\n")
+    (tmp_path / "words.txt").write_text("aspirin\nnaproxen\n")
+    options = {"corpus": "one.txt", "words": "words.txt", "tokenizer": "base"}
+    given = [part for name, value in options.items() for part in (f"--{name}", str(tmp_path / value))]
+    done = run_script("find_contexts", "--output_dir", str(tmp_path / "run"), *given, cache=tmp_path / "cache")
+    assert done.returncode == 0, done.stderr
+    assert sorted(load_from_disk(tmp_path / "run" / "contexts")["token"]) == ["aspirin", "naproxen"]
+
+
+def test_a_base_model_that_is_not_the_stages_before_is_refused(tmp_path: Path) -> None:
+    recipe, cache = write_recipe(tmp_path), tmp_path / "cache"
+    assert run_script("train_vocabulary", "--recipe", str(recipe), cache=cache).returncode == 0
+    other = build_tiny_bert(len(tiny_vocabulary()), seed=1)
+    save_masked_lm(other, AutoTokenizer.from_pretrained(tmp_path / "base"), tmp_path / "other")
+    options = ["--base_model", str(tmp_path / "other"), "--initializer", "random"]
+    done = run_script("distill_embeddings", "--recipe", str(recipe), *options, cache=cache)
+    assert done.returncode == 2
+    assert "run/tokenizer was made for another --base_model" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"), [(["--size", "7"], "unknown option --size"), (["--output_dir"], "--output_dir needs a value")]
+)
+def test_the_shell_script_refuses_what_it_does_not_know(options: list[str], said: str) -> None:
+    done = subprocess.run(
+        ["bash", str(ROOT / "scripts" / "demo.sh"), *options], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode != 0
+    assert said in done.stderr
+
+
+def test_the_readme_has_no_gaps() -> None:
+    gaps = re.findall(r"\b(?:DEMO|RESULT|TEST)_[A-Z]+\b", (ROOT / "README.md").read_text())
+    assert gaps == []
+
+
 def test_validation_text_reaches_no_stage(tmp_path: Path) -> None:
     recipe, cache = write_recipe(tmp_path), tmp_path / "cache"
     for stage in STAGES[:2]:
         assert run_script(stage, "--recipe", str(recipe), cache=cache).returncode == 0
-    from datasets import load_from_disk
-
-    from bioptimus_hf.corpus import load_corpus, split_validation
-
     documents = split_validation(load_corpus(SAMPLE / "corpus.txt"), share=0.1, seed=0)
     seen = set(load_from_disk(tmp_path / "run" / "contexts")["text"])
     assert seen

@@ -24,6 +24,8 @@ from bioptimus_hf.pretraining import (
     VALIDATION_MASKING,
     BertForMaskedPositions,
     PretrainingArguments,
+    check_blocks,
+    last_checkpoint,
     loss_and_count,
     mask_once,
     pretrain,
@@ -222,6 +224,29 @@ def test_too_little_text_is_refused(tokenizer: BertTokenizer, tmp_path: Path) ->
         )
 
 
+def test_blocks_longer_than_the_positions_are_refused(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    tokenizer.model_max_length = 10**30  # as of a tokenizer that names no limit
+    long = tokenize_and_pack(Dataset.from_dict({"text": TEXTS * 90}), tokenizer, max_length=600)
+    with pytest.raises(InputError, match="blocks of 600 tokens: the model reads 512"):
+        check_blocks(long, masked_head(tokenizer), arguments(tmp_path, per_device_train_batch_size=1))
+
+
+def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    run_once(tokenizer, tmp_path / "whole", save_steps=3, save_total_limit=None)
+    run_once(tokenizer, tmp_path / "cut", save_steps=3, save_total_limit=None)
+    checkpoints = tmp_path / "cut" / "checkpoints"
+    for folder in (checkpoints / "checkpoint-8", checkpoints / "checkpoint-6"):
+        (folder / "trainer_state.json").unlink(missing_ok=True)
+    (checkpoints / "checkpoint-6" / "trainer_state.json").write_text('{"epoch": 0.')
+    assert last_checkpoint(checkpoints) == str(checkpoints / "checkpoint-3")
+    assert [path.name for path in checkpoints.iterdir()] == ["checkpoint-3"]
+    shutil.rmtree(tmp_path / "cut" / "v0.4")
+    history = run_once(tokenizer, tmp_path / "cut", save_steps=3, save_total_limit=None)
+    assert [row["step"] for row in history if "loss" in row] == list(range(1, 9))
+    assert_same(weights(tmp_path / "whole" / "v0.4"), weights(tmp_path / "cut" / "v0.4"))
+    assert last_checkpoint(tmp_path / "nowhere") is None
+
+
 def test_what_shapes_the_weights_is_told_from_what_does_not(tmp_path: Path) -> None:
     plain = shaping_settings(arguments(tmp_path))
     assert plain == shaping_settings(arguments(tmp_path / "elsewhere", logging_steps=7, save_steps=3, eval_steps=2))
@@ -276,6 +301,18 @@ def test_a_killed_run_goes_on_to_the_same_weights(tokenizer: BertTokenizer, tmp_
     )
     assert other.returncode == 2
     assert "learning_rate" in other.stderr.splitlines()[-1]
+
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")}
+    bad = subprocess.run(
+        command(run, corpus, "--force", "--max_length", "1000"), env=environment, capture_output=True, text=True
+    )
+    assert bad.returncode == 2
+    assert "--max_length must lie between" in bad.stderr.splitlines()[-1]
+    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")}
+    shutil.rmtree(run / "v0.2")
+    gone = subprocess.run(command(run, corpus), env=environment, capture_output=True, text=True)
+    assert gone.returncode == 2
+    assert "v0.2 is gone: --force makes all versions again" in gone.stderr.splitlines()[-1]
 
 
 @pytest.mark.slow
