@@ -26,6 +26,7 @@ from transformers import PreTrainedTokenizerBase
 
 from bioptimus_hf.artifacts import InputError
 from bioptimus_hf.matching import Matcher, utf8_buffers, word_rules
+from bioptimus_hf.sampling import CANDIDATE, FEATURES, FIELDS, Candidates, Reservoir, merge, mix, starts_sentence
 from bioptimus_hf.vocabulary import MARK
 
 logger = logging.getLogger(__name__)
@@ -33,21 +34,6 @@ logger = logging.getLogger(__name__)
 _VERSION = 1  # of what a batch yields; part of the map's fingerprint, which does not see the code of this package
 _ROWS_AT_ONCE = 10_000  # sentences; about 1 MB, which stays in the processor's cache
 _TEXT_TYPES = ("string", "large_string", "string_view")
-_CANDIDATES_HELD = 1 << 20  # before the losers are thrown out for the first time
-_LARGEST = np.uint64(2**64 - 1)
-_CANDIDATE = np.dtype([("token", "i4"), ("row", "i8"), ("priority", "u8"), ("start", "i4"), ("end", "i4")])
-_FIELDS = ("token", "row", "priority", "start", "end")
-_CANDIDATES = Features(
-    {
-        "token": Value("int32"),
-        "row": Value("int64"),
-        "priority": Value("uint64"),
-        "start": Value("int32"),
-        "end": Value("int32"),
-    }
-)
-
-Candidates = npt.NDArray[Any]  # structured, of dtype _CANDIDATE
 
 
 @dataclass(frozen=True)
@@ -152,11 +138,11 @@ def find_contexts(
         batched=True,
         batch_size=_ROWS_AT_ONCE,
         remove_columns=columns,
-        features=_CANDIDATES,
+        features=FEATURES,
         num_proc=num_proc if num_proc and num_proc > 1 else None,
         desc="Finding contexts",
     )
-    winners = _merge(candidates if len(dataset) else None, len(selection.tokens), per_token)
+    winners = merge(candidates if len(dataset) else None, len(selection.tokens), per_token)
     return _fetch(dataset, winners, selection.tokens)
 
 
@@ -219,7 +205,7 @@ class _BatchFinder:
     def __init__(self, tokens: Sequence[str], rules: str, per_token: int, seed: int, version: int = _VERSION) -> None:
         self._arguments = (tuple(tokens), rules, per_token, seed, version)
         self._matcher: Matcher | None = None  # made in the process that uses it
-        self._reservoir = _Reservoir(len(tokens), per_token)
+        self._reservoir = Reservoir(len(tokens), per_token)
         self._seed = seed % 2**64
         hashes = [xxhash.xxh3_64_intdigest(token.encode(), self._seed) for token in tokens]
         self._token_hashes = np.array(hashes, dtype=np.uint64)
@@ -237,71 +223,25 @@ class _BatchFinder:
         if len(chosen) < len(hashes):
             texts, hashes, row_numbers = texts.take(pa.array(chosen)), hashes[chosen], row_numbers[chosen]
         matches = self._matcher.match(texts)
-        priorities = _mix(hashes[matches.row] ^ self._token_hashes[matches.token])
+        priorities = mix(hashes[matches.row] ^ self._token_hashes[matches.token])
         able = np.flatnonzero(priorities <= self._reservoir.limits[matches.token])
         # Of a token's occurrences in a sentence the first one counts.
         _, first = np.unique(matches.row[able] * len(self._token_hashes) + matches.token[able], return_index=True)
         able = able[first]
-        candidates = np.empty(len(able), dtype=_CANDIDATE)
+        candidates = np.empty(len(able), dtype=CANDIDATE)
         candidates["token"] = matches.token[able]
         candidates["row"] = row_numbers[matches.row[able]]
         candidates["priority"] = priorities[able]
         candidates["start"] = matches.start[able]
         candidates["end"] = matches.end[able]
         self._reservoir.add(candidates)
-        return pa.table({name: candidates[name] for name in _FIELDS})
+        return pa.table({name: candidates[name] for name in FIELDS})
 
     def _sentence_hashes(self, texts: pa.Array) -> npt.NDArray[np.uint64]:
         content, offsets = utf8_buffers(texts)
         digest, seed = xxhash.xxh3_64_intdigest, self._seed
         hashes = [digest(content[start:end], seed) for start, end in pairwise(offsets.tolist())]
         return np.array(hashes, dtype=np.uint64)
-
-
-class _Reservoir:
-    """Keeps, of each token, the candidates with the k smallest priorities; the same sentence counts once.
-
-    Attributes:
-        limits: of each token, a priority above which nothing can win any more; shape (tokens,).
-    """
-
-    def __init__(self, tokens: int, per_token: int) -> None:
-        self.limits = np.full(tokens, _LARGEST, dtype=np.uint64)
-        self._per_token = per_token
-        self._kept: list[Candidates] = [np.empty(0, dtype=_CANDIDATE)]
-        self._room = _CANDIDATES_HELD
-
-    def add(self, candidates: Candidates) -> None:
-        """Take candidates in; cut back to the best when their number has doubled."""
-        self._kept.append(candidates)
-        if sum(map(len, self._kept)) > self._room:
-            self._room = max(2 * len(self.best()), _CANDIDATES_HELD)
-
-    def best(self) -> Candidates:
-        """Return what is in the lead, by token, then priority, then row; copies of a sentence follow each other."""
-        every = np.concatenate(self._kept)
-        every = every[_order(every)]
-        token, priority = every["token"], every["priority"]
-        new_token = np.diff(token, prepend=-1) != 0
-        count = np.cumsum(_starts_sentence(every))
-        before = np.repeat(count[new_token] - 1, np.diff(np.append(np.flatnonzero(new_token), len(every))))
-        rank = count - before  # of the sentence among those of its token, from 1
-        last = rank == self._per_token
-        self.limits[token[last]] = priority[last]
-        self._kept = [every[rank <= self._per_token]]
-        return self._kept[0]
-
-
-def _merge(candidates: Dataset | None, tokens: int, per_token: int) -> Candidates:
-    """Keep the best candidates of each token; one batch after the other, whatever their number."""
-    reservoir = _Reservoir(tokens, per_token)
-    if candidates is not None:
-        for table in candidates.with_format("arrow").iter(batch_size=100 * _ROWS_AT_ONCE):
-            batch = np.empty(len(table), dtype=_CANDIDATE)
-            for name in _FIELDS:
-                batch[name] = table[name].to_numpy()
-            reservoir.add(batch[batch["priority"] <= reservoir.limits[batch["token"]]])
-    return reservoir.best()
 
 
 def _fetch(dataset: Dataset, winners: Candidates, tokens: Sequence[str]) -> Dataset:
@@ -312,7 +252,7 @@ def _fetch(dataset: Dataset, winners: Candidates, tokens: Sequence[str]) -> Data
     if "document" in texts.column_names:
         order = _by_document(winners, texts["document"].take(pa.array(place)))
         winners, place = winners[order], place[order]
-    first = _starts_sentence(winners)
+    first = starts_sentence(winners)
     winners, place = winners[first], place[first]
     names = pa.array(tokens, pa.string()).take(pa.array(winners["token"]))
     table = pa.table({"token": names, "start": winners["start"], "end": winners["end"], "place": place})
@@ -362,29 +302,6 @@ def _rows_of(dataset: Dataset, rows: npt.NDArray[np.int64]) -> pa.Table:
     return pa.concat_tables(found).combine_chunks()
 
 
-def _order(candidates: Candidates) -> npt.NDArray[np.int64]:
-    """Return the order by token, priority and row: one sort of 64-bit keys, which is far faster than one by fields."""
-    bits = np.uint64(int(candidates["token"].max(initial=0)).bit_length())
-    keys = candidates["priority"] >> bits
-    if bits:
-        keys |= candidates["token"].astype(np.uint64) << (np.uint64(64) - bits)
-    order = np.argsort(keys)
-    keys = keys[order]
-    same = np.zeros(len(keys) + 1, dtype=np.bool_)
-    np.equal(keys[1:], keys[:-1], out=same[1:-1])
-    tied = np.flatnonzero(same[1:] | same[:-1])  # copies of a sentence, and priorities that differ in their last bits
-    among = candidates[order[tied]]
-    order[tied] = order[tied][np.lexsort((among["row"], among["priority"], among["token"]))]
-    return order
-
-
-def _starts_sentence(candidates: Candidates) -> npt.NDArray[np.bool_]:
-    """Say, of sorted candidates, which are of another token or sentence than the one before."""
-    token, priority = candidates["token"], candidates["priority"]
-    starts: npt.NDArray[np.bool_] = (np.diff(token, prepend=-1) != 0) | (np.diff(priority, prepend=_LARGEST) != 0)
-    return starts
-
-
 def _by_document(winners: Candidates, documents: pa.ChunkedArray) -> npt.NDArray[np.int64]:
     """Return the order by token, priority and document."""
     table = pa.table({"token": winners["token"], "priority": winners["priority"], "document": documents})
@@ -411,13 +328,6 @@ def _first_of_each(hashes: npt.NDArray[np.uint64], table: pa.Table) -> npt.NDArr
 
 def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
     return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks or [pa.array([], column.type)])
-
-
-def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Spread 64-bit values: the last steps of splitmix64, a bijection."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
 
 
 def _is_whole_word(token: str, rest: str, tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -18,6 +18,7 @@ ORDER = (
     "corpus",
     "vocabulary",
     "matching",
+    "sampling",
     "contexts",
     "distillation",
     "masking",
