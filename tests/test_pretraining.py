@@ -316,6 +316,17 @@ def test_a_killed_run_goes_on_to_the_same_weights(tokenizer: BertTokenizer, tmp_
 
 
 @pytest.mark.slow
+def test_accelerate_launches_the_script(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    run, corpus = prepare(tokenizer, tmp_path)
+    environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    _, *rest = command(run, corpus)
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "--mixed_precision"]
+    subprocess.run([*launch, "no", *rest], env=environment, capture_output=True, check=True, timeout=200)
+    assert (run / "v0.4" / "model.safetensors").is_file()
+    assert (run / "pretraining" / "history.json").is_file()
+
+
+@pytest.mark.slow
 def test_two_ranks_train_as_one(tokenizer: BertTokenizer, tmp_path: Path) -> None:
     run, corpus = prepare(tokenizer, tmp_path)
     plain = build_tiny_bert(len(tokenizer))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -18,9 +19,10 @@ from transformers import (
     BertTokenizer,
     TrainingArguments,
 )
+from transformers.utils.import_utils import is_env_variable_true
 
 from bioptimus_hf.artifacts import InputError
-from bioptimus_hf.recipes import COMMON, SECTIONS, CorpusOptions, RunOptions, StageOptions, load_by_name, parse
+from bioptimus_hf.recipes import COMMON, SECTIONS, CorpusOptions, RunOptions, StageOptions, load_by_name, parse, run
 from bioptimus_hf.vocabulary import save_tokenizer
 
 
@@ -264,6 +266,18 @@ def test_a_good_end_a_fault_of_ours_and_help(tmp_path: Path) -> None:
     assert "    python script.py --size 3\n" in shown.stdout
     assert "A number (default: 5)" in shown.stdout
     assert "--recipe FILE" in shown.stdout
+
+
+def test_no_script_asks_an_outside_service_to_convert_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """S14: transformers asks for a converted copy of a repository that has only a pytorch_model.bin."""
+    monkeypatch.setenv("DISABLE_SAFETENSORS_CONVERSION", "")
+    monkeypatch.delenv("DISABLE_SAFETENSORS_CONVERSION")
+    seen = []
+    with pytest.raises(SystemExit) as ended:
+        run(lambda: seen.append(os.environ.get("DISABLE_SAFETENSORS_CONVERSION")))
+    assert ended.value.code == 0
+    assert is_env_variable_true("DISABLE_SAFETENSORS_CONVERSION")
+    assert seen == ["1"]
 
 
 # Loading by name --------------------------------------------------------------------------------------------------
