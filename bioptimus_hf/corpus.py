@@ -124,7 +124,7 @@ def split_validation(dataset: Dataset, *, share: float = 0.01, seed: int = 0) ->
     if not validation or not train:
         raise InputError(
             f"{len(dataset)} documents leave no {'training' if validation else 'validation'} part at a validation "
-            f"share of {share}: give more text or another share"
+            f"share of {share}: give more text or another --validation_share"
         )
     return DatasetDict(train=dataset.select(train), validation=dataset.select(validation))
 

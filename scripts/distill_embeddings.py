@@ -70,6 +70,8 @@ def main() -> None:
             raise InputError(
                 f"{root / name} was made for another --base_model than {options.base_model}: name that one"
             )
+    if contextual and read_made(root / "contexts")["inputs"].get("tokenizer") != identity(root / "tokenizer"):
+        raise InputError(f"{root / 'contexts'} was found for another tokenizer: run find_contexts.py --force first")
     inputs = {"base_model": identity(options.base_model), **{name: identity(root / name) for name in needed}}
     settings = {
         "initializer": options.initializer,

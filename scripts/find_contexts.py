@@ -4,8 +4,9 @@ r"""Find sentences of a corpus that hold each new token, with their places: all 
     python scripts/find_contexts.py --corpus abstracts.txt.gz --base_model google-bert/bert-base-uncased \
         --per_token 64 --num_proc 2 --output_dir runs/mine
 
-Reads OUTPUT_DIR/tokenizer. Writes OUTPUT_DIR/contexts: an Arrow data set (`datasets.load_from_disk`) with the columns
-token, text, start, end, document, and made.json.
+Reads OUTPUT_DIR/tokenizer, or --tokenizer. With --words it looks for the words of a file, in all of the text.
+Writes OUTPUT_DIR/contexts: an Arrow data set (`datasets.load_from_disk`) with the columns token, text, start, end,
+document, and made.json.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from bioptimus_hf.artifacts import InputError, building, identity, is_finished
+from bioptimus_hf.artifacts import MADE, InputError, building, identity, is_finished
 from bioptimus_hf.contexts import find_contexts, report_contexts, select_tokens
 from bioptimus_hf.corpus import split_sentences
 from bioptimus_hf.recipes import CorpusOptions, RunOptions, StageOptions, load_by_name, parse, run
@@ -97,6 +98,9 @@ def main() -> None:
         "words only, %(not_found)d not found",
         built.facts,
     )
+    if report.not_found:
+        named = ", ".join(report.not_found[:10])
+        logger.info("not found: %s%s (all in %s)", named, ", ..." if report.not_found[10:] else "", folder / MADE)
     logger.info("tokens by their number of contexts: %s", in_bands(report.coverage, options.per_token))
 
 

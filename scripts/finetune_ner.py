@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -147,6 +148,8 @@ def chosen_models(options: Options) -> dict[str, str]:
             version = Path(options.output_dir) / given
             source = options.base_model if given == "base" else str(version) if version.is_dir() else given
             label = "base" if given == "base" else Path(given).name
+        if re.fullmatch(r"v\d+\.\d+", source):
+            raise InputError(f"--models {given}: there is no {Path(options.output_dir) / given}")
         if not label or not source or "/" in label:
             raise InputError(f"--models {given}: give a folder, a Hub name, or label=FOLDER")
         if label in models:

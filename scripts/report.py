@@ -47,6 +47,8 @@ def main() -> None:
     parts = [*stage_facts(stages), *phase_table(root), *ner_table(root), *cost_table(root, stages, heads)]
     if options.text and heads:
         parts += ["", *entity_lines(heads[-1].parent, options.text)]
+    elif options.text:
+        logger.warning("no NER head in %s yet: --text is not used", root)
     report = "\n".join([f"# {root}", *parts, ""])
     (root / "report.md").write_text(report, encoding="utf-8")
     print(report)

@@ -676,7 +676,7 @@ def test_grid_runs_on_two_processes(base: Path, tmp_path: Path) -> None:
     ("test", "model", "says"),
     [
         ("Aspirin\tB-Chemical\nhelps\n", "base", r"mine/test\.tsv, line 2: a token and its tag are needed"),
-        (GOOD, "v0.4", "v0.4: neither a folder of a model nor one to be had"),
+        (GOOD, "v0.4", "--models v0.4: there is no "),
     ],
 )
 def test_unusable_input_is_refused_before_any_training(

@@ -162,6 +162,17 @@ def test_a_base_model_that_is_not_the_stages_before_is_refused(tmp_path: Path) -
     assert "run/tokenizer was made for another --base_model" in done.stderr.splitlines()[-1]
 
 
+def test_contexts_of_another_tokenizer_are_refused_even_under_force(tmp_path: Path) -> None:
+    recipe, cache = write_recipe(tmp_path), tmp_path / "cache"
+    for stage in STAGES[:2]:
+        assert run_script(stage, "--recipe", str(recipe), cache=cache).returncode == 0
+    smaller = ["--size", "1400", "--force"]
+    assert run_script("train_vocabulary", "--recipe", str(recipe), *smaller, cache=cache).returncode == 0
+    done = run_script("distill_embeddings", "--recipe", str(recipe), "--force", cache=cache)
+    assert done.returncode == 2
+    assert "run/contexts was found for another tokenizer: run find_contexts.py" in done.stderr.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     ("options", "said"), [(["--size", "7"], "unknown option --size"), (["--output_dir"], "--output_dir needs a value")]
 )
