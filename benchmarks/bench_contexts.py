@@ -3,7 +3,7 @@
 
     pip install -e '.[bench]'
     python benchmarks/bench_contexts.py --corpus abstracts.txt.gz --tokenizer runs/mine/tokenizer \
-        --base_model google-bert/bert-base-uncased --work /tmp/bench
+        --base_model google-bert/bert-base-uncased --work runs/bench
 
 Prints MB of text per CPU second for all (word, sentence) pairs of 100, 1,000 and all new whole-word tokens (ASCII
 letters and digits, so that every tool can find them), then what word pieces cost, the floors, sentence splitting, and
