@@ -101,7 +101,7 @@ def contextual_embeddings(
         contexts: rows `token`, `text`, `start`, `end` (characters of `text`), from `find_contexts`.
         layer: whose states are read; 0 is the embeddings' output, -1 the last layer.
         batch_size: sentences read at once.
-        bf16: multiply matrices in bfloat16, twice as fast where the processor has it. The sums stay in float64.
+        bf16: multiply matrices in bfloat16, which is faster where the processor has it. The sums stay in float64.
 
     Returns:
         Token to its vector, float32 of shape (hidden size,), for every token that has a context.
@@ -155,8 +155,12 @@ def initial_rows(
         initializer: "random" (normal with the table's mean and deviation in each dimension), "subtoken_mean" (mean of
             the rows of the token's pieces), "contextual_mean" (the paper: `vectors` as they are) or
             "contextual_mean_scaled" (`vectors` brought to the table's mean and deviation in each dimension; the states
-            of an upper layer are several times longer than the rows of the table).
+            of an upper layer are longer than the rows of the table).
         vectors: from `contextual_embeddings`, for the two contextual initialisers.
+        seed: of the noise of "random".
+
+    Returns:
+        A row for each new token, and which of them had to fall back on something else.
 
     Raises:
         InputError: the initialiser is unknown, or is contextual and there are no vectors.
@@ -185,7 +189,7 @@ def initial_rows(
         read = (read - read.mean(dim=0)) / read.std(dim=0, correction=0).clamp(min=1e-6) * deviation + mean
     rows |= dict(zip(found, read, strict=True))
     missing = [token for token in new if token not in vectors]
-    return NewRows(rows, missing, [token for token in unknown if token in set(missing)])
+    return NewRows(rows, missing, [token for token in unknown if token not in vectors])
 
 
 @torch.no_grad()
