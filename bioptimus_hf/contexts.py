@@ -12,7 +12,6 @@ import logging
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,15 +23,17 @@ import xxhash
 from datasets import Dataset, Features, Value
 from transformers import PreTrainedTokenizerBase
 
+from bioptimus_hf import kernels
 from bioptimus_hf.artifacts import InputError
 from bioptimus_hf.matching import Matcher, utf8_buffers, word_rules
-from bioptimus_hf.sampling import CANDIDATE, FEATURES, FIELDS, Candidates, Reservoir, merge, mix, starts_sentence
+from bioptimus_hf.sampling import CANDIDATE, FEATURES, FIELDS, Candidates, merge, starts_sentence
 from bioptimus_hf.vocabulary import MARK
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 1  # of what a batch yields; part of the map's fingerprint, which does not see the code of this package
+_VERSION = 2  # of what a batch yields; part of the map's fingerprint, which does not see the code of this package
 _ROWS_AT_ONCE = 10_000  # sentences; about 1 MB, which stays in the processor's cache
+_MOST_PRIORITIES = 1 << 25  # 256 MB
 _TEXT_TYPES = ("string", "large_string", "string_view")
 
 
@@ -198,16 +199,18 @@ def report_contexts(
 class _BatchFinder:
     """The step of `map`: a batch of sentences -> the rows that can still win.
 
-    Its state (tables, the running limits) stays out of pickling: the fingerprint of the map hangs on the four arguments
-    alone, and each process starts afresh.
+    Its state (tables, the priorities in the lead) stays out of pickling: the fingerprint of the map hangs on the four
+    arguments alone, and each process starts afresh.
     """
 
     def __init__(self, tokens: Sequence[str], rules: str, per_token: int, seed: int, version: int = _VERSION) -> None:
         self._arguments = (tuple(tokens), rules, per_token, seed, version)
         self._matcher: Matcher | None = None  # made in the process that uses it
-        self._reservoir = Reservoir(len(tokens), per_token)
-        self._seed = seed % 2**64
-        hashes = [xxhash.xxh3_64_intdigest(token.encode(), self._seed) for token in tokens]
+        # The priorities in the lead; for large samples they would take too much memory, and nothing is left out.
+        held = per_token if len(tokens) * per_token <= _MOST_PRIORITIES else 0
+        self._leading = np.empty((len(tokens), held), dtype=np.uint64), np.zeros(len(tokens), dtype=np.int64)
+        self._seed = np.uint64(seed % 2**64)
+        hashes = [xxhash.xxh3_64_intdigest(token.encode(), seed % 2**64) for token in tokens]
         self._token_hashes = np.array(hashes, dtype=np.uint64)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -216,37 +219,23 @@ class _BatchFinder:
     def __call__(self, table: pa.Table, rows: Sequence[int]) -> pa.Table:
         tokens, rules, *_ = self._arguments
         self._matcher = self._matcher or Matcher(tokens, rules)
-        row_numbers = np.asarray(rows, dtype=np.int64)
         texts = _one_chunk(table["text"])
-        hashes = self._sentence_hashes(texts)
-        chosen = _first_of_each(hashes, table)
-        if len(chosen) < len(hashes):
-            texts, hashes, row_numbers = texts.take(pa.array(chosen)), hashes[chosen], row_numbers[chosen]
+        hashes = kernels.hash_texts(*utf8_buffers(texts), self._seed)
         matches = self._matcher.match(texts)
-        priorities = mix(hashes[matches.row] ^ self._token_hashes[matches.token])
-        able = np.flatnonzero(priorities <= self._reservoir.limits[matches.token])
-        # Of a token's occurrences in a sentence the first one counts.
-        _, first = np.unique(matches.row[able] * len(self._token_hashes) + matches.token[able], return_index=True)
-        able = able[first]
+        able, priorities = kernels.choose(matches.row, matches.token, hashes, self._token_hashes, *self._leading)
         candidates = np.empty(len(able), dtype=CANDIDATE)
         candidates["token"] = matches.token[able]
-        candidates["row"] = row_numbers[matches.row[able]]
-        candidates["priority"] = priorities[able]
+        candidates["row"] = np.asarray(rows, dtype=np.int64)[matches.row[able]]
+        candidates["priority"] = priorities
         candidates["start"] = matches.start[able]
         candidates["end"] = matches.end[able]
-        self._reservoir.add(candidates)
         return pa.table({name: candidates[name] for name in FIELDS})
-
-    def _sentence_hashes(self, texts: pa.Array) -> npt.NDArray[np.uint64]:
-        content, offsets = utf8_buffers(texts)
-        digest, seed = xxhash.xxh3_64_intdigest, self._seed
-        hashes = [digest(content[start:end], seed) for start, end in pairwise(offsets.tolist())]
-        return np.array(hashes, dtype=np.uint64)
 
 
 def _fetch(dataset: Dataset, winners: Candidates, tokens: Sequence[str]) -> Dataset:
     """Put the text of the winning rows beside their tokens and spans."""
-    rows = np.unique(winners["row"])
+    rows = np.sort(winners["row"])
+    rows = rows[np.diff(rows, prepend=-1) != 0]
     texts = _rows_of(dataset, rows)
     place = np.searchsorted(rows, winners["row"])
     if "document" in texts.column_names:
@@ -311,19 +300,6 @@ def _by_document(winners: Candidates, documents: pa.ChunkedArray) -> npt.NDArray
             table, sort_keys=[(name, "ascending") for name in ("token", "priority", "document")]
         ).to_numpy(),
     )
-
-
-def _first_of_each(hashes: npt.NDArray[np.uint64], table: pa.Table) -> npt.NDArray[np.int64]:
-    """Return a row for each distinct sentence of a batch, that with the least document, in the order of the rows."""
-    in_order = np.sort(hashes)
-    if (in_order[1:] != in_order[:-1]).all():  # nearly always, and sorting alone is cheap
-        return np.arange(len(hashes))
-    _, first = np.unique(hashes, return_index=True)
-    if "document" in table.column_names:
-        order = pc.sort_indices(table["document"]).to_numpy()
-        _, first = np.unique(hashes[order], return_index=True)
-        first = order[first]
-    return np.sort(first).astype(np.int64)
 
 
 def _one_chunk(column: pa.ChunkedArray) -> pa.Array:

@@ -76,13 +76,6 @@ def merge(candidates: Dataset | None, tokens: int, per_token: int) -> Candidates
     return reservoir.best()
 
 
-def mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Spread 64-bit values: the last steps of splitmix64, a bijection."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
-
-
 def starts_sentence(candidates: Candidates) -> npt.NDArray[np.bool_]:
     """Say, of sorted candidates, which are of another token or sentence than the one before."""
     token, priority = candidates["token"], candidates["priority"]

@@ -17,6 +17,7 @@ ORDER = (
     "artifacts",
     "corpus",
     "vocabulary",
+    "kernels",
     "matching",
     "sampling",
     "contexts",
