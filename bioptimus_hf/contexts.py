@@ -206,9 +206,11 @@ class _BatchFinder:
     def __init__(self, tokens: Sequence[str], rules: str, per_token: int, seed: int, version: int = _VERSION) -> None:
         self._arguments = (tuple(tokens), rules, per_token, seed, version)
         self._matcher: Matcher | None = None  # made in the process that uses it
-        # The priorities in the lead; for large samples they would take too much memory, and nothing is left out.
+        # What is in the lead. For large samples that would take too much memory, and nothing is left out on the way.
         held = per_token if len(tokens) * per_token <= _MOST_PRIORITIES else 0
-        self._leading = np.empty((len(tokens), held), dtype=np.uint64), np.zeros(len(tokens), dtype=np.int64)
+        limits = np.full(len(tokens), 2**64 - 1, dtype=np.uint64)
+        heaps, sizes = np.empty((len(tokens), held), dtype=np.uint64), np.zeros(len(tokens), dtype=np.int64)
+        self._leading = limits, heaps, sizes
         self._seed = np.uint64(seed % 2**64)
         hashes = [xxhash.xxh3_64_intdigest(token.encode(), seed % 2**64) for token in tokens]
         self._token_hashes = np.array(hashes, dtype=np.uint64)

@@ -228,14 +228,15 @@ def expand(hits, found, firsts, tokens, places, lengths, rows, which, starts, en
 
 
 @njit(cache=True)
-def choose(rows, tokens, text_hashes, token_hashes, heaps, sizes):
+def choose(rows, tokens, text_hashes, token_hashes, limits, heaps, sizes):
     """Choose, of the occurrences of a token in a text, the first, if it can be among the token's best ones.
 
     Args:
         rows, tokens: of each occurrence; those of a text stand together, in its order.
         text_hashes, token_hashes: a priority is made of both; the least ones win.
+        limits: of each token, the priority above which nothing can win any more. It falls from call to call.
         heaps: the least priorities of each token so far, the largest of them first; shape (tokens, how many can win),
-            or (tokens, 0) to choose every one. It goes on from call to call.
+            or (tokens, 0) to choose every one.
         sizes: how many of them there are; shape (tokens,).
 
     Returns:
@@ -245,27 +246,30 @@ def choose(rows, tokens, text_hashes, token_hashes, heaps, sizes):
     priorities = np.empty(len(rows), dtype=np.uint64)
     number = 0
     seen = np.full(len(token_hashes), -1, dtype=np.int32)
-    winners = heaps.shape[1]
     for occurrence in range(len(rows)):
         row, token = rows[occurrence], tokens[occurrence]
         priority = _mix(text_hashes[row] ^ token_hashes[token])
-        if seen[token] == row or (winners and sizes[token] == winners and priority > heaps[token, 0]):
+        if priority > limits[token] or seen[token] == row:
             continue
         seen[token] = row
         chosen[number] = occurrence
         priorities[number] = priority
         number += 1
-        if winners:
+        if heaps.shape[1]:
             sizes[token] = _push(heaps[token], sizes[token], priority)
+            if sizes[token] == heaps.shape[1]:
+                limits[token] = heaps[token, 0]
     return chosen[:number], priorities[:number]
 
 
 @njit(cache=True)
 def _push(heap, size, value):
     """Put a value that is not above the largest into a heap, in whose place if that is full; return its size."""
-    for place in range(size):
-        if heap[place] == value:  # another copy of a text
-            return size
+    copy = False
+    for place in range(size):  # all of them: what does not branch, several are done of at once
+        copy |= heap[place] == value
+    if copy:
+        return size
     if size < len(heap):
         place = size
         while place and heap[(place - 1) // 2] < value:

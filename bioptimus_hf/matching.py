@@ -21,7 +21,7 @@ from bioptimus_hf import kernels
 from bioptimus_hf.kernels import NOTHING, PADDING, Bytes, CharacterTable, FreshWords, Hits, Integers, Offsets, WordTable
 from bioptimus_hf.vocabulary import MARK
 
-_HITS_AT_ONCE = 1 << 12
+_HITS_AT_ONCE = 1 << 14
 _FRESH_AT_ONCE = 1 << 12  # words
 _LATE_MARK, _EARLY_MARK = "\u302e", "\U0001d165"  # of combining classes 224 and 216; neither is stripped as an accent
 
@@ -303,10 +303,10 @@ class _Words:
         return numbers
 
     def _make_room(self, words: int) -> None:
-        """Keep a quarter of the table full at most, so that a word is found at once."""
-        if 4 * (self._entered + words) > len(self._slots):
+        """Keep half of the table full at most, so that a word is found at once."""
+        if 2 * (self._entered + words) > len(self._slots):
             held = self._slots[self._slots[:, 0] != 0]
-            self._slots = np.zeros((1 << (4 * (self._entered + words)).bit_length(), 2), dtype=np.int64)
+            self._slots = np.zeros((1 << (2 * (self._entered + words)).bit_length(), 2), dtype=np.int64)
             kernels.insert(self._slots, held)
 
     def _insert(self, words: list[bytes], numbers: Integers) -> None:

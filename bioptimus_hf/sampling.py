@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from datasets import Dataset, Features, Value
 
-CANDIDATE = np.dtype([("token", "i4"), ("row", "i8"), ("priority", "u8"), ("start", "i4"), ("end", "i4")])
+CANDIDATE = np.dtype([("token", "i4"), ("row", "i8"), ("priority", "u8"), ("start", "i4"), ("end", "i4")], align=True)
 FIELDS = ("token", "row", "priority", "start", "end")
 FEATURES = Features(
     {
@@ -52,7 +52,7 @@ class Reservoir:
     def best(self) -> Candidates:
         """Return what is in the lead, by token, then priority, then row; copies of a sentence follow each other."""
         every = np.concatenate(self._kept)
-        every = every[_order(every)]
+        every = _take(every, _order(every))
         token, priority = every["token"], every["priority"]
         new_token = np.diff(token, prepend=-1) != 0
         count = np.cumsum(starts_sentence(every))
@@ -60,7 +60,7 @@ class Reservoir:
         rank = count - before  # of the sentence among those of its token, from 1
         last = rank == self._per_token
         self.limits[token[last]] = priority[last]
-        self._kept = [every[rank <= self._per_token]]
+        self._kept = [_take(every, np.flatnonzero(rank <= self._per_token))]
         return self._kept[0]
 
 
@@ -81,6 +81,12 @@ def starts_sentence(candidates: Candidates) -> npt.NDArray[np.bool_]:
     token, priority = candidates["token"], candidates["priority"]
     starts: npt.NDArray[np.bool_] = (np.diff(token, prepend=-1) != 0) | (np.diff(priority, prepend=_LARGEST) != 0)
     return starts
+
+
+def _take(candidates: Candidates, places: npt.NDArray[np.int64]) -> Candidates:
+    """Take candidates as rows of 64-bit values, which is several times faster than field by field."""
+    rows = candidates.view(np.uint64).reshape(len(candidates), CANDIDATE.itemsize // 8)
+    return rows.take(places, axis=0).reshape(-1).view(CANDIDATE)
 
 
 def _order(candidates: Candidates) -> npt.NDArray[np.int64]:
