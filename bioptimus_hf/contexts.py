@@ -32,7 +32,7 @@ from bioptimus_hf.vocabulary import MARK
 logger = logging.getLogger(__name__)
 
 _VERSION = 2  # of what a batch yields; part of the map's fingerprint, which does not see the code of this package
-_ROWS_AT_ONCE = 10_000  # sentences; about 1 MB, which stays in the processor's cache
+ROWS_AT_ONCE = 10_000  # sentences; about 1 MB, which stays in the processor's cache
 _MOST_PRIORITIES = 1 << 25  # 256 MB
 _TEXT_TYPES = ("string", "large_string", "string_view")
 
@@ -121,30 +121,21 @@ def find_contexts(
         raise InputError(f"the sentences need a column 'text': these have {', '.join(dataset.column_names) or 'none'}")
     if dataset.features["text"].dtype not in _TEXT_TYPES:
         raise InputError(f"the column 'text' must hold strings, not {dataset.features['text'].dtype}")
-    selection = select_tokens(tokens, tokenizer)
-    if selection.unusable:
-        token, reason = next(iter(selection.unusable.items()))
-        raise InputError(
-            f"{len(selection.unusable)} tokens can never be found, {token!r} for one: {reason}. Leave them out"
-        )
-    if not selection.tokens:
-        raise InputError("no tokens to look for")
-    if selection.merged:
-        logger.warning("%d tokens normalise to the same as another: found under its name", len(selection.merged))
+    selection = usable_tokens(tokens, tokenizer)
     columns = [name for name in ("text", "document") if name in dataset.column_names]
     dataset = dataset.select_columns(columns).with_format("arrow")
     candidates = dataset.map(
-        _BatchFinder(selection.normalised, word_rules(tokenizer), per_token, seed),
+        BatchFinder(selection.normalised, word_rules(tokenizer), per_token, seed),
         with_indices=True,
         batched=True,
-        batch_size=_ROWS_AT_ONCE,
+        batch_size=ROWS_AT_ONCE,
         remove_columns=columns,
         features=FEATURES,
         num_proc=num_proc if num_proc and num_proc > 1 else None,
         desc="Finding contexts",
     )
     winners = merge(candidates if len(dataset) else None, len(selection.tokens), per_token)
-    return _fetch(dataset, winners, selection.tokens)
+    return fetch_contexts(dataset, winners, selection.tokens)
 
 
 def select_tokens(tokens: Collection[str], tokenizer: PreTrainedTokenizerBase) -> TokenSelection:
@@ -168,6 +159,21 @@ def select_tokens(tokens: Collection[str], tokenizer: PreTrainedTokenizerBase) -
     return TokenSelection(tuple(first.values()), tuple(first), merged, unusable)
 
 
+def usable_tokens(tokens: Collection[str], tokenizer: PreTrainedTokenizerBase) -> TokenSelection:
+    """Normalise tokens of interest; refuse them if one can never be found, or there is none."""
+    selection = select_tokens(tokens, tokenizer)
+    if selection.unusable:
+        token, reason = next(iter(selection.unusable.items()))
+        raise InputError(
+            f"{len(selection.unusable)} tokens can never be found, {token!r} for one: {reason}. Leave them out"
+        )
+    if not selection.tokens:
+        raise InputError("no tokens to look for")
+    if selection.merged:
+        logger.warning("%d tokens normalise to the same as another: found under its name", len(selection.merged))
+    return selection
+
+
 def report_contexts(
     contexts: Dataset, tokens: Collection[str], *, tokenizer: PreTrainedTokenizerBase
 ) -> ContextsReport:
@@ -178,7 +184,7 @@ def report_contexts(
     found: Counter[str] = Counter()
     whole: set[str] = set()
     widened = 0
-    for batch in contexts.select_columns(["token", "text", "start", "end"]).iter(batch_size=_ROWS_AT_ONCE):
+    for batch in contexts.select_columns(["token", "text", "start", "end"]).iter(batch_size=ROWS_AT_ONCE):
         for token, text, start, end in zip(*batch.values(), strict=True):
             found[token] += 1
             bare = normalised[token].removeprefix(MARK)
@@ -196,15 +202,20 @@ def report_contexts(
     )
 
 
-class _BatchFinder:
+class BatchFinder:
     """The step of `map`: a batch of sentences -> the rows that can still win.
 
-    Its state (tables, the priorities in the lead) stays out of pickling: the fingerprint of the map hangs on the four
-    arguments alone, and each process starts afresh.
+    Its state (tables, the priorities in the lead) stays out of pickling: the fingerprint of the map hangs on the task
+    alone, and each process starts afresh.
+
+    Attributes:
+        task: the arguments that it was made with.
+        occurrences: how many it has seen, of all tokens.
     """
 
     def __init__(self, tokens: Sequence[str], rules: str, per_token: int, seed: int, version: int = _VERSION) -> None:
-        self._arguments = (tuple(tokens), rules, per_token, seed, version)
+        self.task = (tuple(tokens), rules, per_token, seed, version)
+        self.occurrences = 0
         self._matcher: Matcher | None = None  # made in the process that uses it
         # What is in the lead. For large samples that would take too much memory, and nothing is left out on the way.
         held = per_token if len(tokens) * per_token <= _MOST_PRIORITIES else 0
@@ -216,14 +227,16 @@ class _BatchFinder:
         self._token_hashes = np.array(hashes, dtype=np.uint64)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), self._arguments
+        return type(self), self.task
 
     def __call__(self, table: pa.Table, rows: Sequence[int]) -> pa.Table:
-        tokens, rules, *_ = self._arguments
+        """Search sentences (`text`) of these row numbers; return candidates, with the columns of `FEATURES`."""
+        tokens, rules, *_ = self.task
         self._matcher = self._matcher or Matcher(tokens, rules)
         texts = _one_chunk(table["text"])
         hashes = kernels.hash_texts(*utf8_buffers(texts), self._seed)
         matches = self._matcher.match(texts)
+        self.occurrences += len(matches.row)
         able, priorities = kernels.choose(matches.row, matches.token, hashes, self._token_hashes, *self._leading)
         candidates = np.empty(len(able), dtype=CANDIDATE)
         candidates["token"] = matches.token[able]
@@ -234,7 +247,7 @@ class _BatchFinder:
         return pa.table({name: candidates[name] for name in FIELDS})
 
 
-def _fetch(dataset: Dataset, winners: Candidates, tokens: Sequence[str]) -> Dataset:
+def fetch_contexts(dataset: Dataset, winners: Candidates, tokens: Sequence[str]) -> Dataset:
     """Put the text of the winning rows beside their tokens and spans."""
     rows = np.sort(winners["row"])
     rows = rows[np.diff(rows, prepend=-1) != 0]
@@ -258,7 +271,10 @@ def _fetch(dataset: Dataset, winners: Candidates, tokens: Sequence[str]) -> Data
         return pa.table({name: (batch if name in batch.column_names else found)[name] for name in columns})
 
     # Named after what is in it: later steps find their own caches again, and large results lie on disk.
-    name = xxhash.xxh3_128_hexdigest(dataset._fingerprint.encode() + np.ascontiguousarray(winners).tobytes())[:16]
+    content = xxhash.xxh3_128(dataset._fingerprint.encode())
+    for field in FIELDS:
+        content.update(winners[field].tobytes())
+    name = content.hexdigest()[:16]
     folder = Path(dataset.cache_files[0]["filename"]).parent if dataset.cache_files else None
     return cast(
         Dataset,
@@ -267,7 +283,7 @@ def _fetch(dataset: Dataset, winners: Candidates, tokens: Sequence[str]) -> Data
         .map(
             attach,
             batched=True,
-            batch_size=_ROWS_AT_ONCE,
+            batch_size=ROWS_AT_ONCE,
             remove_columns=table.column_names,
             features=features,
             cache_file_name=str(folder / f"cache-contexts-{name}.arrow") if folder else None,
@@ -285,8 +301,8 @@ def _rows_of(dataset: Dataset, rows: npt.NDArray[np.int64]) -> pa.Table:
         [field.with_type(pa.large_string()) if pa.types.is_string(field.type) else field for field in schema]
     )
     found = [large.empty_table()]
-    for number, batch in enumerate(dataset.iter(batch_size=_ROWS_AT_ONCE)):
-        start = number * _ROWS_AT_ONCE
+    for number, batch in enumerate(dataset.iter(batch_size=ROWS_AT_ONCE)):
+        start = number * ROWS_AT_ONCE
         first, last = np.searchsorted(rows, [start, start + len(batch)])
         if first < last:
             found.append(batch.combine_chunks().take(pa.array(rows[first:last] - start)).cast(large))

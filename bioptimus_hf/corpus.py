@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import importlib.metadata
 import json
+import logging
 import re
 import zlib
 from codecs import BOM_UTF8
@@ -14,13 +15,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet
 import sentencex
-from datasets import Dataset, DatasetDict, Features, Value, load_dataset
+from datasets import Dataset, DatasetDict, Features, Value, concatenate_datasets, load_dataset
 from datasets.exceptions import DatasetGenerationError
+from tqdm.auto import tqdm
 
 from bioptimus_hf import __version__
 from bioptimus_hf.artifacts import InputError, identity, sha256_of_file
+
+logger = logging.getLogger(__name__)
 
 _JSONL = (".jsonl", ".jsonl.gz")
 SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".parquet")
@@ -28,11 +35,17 @@ SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".parquet")
 _SPLITTER = f"sentencex {importlib.metadata.version('sentencex')}, brackets 1"
 _LONG_SENTENCE = 1000  # characters
 _WITHOUT_BRACKETS = str.maketrans(dict.fromkeys("()[]{}", " "))
-_FEATURES = Features({"text": Value("string"), "document": Value("int64")})
+_REPLACEMENT = "\ufffd"
+_TEXT = Features({"text": Value("string")})
+_FEATURES = Features({**_TEXT, "document": Value("int64")})
 
 
 def load_corpus(
-    source: str | Path | Sequence[str | Path], *, text_column: str = "text", max_megabytes: float | None = None
+    source: str | Path | Sequence[str | Path],
+    *,
+    text_column: str = "text",
+    max_megabytes: float | None = None,
+    errors: str = "strict",
 ) -> Dataset:
     """Read documents.
 
@@ -41,38 +54,48 @@ def load_corpus(
             (`name` or `name:split`, by default the split `train`). In `.txt` and `.txt.gz` a document is a line; in
             `.jsonl` and `.parquet` it is the value of `text_column`. Empty documents are left out.
         max_megabytes: stop after this much text, in 10^6 bytes of UTF-8.
+        errors: what is done about bytes that are not UTF-8: `strict`, or `replace` by U+FFFD and say how many.
 
     Returns:
-        Data set with the columns `text` and `document` (running number).
+        Data set with the columns `text` and `document` (running number). Each file is kept in the cache of `datasets`
+        by itself: where one of many cannot be read, the others are not read again.
 
     Raises:
-        InputError: nothing there, no text in it, or a file that cannot be read (which one, and where in it).
+        InputError: nothing there, no text in it, or files that cannot be read (which ones, and where in them).
     """
     if max_megabytes is not None and max_megabytes <= 0:
         raise InputError(f"--max_megabytes must be above 0, not {max_megabytes:g}")
     found = _resolve(source)
     if isinstance(found, str):
         return _load_from_hub(found, text_column, max_megabytes)
-    # The cache of data sets hashes the arguments alone, so a changed file and a changed package must show in them.
-    # A tuple, because a list would be taken for shards, the generator called for each, and its counts begun again.
-    content = tuple((str(file), sha256_of_file(file)) for file in found)
-    try:
-        dataset = Dataset.from_generator(
-            _documents,
-            features=_FEATURES,
-            gen_kwargs={
-                "content": content,
-                "text_column": text_column,
-                "max_megabytes": max_megabytes,
-                "package": f"bioptimus_hf {__version__}",
-            },
-            split="train",
-        )
-    except DatasetGenerationError as error:  # wraps whatever the generator raises
-        if isinstance(error.__cause__, InputError):
-            raise error.__cause__ from None
-        raise
-    return cast(Dataset, dataset)
+    if errors == "replace":
+        _report_undecodable(found, text_column)
+    limit = None if max_megabytes is None else int(max_megabytes * 1e6)
+    read: list[Dataset] = []
+    unreadable: list[str] = []
+    for file in tqdm(found, desc="Reading", unit=" files", disable=len(found) == 1 or None):
+        try:
+            documents = _load_file(file, text_column, limit, errors)
+        except NoText:
+            continue
+        except InputError as error:
+            unreadable.append(str(error))
+            continue
+        size = _size(documents)
+        if limit is not None and size > limit:  # the last one reaches over it
+            read.append(documents.select(range(max(len(documents) - 1, 0 if read else 1))))
+            break
+        limit = None if limit is None else limit - size
+        read.append(documents)
+    if unreadable:
+        more = f" (and {len(unreadable) - 3} more)" if unreadable[3:] else ""
+        kept = f"; the other {len(read)} files are read, and kept for the next time" if read else ""
+        raise InputError("; ".join(unreadable[:3]) + more + kept)
+    if not read:
+        raise no_text(found)
+    every = concatenate_datasets(read)
+    numbers = pa.array(np.arange(len(every)))
+    return cast(Dataset, every.add_column("document", numbers, new_fingerprint=f"{every._fingerprint[:-4]}docs"))
 
 
 def corpus_identity(source: str | Path | Sequence[str | Path]) -> str:
@@ -116,17 +139,76 @@ def split_validation(dataset: Dataset, *, share: float = 0.01, seed: int = 0) ->
     Raises:
         InputError: one of the two sides would be empty.
     """
-    if not 0 < share < 1:
-        raise InputError(f"the validation share must lie between 0 and 1, not {share}")
-    aside = [_falls_below(text, share, seed) for text in dataset["text"]]
+    check_share(share)
+    aside = [is_set_aside(text, share, seed) for text in dataset["text"]]
     validation = [row for row, chosen in enumerate(aside) if chosen]
     train = [row for row, chosen in enumerate(aside) if not chosen]
-    if not validation or not train:
+    check_parts(len(dataset), len(validation), share)
+    return DatasetDict(train=dataset.select(train), validation=dataset.select(validation))
+
+
+def corpus_files(source: str | Path | Sequence[str | Path]) -> list[Path]:
+    """Return the files of a corpus in the order in which they are read.
+
+    Raises:
+        InputError: nothing there, or a Hub data set, which is no files.
+    """
+    found = _resolve(source)
+    if isinstance(found, str):
         raise InputError(
-            f"{len(dataset)} documents leave no {'training' if validation else 'validation'} part at a validation "
+            f"no files at {found}, which may be a data set of the Hub: write it to files first "
+            f"(`datasets.load_dataset`, then `to_parquet`), and name those"
+        )
+    return found
+
+
+def documents_of(file: Path, text_column: str, errors: str = "strict") -> Iterator[str]:
+    """Yield the documents of a file that are not empty.
+
+    Raises:
+        InputError: the file cannot be read (where in it).
+    """
+    for text in _texts(file, text_column, errors):
+        if text.strip():
+            yield text
+
+
+def sentences_of(text: str) -> Iterator[str]:
+    """Yield the sentences of a document, stripped."""
+    for sentence in _segment(text):
+        stripped = sentence.strip()
+        if stripped:
+            yield stripped
+
+
+class NoText(InputError):
+    """Files that hold nothing but empty documents."""
+
+
+def no_text(files: Sequence[str | Path]) -> NoText:
+    """Say that these files hold nothing but empty documents."""
+    return NoText(f"no text in {', '.join(map(str, files[:3]))}: every document is empty")
+
+
+def is_set_aside(text: str, share: float, seed: int) -> bool:
+    """Say whether `split_validation` puts a document into the validation part."""
+    digest = hashlib.blake2b(text.encode(), digest_size=8, key=seed.to_bytes(8, "big", signed=True)).digest()
+    return int.from_bytes(digest, "big") < share * 2**64
+
+
+def check_share(share: float) -> None:
+    """Refuse a validation share that is none."""
+    if not 0 < share < 1:
+        raise InputError(f"the validation share must lie between 0 and 1, not {share}")
+
+
+def check_parts(documents: int, validation: int, share: float) -> None:
+    """Refuse a split into training and validation with nothing on one side."""
+    if validation in (0, documents):
+        raise InputError(
+            f"{documents} documents leave no {'training' if validation else 'validation'} part at a validation "
             f"share of {share}: give more text or another --validation_share"
         )
-    return DatasetDict(train=dataset.select(train), validation=dataset.select(validation))
 
 
 def _resolve(source: str | Path | Sequence[str | Path]) -> list[Path] | str:
@@ -193,33 +275,64 @@ def _rows_within(texts: Sequence[str], megabytes: float) -> int:
     return len(texts)
 
 
+def _load_file(file: Path, text_column: str, limit: int | None, errors: str) -> Dataset:
+    try:
+        # The cache of data sets hashes the arguments alone, so a changed file and a changed package must show in them.
+        arguments = {
+            "file": str(file),
+            "content": sha256_of_file(file),
+            "text_column": text_column,
+            "limit": limit,
+            "errors": errors,
+            "package": f"bioptimus_hf {__version__}",
+        }
+        return cast(Dataset, Dataset.from_generator(_documents, features=_TEXT, gen_kwargs=arguments, split="train"))
+    except DatasetGenerationError as error:  # wraps whatever the generator raises
+        if isinstance(error.__cause__, (InputError, OSError)):
+            raise error.__cause__ from None
+        raise
+    except PermissionError as error:
+        raise InputError(f"{file} cannot be read ({error.strerror})") from error
+
+
 def _documents(
-    content: tuple[tuple[str, str], ...], text_column: str, max_megabytes: float | None, package: str
+    file: str, content: str, text_column: str, limit: int | None, errors: str, package: str
 ) -> Iterator[dict[str, Any]]:
+    """Yield documents, and if there is a limit in bytes none after the first that goes beyond it."""
     size = 0
-    document = 0
-    for name, _ in content:
-        for text in _texts(Path(name), text_column):
-            if not text.strip():
-                continue
-            size += len(text.encode())
-            if max_megabytes is not None and size > max_megabytes * 1e6 and document:
-                return
-            yield {"text": text, "document": document}
-            document += 1
-    if not document:
-        raise InputError(f"no text in {', '.join(name for name, _ in content[:3])}: every document is empty")
+    for text in documents_of(Path(file), text_column, errors):
+        yield {"text": text}
+        size += len(text.encode())
+        if limit is not None and size > limit:
+            return
+    if not size:
+        raise no_text([file])
 
 
-def _texts(path: Path, text_column: str) -> Iterator[str]:
+def _size(documents: Dataset) -> int:
+    """Return the number of bytes of text."""
+    return sum(pc.sum(pc.binary_length(chunk)).as_py() for chunk in documents.data["text"].chunks)
+
+
+def _texts(path: Path, text_column: str, errors: str) -> Iterator[str]:
+    packed = " of the unpacked text" if path.name.endswith(".gz") else ""
+    for number, (offset, content) in enumerate(_contents(path, text_column), start=1):
+        try:
+            text = content.decode("utf-8", errors)
+        except UnicodeDecodeError as error:
+            where = f" of row {number}" if path.name.endswith(".parquet") else packed
+            raise InputError(
+                f"{path} is not valid UTF-8 at byte {offset + error.start}{where}: convert or mend it, or --errors "
+                f"replace"
+            ) from error
+        yield _json_text(path, number, text, text_column) if path.name.endswith(_JSONL) else text
+
+
+def _contents(path: Path, text_column: str) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines of a file, or the values of a column, each with the byte at which it starts, or 0."""
     if path.name.endswith(".parquet"):
-        yield from _parquet_texts(path, text_column)
-    else:
-        for number, line in enumerate(_lines(path), start=1):
-            yield _json_text(path, number, line, text_column) if path.name.endswith(_JSONL) else line
-
-
-def _lines(path: Path) -> Iterator[str]:
+        yield from ((0, value) for value in _parquet_values(path, text_column))
+        return
     opening = gzip.open if path.name.endswith(".gz") else open
     offset = 0
     with cast(BinaryIO, opening(path, "rb")) as file:
@@ -227,15 +340,23 @@ def _lines(path: Path) -> Iterator[str]:
             for line in file:
                 if not offset and line.startswith(BOM_UTF8):  # some editors write one, and it is no text
                     offset, line = len(BOM_UTF8), line.removeprefix(BOM_UTF8)
-                yield line.decode("utf-8").rstrip("\r\n")
+                yield offset, line.rstrip(b"\r\n")
                 offset += len(line)
-        except UnicodeDecodeError as error:
-            where = "of the unpacked text" if path.name.endswith(".gz") else ""
-            raise InputError(
-                f"{path} is not valid UTF-8 at byte {offset + error.start} {where}".rstrip() + ": convert or mend it"
-            ) from error
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise InputError(f"{path} is not a whole gzip file ({error}): fetch it again") from error
+        except OSError as error:
+            raise InputError(f"{path} cannot be read ({error.strerror or error})") from error
+
+
+def _report_undecodable(files: Sequence[Path], text_column: str) -> None:
+    """Say of each file how much of it is not UTF-8, and will be replaced."""
+    for file in files:
+        number = 0
+        for _, content in _contents(file, text_column):
+            if not content.isascii():
+                number += content.decode("utf-8", "replace").count(_REPLACEMENT) - content.count(_REPLACEMENT.encode())
+        if number:
+            logger.warning("%s: %d undecodable bytes or sequences are replaced by U+FFFD", file, number)
 
 
 def _json_text(path: Path, number: int, line: str, text_column: str) -> str:
@@ -257,18 +378,19 @@ def _json_text(path: Path, number: int, line: str, text_column: str) -> str:
     return text
 
 
-def _parquet_texts(path: Path, text_column: str) -> Iterator[str]:
+def _parquet_values(path: Path, text_column: str) -> Iterator[bytes]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             if text_column not in file.schema_arrow.names:
                 raise InputError(f"{path} has no column {text_column!r}: it has {', '.join(file.schema_arrow.names)}")
             for batch in file.iter_batches(columns=[text_column]):
-                for text in batch.column(0).to_pylist():
-                    if text is not None and not isinstance(text, str):
-                        raise InputError(f"{path}: the column {text_column!r} holds no text")
-                    yield text or ""
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: the column {text_column!r} is not valid UTF-8: convert or mend it") from error
+                values = batch.column(0)
+                if pa.types.is_dictionary(values.type):
+                    values = values.dictionary_decode()
+                if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+                    raise InputError(f"{path}: the column {text_column!r} holds no text")
+                for value in values.cast(pa.large_binary()).to_pylist():
+                    yield value or b""
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{path} is not a whole parquet file ({' '.join(str(error).split())})") from error
 
@@ -276,11 +398,9 @@ def _parquet_texts(path: Path, text_column: str) -> Iterator[str]:
 def _sentences(batch: dict[str, list[Any]], splitter: str) -> dict[str, list[Any]]:
     rows: dict[str, list[Any]] = {"text": [], "document": []}
     for text, document in zip(batch["text"], batch["document"], strict=True):
-        for sentence in _segment(text):
-            stripped = sentence.strip()
-            if stripped:
-                rows["text"].append(stripped)
-                rows["document"].append(document)
+        for sentence in sentences_of(text):
+            rows["text"].append(sentence)
+            rows["document"].append(document)
     return rows
 
 
@@ -295,8 +415,3 @@ def _segment(text: str) -> Iterator[str]:
         for part in sentencex.segment("en", sentence.translate(_WITHOUT_BRACKETS)):
             yield sentence[start : start + len(part)]
             start += len(part)
-
-
-def _falls_below(text: str, share: float, seed: int) -> bool:
-    digest = hashlib.blake2b(text.encode(), digest_size=8, key=seed.to_bytes(8, "big", signed=True)).digest()
-    return int.from_bytes(digest, "big") < share * 2**64

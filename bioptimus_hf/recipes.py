@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
 import inspect
 import json
 import logging
@@ -12,7 +13,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, Literal, NoReturn, cast
 
 import yaml
 from datasets import Dataset, DatasetDict
@@ -30,6 +31,7 @@ COMMON = (
     "corpus",
     "text_column",
     "max_megabytes",
+    "errors",
     "validation_share",
     "num_proc",
 )
@@ -83,6 +85,10 @@ class CorpusOptions:
     )
     text_column: str = field(default="text", metadata={"help": "Name of the text in .jsonl, .parquet and data sets"})
     max_megabytes: float | None = field(default=None, metadata={"help": "Read this much text only, in 10^6 bytes"})
+    errors: Literal["strict", "replace"] = field(
+        default="strict",
+        metadata={"help": "What is done about bytes that are not UTF-8: stop, or replace them and say how many"},
+    )
     validation_share: float = field(
         default=0.01,
         metadata={"help": "Share of the documents held out, the same for every stage that is given the same seed"},
@@ -94,7 +100,9 @@ class CorpusOptions:
 
     def documents(self) -> Dataset:
         """Read all documents."""
-        return load_corpus(self.corpus, text_column=self.text_column, max_megabytes=self.max_megabytes)
+        return load_corpus(
+            self.corpus, text_column=self.text_column, max_megabytes=self.max_megabytes, errors=self.errors
+        )
 
     def load(self, seed: int) -> DatasetDict:
         """Read the documents; the `train` and `validation` parts are the same in every stage of a run."""
@@ -109,6 +117,7 @@ class CorpusOptions:
         return {
             "text_column": self.text_column,
             "max_megabytes": self.max_megabytes,
+            "errors": self.errors,
             "validation_share": self.validation_share,
             "seed": seed,
         }
@@ -169,6 +178,16 @@ def run(main: Callable[[], None]) -> NoReturn:
         main()
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        place = f" of {error.filename}" if error.filename else ""
+        print(
+            f"error: no room left on the disk{place} ({error.strerror or error}): make some, and run the same command "
+            f"again; what is finished is kept",
+            file=sys.stderr,
+        )
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted: run the same command again, without --force, to go on", file=sys.stderr)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from datasets import Dataset, Features, Value
 
 CANDIDATE = np.dtype([("token", "i4"), ("row", "i8"), ("priority", "u8"), ("start", "i4"), ("end", "i4")], align=True)
@@ -33,13 +34,17 @@ Candidates = npt.NDArray[Any]  # structured, of dtype CANDIDATE
 class Reservoir:
     """Keeps, of each token, the candidates with the k smallest priorities; the same sentence counts once.
 
+    Args:
+        copies: keep all copies of a sentence in the lead, for the caller to choose one; or that of the least row alone.
+
     Attributes:
         limits: of each token, a priority above which nothing can win any more; shape (tokens,).
     """
 
-    def __init__(self, tokens: int, per_token: int) -> None:
+    def __init__(self, tokens: int, per_token: int, *, copies: bool = True) -> None:
         self.limits = np.full(tokens, _LARGEST, dtype=np.uint64)
         self._per_token = per_token
+        self._copies = copies
         self._kept: list[Candidates] = [np.empty(0, dtype=CANDIDATE)]
         self._room = _HELD
 
@@ -49,10 +54,16 @@ class Reservoir:
         if sum(map(len, self._kept)) > self._room:
             self._room = max(2 * len(self.best()), _HELD)
 
+    def satisfied(self) -> int:
+        """Return how many tokens had k sentences when `best` was last called."""
+        return int((self.limits != _LARGEST).sum())
+
     def best(self) -> Candidates:
         """Return what is in the lead, by token, then priority, then row; copies of a sentence follow each other."""
         every = np.concatenate(self._kept)
         every = _take(every, _order(every))
+        if not self._copies:
+            every = _take(every, np.flatnonzero(starts_sentence(every)))
         token, priority = every["token"], every["priority"]
         new_token = np.diff(token, prepend=-1) != 0
         count = np.cumsum(starts_sentence(every))
@@ -69,11 +80,17 @@ def merge(candidates: Dataset | None, tokens: int, per_token: int) -> Candidates
     reservoir = Reservoir(tokens, per_token)
     if candidates is not None:
         for table in candidates.with_format("arrow").iter(batch_size=_READ_AT_ONCE):
-            batch = np.empty(len(table), dtype=CANDIDATE)
-            for name in FIELDS:
-                batch[name] = table[name].to_numpy()
+            batch = from_table(table)
             reservoir.add(batch[batch["priority"] <= reservoir.limits[batch["token"]]])
     return reservoir.best()
+
+
+def from_table(table: pa.Table) -> Candidates:
+    """Take candidates out of a table that has their fields as columns."""
+    candidates = np.empty(len(table), dtype=CANDIDATE)
+    for name in FIELDS:
+        candidates[name] = table[name].to_numpy()
+    return candidates
 
 
 def starts_sentence(candidates: Candidates) -> npt.NDArray[np.bool_]:

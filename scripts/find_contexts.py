@@ -12,6 +12,7 @@ document, and made.json.
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -19,10 +20,10 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from bioptimus_hf.artifacts import MADE, InputError, building, identity, is_finished
-from bioptimus_hf.contexts import find_contexts, report_contexts, select_tokens
-from bioptimus_hf.corpus import split_sentences
+from bioptimus_hf.artifacts import MADE, InputError, building, digest_of_rows, identity, is_finished
+from bioptimus_hf.contexts import report_contexts, select_tokens
 from bioptimus_hf.recipes import CorpusOptions, RunOptions, StageOptions, load_by_name, parse, run
+from bioptimus_hf.search import search_documents
 from bioptimus_hf.vocabulary import compare_vocabularies
 
 logger = logging.getLogger("find_contexts")
@@ -71,31 +72,35 @@ def main() -> None:
         return
     tokenizer = load_by_name(AutoTokenizer, tokenizer_name)
     tokens = tokens_of_interest(options, tokenizer)
+    parts = folder.with_name("contexts.parts")
     with building(folder, inputs, settings) as built:
         documents = corpus.documents() if options.words else corpus.load(run_options.seed)["train"]
-        sentences = split_sentences(documents, num_proc=stage.num_proc)
-        contexts = find_contexts(
-            sentences,
+        found = search_documents(
+            documents,
             tokens,
             tokenizer=tokenizer,
+            folder=parts,
             per_token=options.per_token,
             seed=run_options.seed,
             num_proc=stage.num_proc,
         )
-        report = report_contexts(contexts, tokens, tokenizer=tokenizer)
-        contexts.save_to_disk(built.path)
+        report = report_contexts(found.contexts, tokens, tokenizer=tokenizer)
+        found.contexts.save_to_disk(built.path)
         if options.jsonl:
-            contexts.to_json(built.path / "contexts.jsonl", force_ascii=False)
+            found.contexts.to_json(built.path / "contexts.jsonl", force_ascii=False)
         built.facts |= {
-            "sentences": len(sentences),
+            "sentences": found.sentences,
+            "occurrences": found.occurrences,
             "tokens": len(tokens),
-            "contexts": len(contexts),
+            "contexts": len(found.contexts),
+            "digest": digest_of_rows(found.contexts),
             **report.counts(),
             "without_contexts": report.not_found,
         }
+    shutil.rmtree(parts)
     logger.info(
-        "%(contexts)d contexts of %(tokens)d tokens: %(found_as_words)d found as words, %(found_inside_words)d inside "
-        "words only, %(not_found)d not found",
+        "%(contexts)d contexts of %(tokens)d tokens, which occur %(occurrences)d times: %(found_as_words)d found as "
+        "words, %(found_inside_words)d inside words only, %(not_found)d not found",
         built.facts,
     )
     if report.not_found:

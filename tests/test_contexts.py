@@ -123,7 +123,7 @@ def test_the_same_rows_however_the_work_is_cut(tokenizer: BertTokenizer, monkeyp
     random.Random(1).shuffle(order)
     assert rows(find_contexts(sentences.select(order), tokens, tokenizer=tokenizer, per_token=20, seed=3)) == expected
     for batch in (1, 7, 1000):
-        monkeypatch.setattr(module, "_ROWS_AT_ONCE", batch)
+        monkeypatch.setattr(module, "ROWS_AT_ONCE", batch)
         monkeypatch.setattr(sampling, "_HELD", 100)  # so that losers are dropped on the way
         some = sentences.select(order)
         assert rows(find_contexts(some, tokens, tokenizer=tokenizer, per_token=20, seed=3)) == expected
@@ -155,7 +155,7 @@ def test_a_token_has_the_same_sample_whatever_else_is_looked_for(tokenizer: Bert
 
 def test_the_sample_is_uniform(tokenizer: BertTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every distinct sentence is drawn equally often over the seeds, however many copies of it there are."""
-    monkeypatch.setattr(module, "_ROWS_AT_ONCE", 16)
+    monkeypatch.setattr(module, "ROWS_AT_ONCE", 16)
     monkeypatch.setattr(sampling, "_HELD", 20)
     texts = [f"asthma {number}" for number in range(100)]
     copies = [text for number, text in enumerate(texts) for _ in range(1 + 4 * (number % 10 == 0))]
@@ -177,7 +177,7 @@ def test_copies_that_come_late_still_give_their_document(
     tokenizer: BertTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last winner's own priority is the limit below which others must come; a copy of it comes neither below."""
-    monkeypatch.setattr(module, "_ROWS_AT_ONCE", 10)
+    monkeypatch.setattr(module, "ROWS_AT_ONCE", 10)
     monkeypatch.setattr(sampling, "_HELD", 5)
     texts = [f"asthma {number % 50}" for number in range(200)]
     sentences = Dataset.from_dict({"text": texts, "document": range(200, 0, -1)})

@@ -129,7 +129,53 @@ def test_invalid_utf8_names_file_and_byte(tmp_path: Path, packed: bool) -> None:
     with pytest.raises(InputError) as error:
         load_corpus(file)
     where = " of the unpacked text" if packed else ""
-    assert str(error.value) == f"{file} is not valid UTF-8 at byte {content.index(0xE9)}{where}: convert or mend it"
+    assert str(error.value) == (
+        f"{file} is not valid UTF-8 at byte {content.index(0xE9)}{where}: convert or mend it, or --errors replace"
+    )
+
+
+def test_replacing_what_is_no_utf8(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_txt(tmp_path / "a.txt", ["all right, and \ufffd was there before"])
+    (tmp_path / "b.txt").write_bytes(b"caf\xe9 au lait\nna\xefve \xff\xfe\n")
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(b'{"text": "caf\xe9"}\n'))
+    invalid = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff")])
+    pyarrow.parquet.write_table(pa.table({"text": invalid}), tmp_path / "d.parquet")
+    for _ in range(2):  # from the cache too
+        caplog.clear()
+        texts = list(load_corpus(tmp_path, errors="replace")["text"])
+        assert texts[1:] == ["caf\ufffd au lait", "na\ufffdve \ufffd\ufffd", "caf\ufffd", "\ufffd"]
+        assert [record.getMessage().split(" ")[:2] for record in caplog.records] == [
+            [f"{tmp_path / name}:", count] for name, count in (("b.txt", "4"), ("c.jsonl.gz", "1"), ("d.parquet", "1"))
+        ]
+
+
+def test_files_that_can_be_read_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(5):
+        write_txt(tmp_path / f"{number}.txt", [f"text {number}", "", f"more {number}"])
+    (tmp_path / "1.txt").write_bytes(b"\xff")
+    (tmp_path / "3.txt").write_text("\n \n")  # no documents, which does not matter beside others
+    (tmp_path / "4.txt.gz").write_bytes(b"no gzip")
+    read: list[str] = []
+    contents = bioptimus_hf.corpus._contents
+    monkeypatch.setattr(
+        bioptimus_hf.corpus, "_contents", lambda path, *rest: read.append(path.name) or contents(path, *rest)
+    )
+    with pytest.raises(InputError) as error:
+        load_corpus(tmp_path)
+    assert str(error.value) == (
+        f"{tmp_path / '1.txt'} is not valid UTF-8 at byte 0: convert or mend it, or --errors replace; "
+        f"{tmp_path / '4.txt.gz'} is not a whole gzip file (Not a gzipped file (b'no')): fetch it again; "
+        f"the other 3 files are read, and kept for the next time"
+    )
+    assert read == ["0.txt", "1.txt", "2.txt", "3.txt", "4.txt", "4.txt.gz"]
+    read.clear()
+    (tmp_path / "4.txt.gz").unlink()
+    write_txt(tmp_path / "1.txt", ["mended"])
+    corpus = load_corpus(tmp_path)
+    assert read == ["1.txt", "3.txt"]
+    assert list(corpus["text"]) == ["text 0", "more 0", "mended", "text 2", "more 2", "text 4", "more 4"]
+    assert list(corpus["document"]) == list(range(7))
+    assert corpus._fingerprint == load_corpus(tmp_path)._fingerprint
 
 
 def test_invalid_utf8_behind_a_byte_order_mark(tmp_path: Path) -> None:
@@ -197,7 +243,7 @@ def test_bad_parquet(tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
     invalid = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff")])
     pyarrow.parquet.write_table(pa.table({"text": invalid}), tmp_path / "c.parquet")
-    with pytest.raises(InputError, match=r"c\.parquet: the column 'text' is not valid UTF-8"):
+    with pytest.raises(InputError, match=r"c\.parquet is not valid UTF-8 at byte 0 of row 1"):
         load_corpus(tmp_path / "c.parquet")
 
 

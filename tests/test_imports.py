@@ -21,6 +21,7 @@ ORDER = (
     "matching",
     "sampling",
     "contexts",
+    "search",
     "distillation",
     "masking",
     "curriculum",

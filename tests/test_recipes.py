@@ -197,7 +197,13 @@ def test_corpus_options(tmp_path: Path) -> None:
     assert set(parts["validation"]["text"]) != set(other["validation"]["text"])
     assert options.inputs()["corpus"].startswith("sha256:")
     settings = options.settings(seed=1)
-    assert settings == {"text_column": "text", "max_megabytes": None, "validation_share": 0.1, "seed": 1}
+    assert settings == {
+        "text_column": "text",
+        "max_megabytes": None,
+        "errors": "strict",
+        "validation_share": 0.1,
+        "seed": 1,
+    }
     with pytest.raises(InputError, match="no --corpus given"):
         parse(CorpusOptions, section="pretrain", description="", argv=[])
 
