@@ -296,17 +296,23 @@ def fetch_contexts(dataset: Dataset, winners: Candidates, tokens: Sequence[str])
 
 def _rows_of(dataset: Dataset, rows: npt.NDArray[np.int64]) -> pa.Table:
     """Read some rows, which are sorted: in one pass, since random access takes longer than to read everything."""
+    content = bytearray()  # which grows in place: to put pieces together would take their memory twice
+    lengths = [np.zeros(1, dtype=np.int64)]
     schema = dataset.features.arrow_schema.remove_metadata()
-    large = pa.schema(
-        [field.with_type(pa.large_string()) if pa.types.is_string(field.type) else field for field in schema]
-    )
-    found = [large.empty_table()]
+    others = [schema.remove(schema.get_field_index("text")).empty_table()]  # no column, or `document`
     for number, batch in enumerate(dataset.iter(batch_size=ROWS_AT_ONCE)):
         start = number * ROWS_AT_ONCE
         first, last = np.searchsorted(rows, [start, start + len(batch)])
         if first < last:
-            found.append(batch.combine_chunks().take(pa.array(rows[first:last] - start)).cast(large))
-    return pa.concat_tables(found).combine_chunks()
+            taken = batch.take(pa.array(rows[first:last] - start))
+            text, offsets = utf8_buffers(_one_chunk(taken["text"]))
+            content += text[offsets[0] : offsets[-1]].tobytes()
+            lengths.append(np.diff(offsets))
+            others.append(taken.drop_columns(["text"]))
+    offsets = np.cumsum(np.concatenate(lengths))
+    texts = pa.LargeStringArray.from_buffers(len(offsets) - 1, pa.py_buffer(offsets), pa.py_buffer(content))
+    columns = pa.concat_tables(others)
+    return pa.table({"text": texts, **{name: columns[name].combine_chunks() for name in columns.column_names}})
 
 
 def _by_document(winners: Candidates, documents: pa.ChunkedArray) -> npt.NDArray[np.int64]:
