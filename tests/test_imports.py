@@ -22,6 +22,7 @@ ORDER = (
     "sampling",
     "contexts",
     "search",
+    "cluster",
     "distillation",
     "masking",
     "curriculum",
