@@ -1,0 +1,415 @@
+#!/usr/bin/env python
+"""Sentence splitters on biomedical text: speed, and right boundaries on gold sentences and on hard cases.
+
+    pip install -e '.[bench]'
+    python benchmarks/bench_sentences.py --corpus DATA/corpus --ner DATA/ner
+
+Prints for each splitter
+
+- MB of UTF-8 text per CPU second on the first 10 MB of abstracts and 5 MB of full text, the median of three rounds;
+- precision, recall and F1 of the boundaries within documents made of gold sentences, the dev and test parts of the NER
+  sets put back into print, and how many of its errors cut a sentence in two and how many leave two together;
+- how many of the hard cases below it gets right as a whole;
+- whether its segments hold every character of the text.
+
+Weaknesses of the gold text: print is restored by rules from tokens, so that abbreviations and points within names are a
+guess ("PU.1" or "PU. 1"); BC2GM is single sentences, so that its neighbours have nothing to do with each other;
+NCBI-disease was itself split by a program, at many a decimal point (mended here) and now and then elsewhere; sentences
+that end without a full stop cannot be found in running text, so a document ends there; all are titles and abstracts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import blingfire
+import sentencex
+
+from bioptimus_hf.corpus import sentences_of
+
+Splitter = Callable[[str], Sequence[str]]
+
+NER_SETS = ("NCBI-disease", "BC5-chem", "BC2GM", "JNLPBA")  # BC5-disease has the sentences of BC5-chem
+SENTENCES_A_DOCUMENT = 10
+ROUNDS = 3
+
+# A bar stands where one sentence ends and the next begins.
+HARD_CASES: dict[str, tuple[str, ...]] = {
+    "abbreviations": (
+        "Several kinases, e.g. ERK and JNK, were active.",
+        "Inhibitors of one pathway (e.g., MEK inhibitors) had no effect. |Controls were unchanged.",
+        "The smaller isoform, i.e. the secreted one, was lost.",
+        "Bands are shown in Fig. 2 and Figs. 4 to 6. |Lanes were loaded equally.",
+        "As reported by Okafor et al. the clone grows slowly.",
+        "Okafor et al. (2011) found the same. |We disagree.",
+        "The model of Okafor et al. Nature Genet. 3, 235-241 was used.",
+        "Survival was longer with drug vs. placebo. |It was not longer with surgery.",
+        "Ratios were computed (cf. Table 2), then averaged.",
+        "Tumours of approx. 3 mm were removed.",
+        "Cells (ca. 10 000 per well) were plated.",
+        "Liver, spleen, lung, etc. were weighed.",
+        "We removed liver, spleen, lung, etc. |All organs were weighed.",
+        "Rates follow Eq. 3 and Ref. 7. |Errors are in Suppl. Table 2.",
+        "Births from Jan. 1 to Dec. 31 were counted.",
+        "Reagents came from Nordlab Inc. and Sudlab Ltd. in Basel.",
+        "Antibody No. 3 bound best. |Nos. 4 and 5 did not bind.",
+        "Means ± S.D. are given. |Medians are not.",
+    ),
+    "doses and units": (
+        "Rats received saline i.v. or i.p. for a week. |They were then weighed.",
+        "All received i.v. Ringer lactate before surgery.",
+        "Mice were given 5 mg/kg i.p. |Controls received saline.",
+        "One tablet was taken b.i.d. for six weeks. |Pills were counted.",
+        "Incubation lasted 30 min. |Cells were then fixed.",
+        "Doses of 5 mg. per kg. body weight were toxic.",
+        "Lysates were spun at 12,000 r.p.m. for 5 min.",
+        "Vitamin D (400 I.U. daily) was given for one year.",
+        "Blood was drawn at 8 a.m. and 6 p.m. on two days.",
+        "Blood was drawn at 8 a.m. |Plasma was frozen.",
+        "Isolates were grown at 37 °C. |They formed capsules.",
+    ),
+    "people and places": (
+        "We thank Dr. Ines Brandt for the plasmid.",
+        "Slides were read by Prof. H. Lind and Dr. K. Ono. |Readings agreed.",
+        "J. R. Adler and M. Stone read the slides. |They agreed.",
+        "Patients came from St. John Hospital and from Mt. Carmel. |All gave consent.",
+        "Incidence in the U.S. has doubled since 1990.",
+        "The U.S. Department of Health paid for the study.",
+        "Cases were rare in the U.K. |Rates rose after 2005.",
+    ),
+    "species": (
+        "Expression in E. coli was low. |Yeast gave more protein.",
+        "Biofilms contained mainly E. coli. |S. aureus was rare.",
+        "C. elegans lacks the gene. |D. melanogaster has two copies.",
+        "Two isolates, a Bacillus sp. and a Nocardia spp. mixture, grew slowly.",
+        "Isolates of S. enterica subsp. enterica ser. Typhi were typed.",
+        "Crocus sativus L. extract was given.",
+    ),
+    "numbers and names": (
+        "Differences were significant at p < 0.05. |Larger ones were not seen.",
+        "The odds fell by half (P = .03). |No other term mattered.",
+        "Risk was higher in smokers (OR 1.8, 95% CI 1.2-2.7; P=.004), but not in others.",
+        "Values below .05 were ignored.",
+        "The buffer was kept at pH 7.4. |The flow was 2.5 ml/min.",
+        "The protein has a mass of 45.2 kDa. |Its pI is 6.1.",
+        "The gene lies on 19q13.3. |It has nine exons.",
+        "Enzyme EC 3.4.21.4 cuts after lysine. |PU.1 binds DNA.",
+        "Release 4.2.1 of the program was used.",
+        "The placebo arm was group B. |Group A received the drug.",
+        "Most had been cured of hepatitis C. |Relapses were rare.",
+        "Titres reached 10(6). |They fell later.",
+        "Data are at www.example.org and can be had from lab@example.org. |Access is free.",
+    ),
+    "unusual beginnings": (
+        "The signal vanished. |p38 was still active.",
+        "Levels of the protein rose. |mRNA did not change.",
+        "Follow-up ended in June. |12 patients were lost.",
+        "All were treated. |5-Fluorouracil was added later.",
+        "Binding was weak. |β-Catenin was not needed.",
+        "Growth was reduced in all rats. |(ABSTRACT TRUNCATED AT 250 WORDS)",
+        "Calcium entered. |[3H]Thymidine uptake rose.",
+    ),
+    "lists and headings": (
+        "We asked (i) who falls ill, (ii) who recovers, and (iii) who relapses. |Few answers were found.",
+        "(iii) The dose was doubled. |Twelve patients had a relapse. |None died.",
+        "(1) Binding needs zinc. |(2) Release needs calcium. |(3) Neither needs ATP.",
+        "1. Noradrenaline raised the tension. |2. Atropine had no effect.",
+        "BACKGROUND: Asthma is common. |METHODS: We followed 310 children. |RESULTS: Half improved.",
+        "OBJECTIVE: To test whether zinc helps. |DESIGN: Randomised trial. |SETTING: Two clinics.",
+        "Groups were young (n = 12) A carriers and old (n = 15) B carriers. |Both did well.",
+    ),
+    "citations": (
+        "The drug kills resting cells.12 |The mechanism is unknown.",
+        "Similar values were found before.3,4 |We repeat the test here.",
+        "Loss of the gene is lethal [12]. |Heterozygotes live.",
+        "Loss of the gene is lethal.[12] |Heterozygotes live.",
+    ),
+    "other marks": (
+        "Does zinc shorten a cold? |Trials disagree.",
+        "Was it safe? |No. |Four rats died.",
+        "Ten patients died; two recovered; one was lost. |Nobody withdrew.",
+        "Symptoms came, went ... and came again.",
+        "The repeat (CAG...CAG) was stable. |Its length varied.",
+        'Patients called it "a dull pain." |Nurses agreed.',
+        "One wrote: “No effect.” |We found one.",
+        "(All tests were two-sided.) |Power was 90%.",
+        "Weight was stable. |(Data not shown.) |Height was not measured.",
+        "Mutants [e.g. R273H] were unstable. |The wild type was stable.",
+        "Cells were lysed.|Then they were spun.",
+    ),
+}
+
+# Before a full stop within a sentence: a space follows these, but nothing the point of a name ("PU.1").
+_SPACED = frozenset(
+    "acad al approx biol blood cancer ca cell cf chem cl clin dev dr ed environ eq etc exp fig figs genet inc int jr ltd "
+    "med mol mt mutagen nat natl nature no nos nov nt pharmacol pp proc prof pv ref refs res resp sci ser sp spp st sub "
+    "subsp suppl u var viz vol vs".split()
+)
+_UNITS = frozenset("cm d day g h hr kg l m mg microg micrograms min ml mmol ng s sec".split())
+_BEFORE_DECIMALS = frozenset(("=", "<", ">", "-", "than", "and", "of", "or", "to", "from"))
+_NO_STEM = frozenset(
+    "and or the in of to for with that are is by from as at a on all was per vs day age but not".split()
+)
+_ENDS = re.compile(r"[.?!][\"')\]”’]*$")
+
+
+class Scores(NamedTuple):
+    """Boundaries found that are right, that are wrong, and those not found."""
+
+    right: int
+    wrong: int
+    missed: int
+
+    def __str__(self) -> str:
+        precision = self.right / max(self.right + self.wrong, 1)
+        recall = self.right / max(self.right + self.missed, 1)
+        f1 = 2 * precision * recall / max(precision + recall, 1e-9)
+        return f"{100 * precision:.2f} {100 * recall:.2f} {100 * f1:.2f}"
+
+
+# Splitters: each takes a text and gives its sentences in order; what lies between them may only be white space.
+
+
+def project() -> Splitter:
+    """Return what `split_sentences` of the package runs: sentencex, twice where a segment is long."""
+    return lambda text: list(sentences_of(text))
+
+
+def as_it_comes() -> Splitter:
+    """Return sentencex alone."""
+    return lambda text: list(sentencex.segment("en", text))
+
+
+def finite_state() -> Splitter:
+    """Return blingfire, Microsoft's finite-state machines."""
+    return lambda text: [text[start:end] for start, end in blingfire.text_to_sentences_and_offsets(text)[1]]
+
+
+SPLITTERS: dict[str, Callable[[], Splitter]] = {
+    "bioptimus_hf": project,
+    "sentencex": as_it_comes,
+    "blingfire": finite_state,
+}
+
+
+def ner_sentences(path: Path) -> Iterator[list[str]]:
+    """Yield the sentences of a token-a-line file as lists of tokens."""
+    tokens: list[str] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.strip():
+            tokens.append(line.split("\t")[0])
+        elif tokens:
+            yield tokens
+            tokens = []
+    if tokens:
+        yield tokens
+
+
+def detokenise(tokens: Sequence[str]) -> str:
+    """Put the tokens of a sentence back into print: "P", "<", ".", "05" into "P < .05", "i", ".", "v", "." into "i.v."."""
+    words: list[str] = []
+    quoted = False
+    glue = True  # no space before the next token
+    bracket_ends = 0  # of a bracket that belongs to the word before it: all up to there is written without spaces
+    for position, token in enumerate(tokens):
+        before = tokens[position - 1] if position else ""
+        after = tokens[position + 1] if position + 1 < len(tokens) else ""
+        space_before, glue_after = not glue, False
+        if token in ("``", "''", '"'):
+            opening = token == "``" or (token == '"' and not quoted)
+            quoted = opening
+            space_before, glue_after = opening and space_before, opening
+            token = '"'
+        elif token == ".":
+            if before == "." and not after:  # ". ." at the end: the text had one
+                continue
+            is_decimal = after[:1].isdigit() and before in _BEFORE_DECIMALS
+            space_before = space_before and (is_decimal or before == "." or not position)
+            chained = len(words) > 1 and words[-2] == "." and not words[-1].startswith(" ")  # "i.c.v"
+            ends_chain = tokens[position + 2 : position + 3] == ["."] or chained
+            glue_after = _point_glues(before, after, ends_chain)
+        elif token == "," and before[-1:].isdigit() and re.fullmatch(r"\d{3}", after):
+            space_before, glue_after = False, True
+        elif token in (",", ";", ":", "?", "!", ")", "]", "}", "%", "'"):
+            space_before = False
+            glue_after = token == "'" and after in ("s", "-")
+        elif token in ("(", "[", "{"):
+            if position >= bracket_ends:
+                bracket_ends = _end_of_word_bracket(tokens, position)
+            space_before = space_before and position >= bracket_ends
+            glue_after = True
+        elif token == "/" or (token == "-" and before not in (",", ";") and position):
+            if before == "+" and token == "/":
+                space_before, glue_after = False, True
+            elif before == "/" and tokens[position - 2] == "+":
+                space_before = False
+            else:
+                space_before, glue_after = False, True
+        elif token.startswith("-") or token == "'s":
+            space_before = False
+        words.append((" " if space_before else "") + token)
+        glue = glue_after or position < bracket_ends - 1
+    return "".join(words).strip()
+
+
+def _end_of_word_bracket(tokens: Sequence[str], start: int) -> int:
+    """Return where a bracket ends that print sets without a space, "GABA(A)", "t(8;14)", "10(-7)"; 0 for any other."""
+    before = tokens[start - 1] if start else " "
+    if before in _NO_STEM or not before[-1].isalnum() or (before.islower() and len(before) > 3):
+        return 0
+    for position in range(start + 1, min(start + 8, len(tokens))):
+        token = tokens[position]
+        if token in (")", "]"):
+            return position + 1 if position > start + 1 else 0
+        if not (token in "+-,;'/." or token.isdigit() or len(token) == 1 or token in ("ii", "iii", "IIb", "2A")):
+            return 0
+    return 0
+
+
+def _point_glues(before: str, after: str, ends_chain: bool) -> bool:
+    """Whether nothing stands between a full stop within a sentence and the token after it."""
+    if not before or not after or before == "." or after[0] in ".([":
+        return False
+    if before in _BEFORE_DECIMALS and after[0].isdigit():
+        return True  # ".05"
+    if before[-1].isdigit() and (after[0].isdigit() or after in _UNITS) or before in _UNITS and after in _UNITS:
+        return True  # "0.05", "mg.kg-1.min-1"
+    if len(before) == 1 and len(after) == 1 and after.isalpha() and ends_chain:
+        return before.islower() == after.islower()  # "i.v.", "U.S."
+    if before in "cgp" and after[-1].isalnum() and any(letter.isdigit() for letter in after):
+        return True  # "p.Asp70Gly"
+    is_word = len(before) == 1 or before.islower() or before.lower() in _SPACED or before.istitle() and after.isdigit()
+    return not is_word and before[-1].isalnum() and after[0].isalnum()  # "PU.1"
+
+
+def gold_documents(folder: Path, sets: Iterable[str] = NER_SETS) -> Iterator[tuple[str, frozenset[int]]]:
+    """Yield documents and their boundaries: the numbers of characters before them, white space not counted."""
+    for name in sets:
+        for part in ("dev", "test"):
+            document: list[str] = []
+            for tokens in _mended(ner_sentences(folder / name / f"{part}.tsv")):
+                sentence = detokenise(tokens)
+                document.append(sentence)
+                if len(document) == SENTENCES_A_DOCUMENT or not _ENDS.search(sentence):
+                    yield " ".join(document), frozenset(boundaries(document))
+                    document = []
+            if document:
+                yield " ".join(document), frozenset(boundaries(document))
+
+
+def _mended(sentences: Iterable[list[str]]) -> Iterator[list[str]]:
+    """Yield the sentences, those cut at a decimal point together again, without PubMed's note of a cut abstract."""
+    held: list[str] = []
+    for tokens in sentences:
+        if "TRUNCATED" in tokens:  # "( ABSTRACT TRUNCATED AT 250 WORDS )"
+            tokens = tokens[: tokens.index("TRUNCATED") - 2]
+            if not tokens:
+                continue
+        if held and len(held) > 1 and held[-1] == "." and held[-2][-1].isdigit() and tokens[0].isdigit():
+            held = held + tokens
+            continue
+        if held:
+            yield held
+        held = tokens
+    if held:
+        yield held
+
+
+def boundaries(segments: Sequence[str]) -> list[int]:
+    """Return where segments meet, as the number of characters before, white space not counted."""
+    found: list[int] = []
+    count = 0
+    for segment in segments:
+        length = len("".join(segment.split()))
+        if length and count:
+            found.append(count)
+        count += length
+    return found
+
+
+def score(split: Splitter, documents: Iterable[tuple[str, frozenset[int]]]) -> Scores:
+    """Compare the boundaries that a splitter finds with the gold ones."""
+    right = wrong = missed = 0
+    for text, gold in documents:
+        found = set(boundaries(split(text)))
+        right += len(found & gold)
+        wrong += len(found - gold)
+        missed += len(gold - found)
+    return Scores(right, wrong, missed)
+
+
+def hard_case_is_right(split: Splitter, case: str) -> bool:
+    """Whether a splitter finds the boundaries of a hard case and no others."""
+    return boundaries(split(case.replace("|", ""))) == boundaries(case.split("|"))
+
+
+def keeps_text(split: Splitter, texts: Iterable[str]) -> bool:
+    """Whether the segments hold every character of the texts, in order, white space aside."""
+    return all("".join("".join(split(text)).split()) == "".join(text.split()) for text in texts)
+
+
+def speed(split: Splitter, texts: Sequence[str]) -> float:
+    """Return MB of UTF-8 per CPU second."""
+    size = sum(len(text.encode()) for text in texts) / 1e6
+    seconds = []
+    for _ in range(ROUNDS):
+        start = time.process_time()
+        for text in texts:
+            split(text)
+        seconds.append(time.process_time() - start)
+    return size / statistics.median(seconds)
+
+
+def sample(paths: Iterable[Path], megabytes: float) -> list[str]:
+    """Return the first documents of files, in turn one of each, up to a size."""
+    files = [gzip.open(path, "rt", encoding="utf-8") for path in paths]
+    texts: list[str] = []
+    size = 0.0
+    for row in zip(*files, strict=False):
+        for line in row:
+            size += len(line.encode()) / 1e6
+            if size > megabytes:
+                return texts
+            texts.append(line.rstrip("\n"))
+    return texts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", type=Path, required=True, help="folder of abstracts.txt.gz and fulltext_*.txt.gz")
+    parser.add_argument("--ner", type=Path, required=True, help="folder of NER sets")
+    parser.add_argument("--splitters", nargs="+", choices=SPLITTERS, default=list(SPLITTERS))
+    parser.add_argument("--misses", action="store_true", help="also print the hard cases that go wrong")
+    options = parser.parse_args()
+    abstracts = sample([options.corpus / "abstracts.txt.gz"], 10)
+    fulltexts = sample(sorted(options.corpus.glob("fulltext_*.txt.gz")), 5)
+    documents = list(gold_documents(options.ner))
+    cases = [case for group in HARD_CASES.values() for case in group]
+    print(
+        f"{len(documents)} gold documents, {sum(len(gold) for _, gold in documents)} boundaries; {len(cases)} hard cases"
+    )
+    print("| splitter | MB/s abstracts | MB/s full text | P R F1 | cut, joined | hard cases | keeps the text |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for name in options.splitters:
+        split = SPLITTERS[name]()
+        scores = score(split, documents)
+        failed = [case for case in cases if not hard_case_is_right(split, case)]
+        kept = keeps_text(split, islice((text for text, _ in documents), 1000)) and keeps_text(split, fulltexts)
+        rates = f"{speed(split, abstracts):.1f} | {speed(split, fulltexts):.1f}"
+        errors = f"{scores.wrong}, {scores.missed}"
+        right = len(cases) - len(failed)
+        print(f"| {name} | {rates} | {scores} | {errors} | {right} of {len(cases)} | {'yes' if kept else 'NO'} |")
+        for case in failed if options.misses else ():
+            print(f"    {' | '.join(segment.strip() for segment in split(case.replace('|', '')))}")
+
+
+if __name__ == "__main__":
+    main()
