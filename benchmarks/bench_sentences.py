@@ -26,7 +26,8 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from contextlib import ExitStack
+from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -148,16 +149,17 @@ HARD_CASES: dict[str, tuple[str, ...]] = {
 }
 
 # Before a full stop within a sentence: a space follows these, but nothing the point of a name ("PU.1").
-_SPACED = frozenset(
-    "acad al approx biol blood cancer ca cell cf chem cl clin dev dr ed environ eq etc exp fig figs genet inc int jr ltd "
-    "med mol mt mutagen nat natl nature no nos nov nt pharmacol pp proc prof pv ref refs res resp sci ser sp spp st sub "
-    "subsp suppl u var viz vol vs".split()
+_ABBREVIATIONS = (
+    "acad al approx biol blood cancer ca cell cf chem cl clin dev dr ed environ eq etc exp fig figs genet inc int jr "
+    "ltd med mol mt mutagen nat natl nature no nos nov nt pharmacol pp proc prof pv ref refs res resp sci ser sp spp "
+    "st sub subsp suppl u var viz vol vs"
 )
-_UNITS = frozenset("cm d day g h hr kg l m mg microg micrograms min ml mmol ng s sec".split())
+_SPACED = frozenset(_ABBREVIATIONS.split())
+_UNIT_NAMES = "cm d day g h hr kg l m mg microg micrograms min ml mmol ng s sec"
+_UNITS = frozenset(_UNIT_NAMES.split())
 _BEFORE_DECIMALS = frozenset(("=", "<", ">", "-", "than", "and", "of", "or", "to", "from"))
-_NO_STEM = frozenset(
-    "and or the in of to for with that are is by from as at a on all was per vs day age but not".split()
-)
+_SHORT_WORDS = "and or the in of to for with that are is by from as at a on all was per vs day age but not"
+_NO_STEM = frozenset(_SHORT_WORDS.split())
 _ENDS = re.compile(r"[.?!][\"')\]”’]*$")
 
 
@@ -214,7 +216,7 @@ def ner_sentences(path: Path) -> Iterator[list[str]]:
 
 
 def detokenise(tokens: Sequence[str]) -> str:
-    """Put the tokens of a sentence back into print: "P", "<", ".", "05" into "P < .05", "i", ".", "v", "." into "i.v."."""
+    """Put the tokens of a sentence back into print: "P", "<", ".", "05" into "P < .05"."""
     words: list[str] = []
     quoted = False
     glue = True  # no space before the next token
@@ -280,13 +282,14 @@ def _point_glues(before: str, after: str, ends_chain: bool) -> bool:
         return False
     if before in _BEFORE_DECIMALS and after[0].isdigit():
         return True  # ".05"
-    if before[-1].isdigit() and (after[0].isdigit() or after in _UNITS) or before in _UNITS and after in _UNITS:
+    if (before[-1].isdigit() and (after[0].isdigit() or after in _UNITS)) or {before, after} <= _UNITS:
         return True  # "0.05", "mg.kg-1.min-1"
     if len(before) == 1 and len(after) == 1 and after.isalpha() and ends_chain:
         return before.islower() == after.islower()  # "i.v.", "U.S."
     if before in "cgp" and after[-1].isalnum() and any(letter.isdigit() for letter in after):
         return True  # "p.Asp70Gly"
-    is_word = len(before) == 1 or before.islower() or before.lower() in _SPACED or before.istitle() and after.isdigit()
+    is_word = len(before) == 1 or before.islower() or before.lower() in _SPACED
+    is_word = is_word or (before.istitle() and after.isdigit())
     return not is_word and before[-1].isalnum() and after[0].isalnum()  # "PU.1"
 
 
@@ -370,14 +373,14 @@ def speed(split: Splitter, texts: Sequence[str]) -> float:
 
 def sample(paths: Iterable[Path], megabytes: float) -> list[str]:
     """Return the first documents of files, in turn one of each, up to a size."""
-    files = [gzip.open(path, "rt", encoding="utf-8") for path in paths]
     texts: list[str] = []
     size = 0.0
-    for row in zip(*files, strict=False):
-        for line in row:
+    with ExitStack() as stack:
+        files = [stack.enter_context(gzip.open(path, "rt", encoding="utf-8")) for path in paths]
+        for line in chain.from_iterable(zip(*files, strict=False)):
             size += len(line.encode()) / 1e6
             if size > megabytes:
-                return texts
+                break
             texts.append(line.rstrip("\n"))
     return texts
 
@@ -393,9 +396,8 @@ def main() -> None:
     fulltexts = sample(sorted(options.corpus.glob("fulltext_*.txt.gz")), 5)
     documents = list(gold_documents(options.ner))
     cases = [case for group in HARD_CASES.values() for case in group]
-    print(
-        f"{len(documents)} gold documents, {sum(len(gold) for _, gold in documents)} boundaries; {len(cases)} hard cases"
-    )
+    found = sum(len(gold) for _, gold in documents)
+    print(f"{len(documents)} gold documents, {found} boundaries; {len(cases)} hard cases")
     print("| splitter | MB/s abstracts | MB/s full text | P R F1 | cut, joined | hard cases | keeps the text |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for name in options.splitters:
