@@ -31,6 +31,7 @@ from bioptimus_hf.vocabulary import MARK
 
 logger = logging.getLogger(__name__)
 
+FEW = 4  # contexts, of which a mean says little
 _VERSION = 2  # of what a batch yields; part of the map's fingerprint, which does not see the code of this package
 ROWS_AT_ONCE = 10_000  # sentences; about 1 MB, which stays in the processor's cache
 _MOST_PRIORITIES = 1 << 25  # 256 MB
@@ -62,7 +63,7 @@ class ContextsReport:
         as_words: tokens that some context holds as a whole word.
         inside_words: tokens that their contexts hold as a piece of a longer word only.
         not_found: tokens without a context.
-        coverage: number of contexts to the number of tokens that have so many, from 0 up.
+        contexts: number of contexts of each token.
         widened: spans that hold more than the token, since one character of the text normalises to several and the
             token ends within them.
     """
@@ -70,17 +71,25 @@ class ContextsReport:
     as_words: list[str]
     inside_words: list[str]
     not_found: list[str]
-    coverage: dict[int, int]
+    contexts: dict[str, int]
     widened: int
 
-    def counts(self) -> dict[str, Any]:
-        """Return the numbers alone, for `made.json`."""
+    @property
+    def coverage(self) -> dict[int, int]:
+        """Number of contexts to the number of tokens that have so many, from 0 up."""
+        return dict(sorted(Counter(self.contexts.values()).items()))
+
+    def facts(self) -> dict[str, Any]:
+        """Return the numbers, and the tokens with few contexts or none by name, for `made.json`."""
+        few = {token: number for token, number in self.contexts.items() if 0 < number < FEW}
         return {
             "found_as_words": len(self.as_words),
             "found_inside_words": len(self.inside_words),
             "not_found": len(self.not_found),
             "coverage": {str(contexts): tokens for contexts, tokens in self.coverage.items()},
             "widened_spans": self.widened,
+            "with_few_contexts": dict(sorted(few.items(), key=lambda item: item[1])),
+            "without_contexts": self.not_found,
         }
 
 
@@ -170,7 +179,13 @@ def usable_tokens(tokens: Collection[str], tokenizer: PreTrainedTokenizerBase) -
     if not selection.tokens:
         raise InputError("no tokens to look for")
     if selection.merged:
-        logger.warning("%d tokens normalise to the same as another: found under its name", len(selection.merged))
+        token, other = next(iter(selection.merged.items()))
+        logger.warning(
+            "%d tokens normalise to the same as another, and are found under its name: %r as %r, for one",
+            len(selection.merged),
+            token,
+            other,
+        )
     return selection
 
 
@@ -192,12 +207,11 @@ def report_contexts(
             widened += not exact
             if exact and token not in whole and _is_whole_word(normalised[token], text[end:], tokenizer):
                 whole.add(token)
-    coverage = Counter(found[token] for token in selection.tokens)
     return ContextsReport(
         as_words=[token for token in selection.tokens if token in whole],
         inside_words=[token for token in selection.tokens if token in found and token not in whole],
         not_found=[token for token in selection.tokens if token not in found],
-        coverage=dict(sorted(coverage.items())),
+        contexts={token: found[token] for token in selection.tokens},
         widened=widened,
     )
 

@@ -6,7 +6,8 @@ r"""Find sentences of a corpus that hold each new token, with their places: all 
 
 Reads OUTPUT_DIR/tokenizer, or --tokenizer. With --words it looks for the words of a file, in all of the text.
 Writes OUTPUT_DIR/contexts: an Arrow data set (`datasets.load_from_disk`) with the columns token, text, start, end,
-document, and made.json.
+document, and made.json with the counts. The work is done in parts, kept in OUTPUT_DIR/contexts.parts until the end:
+given again after a kill, the same command goes on from there. With --engine ray any number of machines do it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from bioptimus_hf.artifacts import MADE, InputError, building, digest_of_rows, identity, is_finished
 from bioptimus_hf.cluster import find_contexts_on_ray
-from bioptimus_hf.contexts import report_contexts, select_tokens
+from bioptimus_hf.contexts import FEW, report_contexts, select_tokens
 from bioptimus_hf.recipes import CorpusOptions, RunOptions, StageOptions, load_by_name, parse, run
 from bioptimus_hf.search import search_documents
 from bioptimus_hf.vocabulary import compare_vocabularies
@@ -124,8 +125,8 @@ def main() -> None:
             "tokens": len(tokens),
             "contexts": len(found.contexts),
             "digest": digest_of_rows(found.contexts),
-            **report.counts(),
-            "without_contexts": report.not_found,
+            **report.facts(),
+            "merged_tokens": select_tokens(tokens, tokenizer).merged,
         }
     shutil.rmtree(parts, ignore_errors=True)
     logger.info(
@@ -134,14 +135,14 @@ def main() -> None:
         built.facts,
     )
     if report.not_found:
-        named = ", ".join(report.not_found[:10])
-        logger.info("not found: %s%s (all in %s)", named, ", ..." if report.not_found[10:] else "", folder / MADE)
+        named = ", ".join(report.not_found[:10]) + (", ..." if report.not_found[10:] else "")
+        logger.info("not found: %s (all of them, and those with few contexts, in %s)", named, folder / MADE)
     logger.info("tokens by their number of contexts: %s", in_bands(report.coverage, options.per_token))
 
 
 def in_bands(coverage: Mapping[int, int], per_token: int) -> str:
     """Put a histogram in words: none, few, more, and as many as asked for."""
-    edges = [0, *(edge for edge in (1, 4, 16) if edge < per_token), per_token]
+    edges = [0, *(edge for edge in (1, FEW, 16) if edge < per_token), per_token]
     bands = []
     for first, after in pairwise([*edges, per_token + 1]):
         name = str(first) if after == first + 1 else f"{first} to {after - 1}"

@@ -280,7 +280,13 @@ def test_the_report(sentences: Dataset, tokenizer: BertTokenizer) -> None:
     assert report.not_found == ["zebra"]
     assert report.coverage == {0: 1, 1: 8, 3: 1}
     assert report.widened == 2
-    assert report.counts()["found_inside_words"] == 4
+    assert report.contexts["asthma"] == 3
+    facts = report.facts()
+    assert facts["found_inside_words"] == 4
+    assert facts["without_contexts"] == ["zebra"]
+    assert facts["with_few_contexts"] == {token: 1 for token in report.contexts if token not in {"asthma", "zebra"}} | {
+        "asthma": 3
+    }
 
 
 @pytest.fixture
