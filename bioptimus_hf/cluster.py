@@ -27,15 +27,8 @@ from transformers import PreTrainedTokenizerBase
 
 from bioptimus_hf.artifacts import InputError
 from bioptimus_hf.contexts import BatchFinder, fetch_contexts, usable_tokens
-from bioptimus_hf.corpus import (
-    check_parts,
-    check_share,
-    corpus_files,
-    documents_of,
-    is_set_aside,
-    no_text,
-    sentences_of,
-)
+from bioptimus_hf.corpus import check_parts, check_share, is_set_aside, sentences_of
+from bioptimus_hf.files import corpus_files, documents_of, no_text
 from bioptimus_hf.matching import word_rules
 from bioptimus_hf.sampling import FIELDS, Candidates, Reservoir, from_table
 from bioptimus_hf.search import Found

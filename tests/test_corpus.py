@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bioptimus_hf.corpus
+import bioptimus_hf.files
 from bioptimus_hf.artifacts import InputError
 from bioptimus_hf.corpus import corpus_identity, load_corpus, split_sentences, split_validation
 
@@ -156,9 +157,9 @@ def test_files_that_can_be_read_are_not_read_again(tmp_path: Path, monkeypatch: 
     (tmp_path / "3.txt").write_text("\n \n")  # no documents, which does not matter beside others
     (tmp_path / "4.txt.gz").write_bytes(b"no gzip")
     read: list[str] = []
-    contents = bioptimus_hf.corpus._contents
+    contents = bioptimus_hf.files._contents
     monkeypatch.setattr(
-        bioptimus_hf.corpus, "_contents", lambda path, *rest: read.append(path.name) or contents(path, *rest)
+        bioptimus_hf.files, "_contents", lambda path, *rest: read.append(path.name) or contents(path, *rest)
     )
     with pytest.raises(InputError) as error:
         load_corpus(tmp_path)
