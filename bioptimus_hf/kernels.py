@@ -3,8 +3,8 @@
 They know nothing of tokenizers: what characters become and which words hold which tokens stands in tables, which
 `matching` fills. A loop that meets what stands in none of them stops, says why, and is called again.
 
-All of them are in this one module, since numba keeps compiled code for as long as the file it stands in is the same, and
-does not look at files that it is called from there.
+All of them are in this one module: numba keeps compiled code for as long as the file that it stands in is the same, and
+does not look at files of functions that it calls.
 """
 
 from __future__ import annotations
