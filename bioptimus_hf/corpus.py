@@ -77,7 +77,7 @@ def load_corpus(
         read.append(documents)
     if unreadable:
         more = f" (and {len(unreadable) - 3} more)" if unreadable[3:] else ""
-        kept = f"; the other {len(read)} files are read, and kept for the next time" if read else ""
+        kept = f"; read and kept for the next time: {len(read)} others" if read else ""
         raise InputError("; ".join(unreadable[:3]) + more + kept)
     if not read:
         raise no_text(found)

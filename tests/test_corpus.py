@@ -166,7 +166,7 @@ def test_files_that_can_be_read_are_not_read_again(tmp_path: Path, monkeypatch: 
     assert str(error.value) == (
         f"{tmp_path / '1.txt'} is not valid UTF-8 at byte 0: convert or mend it, or --errors replace; "
         f"{tmp_path / '4.txt.gz'} is not a whole gzip file (Not a gzipped file (b'no')): fetch it again; "
-        f"the other 3 files are read, and kept for the next time"
+        f"read and kept for the next time: 3 others"
     )
     assert read == ["0.txt", "1.txt", "2.txt", "3.txt", "4.txt", "4.txt.gz"]
     read.clear()

@@ -244,7 +244,7 @@ def test_a_shard_that_cannot_be_read(command: list[str], corpus: Path, tmp_path:
     assert failed.returncode == 2
     assert failed.stderr.strip().splitlines()[-1] == (
         f"error: {shards / '1.txt'} is not valid UTF-8 at byte {len(whole) + 3}: convert or mend it, or --errors "
-        f"replace; the other 2 files are read, and kept for the next time"
+        f"replace; read and kept for the next time: 2 others"
     )
     replaced = subprocess.run([*command, str(shards), "--errors", "replace"], capture_output=True, text=True)
     assert replaced.returncode == 0, replaced.stderr
