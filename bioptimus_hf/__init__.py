@@ -19,6 +19,8 @@ _PUBLIC = {
     "VocabularyDiff": "vocabulary",
     "fertility": "vocabulary",
     "find_contexts": "contexts",
+    "search_documents": "search",
+    "find_contexts_on_ray": "cluster",
     "contextual_embeddings": "distillation",
     "initial_rows": "distillation",
     "transplant_vocabulary": "distillation",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +13,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import sentencex
-from datasets import Dataset, DatasetDict, Features, Value, concatenate_datasets, load_dataset
+from datasets import (
+    Dataset,
+    DatasetDict,
+    Features,
+    Value,
+    are_progress_bars_disabled,
+    concatenate_datasets,
+    disable_progress_bars,
+    enable_progress_bars,
+    load_dataset,
+)
 from datasets.exceptions import DatasetGenerationError
 from tqdm.auto import tqdm
 
@@ -61,20 +72,23 @@ def load_corpus(
     limit = None if max_megabytes is None else int(max_megabytes * 1e6)
     read: list[Dataset] = []
     unreadable: list[str] = []
-    for file in tqdm(found, desc="Reading", unit=" files", disable=len(found) == 1 or None):
-        try:
-            documents = _load_file(file, text_column, limit, errors)
-        except NoText:
-            continue
-        except InputError as error:
-            unreadable.append(str(error))
-            continue
-        size = _size(documents)
-        if limit is not None and size > limit:  # the last one reaches over it
-            read.append(documents.select(range(max(len(documents) - 1, 0 if read else 1))))
-            break
-        limit = None if limit is None else limit - size
-        read.append(documents)
+    alone = len(found) == 1  # or it is one bar for all files, not one for each
+    with nullcontext() if alone else no_bars():
+        for file in tqdm(found, desc="Reading", unit=" files", disable=alone):
+            try:
+                documents = _load_file(file, text_column, limit, errors)
+            except NoText:
+                continue
+            except InputError as error:
+                unreadable.append(str(error))
+                continue
+            if limit is not None:
+                size = _size(documents)
+                if size > limit:  # the last one reaches over it
+                    read.append(documents.select(range(max(len(documents) - 1, 0 if read else 1))))
+                    break
+                limit -= size
+            read.append(documents)
     if unreadable:
         more = f" (and {len(unreadable) - 3} more)" if unreadable[3:] else ""
         kept = f"; read and kept for the next time: {len(read)} others" if read else ""
@@ -162,6 +176,18 @@ def check_parts(documents: int, validation: int, share: float) -> None:
             f"{documents} documents leave no {'training' if validation else 'validation'} part at a validation "
             f"share of {share}: give more text or another --validation_share"
         )
+
+
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """Keep `datasets` from showing its own bars."""
+    shown = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            enable_progress_bars()
 
 
 def _load_from_hub(source: str, text_column: str, max_megabytes: float | None) -> Dataset:

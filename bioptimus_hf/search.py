@@ -16,7 +16,6 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -25,19 +24,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from datasets import (
-    Dataset,
-    are_progress_bars_disabled,
-    concatenate_datasets,
-    disable_progress_bars,
-    enable_progress_bars,
-)
+from datasets import Dataset, concatenate_datasets, disable_progress_bars
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from bioptimus_hf.artifacts import InputError, fingerprint
 from bioptimus_hf.contexts import ROWS_AT_ONCE, BatchFinder, fetch_contexts, usable_tokens
-from bioptimus_hf.corpus import split_sentences
+from bioptimus_hf.corpus import no_bars, split_sentences
 from bioptimus_hf.matching import word_rules
 from bioptimus_hf.sampling import FEATURES, Reservoir, from_table
 
@@ -99,7 +92,7 @@ def search_documents(
     reservoir = Reservoir(len(selection.tokens), per_token)
     counts = dict.fromkeys(_COUNTS, 0)
     shown = time.monotonic()
-    with _only_this_bar(), tqdm(total=len(documents), desc="Finding contexts", unit=" documents") as bar:
+    with no_bars(), tqdm(total=len(documents), desc="Finding contexts", unit=" documents") as bar:
         for number in _searched(search, num_proc):
             part = pq.read_table(search.file(number))
             candidates = from_table(part)
@@ -178,9 +171,9 @@ def _own(folder: Path, key: str) -> None:
         return
     if owner.is_file():
         shutil.rmtree(folder)
-    if folder.exists():
+    if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} is not of our making: move it away")
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     owner.write_text(key, encoding="utf-8")
 
 
@@ -229,15 +222,3 @@ def _end_with_parent() -> None:
 
 def _search_part(number: int) -> None:
     _search(number)
-
-
-@contextmanager
-def _only_this_bar() -> Iterator[None]:
-    """Keep `datasets` from showing a bar for each part."""
-    shown = not are_progress_bars_disabled()
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            enable_progress_bars()

@@ -185,6 +185,7 @@ def test_parts_of_another_search_are_redone(corpus: Path, tokenizer: BertTokeniz
         assert not set(now.items()) & set(before.items()), changed
         before = now
     (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("")
     with pytest.raises(InputError, match="mine is not of our making"):
         searched(documents, tokenizer, tmp_path / "mine")
 
