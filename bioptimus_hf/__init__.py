@@ -21,7 +21,7 @@ _PUBLIC = {
     "find_contexts": "contexts",
     "search_documents": "search",
     "find_contexts_on_ray": "cluster",
-    "contextual_embeddings": "distillation",
+    "contextual_embeddings": "reading",
     "initial_rows": "distillation",
     "transplant_vocabulary": "distillation",
     "MaskingStrategy": "masking",

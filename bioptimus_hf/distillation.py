@@ -1,21 +1,17 @@
-"""Contextualised weight distillation: contexts + base BERT -> a vector a new token -> BERT with a new vocabulary.
+"""Contextualised weight distillation: a vector for each new token -> BERT with a new vocabulary.
 
-Pavlova and Makhlouf, BIOptimus (BioNLP 2023, arXiv 2308.08625), figure 2: f is the mean of the base model's states over
-the pieces of a word, g the mean over its contexts.
+Pavlova and Makhlouf, BIOptimus (BioNLP 2023, arXiv 2308.08625), figure 2. The vectors are those of `reading`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
-from datasets import Dataset
-from tqdm.auto import tqdm
-from transformers import AutoConfig, BertForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import AutoConfig, BertForMaskedLM, PreTrainedTokenizerBase, set_seed
 
 from bioptimus_hf.artifacts import InputError
 from bioptimus_hf.vocabulary import MARK, compare_vocabularies, real_ids, tokens_in_order
@@ -79,66 +75,6 @@ def load_masked_lm(name: str, *, kind: type[BertForMaskedLM] = BertForMaskedLM, 
     return model, made_up
 
 
-@torch.no_grad()
-def contextual_embeddings(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    contexts: Dataset,
-    *,
-    layer: int = -1,
-    batch_size: int = 64,
-    bf16: bool = False,
-) -> dict[str, torch.Tensor]:
-    """Read contexts with a base model; average its states over each token's pieces (f), then over its contexts (g).
-
-    A sentence that holds several tokens of interest is read once. Sentences are read by length, so that little is
-    padded. A sentence longer than the model reads is cut into windows with an overlap, and a span is read in the window
-    that leaves it the most context on its shorter side.
-
-    Args:
-        model: a BERT, with or without a head.
-        tokenizer: its tokenizer.
-        contexts: rows `token`, `text`, `start`, `end` (characters of `text`), from `find_contexts`.
-        layer: whose states are read; 0 is the embeddings' output, -1 the last layer.
-        batch_size: sentences read at once.
-        bf16: multiply matrices in bfloat16, which is faster where the processor has it. The sums stay in float64.
-
-    Returns:
-        Token to its vector, float32 of shape (hidden size,), for every token that has a context.
-
-    Raises:
-        InputError: there is no such layer, or a span holds no piece of its text.
-    """
-    layers = model.config.num_hidden_layers
-    if not -(layers + 1) <= layer <= layers:
-        raise InputError(f"--layer {layer}: the model has layers 0 (embeddings) to {layers}, or -1 (last) and down")
-    encoder = model.base_model.eval()
-    # Many tokenizers of the Hub name no limit, which transformers 5 takes for 1e30.
-    limit = min(tokenizer.model_max_length, model.config.max_position_embeddings)
-    tokens: dict[str, int] = {}
-    spans: dict[str, list[tuple[int, int, int]]] = {}
-    for row in contexts:
-        number = tokens.setdefault(row["token"], len(tokens))
-        spans.setdefault(row["text"], []).append((number, row["start"], row["end"]))
-    sums = torch.zeros(len(tokens), model.config.hidden_size, dtype=torch.float64)
-    counts = torch.zeros(len(tokens), dtype=torch.int64)
-    batches = list(_by_length(list(spans), tokenizer, batch_size))
-    with tqdm(total=len(spans), desc="Reading contexts", unit=" sentences") as bar:
-        for texts in batches:
-            encoded, places = _encode(texts, [spans[text] for text in texts], tokenizer, limit)
-            inputs = {name: values.to(model.device) for name, values in encoded.items()}
-            with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
-                states = encoder(**inputs, output_hidden_states=True).hidden_states[layer].cpu()
-            window, first, last, token = torch.tensor(places).unbind(dim=1)
-            before = torch.nn.functional.pad(states.double().cumsum(dim=1), (0, 0, 1, 0))
-            means = (before[window, last + 1] - before[window, first]) / (last + 1 - first).unsqueeze(1)
-            sums.index_add_(0, token, means)
-            counts.index_add_(0, token, torch.ones_like(token))
-            bar.update(len(texts))
-    means = (sums / counts.unsqueeze(1)).float()
-    return {name: means[number] for name, number in tokens.items()}
-
-
 def initial_rows(
     model: BertForMaskedLM,
     source: PreTrainedTokenizerBase,
@@ -156,7 +92,7 @@ def initial_rows(
             the rows of the token's pieces), "contextual_mean" (the paper: `vectors` as they are) or
             "contextual_mean_scaled" (`vectors` brought to the table's mean and deviation in each dimension; the states
             of an upper layer are longer than the rows of the table).
-        vectors: from `contextual_embeddings`, for the two contextual initialisers.
+        vectors: from `reading.contextual_embeddings`, for the two contextual initialisers.
         seed: of the noise of "random".
 
     Returns:
@@ -247,67 +183,6 @@ def transplant_vocabulary(
     model.config.pad_token_id = target.pad_token_id
     model.get_input_embeddings().padding_idx = target.pad_token_id
     return model
-
-
-def _by_length(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, batch_size: int) -> Iterator[list[str]]:
-    """Yield batches of texts of like length, the longest first, so that memory runs out at once or never."""
-    lengths = [len(ids) for ids in _ids(texts, tokenizer)]
-    order = sorted(range(len(texts)), key=lambda number: (-lengths[number], texts[number]))
-    for start in range(0, len(order), batch_size):
-        yield [texts[number] for number in order[start : start + batch_size]]
-
-
-def _ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Iterable[list[int]]:
-    for start in range(0, len(texts), 10_000):
-        yield from tokenizer(list(texts[start : start + 10_000]), truncation=False, verbose=False)["input_ids"]
-
-
-def _encode(
-    texts: list[str], spans: list[list[tuple[int, int, int]]], tokenizer: PreTrainedTokenizerBase, limit: int
-) -> tuple[dict[str, torch.Tensor], list[tuple[int, int, int, int]]]:
-    """Encode sentences in windows of at most `limit` pieces, and place each span.
-
-    Returns:
-        What the model takes, and for each span: window, first piece, last piece, number of the token.
-    """
-    encoded = tokenizer(
-        texts,
-        padding=True,
-        truncation=True,
-        max_length=limit,
-        stride=limit // 4,
-        return_overflowing_tokens=True,
-        return_offsets_mapping=True,
-        return_special_tokens_mask=True,
-        return_tensors="pt",
-    )
-    offsets = encoded.pop("offset_mapping").numpy()
-    special = encoded.pop("special_tokens_mask").numpy()
-    windows: dict[int, list[tuple[int, Any, Any]]] = {}
-    for window, sample in enumerate(encoded.pop("overflow_to_sample_mapping").tolist()):
-        windows.setdefault(sample, []).append((window, np.flatnonzero(special[window] == 0), offsets[window]))
-    places = []
-    for sample, of_sample in enumerate(spans):
-        for number, start, end in of_sample:
-            found = [
-                place
-                for place in (_place(*window, start, end) for window in windows.get(sample, ()))
-                if place is not None
-            ]
-            if not found:
-                raise InputError(f"a context's span {start}:{end} holds no piece of its text {texts[sample][:80]!r}")
-            _, window, first, last = max(found, key=lambda place: (place[0], -place[1]))
-            places.append((window, first, last, number))
-    return dict(encoded), places
-
-
-def _place(window: int, pieces: Any, offsets: Any, start: int, end: int) -> tuple[int, int, int, int] | None:
-    """Return how many pieces stand on the span's shorter side, the window, and the span's first and last piece."""
-    inside = pieces[(offsets[pieces, 1] > start) & (offsets[pieces, 0] < end)]
-    if not len(inside):
-        return None
-    first, last = int(inside[0]), int(inside[-1])
-    return min(first - int(pieces[0]), int(pieces[-1]) - last), window, first, last
 
 
 def pieces_of(tokens: Iterable[str], source: PreTrainedTokenizerBase) -> dict[str, list[int]]:

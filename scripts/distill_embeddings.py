@@ -20,11 +20,11 @@ from bioptimus_hf.artifacts import InputError, building, identity, is_finished, 
 from bioptimus_hf.curriculum import save_masked_lm
 from bioptimus_hf.distillation import (
     INITIALIZERS,
-    contextual_embeddings,
     initial_rows,
     load_masked_lm,
     transplant_vocabulary,
 )
+from bioptimus_hf.reading import PIECES, contextual_embeddings
 from bioptimus_hf.recipes import RunOptions, StageOptions, load_by_name, parse, run
 
 logger = logging.getLogger("distill_embeddings")
@@ -47,6 +47,10 @@ class Options:
         },
     )
     layer: int = field(default=-1, metadata={"help": "Layer whose states are read: -1 the last, 0 the embeddings"})
+    pieces: str = field(
+        default="mean",
+        metadata={"help": "What is taken of the states of a token's pieces", "choices": list(PIECES)},
+    )
     batch_size: int = field(default=64, metadata={"help": "Sentences read at once"})
     bf16: bool = field(default=False, metadata={"help": "Read in bfloat16: faster where the processor has it"})
 
@@ -76,7 +80,7 @@ def main() -> None:
     settings = {
         "initializer": options.initializer,
         "seed": run_options.seed,
-        **({"layer": options.layer, "bf16": options.bf16} if contextual else {}),
+        **({"layer": options.layer, "pieces": options.pieces, "bf16": options.bf16} if contextual else {}),
     }
     folder = root / "v0.0"
     if is_finished(folder, inputs, settings, force=stage.force):
@@ -92,6 +96,7 @@ def main() -> None:
                 source,
                 load_from_disk(root / "contexts"),
                 layer=options.layer,
+                pieces=options.pieces,
                 batch_size=options.batch_size,
                 bf16=options.bf16,
             )

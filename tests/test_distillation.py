@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -8,16 +9,17 @@ from conftest import build_tiny_bert, tiny_vocabulary
 from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer, BertForMaskedLM, BertModel, BertTokenizer, RobertaConfig
 
+from bioptimus_hf import reading
 from bioptimus_hf.artifacts import InputError
 from bioptimus_hf.curriculum import save_masked_lm
 from bioptimus_hf.distillation import (
     INITIALIZERS,
-    contextual_embeddings,
     initial_rows,
     load_masked_lm,
     pieces_of,
     transplant_vocabulary,
 )
+from bioptimus_hf.reading import contextual_embeddings
 from bioptimus_hf.vocabulary import build_tokenizer, compare_vocabularies, real_ids
 
 NEW = ["cardiopathy", "nephrotoxic", "##opath", "activ", "##itides", "é"]
@@ -49,14 +51,16 @@ ROWS = [
 ]
 
 
-def by_hand(model: BertModel, tokenizer: BertTokenizer, row: dict[str, Any], layer: int) -> torch.Tensor:
+def by_hand(
+    model: BertModel, tokenizer: BertTokenizer, row: dict[str, Any], layer: int, pieces: str = "mean"
+) -> torch.Tensor:
     """One context, unbatched: the mean of the states of the pieces that overlap the span."""
     encoded = tokenizer(row["text"], return_tensors="pt", return_offsets_mapping=True)
     offsets = encoded.pop("offset_mapping")[0].tolist()
     with torch.no_grad():
         states = model(**encoded, output_hidden_states=True).hidden_states[layer][0]
     held = [place for place, (a, b) in enumerate(offsets) if a < row["end"] and b > row["start"] and b > a]
-    return states[held].mean(dim=0)
+    return {"mean": states[held].mean(dim=0), "first": states[held[0]], "last": states[held[-1]]}[pieces]
 
 
 @pytest.mark.parametrize("layer", [-1, 0, 1])
@@ -70,6 +74,45 @@ def test_vectors_are_means_over_pieces_then_contexts(
     for token, vector in got.items():
         each = [by_hand(tiny_bert.bert, tokenizer, row, layer) for row in rows if row["token"] == token]
         assert torch.allclose(vector, torch.stack(each).mean(dim=0), atol=1e-5), token
+
+
+@pytest.mark.parametrize("pieces", ["first", "last"])
+def test_the_first_or_last_piece_alone(tiny_bert: BertForMaskedLM, tokenizer: BertTokenizer, pieces: Any) -> None:
+    rows = contexts(ROWS)
+    got = contextual_embeddings(tiny_bert, tokenizer, rows, pieces=pieces)
+    for token, vector in got.items():
+        each = [by_hand(tiny_bert.bert, tokenizer, row, -1, pieces) for row in rows if row["token"] == token]
+        assert torch.allclose(vector, torch.stack(each).mean(dim=0), atol=1e-5), token
+    with pytest.raises(InputError, match="--pieces middle: choose one of mean, first, last"):
+        contextual_embeddings(tiny_bert, tokenizer, rows, pieces="middle")  # type: ignore[arg-type]
+
+
+def test_many_contexts_are_read_sentence_by_sentence(
+    tiny_bert: BertForMaskedLM, tokenizer: BertTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real batches in an order of their own, several rows a sentence, against one row at a time."""
+    rng = random.Random(0)
+    words = [word for word in tiny_vocabulary() if word.isalpha() and len(word) > 1]
+    rows = []
+    for _ in range(120):
+        text = " ".join(rng.choices(words, k=rng.randint(1, 30)))
+        chosen = rng.sample(sorted(set(text.split())), min(3, len(set(text.split()))))
+        rows += [(word, text, word) for word in chosen]
+    rng.shuffle(rows)
+    expected: dict[str, list[torch.Tensor]] = {}
+    for row in contexts(rows):
+        expected.setdefault(row["token"], []).append(by_hand(tiny_bert.bert, tokenizer, row, -1))
+    read: list[int] = []
+    forward = BertModel.forward
+    monkeypatch.setattr(reading, "_BATCHES_HELD", 2)
+    monkeypatch.setattr(
+        BertModel, "forward", lambda self, **inputs: read.append(len(inputs["input_ids"])) or forward(self, **inputs)
+    )
+    got = contextual_embeddings(tiny_bert, tokenizer, contexts(rows), batch_size=16)
+    assert sum(read) == len({text for _, text, _ in rows})
+    assert got.keys() == expected.keys()
+    for token, vector in got.items():
+        assert torch.allclose(vector, torch.stack(expected[token]).mean(dim=0), atol=1e-5), token
 
 
 def test_bf16_gives_nearly_the_same_vectors(tiny_bert: BertForMaskedLM, tokenizer: BertTokenizer) -> None:

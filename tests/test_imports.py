@@ -24,6 +24,7 @@ ORDER = (
     "contexts",
     "search",
     "cluster",
+    "reading",
     "distillation",
     "masking",
     "curriculum",
