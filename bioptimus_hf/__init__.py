@@ -13,6 +13,7 @@ _PUBLIC = {
     "load_corpus": "corpus",
     "split_sentences": "corpus",
     "train_vocabulary": "vocabulary",
+    "extend_vocabulary": "vocabulary",
     "build_tokenizer": "vocabulary",
     "save_tokenizer": "vocabulary",
     "compare_vocabularies": "vocabulary",

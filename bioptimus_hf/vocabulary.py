@@ -101,6 +101,50 @@ def train_vocabulary(
     return vocabulary
 
 
+def extend_vocabulary(
+    texts: Iterable[str], *, size: int, like: PreTrainedTokenizerBase, min_frequency: int = 2
+) -> list[str]:
+    """Add the words of a corpus to a vocabulary that save the most pieces, up to a size.
+
+    What a word saves is its count times the number of pieces that it is cut into now, less one. The tokens that are
+    there keep their ids, so that a model keeps all that it knows; the paper replaces the vocabulary instead.
+
+    Args:
+        texts: documents.
+        size: number of tokens, those of `like` among them. A small corpus may give fewer.
+        like: tokenizer whose vocabulary is extended.
+        min_frequency: least count of a word.
+
+    Returns:
+        Tokens in the order of their ids: those of `like`, then the words, that which saves the most first.
+
+    Raises:
+        InputError: `like` is no WordPiece tokenizer, `size` is no larger than its vocabulary, or the texts are empty.
+    """
+    _wordpiece_settings(like)
+    old = tokens_in_order(like)
+    if size <= len(old):
+        raise InputError(f"--size {size} adds nothing to the {len(old)} tokens of the base: give more, or replace them")
+    normalise = like.backend_tokenizer.normalizer.normalize_str
+    cut = like.backend_tokenizer.pre_tokenizer.pre_tokenize_str
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(word for word, _ in cut(normalise(text)))
+    if not counts:
+        raise InputError("the corpus holds no text to take words from")
+    known = set(old)
+    saved: dict[str, int] = {}
+    for word, count in counts.items():
+        if count >= min_frequency and word not in known:
+            pieces = [piece.value for piece in like.backend_tokenizer.model.tokenize(word)]
+            if like.unk_token not in pieces:
+                saved[word] = count * (len(pieces) - 1)
+    best = sorted(saved, key=lambda word: (-saved[word], word))[: size - len(old)]
+    if len(old) + len(best) < size:
+        logger.warning("the corpus is too small for %d tokens: the vocabulary has %d", size, len(old) + len(best))
+    return [*old, *best]
+
+
 def build_tokenizer(vocabulary: Sequence[str], *, like: PreTrainedTokenizerBase) -> BertTokenizer:
     """Make a BERT tokenizer of a vocabulary, with the normaliser, special tokens and length limit of `like`.
 

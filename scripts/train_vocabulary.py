@@ -12,12 +12,20 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from transformers import AutoTokenizer
 
 from bioptimus_hf.artifacts import building, identity, is_finished
 from bioptimus_hf.recipes import CorpusOptions, RunOptions, StageOptions, load_by_name, parse, run
-from bioptimus_hf.vocabulary import build_tokenizer, compare_vocabularies, fertility, save_tokenizer, train_vocabulary
+from bioptimus_hf.vocabulary import (
+    build_tokenizer,
+    compare_vocabularies,
+    extend_vocabulary,
+    fertility,
+    save_tokenizer,
+    train_vocabulary,
+)
 
 logger = logging.getLogger("train_vocabulary")
 
@@ -36,7 +44,16 @@ class Options:
             "help": "Tokens; the paper's is unknown, this default is bert-base-uncased's. A small corpus needs fewer"
         },
     )
-    min_frequency: int = field(default=2, metadata={"help": "Least count of a pair of pieces to be merged"})
+    policy: Literal["replace", "extend"] = field(
+        default="replace",
+        metadata={
+            "help": "Train a vocabulary that replaces the base's, of which shared tokens keep their embeddings (the "
+            "paper); or keep all of it, with its ids, and add the words that save the most pieces, up to --size"
+        },
+    )
+    min_frequency: int = field(
+        default=2, metadata={"help": "Least count of a pair of pieces to be merged, or of a word to be added"}
+    )
 
 
 def main() -> None:
@@ -49,6 +66,7 @@ def main() -> None:
     settings = {
         **corpus.settings(run_options.seed),
         "size": options.size,
+        "policy": options.policy,
         "min_frequency": options.min_frequency,
     }
     if is_finished(folder, inputs, settings, force=stage.force):
@@ -56,9 +74,8 @@ def main() -> None:
     base = load_by_name(AutoTokenizer, options.base_model)
     with building(folder, inputs, settings) as built:
         documents = corpus.load(run_options.seed)
-        vocabulary = train_vocabulary(
-            documents["train"]["text"], size=options.size, like=base, min_frequency=options.min_frequency
-        )
+        make = train_vocabulary if options.policy == "replace" else extend_vocabulary
+        vocabulary = make(documents["train"]["text"], size=options.size, like=base, min_frequency=options.min_frequency)
         tokenizer = build_tokenizer(vocabulary, like=base)
         save_tokenizer(tokenizer, built.path)
         difference = compare_vocabularies(base, tokenizer)

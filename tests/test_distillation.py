@@ -20,7 +20,7 @@ from bioptimus_hf.distillation import (
     transplant_vocabulary,
 )
 from bioptimus_hf.reading import contextual_embeddings
-from bioptimus_hf.vocabulary import build_tokenizer, compare_vocabularies, real_ids
+from bioptimus_hf.vocabulary import build_tokenizer, compare_vocabularies, extend_vocabulary, real_ids
 
 NEW = ["cardiopathy", "nephrotoxic", "##opath", "activ", "##itides", "é"]
 
@@ -276,6 +276,24 @@ def _copy(model: BertForMaskedLM) -> BertForMaskedLM:
     copy = build_tiny_bert(model.config.vocab_size)
     copy.load_state_dict(model.state_dict())
     return copy
+
+
+def test_an_extended_vocabulary_keeps_every_row_in_its_place(
+    tiny_bert: BertForMaskedLM, tokenizer: BertTokenizer
+) -> None:
+    old = tiny_bert.get_input_embeddings().weight.detach().clone()
+    texts = ["the cardiopathy of mice"]
+    ids = tokenizer(texts, return_tensors="pt")["input_ids"][:, :2]
+    logits = tiny_bert(ids).logits
+    vocabulary = extend_vocabulary(["Zebrafish, zebrafish and lynx lynx."], size=len(tokenizer) + 2, like=tokenizer)
+    target = build_tokenizer(vocabulary, like=tokenizer)
+    new = initial_rows(tiny_bert, tokenizer, target, initializer="subtoken_mean")
+    transplant_vocabulary(tiny_bert, tokenizer, target, new.rows)
+    table = tiny_bert.get_input_embeddings().weight.detach()
+    assert torch.equal(table[: len(old)], old)
+    assert target.convert_ids_to_tokens([len(old), len(old) + 1]) == ["zebrafish", "lynx"]
+    assert torch.equal(table[len(old)], old[tokenizer("zebrafish", add_special_tokens=False)["input_ids"]].mean(dim=0))
+    assert torch.allclose(tiny_bert(ids).logits[..., : len(old)], logits, atol=1e-5)
 
 
 def test_text_of_shared_tokens_gives_the_same_logits(

@@ -24,6 +24,7 @@ from bioptimus_hf.corpus import load_corpus
 from bioptimus_hf.vocabulary import (
     build_tokenizer,
     compare_vocabularies,
+    extend_vocabulary,
     fertility,
     is_continuation,
     real_ids,
@@ -67,6 +68,50 @@ def byte_level() -> PreTrainedTokenizerFast:
         unk_token="<unk>",
         mask_token="<mask>",
     )
+
+
+# Extending --------------------------------------------------------------------------------------------------------
+
+
+def pieces_saved(word: str, texts: list[str], tokenizer: BertTokenizer) -> int:
+    """Count pieces text by text, without the word as a token and with it."""
+    after = build_tokenizer([*tokens_in_order(tokenizer), word], like=tokenizer)
+    return sum(len(tokenizer.tokenize(text)) - len(after.tokenize(text)) for text in texts)
+
+
+def test_extending_takes_the_words_that_save_the_most(tokenizer: BertTokenizer) -> None:
+    texts = made_up_texts(30)
+    old = tokens_in_order(tokenizer)
+    vocabulary = extend_vocabulary(texts, size=len(old) + 5, like=tokenizer)
+    assert vocabulary[: len(old)] == old
+    assert vocabulary == extend_vocabulary(
+        Dataset.from_dict({"text": texts})["text"], size=len(old) + 5, like=tokenizer
+    )
+    every = extend_vocabulary(texts, size=10**6, like=tokenizer)[len(old) :]
+    assert {"bronchospasm", "nephrotoxicity", "naive"} <= set(every)
+    assert "asthma" not in every  # which is there already
+    assert not any(character in every for character in "中文β")  # of which the base makes [UNK]
+    saved = {word: pieces_saved(word, texts, tokenizer) for word in every}
+    assert [saved[word] for word in every] == sorted(saved.values(), reverse=True)
+    assert vocabulary[len(old) :] == every[:5]
+    extended = build_tokenizer(vocabulary, like=tokenizer)
+    assert fertility(extended, texts) < fertility(tokenizer, texts)
+    assert compare_vocabularies(tokenizer, extended).dropped == ()
+
+
+def test_extending_by_nothing_is_refused(tokenizer: BertTokenizer, byte_level: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(InputError, match=r"--size 100 adds nothing to the \d+ tokens of the base"):
+        extend_vocabulary(["asthma"], size=100, like=tokenizer)
+    with pytest.raises(InputError, match="no text to take words from"):
+        extend_vocabulary([" "], size=10**6, like=tokenizer)
+    with pytest.raises(InputError, match="is not a WordPiece tokenizer"):
+        extend_vocabulary(["asthma"], size=10**6, like=byte_level)
+
+
+def test_a_small_corpus_extends_by_less_and_says_so(tokenizer: BertTokenizer, caplog: pytest.LogCaptureFixture) -> None:
+    old = tokens_in_order(tokenizer)
+    assert extend_vocabulary(["Zebra zebra lynx"], size=len(old) + 9, like=tokenizer)[len(old) :] == ["zebra"]
+    assert f"too small for {len(old) + 9} tokens: the vocabulary has {len(old) + 1}" in caplog.text
 
 
 # Training ---------------------------------------------------------------------------------------------------------
