@@ -48,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--contexts", required=True, help="folder, from find_contexts.py")
     parser.add_argument("--base_model", required=True)
-    parser.add_argument("--sentences", type=int, default=1500, help="size of the sample")
+    parser.add_argument("--sentences", type=int, default=600, help="size of the sample")
     parser.add_argument("--repeat", type=int, default=3)
     options = parser.parse_args()
     disable_progress_bars()
