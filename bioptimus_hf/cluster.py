@@ -80,11 +80,9 @@ def find_contexts_on_ray(
         InputError: as `find_contexts` and `load_corpus` raise it; a Hub data set as the source; no Ray, or none at that
             address; a file that is not on all machines.
     """
-    if per_token < 1:
-        raise InputError(f"per_token must be at least 1, not {per_token}")
     if validation_share is not None:
         check_share(validation_share)
-    selection = usable_tokens(tokens, tokenizer)
+    selection = usable_tokens(tokens, tokenizer, per_token)
     files = [str(file.absolute()) for file in corpus_files(source)]
     search = _FileSearch(
         selection.normalised, word_rules(tokenizer), text_column, errors, validation_share, per_token, seed

@@ -124,13 +124,11 @@ def find_contexts(
         InputError: no token, a token that normalises to nothing or to several words, no column `text`, or
             `per_token` below 1.
     """
-    if per_token < 1:
-        raise InputError(f"per_token must be at least 1, not {per_token}")
     if "text" not in dataset.column_names:
         raise InputError(f"the sentences need a column 'text': these have {', '.join(dataset.column_names) or 'none'}")
     if dataset.features["text"].dtype not in _TEXT_TYPES:
         raise InputError(f"the column 'text' must hold strings, not {dataset.features['text'].dtype}")
-    selection = usable_tokens(tokens, tokenizer)
+    selection = usable_tokens(tokens, tokenizer, per_token)
     columns = [name for name in ("text", "document") if name in dataset.column_names]
     dataset = dataset.select_columns(columns).with_format("arrow")
     candidates = dataset.map(
@@ -168,8 +166,10 @@ def select_tokens(tokens: Collection[str], tokenizer: PreTrainedTokenizerBase) -
     return TokenSelection(tuple(first.values()), tuple(first), merged, unusable)
 
 
-def usable_tokens(tokens: Collection[str], tokenizer: PreTrainedTokenizerBase) -> TokenSelection:
-    """Normalise tokens of interest; refuse them if one can never be found, or there is none."""
+def usable_tokens(tokens: Collection[str], tokenizer: PreTrainedTokenizerBase, per_token: int) -> TokenSelection:
+    """Normalise tokens of interest; refuse them if one can never be found, or nothing is asked for."""
+    if per_token < 1:
+        raise InputError(f"per_token must be at least 1, not {per_token}")
     selection = select_tokens(tokens, tokenizer)
     if selection.unusable:
         token, reason = next(iter(selection.unusable.items()))

@@ -84,7 +84,7 @@ def search_documents(
     Raises:
         InputError: as `find_contexts` raises it, or a process was killed (of too little memory, say).
     """
-    selection = usable_tokens(tokens, tokenizer)
+    selection = usable_tokens(tokens, tokenizer, per_token)
     finder = BatchFinder(selection.normalised, word_rules(tokenizer), per_token, seed)
     parts = _cut(documents)
     search = _PartSearch(documents, parts, finder, Path(folder))
