@@ -3,7 +3,8 @@
 
     python scripts/distill_embeddings.py --base_model google-bert/bert-base-uncased --output_dir runs/mine
 
-Reads OUTPUT_DIR/tokenizer and OUTPUT_DIR/contexts, writes OUTPUT_DIR/v0.0: a BertForMaskedLM with its tokenizer.
+Reads OUTPUT_DIR/tokenizer and OUTPUT_DIR/contexts, writes OUTPUT_DIR/v0.0: a BertForMaskedLM with its tokenizer, and a
+report of its new rows (report.md, report.json, norms.png).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from datasets import load_from_disk
 from transformers import AutoTokenizer
 
-from bioptimus_hf.artifacts import InputError, building, identity, is_finished, read_made
+from bioptimus_hf.artifacts import InputError, building, identity, is_finished, read_made, write_json
 from bioptimus_hf.curriculum import save_masked_lm
 from bioptimus_hf.distillation import (
     INITIALIZERS,
@@ -24,6 +25,7 @@ from bioptimus_hf.distillation import (
     load_masked_lm,
     transplant_vocabulary,
 )
+from bioptimus_hf.inspection import inspect_rows
 from bioptimus_hf.reading import PIECES, contextual_embeddings
 from bioptimus_hf.recipes import RunOptions, StageOptions, load_by_name, parse, run
 
@@ -107,8 +109,14 @@ def main() -> None:
         new = initial_rows(
             model, source, target, initializer=options.initializer, vectors=vectors, seed=run_options.seed
         )
+        report = inspect_rows(
+            model, source, target, new, initializer=options.initializer, vectors=vectors, seed=run_options.seed
+        )
         transplant_vocabulary(model, source, target, new.rows)
         save_masked_lm(model, target, built.path)
+        (built.path / "report.md").write_text(report.markdown(), encoding="utf-8")
+        write_json(built.path / "report.json", report.facts())
+        report.plot(built.path / "norms.png")
         built.facts |= {
             "new_tokens": len(new.rows),
             "new_tokens_with_contexts": len(new.rows) - len(new.without_contexts) if contextual else 0,

@@ -26,6 +26,7 @@ ORDER = (
     "cluster",
     "reading",
     "distillation",
+    "inspection",
     "masking",
     "curriculum",
     "pretraining",

@@ -1,0 +1,204 @@
+"""What the new rows of an embedding table look like, for a reader to judge a distillation by."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from transformers import BertForMaskedLM, PreTrainedTokenizerBase
+
+from bioptimus_hf.distillation import Initializer, NewRows, initial_rows, pieces_of
+from bioptimus_hf.vocabulary import MARK, compare_vocabularies, real_ids
+
+logger = logging.getLogger(__name__)
+
+_NAMED = 40  # tokens without contexts
+_SHORTEST_EXAMPLE = 6  # letters
+
+
+@dataclass(frozen=True)
+class RowsReport:
+    """New rows beside those of the table they come to.
+
+    Attributes:
+        counts: kind of token (words and their beginnings, continuations) to what its rows are made of to how many.
+        old_norms: length of each row of the table that stands for text.
+        new_norms: length of each new row.
+        neighbours: of some new words, the tokens whose rows are nearest by cosine: to the mean of the word's pieces in
+            the old table (these pieces left out), and to its new row in the new one.
+        cosines: mean cosine between the rows that two initialisers give to the same token, under "one, other".
+        without_contexts: tokens that a contextual initialiser had no context for.
+    """
+
+    counts: dict[str, dict[str, int]]
+    old_norms: list[float]
+    new_norms: list[float]
+    neighbours: dict[str, dict[str, list[str]]]
+    cosines: dict[str, float]
+    without_contexts: list[str]
+
+    def facts(self) -> dict[str, Any]:
+        """Return all of it for JSON, norms as percentiles."""
+        facts = asdict(self)
+        for name in ("old_norms", "new_norms"):
+            norms = facts.pop(name)
+            facts[name] = (
+                {str(p): round(float(np.percentile(norms, p)), 4) for p in (0, 5, 50, 95, 100)} if norms else {}
+            )
+        return facts
+
+    def markdown(self) -> str:
+        """Return a page to read; it shows `norms.png`, from `plot`."""
+        lines = ["# The new rows", "", "| tokens | rows made of | number |", "| --- | --- | --- |"]
+        lines += [
+            f"| {kind} | {origin} | {number:,} |"
+            for kind, made in self.counts.items()
+            for origin, number in made.items()
+        ]
+        lines += ["", "## Length", "", "| rows | 5 % | median | 95 % |", "| --- | --- | --- | --- |"]
+        for name, norms in (("of the base", self.old_norms), ("new", self.new_norms)):
+            if norms:
+                lines.append("| " + " | ".join([name, *(f"{np.percentile(norms, p):.3f}" for p in (5, 50, 95))]) + " |")
+        lines += ["", "![length of old and new rows](norms.png)", "", "## Nearest by cosine", ""]
+        lines += ["| new word | before: to the mean of its pieces | now: to its row |", "| --- | --- | --- |"]
+        lines += [
+            f"| {word} | {' '.join(near['before'])} | {' '.join(near['after'])} |"
+            for word, near in self.neighbours.items()
+        ]
+        lines += ["", "## Initialisers compared", "", "| initialisers | mean cosine |", "| --- | --- |"]
+        lines += [f"| {pair} | {cosine:.3f} |" for pair, cosine in self.cosines.items()]
+        if self.without_contexts:
+            named = ", ".join(f"`{token}`" for token in self.without_contexts[:_NAMED])
+            lines += ["", "## Without contexts", "", f"{len(self.without_contexts):,} tokens: {named}"]
+            lines[-1] += ", ..." if self.without_contexts[_NAMED:] else ""
+        return "\n".join(lines) + "\n"
+
+    def plot(self, path: Path) -> None:
+        """Draw how long old and new rows are."""
+        try:
+            import matplotlib
+
+            matplotlib.use("Agg")
+            from matplotlib import pyplot
+        except ImportError:
+            logger.warning("no plot of the rows' length: pip install 'bioptimus-hf[plots]'")
+            return
+        figure, axes = pyplot.subplots(figsize=(7, 3.5), layout="constrained")
+        edges = np.linspace(0, 1.05 * max(*self.old_norms, *self.new_norms), 80).tolist()
+        for norms, label in ((self.old_norms, "rows of the base"), (self.new_norms, "new rows")):
+            axes.hist(norms, bins=edges, density=True, alpha=0.6, label=label)
+        axes.set(xlabel="length (Euclidean norm)", ylabel="density")
+        axes.legend()
+        figure.savefig(path, dpi=150)
+
+
+@torch.no_grad()
+def inspect_rows(
+    model: BertForMaskedLM,
+    source: PreTrainedTokenizerBase,
+    target: PreTrainedTokenizerBase,
+    new: NewRows,
+    *,
+    initializer: Initializer,
+    vectors: Mapping[str, torch.Tensor] | None = None,
+    seed: int = 0,
+    examples: int = 20,
+    neighbours: int = 6,
+) -> RowsReport:
+    """Look at new rows before they are transplanted.
+
+    Args:
+        model: the base model, with its own vocabulary still.
+        source: its tokenizer.
+        target: the tokenizer that it is to have.
+        new: from `initial_rows`.
+        initializer: which made them.
+        vectors: from `reading.contextual_embeddings`; without them only the initialisers that need none are compared.
+        seed: of the choice of examples.
+        examples: new words whose neighbours are listed.
+        neighbours: listed of each.
+    """
+    table = model.get_input_embeddings().weight.detach()
+    pieces = pieces_of(new.rows, source)
+    return RowsReport(
+        counts=_counts(new, initializer),
+        old_norms=table[real_ids(source)].norm(dim=1).tolist(),
+        new_norms=[float(row.norm()) for row in new.rows.values()],
+        neighbours=_neighbours(table, source, target, new, pieces, seed, examples, neighbours),
+        cosines=_cosines(model, source, target, vectors, seed) if new.rows else {},
+        without_contexts=new.without_contexts,
+    )
+
+
+def _counts(new: NewRows, initializer: Initializer) -> dict[str, dict[str, int]]:
+    first = "states in contexts" if initializer.startswith("contextual") else "rows of pieces"
+    if initializer == "random":
+        first = "noise"
+    without, unknown = set(new.without_contexts), set(new.unknown)
+    counts: dict[str, dict[str, int]] = {}
+    for token in new.rows:
+        kind = "continuations (##)" if token.startswith(MARK) else "words and their beginnings"
+        made_of = "the table's mean" if token in unknown else "rows of pieces" if token in without else first
+        counts.setdefault(kind, {}).setdefault(made_of, 0)
+        counts[kind][made_of] += 1
+    return counts
+
+
+def _neighbours(
+    table: torch.Tensor,
+    source: PreTrainedTokenizerBase,
+    target: PreTrainedTokenizerBase,
+    new: NewRows,
+    pieces: Mapping[str, list[int]],
+    seed: int,
+    examples: int,
+    number: int,
+) -> dict[str, dict[str, list[str]]]:
+    fallen_back = {*new.without_contexts, *new.unknown}
+    words = sorted(
+        word for word in new.rows if word.isalpha() and len(word) >= _SHORTEST_EXAMPLE and word not in fallen_back
+    )
+    chosen = random.Random(seed).sample(words, min(examples, len(words)))
+    old_ids = real_ids(source)
+    old_names = source.convert_ids_to_tokens(old_ids.tolist())
+    shared = [token for token in compare_vocabularies(source, target).shared if token in set(old_names)]
+    new_names = [*shared, *new.rows]
+    new_table = torch.stack([*(table[source.get_vocab()[token]] for token in shared), *new.rows.values()])
+    found = {}
+    for word in chosen:
+        own = {source.convert_ids_to_tokens(piece) for piece in pieces[word]}
+        before = _nearest(table[pieces[word]].mean(dim=0), table[old_ids], old_names, own, number)
+        after = _nearest(new.rows[word], new_table, new_names, {word}, number)
+        found[word] = {"before": before, "after": after}
+    return found
+
+
+def _nearest(row: torch.Tensor, table: torch.Tensor, names: list[str], not_these: set[str], number: int) -> list[str]:
+    cosines = torch.nn.functional.cosine_similarity(row.unsqueeze(0), table)
+    order = cosines.argsort(descending=True, stable=True)[: number + len(not_these)].tolist()
+    return [names[place] for place in order if names[place] not in not_these][:number]
+
+
+def _cosines(
+    model: BertForMaskedLM,
+    source: PreTrainedTokenizerBase,
+    target: PreTrainedTokenizerBase,
+    vectors: Mapping[str, torch.Tensor] | None,
+    seed: int,
+) -> dict[str, float]:
+    rows = {}
+    for initializer in get_args(Initializer):
+        if vectors or not initializer.startswith("contextual"):
+            made = initial_rows(model, source, target, initializer=initializer, vectors=vectors, seed=seed)
+            rows[initializer] = torch.stack(list(made.rows.values()))
+    return {
+        f"{one}, {other}": round(float(torch.nn.functional.cosine_similarity(rows[one], rows[other]).mean()), 4)
+        for one, other in combinations(rows, 2)
+    }
