@@ -16,7 +16,6 @@ from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +25,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from bioptimus_hf.artifacts import InputError
-from bioptimus_hf.contexts import BatchFinder, fetch_contexts, usable_tokens
+from bioptimus_hf.contexts import ROWS_AT_ONCE, BatchFinder, fetch_contexts, usable_tokens
 from bioptimus_hf.corpus import check_parts, check_share, is_set_aside, sentences_of
 from bioptimus_hf.files import corpus_files, documents_of, no_text
 from bioptimus_hf.matching import word_rules
@@ -35,10 +34,9 @@ from bioptimus_hf.search import Found
 
 logger = logging.getLogger(__name__)
 
-_ROWS_AT_ONCE = 10_000  # sentences
 _HELD = 1 << 18  # sentences, before those of losers are thrown out for the first time
 _ROW_BITS = 40  # of a row number for the sentence within its file; the bits above are the number of the file
-_ATTEMPTS = 10  # more at a file, where the worker that read it was lost
+_ATTEMPTS = 10  # at a file, before it is blamed for the end of the workers that read it
 _COUNTS = ("documents", "set_aside", "sentences", "occurrences")
 _SENTENCES = pa.schema([("row", pa.int64()), ("text", pa.large_string()), ("document", pa.int64())])
 
@@ -70,8 +68,8 @@ def find_contexts_on_ray(
         seed: another seed draws another sample.
         num_proc: files read at once at most, by default one for each processor of the cluster; changes nothing in the
             result.
-        address: of the cluster's head (`host:port`), or `auto` on a machine of the cluster. By default a Ray of this
-            machine is started, and stopped at the end; or the process is connected to one already, which is used.
+        address: of a cluster that this machine is part of: `host:port` of its head, or `auto`. By default a Ray of this
+            machine alone is started, and stopped at the end; a process that is connected already uses that.
 
     Returns:
         What `search.search_documents` returns for `load_corpus(source)`.
@@ -83,7 +81,7 @@ def find_contexts_on_ray(
     if validation_share is not None:
         check_share(validation_share)
     selection = usable_tokens(tokens, tokenizer, per_token)
-    files = [str(file.absolute()) for file in corpus_files(source)]
+    files = corpus_files(source)
     search = _FileSearch(
         selection.normalised, word_rules(tokenizer), text_column, errors, validation_share, per_token, seed
     )
@@ -92,6 +90,7 @@ def find_contexts_on_ray(
     counts: Counter[str] = Counter()
     with (
         _connected(address),
+        _quiet("ray.data"),
         closing(_results(search, files, num_proc)) as results,
         tqdm(total=len(files), desc="Finding contexts", unit=" files") as bar,
     ):
@@ -109,14 +108,9 @@ def find_contexts_on_ray(
     logger.info("%d sentences in %d documents of %d files", counts["sentences"], counts["documents"], len(files))
     winners, sentences = leaders.best()
     rows = sentences["row"].to_numpy()
-    before = np.cumsum(documents) - documents  # of all files, those that lead in nothing too
-    numbers = sentences["document"].to_numpy() + before[rows >> _ROW_BITS]
     winners["row"] = np.searchsorted(rows, winners["row"])
-    found = pa.table({"text": sentences["text"], "document": numbers})
-    # In pieces, since all of it together may be more than a string column of one piece can hold.
-    pieces = pa.Table.from_batches(found.to_batches(max_chunksize=_ROWS_AT_ONCE), found.schema)
-    schema = pa.schema([("text", pa.string()), ("document", pa.int64())])
-    contexts = fetch_contexts(Dataset(pieces.cast(schema)).with_format("arrow"), winners, selection.tokens)
+    numbers = sentences["document"].to_numpy() + (np.cumsum(documents) - documents)[rows >> _ROW_BITS]
+    contexts = fetch_contexts(_as_dataset(sentences["text"], numbers), winners, selection.tokens)
     return Found(contexts, counts["sentences"], counts["occurrences"])
 
 
@@ -126,7 +120,7 @@ class _Result:
 
     Attributes:
         number: of the file.
-        counts: of documents (empty ones left out), of those set aside, and of the sentences of the others.
+        counts: of documents (empty ones left out), those set aside, sentences of the others, occurrences in them.
         candidates: what can still win.
         sentences: where it stands: `row`, `text`, and `document` (running number in the file); by row.
         error: why the file cannot be read. A value, since Ray logs an exception at length and wraps it several times.
@@ -203,6 +197,7 @@ class _FileSearch:
         leaders = _Leaders(len(self.tokens), self.per_token)
         error = None
         try:
+            _check_attempts(file)
             self._search(file, number << _ROW_BITS, leaders, counts)
         except InputError as reason:
             error = str(reason)
@@ -235,19 +230,19 @@ class _FileSearch:
                 texts.extend(sentences_of(text))
                 documents.extend([counts["documents"]] * (len(texts) - len(documents)))
             counts["documents"] += 1
-            if len(texts) >= _ROWS_AT_ONCE:
+            if len(texts) >= ROWS_AT_ONCE:
                 yield texts, documents
                 texts, documents = [], []
         yield texts, documents
 
 
-def _results(search: _FileSearch, files: Sequence[str], num_proc: int | None) -> Generator[_Result, None, None]:
+def _results(search: _FileSearch, files: Sequence[Path], num_proc: int | None) -> Generator[_Result]:
     """Run the tasks; yield what they found as they end."""
     import ray.data
 
-    items = [{"number": number, "file": file} for number, file in enumerate(files)]
+    items = [{"number": number, "file": str(file.absolute())} for number, file in enumerate(files)]
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        search, batch_size=None, batch_format="pyarrow", concurrency=num_proc, max_retries=_ATTEMPTS
+        search, batch_size=None, batch_format="pyarrow", concurrency=num_proc
     )
     dataset.context.enable_progress_bars = False
     dataset.context.print_on_execution_start = False
@@ -257,17 +252,16 @@ def _results(search: _FileSearch, files: Sequence[str], num_proc: int | None) ->
             for row in range(len(batch)):
                 yield _Result.from_row(batch.slice(row, 1))
     except ray.exceptions.RayError as error:
-        raise InputError(
-            f"workers that read a file died {_ATTEMPTS + 1} times, of too little memory perhaps: "
-            f"{' '.join(str(error).split())[:300]}"
-        ) from error
+        reason = str(error).strip().splitlines()[-1]
+        if not reason.startswith(("ImportError", "ModuleNotFoundError")):
+            raise
+        raise InputError(f"{reason}: install the same bioptimus-hf[ray] on all machines of the cluster") from error
 
 
 @contextmanager
 def _connected(address: str | None) -> Iterator[None]:
     """Be connected to a cluster, or to a Ray of this machine's own, for as long as it takes."""
     try:
-        import ray
         import ray.data
     except ImportError as error:
         raise InputError("Ray is not installed: pip install 'bioptimus-hf[ray]'") from error
@@ -276,21 +270,68 @@ def _connected(address: str | None) -> Iterator[None]:
             raise InputError(f"this process is connected to a Ray already: leave the address {address} out")
         yield
         return
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is not None:
+        _check_address(address)
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         try:
             if address is None:
                 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
                 # The names of Ray's sockets lie in that folder, and must be short.
-                ray.init("local", include_dashboard=False, _temp_dir=folder, **quiet)
+                ray.init("local", include_dashboard=False, log_to_driver=False, logging_level="ERROR", _temp_dir=folder)
             else:
-                ray.init(address, **quiet)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise InputError(f"no Ray at {address}: {' '.join(str(error).split())[:200]}") from error
+                ray.init(address, log_to_driver=False, logging_level="ERROR")
+        except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            raise InputError(f"no Ray at {address or 'hand'}: {' '.join(str(error).split())[:200]}") from error
         try:
             yield
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Keep a logger off the screen; it goes on writing to its file."""
+    handlers = [one for one in logging.getLogger(name).handlers if isinstance(one, logging.StreamHandler)]
+    levels = [handler.level for handler in handlers]
+    for handler in handlers:
+        handler.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        for handler, level in zip(handlers, levels, strict=True):
+            handler.setLevel(level)
+
+
+def _check_address(address: str) -> None:
+    """Refuse an address where nobody listens: Ray would try for minutes, and then end the process."""
+    if address.startswith("ray://"):
+        raise InputError(
+            f"Ray Data does not work through {address}: run this on a machine of the cluster, for instance with "
+            f"`ray job submit`, and give auto or host:port"
+        )
+    host, _, port = address.rpartition(":")
+    if port.isdecimal():
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except (OSError, OverflowError) as error:
+            raise InputError(f"no Ray at {address}: {error}") from error
+
+
+def _check_attempts(file: Path) -> None:
+    """Give up on a file that has ended one worker after the other: Ray would go on for ever."""
+    from ray._private.worker import global_worker
+
+    attempts = global_worker.core_worker.get_current_task_attempt_number()
+    if attempts >= _ATTEMPTS:
+        raise InputError(f"{file}: the worker that read it died {attempts} times, of too little memory or of the file")
+
+
+def _as_dataset(texts: pa.ChunkedArray, documents: npt.NDArray[np.int64]) -> Dataset:
+    table = pa.table({"text": texts, "document": documents})
+    # In pieces: all of it together may be more than a string column in one piece can hold.
+    pieces = pa.Table.from_batches(table.to_batches(max_chunksize=ROWS_AT_ONCE), table.schema)
+    schema = pa.schema([("text", pa.string()), ("document", pa.int64())])
+    return Dataset(pieces.cast(schema)).with_format("arrow")
 
 
 def _only(sentences: pa.Table, rows: npt.NDArray[np.int64]) -> pa.Table:

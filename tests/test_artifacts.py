@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset, concatenate_datasets
 
 from bioptimus_hf.artifacts import (
     InputError,
     building,
+    digest_of_rows,
     fingerprint,
     identity,
     is_finished,
@@ -248,3 +250,18 @@ def test_write_json_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(OSError, match="no space"):
         write_json(path, {"β": 2})
     assert json.loads(path.read_text(encoding="utf-8")) == {"β": 1}
+
+
+def test_the_digest_of_rows_hangs_on_rows_alone() -> None:
+    rows = Dataset.from_dict({"text": [f"β{number}" for number in range(2500)], "start": range(2500)})
+    digest = digest_of_rows(rows)
+    pieces = concatenate_datasets([rows.select(range(7)), rows.select(range(7, 2500))])
+    assert digest_of_rows(pieces) == digest_of_rows(rows.with_format("numpy")) == digest
+    order = list(range(2500))
+    others = [
+        rows.select(order[:-1]),
+        rows.select([1, 0, *order[2:]]),
+        rows.rename_column("start", "end"),
+        Dataset.from_dict({"text": [*rows["text"][:-1], "β"], "start": order}),
+    ]
+    assert len({digest, *map(digest_of_rows, others)}) == 5
