@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -35,6 +36,12 @@ from bioptimus_hf.files import NoText, documents_of, no_text, report_undecodable
 _SPLITTER = f"sentencex {importlib.metadata.version('sentencex')}, brackets 1"
 _LONG_SENTENCE = 1000  # characters
 _WITHOUT_BRACKETS = str.maketrans(dict.fromkeys("()[]{}", " "))
+# The library falls over a capital with such a space between it and a full stop, and takes the process with it.
+_WIDE_SPACES = (
+    "\x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
+)
+_WITHOUT_WIDE_SPACES = str.maketrans(dict.fromkeys(_WIDE_SPACES, " "))
+_PANICS = re.compile(rf"[A-Z]\s*[{_WIDE_SPACES}]\s*\.")
 _TEXT = Features({"text": Value("string")})
 _FEATURES = Features({**_TEXT, "document": Value("int64")})
 
@@ -273,6 +280,12 @@ def _sentences(batch: dict[str, list[Any]], splitter: str) -> dict[str, list[Any
 
 def _segment(text: str) -> Iterator[str]:
     """Yield the sentences of a text, which is all of them put together."""
+    if not text.isascii() and _PANICS.search(text):
+        start = 0
+        for part in sentencex.segment("en", text.translate(_WITHOUT_WIDE_SPACES)):
+            yield text[start : start + len(part)]
+            start += len(part)
+        return
     for sentence in sentencex.segment("en", text):
         if len(sentence) <= _LONG_SENTENCE:
             yield sentence

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 import bioptimus_hf.corpus
 import bioptimus_hf.files
 from bioptimus_hf.artifacts import InputError
-from bioptimus_hf.corpus import corpus_identity, load_corpus, split_sentences, split_validation
+from bioptimus_hf.corpus import corpus_identity, load_corpus, sentences_of, split_sentences, split_validation
 
 TEXTS = ["Aspirin reduced pain (p < 0.05).", "β-catenin, naïve T cells; 中文 🧬.", "", "   ", "A third document."]
 KEPT = [text for text in TEXTS if text.strip()]
@@ -392,6 +392,15 @@ def test_sentences_are_the_same_for_any_number_of_processes() -> None:
     together = split_sentences(corpus, num_proc=2)
     assert alone[:] == together[:]
     assert len(alone) == 50 * (len(HARD_SENTENCES) + 1)
+
+
+@pytest.mark.parametrize("space", ["\u00a0", "\u2009", "\u3000", "\u2028", "\u00a0\u00a0", "\u00a0 ", " \u2009\n"])
+def test_a_text_that_the_library_falls_over(space: str) -> None:
+    """It panics, which no `except Exception` catches: one document would end the run."""
+    text = f"We gave vitamin B{space}. Rats grew. Mice{space}did not."
+    sentences = list(sentences_of(text))
+    assert "".join("".join(sentences).split()) == "".join(text.split())
+    assert sentences[-1] == f"Mice{space}did not."
 
 
 def test_sentences_of_real_text(data_dir: Path) -> None:
