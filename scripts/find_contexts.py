@@ -46,7 +46,10 @@ class Options:
     )
     words: str | None = field(
         default=None,
-        metadata={"help": "File of words to look for, one a line; default: tokens that the base model does not have"},
+        metadata={
+            "help": "File of words to look for, one a line; default: tokens that the base model does not have. A word that "
+            "is a token of --tokenizer is also found where that cuts a longer word into it (place|bo)"
+        },
     )
     skip_unusable: bool = field(
         default=False, metadata={"help": "Leave out words that can never be found, instead of refusing them"}
@@ -122,11 +125,12 @@ def main() -> None:
             "engine": options.engine,
             "sentences": found.sentences,
             "occurrences": found.occurrences,
-            "tokens": len(tokens),
+            "tokens": len(report.contexts),
             "contexts": len(found.contexts),
             "digest": digest_of_rows(found.contexts),
             **report.facts(),
             "merged_tokens": select_tokens(tokens, tokenizer).merged,
+            "left_out": select_tokens(read_words(Path(options.words)), tokenizer).unusable if options.words else {},
         }
     shutil.rmtree(parts, ignore_errors=True)
     logger.info(
@@ -171,7 +175,7 @@ def tokens_of_interest(options: Options, tokenizer: PreTrainedTokenizerBase) -> 
 def read_words(path: Path) -> list[str]:
     """Read a word a line; empty lines are left out."""
     try:
-        words = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        words = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except OSError as error:
         raise InputError(f"--words {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:

@@ -331,7 +331,7 @@ def test_the_script(
     before = json.dumps(made)
     script.main()  # skipped
     assert json.dumps(read_made(tmp_path / "run" / "contexts")) == before
-    (tmp_path / "words.txt").write_text("Patients\n\nx-ray\npatients\n", encoding="utf-8")
+    (tmp_path / "words.txt").write_text("\ufeffPatients\n\nx-ray\npatients\n", encoding="utf-8")
     words = [*common, "--words", str(tmp_path / "words.txt")]
     monkeypatch.setattr(sys, "argv", words)
     with pytest.raises(InputError, match="was made with other"):
@@ -345,6 +345,10 @@ def test_the_script(
     script.main()
     contexts = load_from_disk(tmp_path / "run" / "contexts")
     assert set(contexts["token"]) == {"Patients"}
+    facts = read_made(tmp_path / "run" / "contexts")["facts"]
+    assert facts["tokens"] == 1
+    assert facts["merged_tokens"] == {"patients": "Patients"}
+    assert facts["left_out"] == {"x-ray": "it normalises to 3 words (x - ray)"}
     lines = (tmp_path / "run" / "contexts" / "contexts.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line) for line in lines] == list(contexts)
 
