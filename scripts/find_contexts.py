@@ -47,8 +47,8 @@ class Options:
     words: str | None = field(
         default=None,
         metadata={
-            "help": "File of words to look for, one a line; default: tokens that the base model does not have. A word that "
-            "is a token of --tokenizer is also found where that cuts a longer word into it (place|bo)"
+            "help": "File of words to look for, one a line; default: tokens that the base model does not have. A word "
+            "that is a token of --tokenizer is also found where that cuts a longer word into it (place|bo)"
         },
     )
     skip_unusable: bool = field(
