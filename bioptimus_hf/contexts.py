@@ -8,6 +8,7 @@ does not depend on the order of the rows, on how they are cut into batches, or o
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -285,7 +286,7 @@ def fetch_contexts(dataset: Dataset, winners: Candidates, tokens: Sequence[str])
         return pa.table({name: (batch if name in batch.column_names else found)[name] for name in columns})
 
     # Named after what is in it: later steps find their own caches again, and large results lie on disk.
-    content = xxhash.xxh3_128(dataset._fingerprint.encode())
+    content = xxhash.xxh3_128(json.dumps([dataset._fingerprint, *tokens]).encode())
     for field in FIELDS:
         content.update(winners[field].tobytes())
     name = content.hexdigest()[:16]

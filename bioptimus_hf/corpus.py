@@ -33,7 +33,7 @@ from bioptimus_hf.artifacts import InputError, identity, sha256_of_file
 from bioptimus_hf.files import NoText, documents_of, no_text, report_undecodable, resolve
 
 # Stands among the arguments of the step, whose cache sees neither our code nor that of the library.
-_SPLITTER = f"sentencex {importlib.metadata.version('sentencex')}, brackets 1"
+SPLITTER = f"sentencex {importlib.metadata.version('sentencex')}, brackets 2"
 _LONG_SENTENCE = 1000  # characters
 _WITHOUT_BRACKETS = str.maketrans(dict.fromkeys("()[]{}", " "))
 # The library falls over a capital with such a space between it and a full stop, and takes the process with it.
@@ -129,7 +129,7 @@ def split_sentences(dataset: Dataset, *, num_proc: int | None = None) -> Dataset
         dataset.select_columns(["text", "document"]).map(
             _sentences,
             batched=True,
-            fn_kwargs={"splitter": _SPLITTER},
+            fn_kwargs={"splitter": SPLITTER},
             features=_FEATURES,
             num_proc=num_proc if num_proc and num_proc > 1 else None,
             desc="Splitting sentences",

@@ -30,7 +30,7 @@ from transformers import PreTrainedTokenizerBase
 
 from bioptimus_hf.artifacts import InputError, fingerprint
 from bioptimus_hf.contexts import ROWS_AT_ONCE, BatchFinder, fetch_contexts, usable_tokens
-from bioptimus_hf.corpus import no_bars, split_sentences
+from bioptimus_hf.corpus import SPLITTER, no_bars, split_sentences
 from bioptimus_hf.matching import word_rules
 from bioptimus_hf.sampling import FEATURES, Reservoir, from_table
 
@@ -88,7 +88,8 @@ def search_documents(
     finder = BatchFinder(selection.normalised, word_rules(tokenizer), per_token, seed)
     parts = _cut(documents)
     search = _PartSearch(documents, parts, finder, Path(folder))
-    _own(search.folder, fingerprint({}, {"documents": documents._fingerprint, "parts": len(parts), "for": finder.task}))
+    made_of = {"documents": documents._fingerprint, "splitter": SPLITTER, "parts": len(parts), "for": finder.task}
+    _own(search.folder, fingerprint({}, made_of))
     reservoir = Reservoir(len(selection.tokens), per_token)
     counts = dict.fromkeys(_COUNTS, 0)
     shown = time.monotonic()
@@ -170,6 +171,9 @@ def _own(folder: Path, key: str) -> None:
     if owner.is_file() and owner.read_text(encoding="utf-8") == key:
         return
     if owner.is_file():
+        for file in folder.iterdir():  # the owner's mark last: a kill in between would leave files that are no one's
+            if file != owner:
+                file.unlink()
         shutil.rmtree(folder)
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} is not of our making: move it away")
@@ -191,8 +195,8 @@ def _searched(search: _PartSearch, num_proc: int | None) -> Iterator[int]:
             yield number
         return
     with ProcessPoolExecutor(processes, initializer=_become_worker, initargs=(search,)) as pool:
-        futures = {pool.submit(_search_part, number): number for number in rest}
         try:
+            futures = {pool.submit(_search_part, number): number for number in rest}
             for future in as_completed(futures):
                 future.result()
                 yield futures[future]

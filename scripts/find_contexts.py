@@ -132,7 +132,8 @@ def main() -> None:
             "merged_tokens": select_tokens(tokens, tokenizer).merged,
             "left_out": select_tokens(read_words(Path(options.words)), tokenizer).unusable if options.words else {},
         }
-    shutil.rmtree(parts, ignore_errors=True)
+    if options.engine == "local":
+        shutil.rmtree(parts)
     logger.info(
         "%(contexts)d contexts of %(tokens)d tokens, which occur %(occurrences)d times: %(found_as_words)d found as "
         "words, %(found_inside_words)d inside words only, %(not_found)d not found",

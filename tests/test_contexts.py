@@ -224,6 +224,14 @@ def test_the_cache(tokenizer: BertTokenizer, tmp_path: Path, monkeypatch: pytest
     assert not runs("one", tokens, tokenizer)
 
 
+def test_another_spelling_is_another_name(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    """The same winners under another name: nothing of the first may come out of the cache."""
+    many(50).save_to_disk(tmp_path / "one")
+    for spelling in ("asthma", "Asthma"):
+        contexts = find_contexts(load_from_disk(tmp_path / "one"), [spelling], tokenizer=tokenizer)
+        assert set(contexts["token"]) == {spelling}
+
+
 def test_selecting_tokens(tokenizer: BertTokenizer) -> None:
     given = [
         "Asthma",

@@ -190,6 +190,37 @@ def test_parts_of_another_search_are_redone(corpus: Path, tokenizer: BertTokeniz
         searched(documents, tokenizer, tmp_path / "mine")
 
 
+def test_parts_of_another_splitter_are_redone(
+    corpus: Path, tokenizer: BertTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their row numbers are those of other sentences."""
+    documents = load_corpus(corpus)
+    searched(documents, tokenizer, tmp_path / "parts")
+    before = parts(tmp_path / "parts")
+    monkeypatch.setattr(module, "SPLITTER", "another")
+    searched(documents, tokenizer, tmp_path / "parts")
+    assert not set(parts(tmp_path / "parts").items()) & set(before.items())
+
+
+def test_a_kill_while_old_parts_are_deleted(
+    corpus: Path, tokenizer: BertTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents = load_corpus(corpus)
+    found = searched(documents, tokenizer, tmp_path / "parts")
+    unlink = Path.unlink
+
+    def killed(self: Path, **options: Any) -> None:
+        if len(parts(tmp_path / "parts")) == 3:
+            raise KeyboardInterrupt
+        unlink(self, **options)
+
+    monkeypatch.setattr(Path, "unlink", killed)
+    with pytest.raises(KeyboardInterrupt):
+        search_documents(documents, TOKENS, tokenizer=tokenizer, folder=tmp_path / "parts", seed=6)
+    monkeypatch.setattr(Path, "unlink", unlink)
+    assert list(searched(documents, tokenizer, tmp_path / "parts").contexts) == list(found.contexts)
+
+
 @pytest.fixture
 def command(corpus: Path, tokenizer: BertTokenizer, tmp_path: Path) -> list[str]:
     save_tokenizer(tokenizer, tmp_path / "tokenizer")
