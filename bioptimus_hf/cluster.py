@@ -62,7 +62,7 @@ def find_contexts_on_ray(
         tokens: tokens of interest.
         tokenizer: the tokenizer that holds the tokens, the new one.
         text_column: name of the text in `.jsonl` and `.parquet`.
-        errors: what is done about bytes that are not UTF-8, as for `corpus.load_corpus`.
+        errors: what is done about bytes that are not UTF-8, as for `corpus.load_corpus`; replaced ones are not counted.
         validation_share: leave out the documents that `corpus.split_validation` sets aside with this share and `seed`.
         per_token: contexts of a token at most.
         seed: another seed draws another sample.

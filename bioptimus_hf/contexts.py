@@ -28,7 +28,7 @@ from bioptimus_hf import kernels
 from bioptimus_hf.artifacts import InputError
 from bioptimus_hf.matching import Matcher, utf8_buffers, word_rules
 from bioptimus_hf.sampling import CANDIDATE, FEATURES, FIELDS, Candidates, merge, starts_sentence
-from bioptimus_hf.vocabulary import MARK
+from bioptimus_hf.vocabulary import MARK, wordpiece_settings
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +147,12 @@ def find_contexts(
 
 
 def select_tokens(tokens: Collection[str], tokenizer: PreTrainedTokenizerBase) -> TokenSelection:
-    """Normalise tokens of interest; set those apart that can never be found, and those that become the same."""
+    """Normalise tokens of interest; set those apart that can never be found, and those that become the same.
+
+    Raises:
+        InputError: the tokenizer is not BERT's kind, whose words and characters alone are known here.
+    """
+    wordpiece_settings(tokenizer)
     backend = tokenizer.backend_tokenizer
     first: dict[str, str] = {}
     merged: dict[str, str] = {}

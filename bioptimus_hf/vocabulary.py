@@ -68,7 +68,7 @@ def train_vocabulary(
     """
     if iter(texts) is texts:
         raise InputError("train_vocabulary reads the texts twice: give a list or a data set's column, not an iterator")
-    _wordpiece_settings(like)
+    wordpiece_settings(like)
     alphabet = _alphabet(texts, like, min_frequency)
     if not alphabet:
         raise InputError("the corpus holds no text to train a vocabulary on")
@@ -121,7 +121,7 @@ def extend_vocabulary(
     Raises:
         InputError: `like` is no WordPiece tokenizer, `size` is no larger than its vocabulary, or the texts are empty.
     """
-    _wordpiece_settings(like)
+    wordpiece_settings(like)
     old = tokens_in_order(like)
     if size <= len(old):
         raise InputError(f"--size {size} adds nothing to the {len(old)} tokens of the base: give more, or replace them")
@@ -151,7 +151,7 @@ def build_tokenizer(vocabulary: Sequence[str], *, like: PreTrainedTokenizerBase)
     Raises:
         InputError: a token stands twice, a special token is missing, or `like` is no WordPiece tokenizer.
     """
-    settings = _wordpiece_settings(like)
+    settings = wordpiece_settings(like)
     counts = Counter(vocabulary)
     twice = [token for token, count in counts.items() if count > 1]
     missing = [token for token in _special_tokens(like) if token not in counts]
@@ -247,7 +247,7 @@ def is_continuation(tokenizer: PreTrainedTokenizerBase) -> npt.NDArray[np.bool_]
         InputError: the tokenizer does not mark continuations in the token itself (byte-level BPE and SentencePiece
             mark word starts, and glue punctuation to the word before it).
     """
-    _wordpiece_settings(tokenizer)
+    wordpiece_settings(tokenizer)
     specials = set(tokenizer.all_special_tokens)
     vocabulary = tokenizer.get_vocab()
     table = np.zeros(max(vocabulary.values()) + 1, dtype=np.bool_)  # ids may have holes
@@ -256,7 +256,7 @@ def is_continuation(tokenizer: PreTrainedTokenizerBase) -> npt.NDArray[np.bool_]
     return table
 
 
-def _wordpiece_settings(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def wordpiece_settings(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Return the settings of the BERT normaliser, or refuse a tokenizer that is not BERT's kind."""
     name = type(tokenizer).__name__
     backend = getattr(tokenizer, "backend_tokenizer", None)

@@ -7,7 +7,8 @@ r"""Find sentences of a corpus that hold each new token, with their places: all 
 Reads OUTPUT_DIR/tokenizer, or --tokenizer. With --words it looks for the words of a file, in all of the text.
 Writes OUTPUT_DIR/contexts: an Arrow data set (`datasets.load_from_disk`) with the columns token, text, start, end,
 document, and made.json with the counts. The work is done in parts, kept in OUTPUT_DIR/contexts.parts until the end:
-given again after a kill, the same command goes on from there. With --engine ray any number of machines do it.
+given again after a kill, the same command goes on from there. With --engine ray any number of machines do it, without
+parts to go on from.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from types import ModuleType
 import pytest
 from conftest import tiny_vocabulary
 from datasets import Dataset, load_from_disk
+from tokenizers.pre_tokenizers import Whitespace
 from transformers import BertTokenizer
 
 from bioptimus_hf import contexts as module
@@ -273,6 +274,13 @@ def test_bad_input(sentences: Dataset, tokenizer: BertTokenizer) -> None:
         find_contexts(sentences.rename_column("text", "sentence"), ["asthma"], tokenizer=tokenizer)
     with pytest.raises(InputError, match="column 'text' must hold strings, not int64"):
         find_contexts(Dataset.from_dict({"text": [1]}), ["asthma"], tokenizer=tokenizer)
+
+
+def test_other_kinds_of_tokenizers_are_refused(sentences: Dataset, tokenizer: BertTokenizer) -> None:
+    """What they make of a character hangs on its neighbours, and would be found in part, in silence."""
+    tokenizer.backend_tokenizer.pre_tokenizer = Whitespace()
+    with pytest.raises(InputError, match="normalises or cuts words in another way than BERT"):
+        find_contexts(sentences, ["asthma"], tokenizer=tokenizer)
 
 
 def test_the_report(sentences: Dataset, tokenizer: BertTokenizer) -> None:
