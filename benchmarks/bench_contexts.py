@@ -344,9 +344,10 @@ def main() -> None:
     table = sentences.with_format("arrow")[:]
     batches = [pa.concat_arrays(batch["text"].chunks) for batch in sentences.with_format("arrow").iter(ROWS)]
     megabytes = sum(pc.sum(pc.binary_length(batch)).as_py() for batch in batches) / 1e6
-    print(f"{len(documents)} documents, {len(sentences)} sentences, {megabytes:.1f} MB")
-    print(f"sentence splitting, one process, Arrow to Arrow: {split:.1f} s, {megabytes / split:.0f} MB/s")
     texts = table["text"].to_pylist()
+    other = sum(not text.isascii() for text in texts) / len(texts)
+    print(f"{len(documents)} documents, {len(sentences)} sentences, {megabytes:.1f} MB, {other:.1%} not plain ASCII")
+    print(f"sentence splitting, one process, Arrow to Arrow: {split:.1f} s, {megabytes / split:.0f} MB/s")
     compare_finders(texts, batches, megabytes, words, options.work)
     losses(texts, batches, words)
     pieces(batches, megabytes, new, tokenizer)

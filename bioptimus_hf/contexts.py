@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,6 @@ from bioptimus_hf.vocabulary import MARK, wordpiece_settings
 
 logger = logging.getLogger(__name__)
 
-FEW = 4  # contexts, of which a mean says little
 _VERSION = 2  # of what a batch yields; part of the map's fingerprint, which does not see the code of this package
 ROWS_AT_ONCE = 10_000  # sentences; about 1 MB, which stays in the processor's cache
 _MOST_PRIORITIES = 1 << 25  # 256 MB
@@ -54,44 +52,6 @@ class TokenSelection:
     normalised: tuple[str, ...]
     merged: dict[str, str]
     unusable: dict[str, str]
-
-
-@dataclass(frozen=True)
-class ContextsReport:
-    """What was found; a token is counted once.
-
-    Attributes:
-        as_words: tokens that some context holds as a whole word.
-        inside_words: tokens that their contexts hold as a piece of a longer word only.
-        not_found: tokens without a context.
-        contexts: number of contexts of each token.
-        widened: spans that hold more than the token, since one character of the text normalises to several and the
-            token ends within them.
-    """
-
-    as_words: list[str]
-    inside_words: list[str]
-    not_found: list[str]
-    contexts: dict[str, int]
-    widened: int
-
-    @property
-    def coverage(self) -> dict[int, int]:
-        """Number of contexts to the number of tokens that have so many, from 0 up."""
-        return dict(sorted(Counter(self.contexts.values()).items()))
-
-    def facts(self) -> dict[str, Any]:
-        """Return the numbers, and the tokens with few contexts or none by name, for `made.json`."""
-        few = {token: number for token, number in self.contexts.items() if 0 < number < FEW}
-        return {
-            "found_as_words": len(self.as_words),
-            "found_inside_words": len(self.inside_words),
-            "not_found": len(self.not_found),
-            "coverage": {str(contexts): tokens for contexts, tokens in self.coverage.items()},
-            "widened_spans": self.widened,
-            "with_few_contexts": dict(sorted(few.items(), key=lambda item: item[1])),
-            "without_contexts": self.not_found,
-        }
 
 
 def find_contexts(
@@ -122,8 +82,8 @@ def find_contexts(
         least among identical sentences. The same text, tokens, tokenizer, `per_token` and seed give the same rows.
 
     Raises:
-        InputError: no token, a token that normalises to nothing or to several words, no column `text`, or
-            `per_token` below 1.
+        InputError: no token, a token that normalises to nothing or to several words, no column `text`, text that is
+            not UTF-8, `per_token` below 1, or a tokenizer that is not BERT's kind.
     """
     if "text" not in dataset.column_names:
         raise InputError(f"the sentences need a column 'text': these have {', '.join(dataset.column_names) or 'none'}")
@@ -142,7 +102,8 @@ def find_contexts(
         num_proc=num_proc if num_proc and num_proc > 1 else None,
         desc="Finding contexts",
     )
-    winners = merge(candidates if len(dataset) else None, len(selection.tokens), per_token)
+    copies = not first_copy_counts(dataset)
+    winners = merge(candidates if len(dataset) else None, len(selection.tokens), per_token, copies=copies)
     return fetch_contexts(dataset, winners, selection.tokens)
 
 
@@ -195,33 +156,6 @@ def usable_tokens(tokens: Collection[str], tokenizer: PreTrainedTokenizerBase, p
     return selection
 
 
-def report_contexts(
-    contexts: Dataset, tokens: Collection[str], *, tokenizer: PreTrainedTokenizerBase
-) -> ContextsReport:
-    """Count what `find_contexts` found for these tokens."""
-    selection = select_tokens(tokens, tokenizer)
-    normalised = dict(zip(selection.tokens, selection.normalised, strict=True))
-    normalise = tokenizer.backend_tokenizer.normalizer.normalize_str
-    found: Counter[str] = Counter()
-    whole: set[str] = set()
-    widened = 0
-    for batch in contexts.select_columns(["token", "text", "start", "end"]).iter(batch_size=ROWS_AT_ONCE):
-        for token, text, start, end in zip(*batch.values(), strict=True):
-            found[token] += 1
-            bare = normalised[token].removeprefix(MARK)
-            exact = text[start:end].isascii() or normalise(text[start:end]).strip(" ") == bare
-            widened += not exact
-            if exact and token not in whole and _is_whole_word(normalised[token], text[end:], tokenizer):
-                whole.add(token)
-    return ContextsReport(
-        as_words=[token for token in selection.tokens if token in whole],
-        inside_words=[token for token in selection.tokens if token in found and token not in whole],
-        not_found=[token for token in selection.tokens if token not in found],
-        contexts={token: found[token] for token in selection.tokens},
-        widened=widened,
-    )
-
-
 class BatchFinder:
     """The step of `map`: a batch of sentences -> the rows that can still win.
 
@@ -254,6 +188,10 @@ class BatchFinder:
         tokens, rules, *_ = self.task
         self._matcher = self._matcher or Matcher(tokens, rules)
         texts = _one_chunk(table["text"])
+        try:
+            texts.validate(full=True)  # Arrow trusts whoever made it, and the kernels trust Arrow
+        except pa.ArrowInvalid as error:
+            raise InputError(f"the sentences hold text that is not valid UTF-8 ({error})") from error
         hashes = kernels.hash_texts(*utf8_buffers(texts), self._seed)
         matches = self._matcher.match(texts)
         self.occurrences += len(matches.row)
@@ -265,6 +203,23 @@ class BatchFinder:
         candidates["start"] = matches.start[able]
         candidates["end"] = matches.end[able]
         return pa.table({name: candidates[name] for name in FIELDS})
+
+
+def first_copy_counts(dataset: Dataset) -> bool:
+    """Say whether the first of several copies of a sentence is in the least document: the others need not be held."""
+    if "document" not in dataset.column_names:
+        return True
+    if not pa.types.is_integer(dataset.features["document"].pa_type):
+        return False
+    last = None
+    for table in dataset.select_columns(["document"]).with_format("arrow").iter(batch_size=1_000_000):
+        if table["document"].null_count:
+            return False
+        numbers = table["document"].to_numpy()
+        if (np.diff(numbers) < 0).any() or (last is not None and numbers[0] < last):
+            return False
+        last = numbers[-1]
+    return True
 
 
 def fetch_contexts(dataset: Dataset, winners: Candidates, tokens: Sequence[str]) -> Dataset:
@@ -348,12 +303,3 @@ def _by_document(winners: Candidates, documents: pa.ChunkedArray) -> npt.NDArray
 
 def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
     return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks or [pa.array([], column.type)])
-
-
-def _is_whole_word(token: str, rest: str, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Say whether a token is a word, and not a piece of one, where this rest of the text follows it."""
-    if token.startswith(MARK):
-        return False
-    backend = tokenizer.backend_tokenizer
-    words = backend.pre_tokenizer.pre_tokenize_str(token + backend.normalizer.normalize_str(rest)[:1])
-    return bool(words[0][0] == token)

@@ -33,7 +33,7 @@ from bioptimus_hf.artifacts import InputError, identity, sha256_of_file
 from bioptimus_hf.files import NoText, documents_of, no_text, report_undecodable, resolve
 
 # Stands among the arguments of the step, whose cache sees neither our code nor that of the library.
-SPLITTER = f"sentencex {importlib.metadata.version('sentencex')}, brackets 2"
+SPLITTER = f"sentencex {importlib.metadata.version('sentencex')}, brackets 3"
 _LONG_SENTENCE = 1000  # characters
 _WITHOUT_BRACKETS = str.maketrans(dict.fromkeys("()[]{}", " "))
 # The library falls over a capital with such a space between it and a full stop, and takes the process with it.
@@ -41,7 +41,7 @@ _WIDE_SPACES = (
     "\x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
 )
 _WITHOUT_WIDE_SPACES = str.maketrans(dict.fromkeys(_WIDE_SPACES, " "))
-_PANICS = re.compile(rf"[A-Z]\s*[{_WIDE_SPACES}]\s*\.")
+_CAPITAL_AND_STOP = re.compile(r"[A-Z]\s+\.")
 _TEXT = Features({"text": Value("string")})
 _FEATURES = Features({**_TEXT, "document": Value("int64")})
 
@@ -96,6 +96,8 @@ def load_corpus(
                     break
                 limit -= size
             read.append(documents)
+            if limit == 0:
+                break
     if unreadable:
         more = f" (and {len(unreadable) - 3} more)" if unreadable[3:] else ""
         kept = f"; read and kept for the next time: {len(read)} others" if read else ""
@@ -280,18 +282,17 @@ def _sentences(batch: dict[str, list[Any]], splitter: str) -> dict[str, list[Any
 
 def _segment(text: str) -> Iterator[str]:
     """Yield the sentences of a text, which is all of them put together."""
-    if not text.isascii() and _PANICS.search(text):
-        start = 0
-        for part in sentencex.segment("en", text.translate(_WITHOUT_WIDE_SPACES)):
-            yield text[start : start + len(part)]
-            start += len(part)
-        return
-    for sentence in sentencex.segment("en", text):
-        if len(sentence) <= _LONG_SENTENCE:
-            yield sentence
-            continue
-        # After a number in brackets, "(iii)", the library takes all that follows, over pages, for one item of a list.
-        start = 0
-        for part in sentencex.segment("en", sentence.translate(_WITHOUT_BRACKETS)):
-            yield sentence[start : start + len(part)]
-            start += len(part)
+    copy = text  # of the same length
+    if not text.isascii() and any(not found.group().isascii() for found in _CAPITAL_AND_STOP.finditer(text)):
+        copy = text.translate(_WITHOUT_WIDE_SPACES)
+    start = 0
+    for part in sentencex.segment("en", copy):
+        end = start + len(part)
+        if len(part) <= _LONG_SENTENCE:
+            yield text[start:end]
+        else:
+            # After a number in brackets, "(iii)", the library takes all that follows for one item of a list.
+            for piece in sentencex.segment("en", part.translate(_WITHOUT_BRACKETS)):
+                yield text[start : start + len(piece)]
+                start += len(piece)
+        start = end

@@ -20,6 +20,8 @@ from bioptimus_hf.vocabulary import MARK, compare_vocabularies, real_ids
 logger = logging.getLogger(__name__)
 
 _NAMED = 40  # tokens without contexts
+_EXAMPLES = 20  # words whose neighbours are listed
+_NEIGHBOURS = 6
 _SHORTEST_EXAMPLE = 6  # letters
 
 
@@ -109,8 +111,6 @@ def inspect_rows(
     initializer: Initializer,
     vectors: Mapping[str, torch.Tensor] | None = None,
     seed: int = 0,
-    examples: int = 20,
-    neighbours: int = 6,
 ) -> RowsReport:
     """Look at new rows before they are transplanted.
 
@@ -121,17 +121,14 @@ def inspect_rows(
         new: from `initial_rows`.
         initializer: which made them.
         vectors: from `reading.contextual_embeddings`; without them only the initialisers that need none are compared.
-        seed: of the choice of examples.
-        examples: new words whose neighbours are listed.
-        neighbours: listed of each.
+        seed: of the choice of the words whose neighbours are listed.
     """
     table = model.get_input_embeddings().weight.detach()
-    pieces = pieces_of(new.rows, source)
     return RowsReport(
         counts=_counts(new, initializer),
         old_norms=table[real_ids(source)].norm(dim=1).tolist(),
         new_norms=[float(row.norm()) for row in new.rows.values()],
-        neighbours=_neighbours(table, source, target, new, pieces, seed, examples, neighbours),
+        neighbours=_neighbours(table, source, target, new, seed),
         cosines=_cosines(model, source, target, vectors, seed) if new.rows else {},
         without_contexts=new.without_contexts,
     )
@@ -156,16 +153,14 @@ def _neighbours(
     source: PreTrainedTokenizerBase,
     target: PreTrainedTokenizerBase,
     new: NewRows,
-    pieces: Mapping[str, list[int]],
     seed: int,
-    examples: int,
-    number: int,
 ) -> dict[str, dict[str, list[str]]]:
     fallen_back = {*new.without_contexts, *new.unknown}
     words = sorted(
         word for word in new.rows if word.isalpha() and len(word) >= _SHORTEST_EXAMPLE and word not in fallen_back
     )
-    chosen = random.Random(seed).sample(words, min(examples, len(words)))
+    chosen = random.Random(seed).sample(words, min(_EXAMPLES, len(words)))
+    pieces = pieces_of(chosen, source)
     old_ids = real_ids(source)
     old_names = source.convert_ids_to_tokens(old_ids.tolist())
     shared = [token for token in compare_vocabularies(source, target).shared if token in set(old_names)]
@@ -174,16 +169,16 @@ def _neighbours(
     found = {}
     for word in chosen:
         own = {source.convert_ids_to_tokens(piece) for piece in pieces[word]}
-        before = _nearest(table[pieces[word]].mean(dim=0), table[old_ids], old_names, own, number)
-        after = _nearest(new.rows[word], new_table, new_names, {word}, number)
+        before = _nearest(table[pieces[word]].mean(dim=0), table[old_ids], old_names, own)
+        after = _nearest(new.rows[word], new_table, new_names, {word})
         found[word] = {"before": before, "after": after}
     return found
 
 
-def _nearest(row: torch.Tensor, table: torch.Tensor, names: list[str], not_these: set[str], number: int) -> list[str]:
+def _nearest(row: torch.Tensor, table: torch.Tensor, names: list[str], not_these: set[str]) -> list[str]:
     cosines = torch.nn.functional.cosine_similarity(row.unsqueeze(0), table)
-    order = cosines.argsort(descending=True, stable=True)[: number + len(not_these)].tolist()
-    return [names[place] for place in order if names[place] not in not_these][:number]
+    order = cosines.argsort(descending=True, stable=True)[: _NEIGHBOURS + len(not_these)].tolist()
+    return [names[place] for place in order if names[place] not in not_these][:_NEIGHBOURS]
 
 
 def _cosines(

@@ -112,8 +112,7 @@ def scan(content, offsets, row, longest, characters, words, any_word, fresh, hit
         fresh, hits: filled from the start.
 
     Returns:
-        Text that it has stopped at, of which it leaves no trace in `hits`; why; the code point if that is not known;
-        number of fresh words; number of hits.
+        Text that it has stopped at, of which it leaves no trace in `hits`; why; number of fresh words; number of hits.
     """
     slots, last_slot, shift = words.slots, np.int64(len(words.slots) - 1), _shift(words.slots)
     text = np.empty(_room_for_text(offsets[row:], characters.ends), dtype=np.uint8)
@@ -131,9 +130,9 @@ def scan(content, offsets, row, longest, characters, words, any_word, fresh, hit
             special |= byte
         plain = special < SPECIAL
         if not plain:
-            size, reason, code = _normalise(content, offsets[row], offsets[row + 1], characters, text, origins)
+            size, reason = _normalise(content, offsets[row], offsets[row + 1], characters, text, origins)
             if reason != DONE:
-                return row, reason, code, fresh_words, found
+                return row, reason, fresh_words, found
         text[size : size + PADDING] = SPACE
         candidates = 0
         for number_in_text in range(_find_edges(text, size, edges) // 2):
@@ -153,7 +152,7 @@ def scan(content, offsets, row, longest, characters, words, any_word, fresh, hit
             elif any_word and length <= longest:
                 last = fresh.ends[fresh_words]
                 if fresh_words == len(fresh.slots) or last + length + PADDING > len(fresh.content):
-                    return row, NO_ROOM, 0, fresh_words, found_before
+                    return row, NO_ROOM, fresh_words, found_before
                 fresh.content[last : last + length] = text[start:end]
                 fresh_words += 1
                 fresh.ends[fresh_words] = last + length
@@ -166,7 +165,7 @@ def scan(content, offsets, row, longest, characters, words, any_word, fresh, hit
                 else _is_word(text, start, end, fresh.content, fresh.ends, NOTHING - 1 - number)
             ):
                 if found == len(hits.rows) or mapped + length > len(hits.characters):
-                    return row, NO_ROOM, 0, fresh_words, found_before
+                    return row, NO_ROOM, fresh_words, found_before
                 hits.rows[found] = row
                 hits.words[found] = number
                 if plain:
@@ -178,7 +177,7 @@ def scan(content, offsets, row, longest, characters, words, any_word, fresh, hit
                     mapped += length
                 found += 1
         row += 1
-    return row, DONE, 0, fresh_words, found
+    return row, DONE, fresh_words, found
 
 
 @njit(cache=True)
@@ -362,7 +361,7 @@ def _normalise(content, place, stop, characters, text, origins):
     """Write down what the characters of a text become, and which characters it comes from.
 
     Returns:
-        Its length in bytes; DONE, or why the text is not to be read in this way; the code point if that is not known.
+        Its length in bytes; DONE, or why the text is not to be read in this way.
     """
     size, character = 0, 0
     while place < stop:
@@ -376,16 +375,16 @@ def _normalise(content, place, stop, characters, text, origins):
             code, width = _code_point(content, place)
             number = characters.numbers[code]
             if number < 0:
-                return size, NEW_CHARACTER, code
+                return size, NEW_CHARACTER
             if characters.odd[number]:
-                return size, ODD_TEXT, 0
+                return size, ODD_TEXT
             for held in range(characters.ends[number], characters.ends[number + 1]):
                 text[size] = characters.content[held]
                 origins[size] = character
                 size += 1
             place += width
         character += 1
-    return size, DONE, 0
+    return size, DONE
 
 
 @njit(cache=True)

@@ -91,7 +91,7 @@ class Matcher:
         row = 0
         while row < len(texts):
             before = row
-            row, reason, code, fresh, found = kernels.scan(
+            row, reason, fresh, found = kernels.scan(
                 content,
                 offsets,
                 row,
@@ -106,7 +106,7 @@ class Matcher:
             if found:
                 parts.append(self._words.expand(self._hits, found))
             if reason == kernels.NEW_CHARACTER:
-                self._characters.learn(chr(code))
+                self._characters.learn(texts[row].as_py())
             elif reason == kernels.ODD_TEXT:
                 parts.append(self._match_odd(texts[row].as_py(), row))
                 row += 1
@@ -155,13 +155,15 @@ class _Characters:
         """What is known so far."""
         return CharacterTable(self._bytes, self._numbers, self._content.array, self._ends.array, self._odd.array)
 
-    def learn(self, character: str) -> None:
-        """Put a character into the table."""
-        content, odd = self._ask(character)
-        self._numbers[ord(character)] = len(self._odd.array)
-        self._content.extend(np.frombuffer(content, dtype=np.uint8))
-        self._ends.extend(self._ends.array[-1:] + len(content))
-        self._odd.extend(np.array([odd]))
+    def learn(self, text: str) -> None:
+        """Put the characters of a text into the table."""
+        for character in sorted(set(text)):
+            if self._numbers[ord(character)] < 0:
+                content, odd = self._ask(character)
+                self._numbers[ord(character)] = len(self._odd.array)
+                self._content.extend(np.frombuffer(content, dtype=np.uint8))
+                self._ends.extend(self._ends.array[-1:] + len(content))
+                self._odd.extend(np.array([odd]))
 
     def _ask(self, character: str) -> tuple[bytes, bool]:
         """Return what a character becomes, words separated by spaces, and whether it matters what stands beside it."""

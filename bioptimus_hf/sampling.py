@@ -41,7 +41,7 @@ class Reservoir:
         limits: of each token, a priority above which nothing can win any more; shape (tokens,).
     """
 
-    def __init__(self, tokens: int, per_token: int, *, copies: bool = True) -> None:
+    def __init__(self, tokens: int, per_token: int, *, copies: bool) -> None:
         self.limits = np.full(tokens, _LARGEST, dtype=np.uint64)
         self._per_token = per_token
         self._copies = copies
@@ -75,9 +75,9 @@ class Reservoir:
         return self._kept[0]
 
 
-def merge(candidates: Dataset | None, tokens: int, per_token: int) -> Candidates:
+def merge(candidates: Dataset | None, tokens: int, per_token: int, *, copies: bool) -> Candidates:
     """Keep the best candidates of each token; one batch after the other, whatever their number."""
-    reservoir = Reservoir(tokens, per_token)
+    reservoir = Reservoir(tokens, per_token, copies=copies)
     if candidates is not None:
         for table in candidates.with_format("arrow").iter(batch_size=_READ_AT_ONCE):
             batch = from_table(table)

@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from bioptimus_hf.artifacts import InputError, fingerprint
-from bioptimus_hf.contexts import ROWS_AT_ONCE, BatchFinder, fetch_contexts, usable_tokens
+from bioptimus_hf.contexts import ROWS_AT_ONCE, BatchFinder, fetch_contexts, first_copy_counts, usable_tokens
 from bioptimus_hf.corpus import SPLITTER, no_bars, split_sentences
 from bioptimus_hf.matching import word_rules
 from bioptimus_hf.sampling import FEATURES, Reservoir, from_table
@@ -90,7 +90,7 @@ def search_documents(
     search = _PartSearch(documents, parts, finder, Path(folder))
     made_of = {"documents": documents._fingerprint, "splitter": SPLITTER, "parts": len(parts), "for": finder.task}
     _own(search.folder, fingerprint({}, made_of))
-    reservoir = Reservoir(len(selection.tokens), per_token)
+    reservoir = Reservoir(len(selection.tokens), per_token, copies=not first_copy_counts(documents))
     counts = dict.fromkeys(_COUNTS, 0)
     shown = time.monotonic()
     with no_bars(), tqdm(total=len(documents), desc="Finding contexts", unit=" documents") as bar:

@@ -25,7 +25,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from bioptimus_hf.artifacts import MADE, InputError, building, digest_of_rows, identity, is_finished
 from bioptimus_hf.cluster import find_contexts_on_ray
-from bioptimus_hf.contexts import FEW, report_contexts, select_tokens
+from bioptimus_hf.contexts import select_tokens
+from bioptimus_hf.coverage import FEW, report_contexts
 from bioptimus_hf.recipes import CorpusOptions, RunOptions, StageOptions, load_by_name, parse, run
 from bioptimus_hf.search import search_documents
 from bioptimus_hf.vocabulary import compare_vocabularies

@@ -227,7 +227,7 @@ def short_folder() -> Iterator[Path]:
 def machines(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A Ray of two nodes with a processor each."""
     utils = pytest.importorskip("ray.cluster_utils")
-    # Not an argument: it would still note in /tmp/ray, for all processes of the machine, where a cluster is.
+    # Not an argument: it would still note for all processes of the machine where a cluster is.
     monkeypatch.setenv("RAY_TMPDIR", str(short_folder))
     # A machine that has died is noticed after 15 seconds by default.
     settings = {"health_check_period_ms": 300, "health_check_failure_threshold": 3}

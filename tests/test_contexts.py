@@ -12,6 +12,8 @@ from collections import defaultdict
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from conftest import tiny_vocabulary
 from datasets import Dataset, load_from_disk
@@ -21,8 +23,9 @@ from transformers import BertTokenizer
 from bioptimus_hf import contexts as module
 from bioptimus_hf import sampling
 from bioptimus_hf.artifacts import InputError, read_made
-from bioptimus_hf.contexts import find_contexts, report_contexts, select_tokens
+from bioptimus_hf.contexts import find_contexts, select_tokens
 from bioptimus_hf.corpus import load_corpus, split_sentences
+from bioptimus_hf.coverage import report_contexts
 from bioptimus_hf.matching import Matcher
 from bioptimus_hf.vocabulary import save_tokenizer
 
@@ -186,6 +189,35 @@ def test_copies_that_come_late_still_give_their_document(
         contexts = find_contexts(sentences, ["asthma"], tokenizer=tokenizer, per_token=per_token)
         assert len(contexts) == per_token
         assert all(row["document"] == 50 - int(row["text"].split()[1]) for row in contexts)
+
+
+def test_copies_are_held_only_where_documents_are_in_no_order(
+    tokenizer: BertTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampling, "_HELD", 5)
+    held: list[int] = []
+    best = sampling.Reservoir.best
+    monkeypatch.setattr(sampling.Reservoir, "best", lambda self: held.append(len(kept := best(self))) or kept)
+    monkeypatch.setattr(sampling, "_READ_AT_ONCE", 10)
+    texts = ["All asthma reserved.", "asthma"] * 100
+    for documents, most in ((range(200), 2), ([7] * 200, 2), (range(200, 0, -1), 200)):
+        held.clear()
+        sentences = Dataset.from_dict({"text": texts, "document": list(documents)})
+        contexts = find_contexts(sentences, ["asthma"], tokenizer=tokenizer)
+        least = {text: min(d for t, d in zip(texts, documents, strict=True) if t == text) for text in texts}
+        assert dict(zip(contexts["text"], contexts["document"], strict=True)) == least
+        assert max(held) == most
+    named = Dataset.from_dict({"text": texts, "document": [f"PMID{number}" for number in range(200)]})
+    assert set(find_contexts(named, ["asthma"], tokenizer=tokenizer)["document"]) == {"PMID0", "PMID1"}
+
+
+def test_text_that_is_no_utf8_is_refused(tokenizer: BertTokenizer) -> None:
+    """Arrow does not look at it, and the kernels would read beyond their tables."""
+    for content in (b"the \xff\xff\xff\xff of", b"\xed\xa0\x80 the"):
+        offsets = pa.py_buffer(np.array([0, len(content)], dtype=np.int32))
+        texts = pa.Array.from_buffers(pa.string(), 1, [None, offsets, pa.py_buffer(content)])
+        with pytest.raises(InputError, match="the sentences hold text that is not valid UTF-8"):
+            find_contexts(Dataset(pa.table({"text": texts})), ["the"], tokenizer=tokenizer)
 
 
 def test_samples_of_two_tokens_are_independent(tokenizer: BertTokenizer) -> None:

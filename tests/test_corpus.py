@@ -403,6 +403,15 @@ def test_a_text_that_the_library_falls_over(space: str) -> None:
     assert sentences[-1] == f"Mice{space}did not."
 
 
+def test_the_way_around_the_panic_still_splits_behind_list_numbers() -> None:
+    text = (
+        "(iii) The dose was doubled. " + "Twelve patients had a relapse. " * 60 + "We gave vitamin B\u00a0. None died."
+    )
+    sentences = list(sentences_of(text))
+    assert max(map(len, sentences)) < 100
+    assert "".join("".join(sentences).split()) == "".join(text.split())
+
+
 def test_sentences_of_real_text(data_dir: Path) -> None:
     corpus = load_corpus(data_dir / "corpus" / "abstracts.txt.gz", max_megabytes=1)
     sentences = split_sentences(corpus)

@@ -22,6 +22,7 @@ ORDER = (
     "matching",
     "sampling",
     "contexts",
+    "coverage",
     "search",
     "cluster",
     "reading",

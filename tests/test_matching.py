@@ -193,6 +193,16 @@ def test_little_room_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert results[0] == results[1] == results[2]
 
 
+def test_a_text_is_read_again_once_for_all_its_new_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    scan = matching.kernels.scan
+    monkeypatch.setattr(matching.kernels, "scan", lambda *arguments: calls.append(1) or scan(*arguments))
+    text = " ".join(f"the{chr(code)}" for code in range(0x4E00, 0x4E00 + 2000))
+    matches = Matcher(["the"], word_rules(TOKENIZERS["uncased"])).match(pa.array([text]))
+    assert len(matches.row) == 2000
+    assert len(calls) <= 3
+
+
 def test_a_table_that_grows() -> None:
     rng = random.Random(0)
     words = sorted({"".join(rng.choices("abcdefgh", k=rng.randint(1, 30))) for _ in range(20_000)})
