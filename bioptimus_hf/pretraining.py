@@ -305,7 +305,7 @@ def last_checkpoint(folder: Path) -> str | None:
             TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         except (OSError, ValueError):
             logger.warning("%s was not written to its end: removed", checkpoint)
-            shutil.rmtree(checkpoint)
+            shutil.rmtree(checkpoint, ignore_errors=True)  # of several processes, another may have begun to
         else:
             return str(checkpoint)
     return None

@@ -191,6 +191,7 @@ def train_and_score(
         checkpoints, seed=seed, use_cpu=not torch.accelerator.is_available(), **asdict(training)
     )
     history = finetune(model, tokenizer, dataset, arguments, max_length=options.max_length, num_proc=num_proc)
+    PartialState().wait_for_everyone()  # the Trainer of a slower process may still list its checkpoints
     if arguments.process_index > 0:
         return {}
     shutil.rmtree(checkpoints)

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import pyarrow.compute as pc
+from accelerate import PartialState
 from transformers import AutoTokenizer, set_seed
 
 from bioptimus_hf.artifacts import InputError, building, fingerprint, identity, is_finished, write_json
@@ -111,6 +112,7 @@ def main() -> None:
                 "validation_masking": asdict(VALIDATION_MASKING),
                 "validation_losses": {str(row["step"]): row["eval_loss"] for row in history if "eval_loss" in row},
             }
+    PartialState().wait_for_everyone()  # the Trainer of a slower process may still list its checkpoints
     if arguments.process_index == 0:
         # Its learning rate has come to an end: there is nothing to go on from.
         shutil.rmtree(Path(arguments.output_dir).parent, ignore_errors=True)

@@ -64,6 +64,26 @@ def build_tiny_bert(vocab_size: int, seed: int = 0) -> BertForMaskedLM:
 
 
 @pytest.fixture
+def two_ranks(tmp_path: Path) -> tuple[str, ...]:
+    """What to put before a script to run it as two processes, of which the second ends its training late."""
+    late = tmp_path / "late.py"
+    late.write_text(
+        "import os, runpy, sys, time\n"
+        "from transformers import trainer\n"
+        "real = trainer.sort_checkpoints\n"
+        "def sort_checkpoints(output_dir, **kwargs):\n"
+        "    there = os.path.isdir(output_dir)\n"
+        "    time.sleep(2 * int(os.environ['RANK']))\n"
+        "    assert os.path.isdir(output_dir) == there, 'the other process did not wait'\n"
+        "    return real(output_dir, **kwargs)\n"
+        "trainer.sort_checkpoints = sort_checkpoints\n"
+        "del sys.argv[0]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    return ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(late))
+
+
+@pytest.fixture
 def tiny_bert(tokenizer: BertTokenizer) -> BertForMaskedLM:
     return build_tiny_bert(len(tokenizer))
 

@@ -660,12 +660,12 @@ def test_grid_is_resumed_where_it_stopped(
         script.main()
 
 
-def test_grid_runs_on_two_processes(base: Path, tmp_path: Path) -> None:
+def test_grid_runs_on_two_processes(base: Path, tmp_path: Path, two_ranks: tuple[str, ...]) -> None:
     write_task(tmp_path / "mine", GOOD * 20, GOOD * 3, GOOD * 4)
     result = run_script(
         *("--ner_data", str(tmp_path), "--tasks", "mine", "--models", "base", "--base_model", str(base)),
         *("--seeds", "0", "--num_train_epochs", "2", "--output_dir", str(tmp_path / "out")),
-        launcher=("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
+        launcher=two_ranks,
     )
     assert result.returncode == 0, result.stderr
     assert json.loads((tmp_path / "out/ner/mine/base/0/made.json").read_text())["settings"]["processes"] == 2
