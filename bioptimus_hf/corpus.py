@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -33,15 +32,16 @@ from bioptimus_hf.artifacts import InputError, identity, sha256_of_file
 from bioptimus_hf.files import NoText, documents_of, no_text, report_undecodable, resolve
 
 # Stands among the arguments of the step, whose cache sees neither our code nor that of the library.
-SPLITTER = f"sentencex {importlib.metadata.version('sentencex')}, brackets 3"
+SPLITTER = f"sentencex {importlib.metadata.version('sentencex')}, masked 1"
 _LONG_SENTENCE = 1000  # characters
-_WITHOUT_BRACKETS = str.maketrans(dict.fromkeys("()[]{}", " "))
 # The library falls over a capital with such a space between it and a full stop, and takes the process with it.
 _WIDE_SPACES = (
     "\x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
 )
-_WITHOUT_WIDE_SPACES = str.maketrans(dict.fromkeys(_WIDE_SPACES, " "))
-_CAPITAL_AND_STOP = re.compile(r"[A-Z]\s+\.")
+# To it, "3)" and "(iii)" are numbers of list items, which reach to the next one, and "<" opens a bracket, within which
+# no sentence ends. Curly brackets are brackets to it too, but number nothing.
+_MASKED = {"(": "{", ")": "}", "<": "=", ">": "="}
+_WITHOUT_PAIRS = str.maketrans(dict.fromkeys("{}[]\"'`“”„‟‘’‚‛«»‹›《》「」•⁃⁌⁍■□▪▫▶▸►◆◇○●◦★☆➢➣➤", " "))
 _TEXT = Features({"text": Value("string")})
 _FEATURES = Features({**_TEXT, "document": Value("int64")})
 
@@ -282,17 +282,16 @@ def _sentences(batch: dict[str, list[Any]], splitter: str) -> dict[str, list[Any
 
 def _segment(text: str) -> Iterator[str]:
     """Yield the sentences of a text, which is all of them put together."""
-    copy = text  # of the same length
-    if not text.isascii() and any(not found.group().isascii() for found in _CAPITAL_AND_STOP.finditer(text)):
-        copy = text.translate(_WITHOUT_WIDE_SPACES)
+    masked = text  # of the same length, character by character
+    for character, harmless in _MASKED.items():
+        masked = masked.replace(character, harmless)
+    if not text.isascii():
+        for space in _WIDE_SPACES:
+            masked = masked.replace(space, " ")
     start = 0
-    for part in sentencex.segment("en", copy):
-        end = start + len(part)
-        if len(part) <= _LONG_SENTENCE:
-            yield text[start:end]
-        else:
-            # After a number in brackets, "(iii)", the library takes all that follows for one item of a list.
-            for piece in sentencex.segment("en", part.translate(_WITHOUT_BRACKETS)):
-                yield text[start : start + len(piece)]
-                start += len(piece)
-        start = end
+    for part in sentencex.segment("en", masked):
+        # A bracket or a quotation mark that is never closed hides all full stops that follow.
+        pieces = [part] if len(part) <= _LONG_SENTENCE else sentencex.segment("en", part.translate(_WITHOUT_PAIRS))
+        for piece in pieces:
+            yield text[start : start + len(piece)]
+            start += len(piece)
