@@ -18,8 +18,9 @@ from bioptimus_hf.vocabulary import MARK, compare_vocabularies, real_ids, tokens
 
 logger = logging.getLogger(__name__)
 
-Initializer = Literal["random", "subtoken_mean", "contextual_mean", "contextual_mean_scaled"]
-INITIALIZERS: tuple[str, ...] = get_args(Initializer)
+Initializer = Literal["random", "subtoken_mean", "contextual_mean", "contextual_mean_scaled", "token_distillation"]
+INITIALIZERS: tuple[Initializer, ...] = get_args(Initializer)
+FROM_CONTEXTS: tuple[Initializer, ...] = INITIALIZERS[2:]
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class NewRows:
 
     Attributes:
         rows: token to its row, float32 of shape (hidden size,).
-        without_contexts: tokens that a contextual initialiser had no context for; they have their `subtoken_mean`.
+        without_contexts: tokens that an initialiser had no usable context for; they have their `subtoken_mean`.
         unknown: tokens of which the base has no piece at all; they have the mean of the base's table.
     """
 
@@ -89,17 +90,18 @@ def initial_rows(
     Args:
         model: the base model, whose tokenizer is `source`.
         initializer: "random" (normal with the table's mean and deviation in each dimension), "subtoken_mean" (mean of
-            the rows of the token's pieces), "contextual_mean" (the paper: `vectors` as they are) or
+            the rows of the token's pieces), "contextual_mean" (the paper: `vectors` as they are),
             "contextual_mean_scaled" (`vectors` brought to the table's mean and deviation in each dimension; the states
-            of an upper layer are longer than the rows of the table).
-        vectors: from `reading.contextual_embeddings`, for the two contextual initialisers.
+            of an upper layer are longer than the rows of the table) or "token_distillation" (`vectors` as they are).
+        vectors: from `reading.contextual_embeddings` for the contextual means, or from
+            `token_distillation.distill_tokens`.
         seed: of the noise of "random".
 
     Returns:
         A row for each new token, and which of them had to fall back on something else.
 
     Raises:
-        InputError: the initialiser is unknown, or is contextual and there are no vectors.
+        InputError: the initialiser is unknown, or is made from contexts and there are no vectors.
     """
     if initializer not in INITIALIZERS:
         raise InputError(f"--initializer {initializer}: choose one of {', '.join(INITIALIZERS)}")

@@ -8,18 +8,26 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import BertForMaskedLM, PreTrainedTokenizerBase
 
-from bioptimus_hf.distillation import Initializer, NewRows, initial_rows, pieces_of
+from bioptimus_hf.coverage import FEW
+from bioptimus_hf.distillation import FROM_CONTEXTS, Initializer, NewRows, initial_rows, pieces_of
 from bioptimus_hf.vocabulary import MARK, compare_vocabularies, real_ids
 
 logger = logging.getLogger(__name__)
 
-_NAMED = 40  # tokens without contexts
+_MADE_OF = {
+    "random": "noise",
+    "subtoken_mean": "rows of pieces",
+    "contextual_mean": "states in contexts",
+    "contextual_mean_scaled": "states in contexts, scaled",
+    "token_distillation": "training in contexts",
+}
+_NAMED = 40  # tokens without contexts, or with few
 _EXAMPLES = 20  # words whose neighbours are listed
 _NEIGHBOURS = 6
 _SHORTEST_EXAMPLE = 6  # letters
@@ -36,7 +44,8 @@ class RowsReport:
         neighbours: of some new words, the tokens whose rows are nearest by cosine: to the mean of the word's pieces in
             the old table (these pieces left out), and to its new row in the new one.
         cosines: mean cosine between the rows that two initialisers give to the same token, under "one, other".
-        without_contexts: tokens that a contextual initialiser had no context for.
+        few_contexts: tokens with fewer contexts than `coverage.FEW`, and how many each has.
+        without_contexts: tokens that an initialiser had no usable context for.
     """
 
     counts: dict[str, dict[str, int]]
@@ -44,6 +53,7 @@ class RowsReport:
     new_norms: list[float]
     neighbours: dict[str, dict[str, list[str]]]
     cosines: dict[str, float]
+    few_contexts: dict[str, int]
     without_contexts: list[str]
 
     def facts(self) -> dict[str, Any]:
@@ -76,10 +86,12 @@ class RowsReport:
         ]
         lines += ["", "## Initialisers compared", "", "| initialisers | mean cosine |", "| --- | --- |"]
         lines += [f"| {pair} | {cosine:.3f} |" for pair, cosine in self.cosines.items()]
-        if self.without_contexts:
-            named = ", ".join(f"`{token}`" for token in self.without_contexts[:_NAMED])
-            lines += ["", "## Without contexts", "", f"{len(self.without_contexts):,} tokens: {named}"]
-            lines[-1] += ", ..." if self.without_contexts[_NAMED:] else ""
+        few = [f"`{token}` {number}" for token, number in self.few_contexts.items()]
+        without = [f"`{token}`" for token in self.without_contexts]
+        for title, tokens in ((f"Fewer than {FEW} contexts", few), ("Without usable contexts", without)):
+            if tokens:
+                more = ", ..." if tokens[_NAMED:] else ""
+                lines += ["", f"## {title}", "", f"{len(tokens):,} tokens: {', '.join(tokens[:_NAMED])}{more}"]
         return "\n".join(lines) + "\n"
 
     def plot(self, path: Path) -> None:
@@ -110,6 +122,7 @@ def inspect_rows(
     *,
     initializer: Initializer,
     vectors: Mapping[str, torch.Tensor] | None = None,
+    contexts: Mapping[str, int] | None = None,
     seed: int = 0,
 ) -> RowsReport:
     """Look at new rows before they are transplanted.
@@ -120,7 +133,8 @@ def inspect_rows(
         target: the tokenizer that it is to have.
         new: from `initial_rows`.
         initializer: which made them.
-        vectors: from `reading.contextual_embeddings`; without them only the initialisers that need none are compared.
+        vectors: what `initial_rows` was given; without them only the initialisers that need none are compared.
+        contexts: token to the number of its contexts.
         seed: of the choice of the words whose neighbours are listed.
     """
     table = model.get_input_embeddings().weight.detach()
@@ -129,20 +143,22 @@ def inspect_rows(
         old_norms=table[real_ids(source)].norm(dim=1).tolist(),
         new_norms=[float(row.norm()) for row in new.rows.values()],
         neighbours=_neighbours(table, source, target, new, seed),
-        cosines=_cosines(model, source, target, vectors, seed) if new.rows else {},
+        cosines=_cosines(model, source, target, initializer, vectors, seed) if new.rows else {},
+        few_contexts={token: contexts[token] for token in new.rows if 0 < contexts.get(token, 0) < FEW}
+        if contexts
+        else {},
         without_contexts=new.without_contexts,
     )
 
 
 def _counts(new: NewRows, initializer: Initializer) -> dict[str, dict[str, int]]:
-    first = "states in contexts" if initializer.startswith("contextual") else "rows of pieces"
-    if initializer == "random":
-        first = "noise"
     without, unknown = set(new.without_contexts), set(new.unknown)
     counts: dict[str, dict[str, int]] = {}
     for token in new.rows:
         kind = "continuations (##)" if token.startswith(MARK) else "words and their beginnings"
-        made_of = "the table's mean" if token in unknown else "rows of pieces" if token in without else first
+        made_of = (
+            "the table's mean" if token in unknown else "rows of pieces" if token in without else _MADE_OF[initializer]
+        )
         counts.setdefault(kind, {}).setdefault(made_of, 0)
         counts[kind][made_of] += 1
     return counts
@@ -185,14 +201,16 @@ def _cosines(
     model: BertForMaskedLM,
     source: PreTrainedTokenizerBase,
     target: PreTrainedTokenizerBase,
+    initializer: Initializer,
     vectors: Mapping[str, torch.Tensor] | None,
     seed: int,
 ) -> dict[str, float]:
+    same_vectors = [other for other in FROM_CONTEXTS if vectors and other.startswith(initializer.partition("_")[0])]
     rows = {}
-    for initializer in get_args(Initializer):
-        if vectors or not initializer.startswith("contextual"):
-            made = initial_rows(model, source, target, initializer=initializer, vectors=vectors, seed=seed)
-            rows[initializer] = torch.stack(list(made.rows.values()))
+    compared: list[Initializer] = ["random", "subtoken_mean", *same_vectors]
+    for other in compared:
+        made = initial_rows(model, source, target, initializer=other, vectors=vectors, seed=seed)
+        rows[other] = torch.stack(list(made.rows.values()))
     return {
         f"{one}, {other}": round(float(torch.nn.functional.cosine_similarity(rows[one], rows[other]).mean()), 4)
         for one, other in combinations(rows, 2)

@@ -58,9 +58,7 @@ def contextual_embeddings(
     Raises:
         InputError: there is no such layer, `pieces` is unknown, or a span holds no piece of its text.
     """
-    layers = model.config.num_hidden_layers
-    if not -(layers + 1) <= layer <= layers:
-        raise InputError(f"--layer {layer}: the model has layers 0 (embeddings) to {layers}, or -1 (last) and down")
+    check_layer(model, layer)
     if pieces not in PIECES:
         raise InputError(f"--pieces {pieces}: choose one of {', '.join(PIECES)}")
     encoder = model.base_model.eval()
@@ -81,6 +79,13 @@ def contextual_embeddings(
             bar.update(len(texts))
     means = (sums / counts.unsqueeze(1)).float()
     return {name: means[number] for number, name in enumerate(index.tokens)}
+
+
+def check_layer(model: PreTrainedModel, layer: int) -> None:
+    """Refuse a layer that the model does not have."""
+    layers = model.config.num_hidden_layers
+    if not -(layers + 1) <= layer <= layers:
+        raise InputError(f"--layer {layer}: the model has layers 0 (embeddings) to {layers}, or -1 (last) and down")
 
 
 class _Index(NamedTuple):

@@ -1,4 +1,4 @@
-"""Corpus -> reproducible WordPiece vocabulary -> tokenizer; what it shares with another vocabulary; fertility."""
+"""Corpus -> reproducible WordPiece vocabulary -> tokenizer; what it shares with another vocabulary."""
 
 from __future__ import annotations
 
@@ -125,11 +125,7 @@ def extend_vocabulary(
     old = tokens_in_order(like)
     if size <= len(old):
         raise InputError(f"--size {size} adds nothing to the {len(old)} tokens of the base: give more, or replace them")
-    normalise = like.backend_tokenizer.normalizer.normalize_str
-    cut = like.backend_tokenizer.pre_tokenizer.pre_tokenize_str
-    counts: Counter[str] = Counter()
-    for text in texts:
-        counts.update(word for word, _ in cut(normalise(text)))
+    counts = count_words(texts, like=like)
     if not counts:
         raise InputError("the corpus holds no text to take words from")
     known = set(old)
@@ -143,6 +139,16 @@ def extend_vocabulary(
     if len(old) + len(best) < size:
         logger.warning("the corpus is too small for %d tokens: the vocabulary has %d", size, len(old) + len(best))
     return [*old, *best]
+
+
+def count_words(texts: Iterable[str], *, like: PreTrainedTokenizerBase) -> Counter[str]:
+    """Count the words of texts, as a tokenizer normalises and cuts them."""
+    normalise = like.backend_tokenizer.normalizer.normalize_str
+    cut = like.backend_tokenizer.pre_tokenizer.pre_tokenize_str
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(word for word, _ in cut(normalise(text)))
+    return counts
 
 
 def build_tokenizer(vocabulary: Sequence[str], *, like: PreTrainedTokenizerBase) -> BertTokenizer:
@@ -211,23 +217,6 @@ def compare_vocabularies(source: PreTrainedTokenizerBase, target: PreTrainedToke
         new=tuple(token for token in after if token not in had),
         dropped=tuple(token for token in before if token not in has),
     )
-
-
-def fertility(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> float:
-    """Return the mean number of word pieces a word is cut into; words are those of the pre-tokenizer.
-
-    Raises:
-        InputError: there is no word in the texts.
-    """
-    pieces = words = 0
-    for batch in _batches(texts):
-        encodings = tokenizer(batch, add_special_tokens=False, truncation=False, verbose=False).encodings
-        for encoding in encodings or ():
-            pieces += len(encoding.ids)
-            words += len(set(encoding.word_ids))
-    if not words:
-        raise InputError("no words to measure fertility on")
-    return pieces / words
 
 
 def real_ids(tokenizer: PreTrainedTokenizerBase) -> npt.NDArray[np.int64]:

@@ -10,7 +10,9 @@ report of its new rows (report.md, report.json, norms.png).
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -20,6 +22,7 @@ from transformers import AutoTokenizer
 from bioptimus_hf.artifacts import InputError, building, identity, is_finished, read_made, write_json
 from bioptimus_hf.curriculum import save_masked_lm
 from bioptimus_hf.distillation import (
+    FROM_CONTEXTS,
     INITIALIZERS,
     initial_rows,
     load_masked_lm,
@@ -28,6 +31,7 @@ from bioptimus_hf.distillation import (
 from bioptimus_hf.inspection import inspect_rows
 from bioptimus_hf.reading import PIECES, contextual_embeddings
 from bioptimus_hf.recipes import RunOptions, StageOptions, load_by_name, parse, run
+from bioptimus_hf.token_distillation import distill_tokens
 
 logger = logging.getLogger("distill_embeddings")
 
@@ -43,8 +47,9 @@ class Options:
         default="contextual_mean_scaled",
         metadata={
             "help": "How new tokens start: the mean of the base's states over their contexts, as is (contextual_mean, "
-            "the paper) or brought to the scale of the embedding table (contextual_mean_scaled); the mean of their "
-            "pieces' rows (subtoken_mean); or noise of the table's scale (random)",
+            "the paper) or brought to the scale of the embedding table (contextual_mean_scaled); trained until the "
+            "base's states in their contexts are those with their pieces (token_distillation: a few tokens a second "
+            "on a CPU); the mean of their pieces' rows (subtoken_mean); or noise of the table's scale (random)",
             "choices": list(INITIALIZERS),
         },
     )
@@ -52,6 +57,13 @@ class Options:
     pieces: str = field(
         default="mean",
         metadata={"help": "What is taken of the states of a token's pieces", "choices": list(PIECES)},
+    )
+    max_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "Train the rows of this many new tokens only, the first ones of the vocabulary, which are the most "
+            "frequent (token_distillation); the others start from the mean of their pieces' rows"
+        },
     )
     batch_size: int = field(default=64, metadata={"help": "Sentences read at once"})
     bf16: bool = field(default=False, metadata={"help": "Read in bfloat16: faster where the processor has it"})
@@ -63,8 +75,11 @@ def main() -> None:
         RunOptions, StageOptions, Options, section="distill_embeddings", description=__doc__
     )
     root = Path(run_options.output_dir)
-    contextual = options.initializer.startswith("contextual")
-    needed = ["tokenizer", *(["contexts"] if contextual else [])]
+    from_contexts = options.initializer in FROM_CONTEXTS
+    trained = options.initializer == "token_distillation"
+    if options.max_tokens is not None and not (trained and options.max_tokens > 0):
+        raise InputError("--max_tokens goes with --initializer token_distillation, and must be above 0")
+    needed = ["tokenizer", *(["contexts"] if from_contexts else [])]
     for name in needed:
         if not (root / name).is_dir():
             raise InputError(
@@ -76,13 +91,14 @@ def main() -> None:
             raise InputError(
                 f"{root / name} was made for another --base_model than {options.base_model}: name that one"
             )
-    if contextual and read_made(root / "contexts")["inputs"].get("tokenizer") != identity(root / "tokenizer"):
+    if from_contexts and read_made(root / "contexts")["inputs"].get("tokenizer") != identity(root / "tokenizer"):
         raise InputError(f"{root / 'contexts'} was found for another tokenizer: run find_contexts.py --force first")
     inputs = {"base_model": identity(options.base_model), **{name: identity(root / name) for name in needed}}
     settings = {
         "initializer": options.initializer,
         "seed": run_options.seed,
-        **({"layer": options.layer, "pieces": options.pieces, "bf16": options.bf16} if contextual else {}),
+        **({"layer": options.layer, "bf16": options.bf16} if from_contexts else {}),
+        **({"max_tokens": options.max_tokens} if trained else {"pieces": options.pieces} if from_contexts else {}),
     }
     folder = root / "v0.0"
     if is_finished(folder, inputs, settings, force=stage.force):
@@ -92,26 +108,30 @@ def main() -> None:
     model, made_up = load_masked_lm(options.base_model, seed=run_options.seed)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     with building(folder, inputs, settings) as built:
-        vectors = (
-            contextual_embeddings(
-                model,
-                source,
-                load_from_disk(root / "contexts"),
-                layer=options.layer,
-                pieces=options.pieces,
-                batch_size=options.batch_size,
-                bf16=options.bf16,
-            )
-            if contextual
-            else None
-        )
+        vectors, counts = None, None
+        if from_contexts:
+            contexts = load_from_disk(root / "contexts")
+            counts = Counter(contexts["token"])
+            if trained:
+                start = initial_rows(model, source, target, initializer="subtoken_mean").rows
+                some = dict(islice(start.items(), options.max_tokens))
+                vectors = distill_tokens(
+                    model, source, contexts, some, layer=options.layer, seed=run_options.seed, bf16=options.bf16
+                )
+            else:
+                vectors = contextual_embeddings(
+                    model,
+                    source,
+                    contexts,
+                    layer=options.layer,
+                    pieces=options.pieces,
+                    batch_size=options.batch_size,
+                    bf16=options.bf16,
+                )
         model.to("cpu")
-        new = initial_rows(
-            model, source, target, initializer=options.initializer, vectors=vectors, seed=run_options.seed
-        )
-        report = inspect_rows(
-            model, source, target, new, initializer=options.initializer, vectors=vectors, seed=run_options.seed
-        )
+        made = {"initializer": options.initializer, "vectors": vectors, "seed": run_options.seed}
+        new = initial_rows(model, source, target, **made)
+        report = inspect_rows(model, source, target, new, contexts=counts, **made)
         transplant_vocabulary(model, source, target, new.rows)
         save_masked_lm(model, target, built.path)
         (built.path / "report.md").write_text(report.markdown(), encoding="utf-8")
@@ -119,13 +139,14 @@ def main() -> None:
         report.plot(built.path / "norms.png")
         built.facts |= {
             "new_tokens": len(new.rows),
-            "new_tokens_with_contexts": len(new.rows) - len(new.without_contexts) if contextual else 0,
+            "new_tokens_with_contexts": len(new.rows) - len(new.without_contexts) if from_contexts else 0,
             "unknown_to_base": new.unknown,
             "without_contexts": new.without_contexts,
             "weights_made_up": made_up,
         }
     logger.info(
-        "%d new tokens, %d without contexts (they have the mean of their pieces' rows), %d of unknown characters",
+        "%d new tokens, %d of them not made from contexts (they have the mean of their pieces' rows), %d of unknown "
+        "characters",
         len(new.rows),
         len(new.without_contexts),
         len(new.unknown),

@@ -4,7 +4,8 @@ r"""Train a WordPiece vocabulary on a corpus, for a base model's tokenizer.
     python scripts/train_vocabulary.py --corpus abstracts.txt.gz --base_model google-bert/bert-base-uncased \
         --size 30522 --output_dir runs/mine
 
-Writes OUTPUT_DIR/tokenizer: a tokenizer that AutoTokenizer loads, with vocab.txt and made.json.
+Writes OUTPUT_DIR/tokenizer: a tokenizer that AutoTokenizer loads, with vocab.txt and made.json, and a report of how it
+cuts the held-out part of the corpus at every size up to its own (report.md, report.json, fertility.png).
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from typing import Literal
 
 from transformers import AutoTokenizer
 
-from bioptimus_hf.artifacts import building, identity, is_finished
+from bioptimus_hf.artifacts import building, identity, is_finished, write_json
 from bioptimus_hf.recipes import CorpusOptions, RunOptions, StageOptions, load_by_name, parse, run
+from bioptimus_hf.segmentation import report_vocabulary
 from bioptimus_hf.vocabulary import (
     build_tokenizer,
     compare_vocabularies,
     extend_vocabulary,
-    fertility,
     save_tokenizer,
     train_vocabulary,
 )
@@ -79,13 +80,17 @@ def main() -> None:
         tokenizer = build_tokenizer(vocabulary, like=base)
         save_tokenizer(tokenizer, built.path)
         difference = compare_vocabularies(base, tokenizer)
+        report = report_vocabulary(vocabulary, documents["validation"]["text"], like=base)
+        (built.path / "report.md").write_text(report.markdown(), encoding="utf-8")
+        write_json(built.path / "report.json", report.facts())
+        report.plot(built.path / "fertility.png")
         built.facts |= {
             "tokens": len(tokenizer),
             "shared": len(difference.shared),
             "new": len(difference.new),
             "dropped": len(difference.dropped),
-            "fertility_before": fertility(base, documents["validation"]["text"]),
-            "fertility_after": fertility(tokenizer, documents["validation"]["text"]),
+            "fertility_before": report.base.fertility,
+            "fertility_after": report.by_size[len(tokenizer)].fertility,
         }
     logger.info(
         "%(tokens)d tokens, %(new)d of them new; pieces per word %(fertility_before).3f before, "

@@ -47,6 +47,8 @@ def test_writes_then_skips_then_refuses_then_redoes(base: BertTokenizer, tmp_pat
     assert (facts["shared"], facts["new"]) == (len(difference.shared), len(difference.new))
     assert 1 < facts["fertility_after"] < facts["fertility_before"]
     assert f"{facts['new']} of them new" in written.stderr
+    assert "| 1,500 tokens |" in (folder / "report.md").read_text()
+    assert json.loads((folder / "report.json").read_text())["base"]["fertility"] == facts["fertility_before"]
     assert f"saved {folder}" in written.stderr
 
     copy = tmp_path / "copy.txt"  # the same text, wherever it lies

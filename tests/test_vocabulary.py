@@ -21,11 +21,11 @@ from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
 
 from bioptimus_hf.artifacts import InputError
 from bioptimus_hf.corpus import load_corpus
+from bioptimus_hf.segmentation import fertility
 from bioptimus_hf.vocabulary import (
     build_tokenizer,
     compare_vocabularies,
     extend_vocabulary,
-    fertility,
     is_continuation,
     real_ids,
     save_tokenizer,
@@ -381,34 +381,6 @@ def test_compare_vocabularies() -> None:
     assert difference.shared == ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "c", "##d", "a")
     assert difference.new == ("x", "##e")
     assert difference.dropped == ("[unused0]", "[unused1]", "b")
-
-
-def test_fertility_by_hand() -> None:
-    pieces = plain_bert([*SPECIAL, "a", "##a", "b", "-", "aspirin"])
-    # aspirin | a ##a ##a | a | - | b | [UNK]  of the words  aspirin aaa a - b zzz
-    assert fertility(pieces, ["aspirin aaa", "a-b", "", "zzz"]) == pytest.approx(8 / 6)
-
-
-def test_fertility_by_brute_force(tokenizer: BertTokenizer, data_dir: Path) -> None:
-    texts = list(load_corpus(data_dir / "corpus" / "abstracts.txt.gz", max_megabytes=0.05)["text"])
-    cut = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str
-    normalise = tokenizer.backend_tokenizer.normalizer.normalize_str
-    words = [word for text in texts for word, _ in cut(normalise(text))]
-    expected = sum(len(tokenizer.tokenize(word)) for word in words) / len(words)
-    assert fertility(tokenizer, texts) == pytest.approx(expected)
-    assert fertility(tokenizer, texts * 20) == pytest.approx(expected)  # over several batches
-
-
-def test_fertility_cuts_no_long_text_and_pads_none(tokenizer: BertTokenizer) -> None:
-    tokenizer.backend_tokenizer.enable_truncation(8)
-    tokenizer.backend_tokenizer.enable_padding(length=64)
-    assert fertility(tokenizer, ["asthma " * 600 + "xx", "asthma"]) == pytest.approx(603 / 602)
-
-
-@pytest.mark.parametrize("texts", [[], ["", "  "]])
-def test_fertility_of_nothing_is_refused(tokenizer: BertTokenizer, texts: list[str]) -> None:
-    with pytest.raises(InputError, match="no words"):
-        fertility(tokenizer, texts)
 
 
 def test_is_continuation_table() -> None:
