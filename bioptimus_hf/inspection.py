@@ -179,7 +179,8 @@ def _neighbours(
     pieces = pieces_of(chosen, source)
     old_ids = real_ids(source)
     old_names = source.convert_ids_to_tokens(old_ids.tolist())
-    shared = [token for token in compare_vocabularies(source, target).shared if token in set(old_names)]
+    has_row = set(old_names)
+    shared = [token for token in compare_vocabularies(source, target).shared if token in has_row]
     new_names = [*shared, *new.rows]
     new_table = torch.stack([*(table[source.get_vocab()[token]] for token in shared), *new.rows.values()])
     found = {}

@@ -144,7 +144,7 @@ def _snippet(ids: list[int], offsets: np.ndarray, span: tuple[int, int], ends: t
     if not (len(first) and len(last) and first[0] <= last[-1]):
         return None
     begin, end = int(first[0]), int(last[-1]) + 1
-    left = max(0, min(begin - (SNIPPET - (end - begin)) // 2, len(ids) - SNIPPET))
+    left = max(0, min(begin - max(0, SNIPPET - (end - begin)) // 2, len(ids) - SNIPPET))
     cut = ids[left : max(left + SNIPPET, end)]
     return _Snippet([ends[0], *cut, ends[1]], begin - left + 1, end - left)
 
