@@ -200,6 +200,7 @@ def main() -> None:
     parser.add_argument("--learning_rate", type=float, default=5e-4, help="of pre-training")
     parser.add_argument("--tasks", nargs="+", default=["ncbi-disease", "bc5-chem"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--ner_epochs", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=1, help="trainings at once, which share the processor")
     options = parser.parse_args()
     work, every = options.work, max(1, len(os.sched_getaffinity(0)))

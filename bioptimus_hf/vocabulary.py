@@ -121,7 +121,6 @@ def extend_vocabulary(
     Raises:
         InputError: `like` is no WordPiece tokenizer, `size` is no larger than its vocabulary, or the texts are empty.
     """
-    wordpiece_settings(like)
     old = tokens_in_order(like)
     if size <= len(old):
         raise InputError(f"--size {size} adds nothing to the {len(old)} tokens of the base: give more, or replace them")
@@ -142,12 +141,22 @@ def extend_vocabulary(
 
 
 def count_words(texts: Iterable[str], *, like: PreTrainedTokenizerBase) -> Counter[str]:
-    """Count the words of texts, as a tokenizer normalises and cuts them."""
+    """Count the words of texts, as a tokenizer normalises and cuts them.
+
+    Raises:
+        InputError: `like` is no WordPiece tokenizer.
+    """
+    wordpiece_settings(like)
+    # BERT's normaliser works on characters, and a space ends a word: what stands between spaces is cut once.
+    between_spaces: Counter[str] = Counter()
+    for text in texts:
+        between_spaces.update(text.split(" "))
     normalise = like.backend_tokenizer.normalizer.normalize_str
     cut = like.backend_tokenizer.pre_tokenizer.pre_tokenize_str
     counts: Counter[str] = Counter()
-    for text in texts:
-        counts.update(word for word, _ in cut(normalise(text)))
+    for held, count in between_spaces.items():
+        for word, _ in cut(normalise(held)):
+            counts[word] += count
     return counts
 
 

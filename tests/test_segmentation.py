@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from importlib import resources
 from pathlib import Path
 
 import pytest
 from conftest import SPECIAL, tiny_vocabulary
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import BertTokenizer
 
 from bioptimus_hf.artifacts import InputError
@@ -64,6 +67,19 @@ def test_whole_and_unknown_words_by_hand() -> None:
     found = segment(words, plain_bert())
     assert found == Segmentation(words=7, pieces=9, whole=5, unknown=1)
     assert found.facts() == {"fertility": 9 / 7, "whole_words": 5 / 7, "unknown_words": 1 / 7}
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.text(alphabet=st.characters(codec="utf-8") | st.sampled_from(" \t\x1c\x85\u3000é中ΣσİA.-"), max_size=40)
+    )
+)
+def test_words_are_counted_as_the_tokenizer_cuts_whole_texts(texts: list[str]) -> None:
+    tokenizer = plain_bert()
+    normalise = tokenizer.backend_tokenizer.normalizer.normalize_str
+    cut = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str
+    assert count_words(texts, like=tokenizer) == Counter(word for text in texts for word, _ in cut(normalise(text)))
 
 
 def test_a_smaller_vocabulary_is_the_beginning_of_a_larger_one(tokenizer: BertTokenizer) -> None:
