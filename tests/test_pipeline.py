@@ -173,6 +173,24 @@ def test_contexts_of_another_tokenizer_are_refused_even_under_force(tmp_path: Pa
     assert "run/contexts was found for another tokenizer: run find_contexts.py" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
+def test_tokens_are_distilled_as_far_as_asked(tmp_path: Path) -> None:
+    recipe, cache = write_recipe(tmp_path), tmp_path / "cache"
+    for stage in STAGES[:2]:
+        assert run_script(stage, "--recipe", str(recipe), cache=cache).returncode == 0
+    some = ["--max_tokens", "200"]
+    done = run_script("distill_embeddings", "--recipe", str(recipe), "--initializer", "random", *some, cache=cache)
+    assert done.returncode == 2
+    assert "--max_tokens goes with --initializer token_distillation" in done.stderr.splitlines()[-1]
+    trained = ["--initializer", "token_distillation", *some]
+    done = run_script("distill_embeddings", "--recipe", str(recipe), *trained, cache=cache)
+    assert done.returncode == 0, done.stderr
+    made = read_made(tmp_path / "run" / "v0.0")
+    assert made["settings"]["max_tokens"] == 200
+    assert 0 < made["facts"]["new_tokens_with_contexts"] <= 200
+    assert "training in contexts" in (tmp_path / "run" / "v0.0" / "report.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("options", "said"), [(["--size", "7"], "unknown option --size"), (["--output_dir"], "--output_dir needs a value")]
 )
