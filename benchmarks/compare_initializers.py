@@ -13,8 +13,9 @@ Steps, each of which is skipped where it is finished, so that an interrupted com
 4. from each v0.0 the same short pre-training (scripts/pretrain.py), validated before the first step and along the way;
 5. from each v0.0 and from the base NER heads (scripts/finetune_ner.py).
 
-Writes WORK/summary.md (losses, F1, and differences from the base by task and seed with 95 % intervals) and
-WORK/losses.png. The initialisers named first have all seeds, the others the first only.
+Writes WORK/summary.md (losses, F1, and differences paired by seed, and by task, with 95 % intervals) and
+WORK/losses.png. The initialisers named first have all seeds, the others the first only. A seed also draws the held-out
+documents, so that losses compare within a seed only.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ VARIANTS = {  # label to the options of distill_embeddings.py
     "token_distillation": ["--initializer", "token_distillation", "--max_tokens", "1500"],
 }
 ALL_SEEDS = 3  # variants, the first ones
+REFERENCE = "subtoken_mean"
 T_95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57}  # two-sided 95 % of Student's t, by degrees of freedom
 
 
@@ -126,35 +128,38 @@ def mean_and_deviation(values: Sequence[float], digits: int) -> str:
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
-def interval(differences: Sequence[float]) -> str:
+def interval(differences: Sequence[float], digits: int) -> str:
     mean = statistics.fmean(differences)
     if len(differences) < 2:
-        return f"{mean:+.2f}"
+        return f"{mean:+.{digits}f}"
     half = T_95[len(differences) - 1] * statistics.stdev(differences) / sqrt(len(differences))
-    return f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
+    return f"{mean:+.{digits}f} ({mean - half:+.{digits}f} to {mean + half:+.{digits}f})"
 
 
 def summarize(work: Path, tasks: Sequence[str], seeds: Sequence[int]) -> str:
     """Make the table, and the plot of the losses, of what is finished."""
-    curves: dict[str, list[dict[int, float]]] = {}
+    curves: dict[str, dict[int, dict[int, float]]] = {}  # of each seed, by step
     scores: dict[str, dict[tuple[str, int], float]] = {}
     for file in (work / "ner").glob("*/*/*/scores.json"):
         cell = json.loads(file.read_text())
         label = cell["model"].partition("-")[0] if cell["model"].startswith("random") else cell["model"]
         scores.setdefault(label, {})[cell["task"], cell["seed"]] = 100 * cell["test"]["f1"]
     for number, label in enumerate(VARIANTS):
-        folders = [folder_of(work, label, seed) / f"seed-{seed}" for seed in seeds_of(number, seeds)]
-        done = [losses(folder) for folder in folders if (folder / "pretraining" / "history.json").is_file()]
+        folders = {seed: folder_of(work, label, seed) / f"seed-{seed}" for seed in seeds_of(number, seeds)}
+        done = {seed: folder for seed, folder in folders.items() if (folder / "pretraining" / "history.json").is_file()}
         if done:
-            curves[label] = done
-    steps = sorted(set.intersection(*(set(curve) for each in curves.values() for curve in each))) if curves else []
+            curves[label] = {seed: losses(folder) for seed, folder in done.items()}
+    steps = sorted(set.intersection(*(set(curve) for each in curves.values() for curve in each.values())))
     lines = [
-        "| initialiser | " + " | ".join(f"loss, step {step}" for step in steps) + " | seeds |",
+        f"| initialiser | {' | '.join(f'loss, step {step}' for step in steps)} | minus {REFERENCE} (95 %), seeds |",
         "| --- |" + " --- |" * (len(steps) + 1),
     ]
     for label, each in curves.items():
-        cells = [mean_and_deviation([curve[step] for curve in each], 3) for step in steps]
-        lines.append(f"| {label} | {' | '.join(cells)} | {len(each)} |")
+        cells = [mean_and_deviation([curve[step] for curve in each.values()], 3) for step in steps]
+        reference = curves.get(REFERENCE, {})
+        pairs = [curve[steps[-1]] - reference[seed][steps[-1]] for seed, curve in each.items() if seed in reference]
+        against = f"{interval(pairs, 3)}, {len(pairs)}" if label != REFERENCE and pairs else "-"
+        lines.append(f"| {label} | {' | '.join(cells)} | {against} |")
     lines += ["", "| start | " + " | ".join(f"{task} F1" for task in tasks) + " | minus base (95 %), pairs |"]
     lines.append("| --- |" + " --- |" * (len(tasks) + 1))
     for label in ("base", *VARIANTS):
@@ -165,24 +170,31 @@ def summarize(work: Path, tasks: Sequence[str], seeds: Sequence[int]) -> str:
                 for task in tasks
             ]
             pairs = [score - scores["base"][cell] for cell, score in own.items() if cell in scores["base"]]
-            against = f"{interval(pairs)}, {len(pairs)}" if label != "base" and pairs else "-"
+            against = f"{interval(pairs, 2)}, {len(pairs)}" if label != "base" and pairs else "-"
             lines.append(f"| {label} | {' | '.join(cells)} | {against} |")
     plot(curves, work / "losses.png")
     return "\n".join(lines) + "\n"
 
 
-def plot(curves: dict[str, list[dict[int, float]]], path: Path) -> None:
+def plot(curves: dict[str, dict[int, dict[int, float]]], path: Path) -> None:
+    """Draw the losses, and what each is above that of the reference with the same seed."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    reference = curves.get(REFERENCE, {})
     for label, each in curves.items():
-        steps = sorted(each[0])
-        axes.plot(steps, [statistics.fmean(curve[step] for curve in each) for step in steps], marker=".", label=label)
-    axes.set(xlabel="optimizer steps after the start", ylabel="validation loss (nats)")
-    axes.legend()
+        steps = sorted(next(iter(each.values())))
+        left.plot(steps, [statistics.fmean(curve[step] for curve in each.values()) for step in steps], label=label)
+        shared, later = sorted(each.keys() & reference.keys()), steps[1:]
+        if shared:
+            above = [statistics.fmean(each[seed][step] - reference[seed][step] for seed in shared) for step in later]
+            right.plot(later, above, marker=".", label=f"{label} ({len(shared)} seeds)" if shared[1:] else label)
+    left.set(xlabel="optimizer steps after the start", ylabel="validation loss (nats)", yscale="log")
+    right.set(xlabel="optimizer steps after the start", ylabel=f"loss minus that of {REFERENCE} (nats)")
+    right.legend(fontsize="small")
     figure.savefig(path, dpi=120)
 
 
