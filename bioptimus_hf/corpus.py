@@ -38,8 +38,8 @@ _LONG_SENTENCE = 1000  # characters
 _WIDE_SPACES = (
     "\x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
 )
-# To it, "3)" and "(iii)" are numbers of list items, which reach to the next one, and "<" opens a bracket, within which
-# no sentence ends. Curly brackets are brackets to it too, but number nothing.
+# To it, "3)" and "(iii)" are numbers of list items, which reach to the next one, and "<" and ">" are brackets, within
+# which no sentence ends. Curly brackets are brackets to it too, but number nothing.
 _MASKED = {"(": "{", ")": "}", "<": "=", ">": "="}
 _WITHOUT_PAIRS = str.maketrans(dict.fromkeys("{}[]\"'`“”„‟‘’‚‛«»‹›《》「」•⁃⁌⁍■□▪▫▶▸►◆◇○●◦★☆➢➣➤", " "))
 _TEXT = Features({"text": Value("string")})
@@ -290,7 +290,7 @@ def _segment(text: str) -> Iterator[str]:
             masked = masked.replace(space, " ")
     start = 0
     for part in sentencex.segment("en", masked):
-        # A bracket or a quotation mark that is never closed hides all full stops that follow.
+        # Between a bracket or a quotation mark and one that closes it, however far off, the library ends no sentence.
         pieces = [part] if len(part) <= _LONG_SENTENCE else sentencex.segment("en", part.translate(_WITHOUT_PAIRS))
         for piece in pieces:
             yield text[start : start + len(piece)]

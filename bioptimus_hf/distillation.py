@@ -1,6 +1,7 @@
 """Contextualised weight distillation: a vector for each new token -> BERT with a new vocabulary.
 
-Pavlova and Makhlouf, BIOptimus (BioNLP 2023, arXiv 2308.08625), figure 2. The vectors are those of `reading`.
+Pavlova and Makhlouf, BIOptimus (BioNLP 2023, arXiv 2308.08625), figure 2. The vectors are those of `reading`, or of
+`token_distillation`.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ class NewRows:
 
     Attributes:
         rows: token to its row, float32 of shape (hidden size,).
-        without_contexts: tokens that an initialiser had no usable context for; they have their `subtoken_mean`.
+        fallen_back: tokens that an initialiser made from contexts had no vector for; they have their `subtoken_mean`.
         unknown: tokens of which the base has no piece at all; they have the mean of the base's table.
     """
 
     rows: dict[str, torch.Tensor]
-    without_contexts: list[str]
+    fallen_back: list[str]
     unknown: list[str]
 
 
@@ -118,9 +119,12 @@ def initial_rows(
     if initializer == "subtoken_mean":
         return NewRows(rows, [], unknown)
     found = [token for token in new if token in (vectors or {})]
+    if not new:
+        return NewRows({}, [], [])
     if not vectors or not found:
         raise InputError(
-            f"{initializer} needs contexts of the new tokens, and none of them has any: find contexts first"
+            f"{initializer} needs contexts of the new tokens, and none of them has any that can be used: find contexts "
+            f"in more text, or take another --initializer"
         )
     read = torch.stack([vectors[token] for token in found])
     if initializer == "contextual_mean_scaled":

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,9 @@ import torch
 from transformers import BertForMaskedLM, PreTrainedTokenizerBase
 
 from bioptimus_hf.coverage import FEW
-from bioptimus_hf.distillation import FROM_CONTEXTS, Initializer, NewRows, initial_rows, pieces_of
+from bioptimus_hf.distillation import Initializer, NewRows, initial_rows, pieces_of
+from bioptimus_hf.plots import save_plot
 from bioptimus_hf.vocabulary import MARK, compare_vocabularies, real_ids
-
-logger = logging.getLogger(__name__)
 
 _MADE_OF = {
     "random": "noise",
@@ -43,9 +41,12 @@ class RowsReport:
         new_norms: length of each new row.
         neighbours: of some new words, the tokens whose rows are nearest by cosine: to the mean of the word's pieces in
             the old table (these pieces left out), and to its new row in the new one.
-        cosines: mean cosine between the rows that two initialisers give to the same token, under "one, other".
+        cosines: mean cosine between the rows that two initialisers give to the same token, under "one, other"; over the
+            tokens that are made from contexts, where there are such.
         few_contexts: tokens with fewer contexts than `coverage.FEW`, and how many each has.
-        without_contexts: tokens that an initialiser had no usable context for.
+        without_contexts: tokens that are to be made from contexts and have none.
+        left_out: tokens that have contexts and are not made from them: more than were asked for, or their spans are not
+            made of whole pieces of the base, which token distillation needs.
     """
 
     counts: dict[str, dict[str, int]]
@@ -55,6 +56,7 @@ class RowsReport:
     cosines: dict[str, float]
     few_contexts: dict[str, int]
     without_contexts: list[str]
+    left_out: list[str]
 
     def facts(self) -> dict[str, Any]:
         """Return all of it for JSON, norms as percentiles."""
@@ -87,8 +89,12 @@ class RowsReport:
         lines += ["", "## Initialisers compared", "", "| initialisers | mean cosine |", "| --- | --- |"]
         lines += [f"| {pair} | {cosine:.3f} |" for pair, cosine in self.cosines.items()]
         few = [f"`{token}` {number}" for token, number in self.few_contexts.items()]
-        without = [f"`{token}`" for token in self.without_contexts]
-        for title, tokens in ((f"Fewer than {FEW} contexts", few), ("Without usable contexts", without)):
+        without, left_out = ([f"`{token}`" for token in each] for each in (self.without_contexts, self.left_out))
+        for title, tokens in (
+            (f"Fewer than {FEW} contexts", few),
+            ("Without contexts", without),
+            ("With contexts, and not made from them", left_out),
+        ):
             if tokens:
                 more = ", ..." if tokens[_NAMED:] else ""
                 lines += ["", f"## {title}", "", f"{len(tokens):,} tokens: {', '.join(tokens[:_NAMED])}{more}"]
@@ -96,21 +102,17 @@ class RowsReport:
 
     def plot(self, path: Path) -> None:
         """Draw how long old and new rows are."""
-        try:
-            import matplotlib
+        norms = {"rows of the base": self.old_norms, "new rows": self.new_norms}
 
-            matplotlib.use("Agg")
-            from matplotlib import pyplot
-        except ImportError:
-            logger.warning("no plot of the rows' length: pip install 'bioptimus-hf[plots]'")
-            return
-        figure, axes = pyplot.subplots(figsize=(7, 3.5), layout="constrained")
-        edges = np.linspace(0, 1.05 * max(*self.old_norms, *self.new_norms), 80).tolist()
-        for norms, label in ((self.old_norms, "rows of the base"), (self.new_norms, "new rows")):
-            axes.hist(norms, bins=edges, density=True, alpha=0.6, label=label)
-        axes.set(xlabel="length (Euclidean norm)", ylabel="density")
-        axes.legend()
-        figure.savefig(path, dpi=150)
+        def draw(axes: Any) -> None:
+            edges = np.linspace(0, 1.05 * max(chain(*norms.values())), 80).tolist()
+            for label, each in norms.items():
+                if each:
+                    axes.hist(each, bins=edges, density=True, alpha=0.6, label=label)
+            axes.set(xlabel="length (Euclidean norm)", ylabel="density")
+            axes.legend()
+
+        save_plot(path, draw)
 
 
 @torch.no_grad()
@@ -137,22 +139,21 @@ def inspect_rows(
         contexts: token to the number of its contexts.
         seed: of the choice of the words whose neighbours are listed.
     """
-    table = model.get_input_embeddings().weight.detach()
+    table, contexts = model.get_input_embeddings().weight.detach(), contexts or {}
     return RowsReport(
         counts=_counts(new, initializer),
         old_norms=table[real_ids(source)].norm(dim=1).tolist(),
         new_norms=[float(row.norm()) for row in new.rows.values()],
         neighbours=_neighbours(table, source, target, new, seed),
         cosines=_cosines(model, source, target, initializer, vectors, seed) if new.rows else {},
-        few_contexts={token: contexts[token] for token in new.rows if 0 < contexts.get(token, 0) < FEW}
-        if contexts
-        else {},
-        without_contexts=new.without_contexts,
+        few_contexts={token: contexts[token] for token in new.rows if 0 < contexts.get(token, 0) < FEW},
+        without_contexts=[token for token in new.fallen_back if not contexts.get(token)],
+        left_out=[token for token in new.fallen_back if contexts.get(token)],
     )
 
 
 def _counts(new: NewRows, initializer: Initializer) -> dict[str, dict[str, int]]:
-    without, unknown = set(new.without_contexts), set(new.unknown)
+    without, unknown = set(new.fallen_back), set(new.unknown)
     counts: dict[str, dict[str, int]] = {}
     for token in new.rows:
         kind = "continuations (##)" if token.startswith(MARK) else "words and their beginnings"
@@ -171,7 +172,7 @@ def _neighbours(
     new: NewRows,
     seed: int,
 ) -> dict[str, dict[str, list[str]]]:
-    fallen_back = {*new.without_contexts, *new.unknown}
+    fallen_back = {*new.fallen_back, *new.unknown}
     words = sorted(
         word for word in new.rows if word.isalpha() and len(word) >= _SHORTEST_EXAMPLE and word not in fallen_back
     )
@@ -179,10 +180,10 @@ def _neighbours(
     pieces = pieces_of(chosen, source)
     old_ids = real_ids(source)
     old_names = source.convert_ids_to_tokens(old_ids.tolist())
-    has_row = set(old_names)
+    has_row, ids = set(old_names), source.get_vocab()
     shared = [token for token in compare_vocabularies(source, target).shared if token in has_row]
     new_names = [*shared, *new.rows]
-    new_table = torch.stack([*(table[source.get_vocab()[token]] for token in shared), *new.rows.values()])
+    new_table = torch.cat([table[[ids[token] for token in shared]], *(row.unsqueeze(0) for row in new.rows.values())])
     found = {}
     for word in chosen:
         own = {source.convert_ids_to_tokens(piece) for piece in pieces[word]}
@@ -206,12 +207,14 @@ def _cosines(
     vectors: Mapping[str, torch.Tensor] | None,
     seed: int,
 ) -> dict[str, float]:
-    same_vectors = [other for other in FROM_CONTEXTS if vectors and other.startswith(initializer.partition("_")[0])]
+    compared: list[Initializer] = ["random", "subtoken_mean"]
+    if vectors:
+        own: list[Initializer] = ["contextual_mean", "contextual_mean_scaled"]
+        compared += ["token_distillation"] if initializer == "token_distillation" else own
     rows = {}
-    compared: list[Initializer] = ["random", "subtoken_mean", *same_vectors]
     for other in compared:
-        made = initial_rows(model, source, target, initializer=other, vectors=vectors, seed=seed)
-        rows[other] = torch.stack(list(made.rows.values()))
+        made = initial_rows(model, source, target, initializer=other, vectors=vectors, seed=seed).rows
+        rows[other] = torch.stack([row for token, row in made.items() if not vectors or token in vectors])
     return {
         f"{one}, {other}": round(float(torch.nn.functional.cosine_similarity(rows[one], rows[other]).mean()), 4)
         for one, other in combinations(rows, 2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from bioptimus_hf.artifacts import InputError
+from bioptimus_hf.plots import save_plot
 from bioptimus_hf.vocabulary import MARK, build_tokenizer, count_words
-
-logger = logging.getLogger(__name__)
 
 _SIZES = 10  # points of the curve
 
@@ -97,20 +95,14 @@ class SegmentationReport:
 
     def plot(self, path: Path) -> None:
         """Draw pieces per word against the size of the vocabulary."""
-        try:
-            import matplotlib
 
-            matplotlib.use("Agg")
-            from matplotlib import pyplot
-        except ImportError:
-            logger.warning("no plot of the vocabulary: pip install 'bioptimus-hf[plots]'")
-            return
-        figure, axes = pyplot.subplots(figsize=(6, 3.5), layout="constrained")
-        axes.plot(list(self.by_size), [found.fertility for found in self.by_size.values()], marker=".", label="new")
-        axes.plot(self.base_size, self.base.fertility, "s", label="base")
-        axes.set(xlabel="tokens in the vocabulary", ylabel="pieces per word, held-out text")
-        axes.legend()
-        figure.savefig(path, dpi=150)
+        def draw(axes: Any) -> None:
+            axes.plot(list(self.by_size), [found.fertility for found in self.by_size.values()], marker=".", label="new")
+            axes.plot(self.base_size, self.base.fertility, "s", label="base")
+            axes.set(xlabel="tokens in the vocabulary", ylabel="pieces per word, held-out text")
+            axes.legend()
+
+        save_plot(path, draw)
 
 
 def segment(words: Mapping[str, int], tokenizer: PreTrainedTokenizerBase) -> Segmentation:
@@ -123,7 +115,7 @@ def segment(words: Mapping[str, int], tokenizer: PreTrainedTokenizerBase) -> Seg
         InputError: there are none.
     """
     if not words:
-        raise InputError("no words to measure a vocabulary on")
+        raise InputError("no words to measure a vocabulary on: give more text, or a larger --validation_share")
     cut, unknown_token = tokenizer.backend_tokenizer.model.tokenize, tokenizer.unk_token
     pieces = whole = unknown = 0
     for word, count in words.items():
@@ -140,7 +132,7 @@ def fertility(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> float
     """Return the mean number of word pieces a word is cut into; words are those of the pre-tokenizer.
 
     Raises:
-        InputError: there is no word in the texts.
+        InputError: there is no word in the texts, or the tokenizer is not of BERT's kind.
     """
     return segment(count_words(texts, like=tokenizer), tokenizer).fertility
 
@@ -156,7 +148,7 @@ def report_vocabulary(
         like: the base's tokenizer.
 
     Raises:
-        InputError: there is no word in the texts.
+        InputError: there is no word in the texts, or the base's tokenizer is not of BERT's kind.
     """
     words = count_words(texts, like=like)
     smallest = _head(vocabulary, like)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -56,21 +55,26 @@ class Options:
     layer: int = field(default=-1, metadata={"help": "Layer whose states are read: -1 the last, 0 the embeddings"})
     pieces: str = field(
         default="mean",
-        metadata={"help": "What is taken of the states of a token's pieces", "choices": list(PIECES)},
+        metadata={
+            "help": "What is taken of the states of a token's pieces (contextual means)",
+            "choices": list(PIECES),
+        },
     )
     max_tokens: int | None = field(
         default=None,
         metadata={
-            "help": "Train the rows of this many new tokens only, the first ones of the vocabulary, which are the most "
-            "frequent (token_distillation); the others start from the mean of their pieces' rows"
+            "help": "Train the rows of this many new tokens only, the first ones of the vocabulary that can be trained "
+            "(token_distillation); the others start from the mean of their pieces' rows"
         },
     )
-    batch_size: int = field(default=64, metadata={"help": "Sentences read at once"})
-    bf16: bool = field(default=False, metadata={"help": "Read in bfloat16: faster where the processor has it"})
+    batch_size: int = field(default=64, metadata={"help": "Sentences read at once (contextual means)"})
+    bf16: bool = field(
+        default=False, metadata={"help": "Read, or train, in bfloat16: faster where the processor has it"}
+    )
 
 
 def main() -> None:
-    """Read, average, transplant and save."""
+    """Make the new rows, report on them, transplant and save."""
     run_options, stage, options = parse(
         RunOptions, StageOptions, Options, section="distill_embeddings", description=__doc__
     )
@@ -114,9 +118,15 @@ def main() -> None:
             counts = Counter(contexts["token"])
             if trained:
                 start = initial_rows(model, source, target, initializer="subtoken_mean").rows
-                some = dict(islice(start.items(), options.max_tokens))
                 vectors = distill_tokens(
-                    model, source, contexts, some, layer=options.layer, seed=run_options.seed, bf16=options.bf16
+                    model,
+                    source,
+                    contexts,
+                    start,
+                    max_tokens=options.max_tokens,
+                    layer=options.layer,
+                    seed=run_options.seed,
+                    bf16=options.bf16,
                 )
             else:
                 vectors = contextual_embeddings(
@@ -139,16 +149,16 @@ def main() -> None:
         report.plot(built.path / "norms.png")
         built.facts |= {
             "new_tokens": len(new.rows),
-            "new_tokens_with_contexts": len(new.rows) - len(new.without_contexts) if from_contexts else 0,
+            "new_tokens_from_contexts": len(new.rows) - len(new.fallen_back) if from_contexts else 0,
             "unknown_to_base": new.unknown,
-            "without_contexts": new.without_contexts,
+            "fallen_back": new.fallen_back,
             "weights_made_up": made_up,
         }
     logger.info(
         "%d new tokens, %d of them not made from contexts (they have the mean of their pieces' rows), %d of unknown "
         "characters",
         len(new.rows),
-        len(new.without_contexts),
+        len(new.fallen_back),
         len(new.unknown),
     )
 

@@ -18,6 +18,7 @@ from transformers import pipeline
 
 from bioptimus_hf.artifacts import MADE, InputError, read_made
 from bioptimus_hf.curriculum import PHASE_FILE
+from bioptimus_hf.plots import save_plot
 from bioptimus_hf.recipes import parse, run
 
 logger = logging.getLogger("report")
@@ -65,7 +66,7 @@ def stage_facts(stages: list[Path]) -> list[str]:
         "tokens": "{} tokens of interest",
         "shared": "{} tokens shared with the base",
         "new_tokens": "{} new tokens",
-        "new_tokens_with_contexts": "{} new tokens with contexts",
+        "new_tokens_from_contexts": "{} new tokens made from contexts",
         "contexts": "{} contexts",
         "fertility_before": "{:.3f} pieces per word with the base's vocabulary",
         "fertility_after": "{:.3f} pieces per word with the new one",
@@ -102,26 +103,21 @@ def ner_table(root: Path) -> list[str]:
 
 def plot_losses(root: Path) -> None:
     """Draw training and validation loss over the steps, with the phases' edges, as OUTPUT_DIR/losses.png."""
-    try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-    except ImportError:
-        logger.warning("no plot of the losses: pip install 'bioptimus-hf[plots]'")
-        return
     history = json.loads((root / "pretraining" / "history.json").read_text(encoding="utf-8"))
-    figure, axes = pyplot.subplots(figsize=(8, 4), layout="constrained")
-    for key, label in (("loss", "training"), ("eval_loss", "validation, masked once")):
-        rows = [row for row in history if key in row]
-        axes.plot([row["step"] for row in rows], [row[key] for row in rows], label=label)
-    for record in (json.loads(path.read_text(encoding="utf-8")) for path in sorted(root.glob("v*/" + PHASE_FILE))):
-        axes.axvline(record["last_step"], color="grey", linewidth=0.5)
-        axes.annotate(f"v{record['version']}", (record["last_step"], 1), xycoords=("data", "axes fraction"), ha="right")
-    axes.set(xlabel="optimizer step", ylabel="cross-entropy (nats)")
-    axes.legend()
-    figure.savefig(root / "losses.png", dpi=150)
-    logger.info("saved %s", root / "losses.png")
+    phases = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(root.glob("v*/" + PHASE_FILE))]
+
+    def draw(axes: Any) -> None:
+        for key, label in (("loss", "training"), ("eval_loss", "validation, masked once")):
+            rows = [row for row in history if key in row]
+            axes.plot([row["step"] for row in rows], [row[key] for row in rows], label=label)
+        for phase in phases:
+            axes.axvline(phase["last_step"], color="grey", linewidth=0.5)
+            place = (phase["last_step"], 1)
+            axes.annotate(f"v{phase['version']}", place, xycoords=("data", "axes fraction"), ha="right")
+        axes.set(xlabel="optimizer step", ylabel="cross-entropy (nats)")
+        axes.legend()
+
+    save_plot(root / "losses.png", draw, size=(8, 4))
 
 
 def cost_table(root: Path, stages: list[Path], heads: list[Path]) -> list[str]:

@@ -197,7 +197,7 @@ def test_contextual_rows_and_their_fallback(
 ) -> None:
     vectors = contextual_embeddings(tiny_bert, tokenizer, contexts(ROWS))
     plain = initial_rows(tiny_bert, tokenizer, target, initializer="contextual_mean", vectors=vectors)
-    assert sorted(plain.without_contexts) == sorted(["activ", "##itides", "é"])
+    assert sorted(plain.fallen_back) == sorted(["activ", "##itides", "é"])
     assert all(torch.equal(plain.rows[token], vectors[token]) for token in vectors)
     means = initial_rows(tiny_bert, tokenizer, target, initializer="subtoken_mean")
     assert torch.equal(plain.rows["activ"], means.rows["activ"])

@@ -15,6 +15,7 @@ import bioptimus_hf
 PACKAGE = Path(bioptimus_hf.__file__).parent
 ORDER = (
     "artifacts",
+    "plots",
     "files",
     "corpus",
     "vocabulary",
