@@ -33,7 +33,7 @@ SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 TEXTS_AT_ONCE = 1000
 
 
-def plain(documents: Dataset, base: str, size: int) -> list[str]:
+def plain(documents: Dataset, _: str, size: int) -> list[str]:
     trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=SPECIALS, limit_alphabet=1000, min_frequency=2)
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)

@@ -13,9 +13,11 @@ Steps, each of which is skipped where it is finished, so that an interrupted com
 4. from each v0.0 the same short pre-training (scripts/pretrain.py), validated before the first step and along the way;
 5. from most v0.0 and from the base NER heads (scripts/finetune_ner.py).
 
-Writes WORK/summary.md (losses, F1, and differences paired by seed, and by task, with 95 % intervals) and
-WORK/losses.png. The initialisers named first have all seeds, the others the first only. A seed also draws the held-out
-documents, so that losses compare within a seed only.
+Options other than those of an earlier run want another WORK. Writes WORK/summary.md (losses, F1, and differences paired
+by seed, and by task, with 95 % intervals) and WORK/losses.png. The initialisers named first have all seeds, the others
+the first only. A seed also draws the held-out documents, so that losses compare within a seed only; the head, the
+vocabulary and the contexts are made once, on the training part of seed 0, so that with other seeds some held-out
+documents had a part in them.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from math import sqrt
 from pathlib import Path
 
 import torch
+from scipy.stats import t
 from transformers import AutoTokenizer
 
 from bioptimus_hf.corpus import load_corpus, split_validation
@@ -59,7 +62,6 @@ VARIANTS = {  # label to the options of distill_embeddings.py
 ALL_SEEDS = 3  # variants, the first ones
 REFERENCE = "subtoken_mean"
 WITHOUT_HEADS = ("contextual_mean_scaled, layer 1",)  # to save time
-T_95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57}  # two-sided 95 % of Student's t, by degrees of freedom
 
 
 def run_script(name: str, *options: str, threads: int) -> None:
@@ -106,7 +108,9 @@ def base_with_head(options: argparse.Namespace, folder: Path) -> None:
             export_dir=folder.with_suffix(".exports"),
         )
         print(*(f"step {row['step']}: loss {row['eval_loss']:.3f}" for row in history if "eval_loss" in row), sep="\n")
-    save_masked_lm(model, tokenizer, folder)
+    partial = folder.with_suffix(".partial")
+    save_masked_lm(model, tokenizer, partial)
+    partial.rename(folder)
 
 
 def seeds_of(number: int, seeds: Sequence[int]) -> Sequence[int]:
@@ -133,7 +137,7 @@ def interval(differences: Sequence[float], digits: int) -> str:
     mean = statistics.fmean(differences)
     if len(differences) < 2:
         return f"{mean:+.{digits}f}"
-    half = T_95[len(differences) - 1] * statistics.stdev(differences) / sqrt(len(differences))
+    half = t.ppf(0.975, len(differences) - 1) * statistics.stdev(differences) / sqrt(len(differences))
     return f"{mean:+.{digits}f} ({mean - half:+.{digits}f} to {mean + half:+.{digits}f})"
 
 
@@ -150,6 +154,8 @@ def summarize(work: Path, tasks: Sequence[str], seeds: Sequence[int]) -> str:
         done = {seed: folder for seed, folder in folders.items() if (folder / "pretraining" / "history.json").is_file()}
         if done:
             curves[label] = {seed: losses(folder) for seed, folder in done.items()}
+    if not curves:
+        return "nothing is finished yet\n"
     steps = sorted(set.intersection(*(set(curve) for each in curves.values() for curve in each.values())))
     lines = [
         f"| initialiser | {' | '.join(f'loss, step {step}' for step in steps)} | minus {REFERENCE} (95 %), seeds |",
@@ -166,11 +172,10 @@ def summarize(work: Path, tasks: Sequence[str], seeds: Sequence[int]) -> str:
     for label in ("base", *VARIANTS):
         own = scores.get(folder_of(Path(), label, 0).name.removesuffix("-0"), {})
         if own:
-            cells = [
-                mean_and_deviation([score for (of, _), score in sorted(own.items()) if of == task] or [float("nan")], 2)
-                for task in tasks
-            ]
-            pairs = [score - scores["base"][cell] for cell, score in own.items() if cell in scores["base"]]
+            by_task = ([score for (of, _), score in sorted(own.items()) if of == task] for task in tasks)
+            cells = [mean_and_deviation(values, 2) if values else "-" for values in by_task]
+            base = scores.get("base", {})
+            pairs = [score - base[cell] for cell, score in own.items() if cell in base]
             against = f"{interval(pairs, 2)}, {len(pairs)}" if label != "base" and pairs else "-"
             lines.append(f"| {label} | {' | '.join(cells)} | {against} |")
     plot(curves, work / "losses.png")
@@ -240,7 +245,6 @@ def main() -> None:
             pretrainings.append(
                 (
                     seed,
-                    target,
                     [
                         *("--output_dir", str(target), "--model", str(folder / "v0.0"), *text, "--seed", str(seed)),
                         *("--max_steps", str(options.steps), "--learning_rate", f"{options.learning_rate:g}"),
@@ -261,10 +265,8 @@ def main() -> None:
     heads += [(seed, f"base={base}") for seed in options.seeds]
     threads = max(1, every // options.jobs)
 
-    def train(job: tuple[int, Path, list[str]]) -> None:
-        _, target, arguments = job
-        if not (target / "pretraining" / "history.json").is_file():
-            run_script("pretrain", *arguments, threads=threads)
+    def train(job: tuple[int, list[str]]) -> None:
+        run_script("pretrain", *job[1], threads=threads)
 
     def head(job: tuple[int, str]) -> None:
         seed, model = job
