@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from conftest import tiny_vocabulary
-from datasets import Dataset, load_from_disk
+from datasets import Dataset, Features, Value, load_from_disk
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import BertTokenizer
 
@@ -177,18 +177,21 @@ def test_the_sample_is_uniform(tokenizer: BertTokenizer, monkeypatch: pytest.Mon
     assert 55 < chi_square < 155  # 99 degrees of freedom: beyond these bounds once in some 5,000 trials
 
 
+@pytest.mark.parametrize("kind", ["int64", "uint32", "string"])
 def test_copies_that_come_late_still_give_their_document(
-    tokenizer: BertTokenizer, monkeypatch: pytest.MonkeyPatch
+    tokenizer: BertTokenizer, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """The last winner's own priority is the limit below which others must come; a copy of it comes neither below."""
     monkeypatch.setattr(module, "ROWS_AT_ONCE", 10)
     monkeypatch.setattr(sampling, "_HELD", 5)
     texts = [f"asthma {number % 50}" for number in range(200)]
-    sentences = Dataset.from_dict({"text": texts, "document": range(200, 0, -1)})
+    documents = [f"{number:03}" if kind == "string" else number for number in range(200, 0, -1)]
+    features = Features(text=Value("string"), document=Value(kind))
+    sentences = Dataset.from_dict({"text": texts, "document": documents}, features=features)
     for per_token in (1, 2, 3):
         contexts = find_contexts(sentences, ["asthma"], tokenizer=tokenizer, per_token=per_token)
         assert len(contexts) == per_token
-        assert all(row["document"] == 50 - int(row["text"].split()[1]) for row in contexts)
+        assert all(int(row["document"]) == 50 - int(row["text"].split()[1]) for row in contexts)
 
 
 def test_copies_are_held_only_where_documents_are_in_no_order(
