@@ -91,17 +91,16 @@ def distill_tokens(
     encoder = model.base_model.eval()
     rows: dict[str, torch.Tensor] = {}
     held = _contexts_by_token(contexts, start, seed)
-    with tqdm(total=min(len(held), max_tokens or len(held)), desc="Distilling tokens", unit=" tokens") as bar:
+    with tqdm(total=max_tokens or len(held), desc="Distilling tokens", unit=" tokens") as bar:
         for tokens, snippets in _groups(contexts, held, tokenizer):
             left = None if max_tokens is None else max_tokens - len(rows)
             usable = [number for number, each in enumerate(snippets) if each][:left]
-            if not usable:
-                continue
-            lessons = [_lessons(encoder, snippets[number], layer, bf16) for number in usable]
-            chosen = [tokens[number] for number in usable]
-            trained = torch.stack([start[token] for token in chosen]).float().to(model.device)
-            rows |= dict(zip(chosen, _train(encoder, trained, lessons, layer, bf16).cpu(), strict=True))
-            bar.update(len(chosen))
+            if usable:
+                lessons = [_lessons(encoder, snippets[number], layer, bf16) for number in usable]
+                chosen = [tokens[number] for number in usable]
+                trained = torch.stack([start[token] for token in chosen]).float().to(model.device)
+                rows |= dict(zip(chosen, _train(encoder, trained, lessons, layer, bf16).cpu(), strict=True))
+            bar.update(len(usable) if max_tokens else len(tokens))  # the bar counts what it is to reach
             if len(rows) == max_tokens:
                 break
     return rows
