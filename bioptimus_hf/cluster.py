@@ -11,6 +11,8 @@ import logging
 import os
 import socket
 import tempfile
+import threading
+import time
 from collections import Counter
 from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -37,6 +39,7 @@ logger = logging.getLogger(__name__)
 _HELD = 1 << 18  # sentences, before those of losers are thrown out for the first time
 _ROW_BITS = 40  # of a row number for the sentence within its file; the bits above are the number of the file
 _ATTEMPTS = 10  # at a file, before it is blamed for the end of the workers that read it
+_SECONDS_FOR_THREADS = 30  # of Ray Data, to end
 _COUNTS = ("documents", "set_aside", "sentences", "occurrences")
 _SENTENCES = pa.schema([("row", pa.int64()), ("text", pa.large_string()), ("document", pa.int64())])
 
@@ -247,6 +250,7 @@ def _results(search: _FileSearch, files: Sequence[Path], num_proc: int | None) -
     dataset.context.enable_progress_bars = False
     dataset.context.print_on_execution_start = False
     dataset.context.execution_no_progress_timeout_s = -1  # a large file takes long, and hands nothing in before its end
+    before = threading.enumerate()
     try:
         for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             for row in range(len(batch)):
@@ -256,6 +260,13 @@ def _results(search: _FileSearch, files: Sequence[Path], num_proc: int | None) -
         if not reason.startswith(("ImportError", "ModuleNotFoundError")):
             raise
         raise InputError(f"{reason}: install the same bioptimus-hf[ray] on all machines of the cluster") from error
+    finally:
+        # Ray Data does not wait for its threads where the iteration breaks off, and Ray ends the whole process, without
+        # a word, when one of them asks it something after `ray.shutdown`.
+        deadline = time.monotonic() + _SECONDS_FOR_THREADS
+        for thread in threading.enumerate():
+            if thread not in before:
+                thread.join(max(0.0, deadline - time.monotonic()))
 
 
 @contextmanager

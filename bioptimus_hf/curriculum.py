@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.data import IterableDataset
 from transformers import (
     PreTrainedModel,
@@ -18,6 +19,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer_callback import ExportableState
 
 from bioptimus_hf.artifacts import InputError, write_json
 from bioptimus_hf.masking import BioptimusDataCollator, MaskingStrategy
@@ -36,11 +38,22 @@ class Phase:
         version: of the model that the phase makes ("0.1" is exported as `v0.1`).
         masking: the strategy of the phase.
         share: of the run's optimizer steps; the shares of a curriculum add up to 1.
+        last_rate: masking rate that the last step reaches, in even steps from that of `masking`. None: it stays.
+
+    Raises:
+        InputError: a rate or share that is none.
     """
 
     version: str
     masking: MaskingStrategy
     share: float = 0.25
+    last_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.share > 0:
+            raise InputError(f"the share of a phase is above 0, not {self.share}")
+        if self.last_rate is not None:
+            replace(self.masking, rate=self.last_rate)  # which checks it
 
 
 # The README of the published model (rttl-ai/BIOptimus) names units, rates and corruption; the equal shares are ours.
@@ -50,6 +63,21 @@ BIOPTIMUS_CURRICULUM: tuple[Phase, ...] = (
     Phase("0.3", MaskingStrategy("word", 0.20, corrupt=True)),
     Phase("0.4", MaskingStrategy("word", 0.20, corrupt=False)),
 )
+
+
+def select_phases(curriculum: Sequence[Phase], versions: Sequence[str]) -> tuple[Phase, ...]:
+    """Return the phases of these versions, in the curriculum's order, with shares that add up to 1 again.
+
+    Raises:
+        InputError: a version that the curriculum does not have.
+    """
+    known = [phase.version for phase in curriculum]
+    for version in versions:
+        if version not in known:
+            raise InputError(f"the curriculum has no phase {version}: it has {', '.join(known)}")
+    chosen = [phase for phase in curriculum if phase.version in versions]
+    total = sum(phase.share for phase in chosen)
+    return tuple(replace(phase, share=phase.share / total) for phase in chosen)
 
 
 def phase_ends(curriculum: Sequence[Phase], steps: int) -> list[int]:
@@ -73,7 +101,7 @@ def phase_ends(curriculum: Sequence[Phase], steps: int) -> list[int]:
     return ends
 
 
-class CurriculumCallback(TrainerCallback):
+class CurriculumCallback(TrainerCallback, ExportableState):
     """Take a `Trainer` through a curriculum, switching at exact optimizer steps, and export each phase's version.
 
     Where the training arguments ask for evaluation at all, the model is evaluated at the end of every phase too.
@@ -86,7 +114,8 @@ class CurriculumCallback(TrainerCallback):
         record: facts about the run that every `phase.json` is to keep.
 
     Raises:
-        InputError: (when training begins) the curriculum does not fit the run.
+        InputError: (when training begins) the curriculum does not fit the run, or a checkpoint to go on from is of a
+            run with other phases, seed, steps, batches or processes.
     """
 
     def __init__(
@@ -102,6 +131,7 @@ class CurriculumCallback(TrainerCallback):
         self.export_dir = export_dir
         self.record = dict(record or {})
         self.ends: list[int] = []
+        self._run: dict[str, Any] = {}
         self._to_export: Phase | None = None  # the phase that has ended and is not on disk yet
         self._evaluation_checked = False
 
@@ -110,21 +140,48 @@ class CurriculumCallback(TrainerCallback):
     ) -> None:
         """Lay the phases out over the steps of the run."""
         loader = kwargs.get("train_dataloader")
-        if args.accelerator_config.split_batches or (
-            args.world_size > 1 and isinstance(getattr(loader, "dataset", None), IterableDataset)
-        ):
+        streamed = isinstance(getattr(loader, "dataset", None), IterableDataset)
+        scattered = args.world_size > 1 or args.dataloader_num_workers > 0
+        if args.accelerator_config.split_batches or (streamed and scattered):
             raise InputError(
-                "split_batches, and a streamed data set on several processes, give each row to another process than "
-                "the curriculum counts on: load the data set whole, or use one process"
+                "split_batches, and a streamed data set on several processes or with worker processes, give each row "
+                "to another place than the curriculum counts on: load the data set whole, or use one process, without "
+                "workers"
             )
         self.ends = phase_ends(self.curriculum, state.max_steps)
+        self._run = {
+            "curriculum": [asdict(phase) for phase in self.curriculum],
+            "seed": self.collator.seed,
+            "max_steps": state.max_steps,
+            "per_device_train_batch_size": args.train_batch_size,
+            "gradient_accumulation_steps": args.gradient_accumulation_steps,
+            "world_size": args.world_size,
+        }
+        # What the Trainer has read from the checkpoint, if it goes on from one.
+        before = state.stateful_callbacks.get(type(self).__name__) if state.global_step else None
+        self._check_same_run(before["attributes"]["_run"] if isinstance(before, dict) else self._run)
         self.collator.follow(
-            [start * args.gradient_accumulation_steps for start in [0, *self.ends[:-1]]],
+            [0, *self.ends],
             [phase.masking for phase in self.curriculum],
             batch_size=args.train_batch_size,
             rank=args.process_index,
             world_size=args.world_size,
+            accumulation=args.gradient_accumulation_steps,
+            last_rates=[phase.last_rate or phase.masking.rate for phase in self.curriculum],
         )
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps, to be compared with the run that goes on from it."""
+        return {"args": {}, "attributes": {"_run": self._run}}
+
+    def _check_same_run(self, before: Mapping[str, Any]) -> None:
+        changed = [
+            f"{name} ({before.get(name)} then, {now} now)" for name, now in self._run.items() if before.get(name) != now
+        ]
+        if changed:
+            raise InputError(
+                f"the checkpoint is of a run with another {', '.join(changed)}: what follows would not continue it"
+            )
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -165,17 +222,19 @@ class CurriculumCallback(TrainerCallback):
     ) -> None:
         """Say in the log history which phase's masks a training loss was measured on."""
         if self.ends and logs is not None and "loss" in logs and state.log_history:
-            phase = self.curriculum[self._phase_at(state.global_step)]
-            state.log_history[-1] |= {"phase": phase.version, **asdict(phase.masking)}
+            phase = self.phase_of(state.global_step)
+            masking = self.collator.strategy_at(state.global_step - 1)
+            state.log_history[-1] |= {"phase": phase.version, **asdict(masking)}
 
-    def _phase_at(self, step: int) -> int:
-        """Return the number of the phase that made an optimizer step; steps count from 1, as in `global_step`."""
-        return next(number for number, end in enumerate(self.ends) if step <= end)
+    def phase_of(self, step: int) -> Phase:
+        """Return the phase of an optimizer step; steps count from 1, as in `global_step`."""
+        return next(phase for phase, end in zip(self.curriculum, self.ends, strict=True) if step <= end)
 
     def _export(self, state: TrainerState, model: PreTrainedModel, metrics: Mapping[str, float]) -> None:
         phase, self._to_export = self._to_export, None
         if phase is None or self.export_dir is None or not state.is_world_process_zero:
             return
+        check_finite(model, state.global_step)
         folder = Path(self.export_dir) / f"v{phase.version}"
         partial = folder.with_name(folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
@@ -196,6 +255,19 @@ class CurriculumCallback(TrainerCallback):
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
         logger.info("step %d: exported %s", state.global_step, folder)
+
+
+def check_finite(model: torch.nn.Module, step: int) -> None:
+    """Refuse to keep weights that training has destroyed.
+
+    Raises:
+        InputError: some weight is infinite or not a number.
+    """
+    if not all(bool(torch.isfinite(values).all()) for values in model.parameters()):
+        raise InputError(
+            f"step {step}: the weights are no numbers any more, training has diverged; nothing of it is saved, the "
+            f"checkpoints before it are as they were. Try a lower --learning_rate or more --warmup_steps"
+        )
 
 
 def save_masked_lm(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -104,17 +104,29 @@ class BioptimusDataCollator:
         batch_size: int,
         rank: int,
         world_size: int,
+        accumulation: int = 1,
+        last_rates: Sequence[float] = (),
     ) -> None:
-        """Set a plan: what to do at each micro-batch of a run. Called before the first iterator over the data begins.
+        """Set a plan: what to do at each optimizer step. Called before the first iterator over the data begins.
 
         Args:
-            edges: micro-batch (of this process) at which each strategy begins; ascending, the first is 0.
-            strategies: as many as edges.
+            edges: optimizer step (counted from 0) at which each strategy begins; ascending, the first is 0. One more
+                than strategies, the end of the run, where rates change within a strategy.
+            strategies: what is done from each edge on.
             batch_size: rows of a micro-batch.
             rank: of this process, among `world_size`.
+            accumulation: micro-batches of an optimizer step, on each process.
+            last_rates: masking rate that each strategy reaches at its last step, in even steps from its own; by default
+                it stays.
         """
         self._continues = _continuations(self.tokenizer, strategies)
-        self._plan = _Plan(tuple(edges), tuple(strategies), batch_size, rank, world_size)
+        self._plan = _Plan(
+            tuple(edges), tuple(strategies), batch_size, rank, world_size, accumulation, tuple(last_rates)
+        )
+
+    def strategy_at(self, step: int) -> MaskingStrategy:
+        """Return the strategy that the plan has for an optimizer step, counted from 0."""
+        return self.strategy if self._plan is None else self._plan.strategy_at(step)
 
     def begin(self, micro_batch: int) -> None:
         """Say that an iterator over the data is about to begin, and at which micro-batch of the run it does."""
@@ -211,8 +223,8 @@ class BioptimusDataCollator:
             return int(key), call * 2**20, self.strategy
         plan = self._plan
         micro_batch = began + call
-        strategy = plan.strategies[bisect_right(plan.edges, micro_batch) - 1]
-        return self.seed % 2**64, (micro_batch * plan.world_size + plan.rank) * plan.batch_size, strategy
+        first_row = (micro_batch * plan.world_size + plan.rank) * plan.batch_size
+        return self.seed % 2**64, first_row, plan.strategy_at(micro_batch // plan.accumulation)
 
 
 @dataclass(frozen=True)
@@ -222,6 +234,18 @@ class _Plan:
     batch_size: int
     rank: int
     world_size: int
+    accumulation: int
+    last_rates: tuple[float, ...]
+
+    def strategy_at(self, step: int) -> MaskingStrategy:
+        """Return the strategy of an optimizer step; batches fetched beyond the last step have that of the last."""
+        number = min(bisect_right(self.edges, step), len(self.strategies)) - 1
+        strategy = self.strategies[number]
+        if not self.last_rates or self.last_rates[number] == strategy.rate:
+            return strategy
+        first, end = self.edges[number], self.edges[number + 1]
+        share = min(step - first, end - 1 - first) / max(end - 1 - first, 1)
+        return replace(strategy, rate=strategy.rate + share * (self.last_rates[number] - strategy.rate))
 
 
 def _continuations(tokenizer: PreTrainedTokenizerBase, strategies: Sequence[MaskingStrategy]) -> Array | None:

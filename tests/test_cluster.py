@@ -229,8 +229,8 @@ def machines(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[An
     utils = pytest.importorskip("ray.cluster_utils")
     # Not an argument: it would still note for all processes of the machine where a cluster is.
     monkeypatch.setenv("RAY_TMPDIR", str(short_folder))
-    # A machine that has died is noticed after 15 seconds by default.
-    settings = {"health_check_period_ms": 300, "health_check_failure_threshold": 3}
+    # A machine that has died is noticed after 15 seconds by default; after 1, a busy one is taken for dead.
+    settings = {"health_check_period_ms": 300, "health_check_failure_threshold": 10}
     arguments = {"num_cpus": 1, "include_dashboard": False, "_system_config": settings}
     cluster = utils.Cluster(initialize_head=True, head_node_args=arguments)
     try:
