@@ -41,12 +41,12 @@ from bioptimus_hf.corpus import load_corpus, split_validation
 from bioptimus_hf.curriculum import Phase, save_masked_lm
 from bioptimus_hf.distillation import load_masked_lm
 from bioptimus_hf.masking import MaskingStrategy
+from bioptimus_hf.modeling import BertForMaskedPositions
+from bioptimus_hf.packing import tokenize_and_pack
 from bioptimus_hf.pretraining import (
-    BertForMaskedPositions,
     PretrainingArguments,
     mask_once,
     pretrain,
-    tokenize_and_pack,
 )
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"

@@ -9,26 +9,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import torch
-from datasets import Dataset, Features, List, Value
-from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader
+from datasets import Dataset
 from transformers import (
     BertForMaskedLM,
     PreTrainedTokenizerBase,
-    Trainer,
-    TrainerControl,
     TrainerState,
     TrainingArguments,
 )
-from transformers.modeling_outputs import MaskedLMOutput
 
-from bioptimus_hf.artifacts import InputError
+from bioptimus_hf.artifacts import InputError, Terminated
 from bioptimus_hf.curriculum import BIOPTIMUS_CURRICULUM, CurriculumCallback, Phase
-from bioptimus_hf.masking import IGNORED, BioptimusDataCollator, MaskingStrategy
-from bioptimus_hf.vocabulary import save_tokenizer
+from bioptimus_hf.masking import BioptimusDataCollator, MaskingStrategy
+from bioptimus_hf.modeling import BertForMaskedPositions
+from bioptimus_hf.trainer import PretrainingTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -62,81 +56,15 @@ class PretrainingArguments(TrainingArguments):
     )
     save_steps: float = field(default=500, metadata={"help": "Steps between two checkpoints to resume from"})
     save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints to keep"})
-    dataloader_drop_last: bool = field(default=True, metadata={"help": "Leave out an epoch's last, smaller batch"})
+    dataloader_drop_last: bool = field(
+        default=True, metadata={"help": "The rows of an epoch that fill no optimizer step are left out in any case"}
+    )
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "A loss that is no number ends the run"})
 
     def __post_init__(self) -> None:
         # Without this the stock arguments refuse bf16 where there is no GPU, though the CPU may well have it.
         self.use_cpu: bool = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
-
-
-class BertForMaskedPositions(BertForMaskedLM):
-    """`BertForMaskedLM` whose prediction head reads the masked positions alone.
-
-    The loss is the same as the parent's, and so is what is saved: a plain `BertForMaskedLM`. Of the outputs, `logits`
-    have the shape (masked positions of the batch, vocabulary).
-    """
-
-    accepts_loss_kwargs = True  # tells the Trainer to pass num_items_in_batch; it looks for **kwargs otherwise
-
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> MaskedLMOutput:
-        """Predict the positions whose label is not -100 (`IGNORED`).
-
-        Args:
-            input_ids: int64 of shape (rows, length), as `attention_mask`, `token_type_ids` and `labels`.
-            num_items_in_batch: masked positions of the whole optimizer step, over all micro-batches and processes. The
-                loss is the sum of the cross-entropies (nats) over it, so that it does not depend on how a step is cut
-                into micro-batches; without it, over the masked positions of this batch.
-
-        Raises:
-            ValueError: there are no labels.
-        """
-        if labels is None:
-            raise ValueError("a model that predicts masked positions alone needs labels to tell which they are")
-        hidden = self.bert(input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)[0]
-        masked = labels != IGNORED
-        logits = self.cls(hidden[masked])
-        total = cross_entropy(logits.float(), labels[masked], reduction="sum")
-        count = masked.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-        return MaskedLMOutput(loss=total / count, logits=logits)
-
-    def save_pretrained(self, save_directory: str | Path, **arguments: Any) -> None:
-        """Save as the parent, under the parent's name."""
-        super().save_pretrained(save_directory, **arguments)
-        self.config.architectures = [BertForMaskedLM.__name__]
-        self.config.save_pretrained(save_directory)
-
-
-class PretrainingTrainer(Trainer):
-    """`Trainer` whose checkpoints carry a whole tokenizer, and whose validation loss is exact."""
-
-    def evaluate(
-        self,
-        eval_dataset: Dataset | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
-        """Measure the mean cross-entropy (nats) over the masked tokens of the validation set, on all processes."""
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        # The stock loop averages the means of batches, which hold different numbers of masked tokens.
-        part = dataset.select(range(self.args.process_index, len(dataset), self.args.world_size))
-        sums = loss_and_count(self.model, part, self.data_collator, batch_size=self.args.eval_batch_size)
-        loss, count = self.accelerator.reduce(sums).tolist()
-        metrics = {f"{metric_key_prefix}_loss": loss / max(count, 1)}
-        self.log(metrics)
-        self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        save_tokenizer(self.processing_class, output_dir or self.args.output_dir)
 
 
 def shaping_settings(arguments: TrainingArguments) -> dict[str, Any]:
@@ -147,43 +75,6 @@ def shaping_settings(arguments: TrainingArguments) -> dict[str, Any]:
         **{name: value for name, value in own.items() if not name.startswith(_HARMLESS)},
         "world_size": arguments.world_size,
     }
-
-
-def tokenize_and_pack(
-    documents: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int, num_proc: int | None = None
-) -> Dataset:
-    """Turn documents into one stream of tokens, cut into blocks.
-
-    Every document stands in the stream as `[CLS] ... [SEP]`, whole, in the order given. Nothing is left out: the last
-    block is as long as what remains. The blocks do not depend on `num_proc`.
-
-    Args:
-        documents: with a column `text`.
-        max_length: tokens of a block.
-
-    Returns:
-        Data set with the column `input_ids`, of 2 bytes a token where the vocabulary allows it.
-
-    Raises:
-        InputError: `max_length` is more than the tokenizer says its model can read, or less than 8.
-    """
-    if not 8 <= max_length <= tokenizer.model_max_length:
-        raise InputError(f"--max_length must lie between 8 and the model's {tokenizer.model_max_length}")
-    kind = "uint16" if len(tokenizer) <= 2**16 else "int32"
-    features = Features(input_ids=List(Value(kind)))
-    tokenized = documents.select_columns(["text"]).map(
-        _tokenize,
-        batched=True,
-        fn_kwargs={"tokenizer": tokenizer},
-        remove_columns=["text"],
-        features=features,
-        num_proc=num_proc if num_proc and num_proc > 1 else None,
-        desc="Tokenizing",
-    )
-    chunks = tokenized.with_format("arrow")[:]["input_ids"].chunks
-    stream = pa.concat_arrays([chunk.flatten() for chunk in chunks]) if chunks else pa.array([], pa.uint16())
-    offsets = pa.array(np.append(np.arange(0, len(stream), max_length), len(stream)), pa.int64())
-    return Dataset(pa.table({"input_ids": pa.LargeListArray.from_arrays(offsets, stream)}))
 
 
 def mask_once(
@@ -215,23 +106,6 @@ def mask_once(
     return Dataset.from_list(masked)
 
 
-@torch.no_grad()
-def loss_and_count(
-    model: BertForMaskedPositions, dataset: Dataset, collator: BioptimusDataCollator, *, batch_size: int
-) -> torch.Tensor:
-    """Return the sum of the cross-entropies (nats) over the masked tokens of a masked data set, and their number."""
-    training = model.training
-    model.eval()
-    sums = torch.zeros(2, dtype=torch.float64, device=model.device)
-    # With a generator of its own, the loader draws nothing from the global one, which dropout draws from.
-    generator = torch.Generator()
-    for batch in DataLoader(dataset, batch_size=batch_size, collate_fn=collator, generator=generator):
-        batch = {name: values.to(model.device) for name, values in batch.items()}
-        sums += torch.stack([model(**batch, num_items_in_batch=1).loss, (batch["labels"] != IGNORED).sum()])
-    model.train(training)
-    return sums
-
-
 def pretrain(
     model: BertForMaskedPositions,
     tokenizer: PreTrainedTokenizerBase,
@@ -242,6 +116,8 @@ def pretrain(
     curriculum: Sequence[Phase] = BIOPTIMUS_CURRICULUM,
     export_dir: Path,
     record: Mapping[str, Any] | None = None,
+    restart_each_phase: bool = False,
+    dropout: float = 0.0,
 ) -> list[dict[str, Any]]:
     """Take a model through a curriculum, and go on from the last checkpoint in `arguments.output_dir` if there is one.
 
@@ -250,15 +126,22 @@ def pretrain(
         validation: masked blocks, from `mask_once`.
         export_dir: where each phase's version is written, see `CurriculumCallback`.
         record: facts that each version's `phase.json` is to keep.
+        restart_each_phase: whether the learning rate warms up and decays anew in each phase, instead of over the run.
+        dropout: probability during this training; what is saved keeps that of the model's configuration.
 
     Returns:
         The log: a row for each line of it, with step, phase, loss or validation loss (nats), learning rate.
 
     Raises:
-        InputError: the text is too little for a batch, its blocks are longer than the model reads, or the curriculum
-            does not fit the number of steps.
+        InputError: the text is too little for a step, its blocks are longer than the model reads, the curriculum
+            does not fit the number of steps, or training diverged.
+        Terminated: the process was told to end; a checkpoint to go on from is there.
     """
     check_blocks(train, model, arguments)
+    model.document_start = tokenizer.cls_token_id
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = dropout
     collator = BioptimusDataCollator(tokenizer, curriculum[0].masking, seed=arguments.seed)
     trainer = PretrainingTrainer(
         model=model,
@@ -267,13 +150,16 @@ def pretrain(
         train_dataset=train,
         eval_dataset=validation,
         processing_class=tokenizer,
-        callbacks=[CurriculumCallback(collator, curriculum, export_dir=export_dir, record=record)],
+        phases=CurriculumCallback(collator, curriculum, export_dir=export_dir, record=record),
+        restart_each_phase=restart_each_phase,
     )
     checkpoint = arguments.resume_from_checkpoint or last_checkpoint(Path(arguments.output_dir))
     if checkpoint:
         logger.info("going on from %s", checkpoint)
     arguments.eval_on_start = validation is not None and not checkpoint
     trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.state.global_step < trainer.state.max_steps:
+        raise Terminated(f"ended at step {trainer.state.global_step} of {trainer.state.max_steps}, with a checkpoint")
     history: list[dict[str, Any]] = trainer.state.log_history
     return history
 
@@ -284,10 +170,11 @@ def check_blocks(train: Dataset, model: BertForMaskedLM, arguments: TrainingArgu
     Raises:
         InputError: as for `pretrain`.
     """
-    rows, positions = arguments.train_batch_size * arguments.world_size, model.config.max_position_embeddings
-    if len(train) < rows and arguments.dataloader_drop_last:
+    rows = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    positions = model.config.max_position_embeddings
+    if len(train) < rows:
         raise InputError(
-            f"the corpus fills {len(train)} blocks, a batch needs {rows}: give more text, "
+            f"the corpus fills {len(train)} blocks, an optimizer step needs {rows}: give more text, "
             f"a smaller --per_device_train_batch_size or a smaller --max_length"
         )
     if len(train[0]["input_ids"]) > positions:
@@ -309,8 +196,3 @@ def last_checkpoint(folder: Path) -> str | None:
         else:
             return str(checkpoint)
     return None
-
-
-def _tokenize(batch: Mapping[str, list[str]], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[list[int]]]:
-    encoded = tokenizer(batch["text"], truncation=False, return_attention_mask=False, verbose=False)
-    return {"input_ids": encoded["input_ids"]}

@@ -9,19 +9,24 @@ import inspect
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn, cast
 
+import torch
 import yaml
 from datasets import Dataset, DatasetDict
+from safetensors import SafetensorError
 from transformers import HfArgumentParser, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from bioptimus_hf.artifacts import InputError
+from bioptimus_hf.artifacts import InputError, Terminated
 from bioptimus_hf.corpus import corpus_identity, load_corpus, split_validation
+from bioptimus_hf.curriculum import Phase
+from bioptimus_hf.masking import MaskingStrategy
 
 SECTIONS = ("train_vocabulary", "find_contexts", "distill_embeddings", "pretrain", "finetune_ner", "report")
 COMMON = (
@@ -35,6 +40,15 @@ COMMON = (
     "validation_share",
     "num_proc",
 )
+
+_PHASE_KEYS: dict[str, Any] = {
+    "version": (str, int, float),
+    "unit": str,
+    "rate": (int, float),
+    "corrupt": bool,
+    "share": (int, float),
+    "last_rate": (int, float),
+}
 
 
 class _OneLineErrors(argparse.ArgumentParser):
@@ -158,6 +172,34 @@ def parse(*types: type, section: str, description: str | None, argv: Sequence[st
     )
 
 
+def read_curriculum(path: str | Path) -> tuple[Phase, ...]:
+    """Read a curriculum: a YAML list of phases: `version`, `unit`, `rate`, `corrupt`, `share`, and maybe `last_rate`.
+
+    Raises:
+        InputError: it cannot be read, or a phase is not as `Phase` and `MaskingStrategy` say (which one).
+    """
+    rows = _read_yaml(Path(path), "--curriculum")
+    if not isinstance(rows, list) or not rows:
+        raise InputError(f"--curriculum {path} must be a list of phases")
+    phases = []
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise InputError(f"--curriculum {path}, phase {number}: a mapping with {', '.join(_PHASE_KEYS)} is wanted")
+        wrong = sorted(set(row) - _PHASE_KEYS.keys()) or sorted(set(_PHASE_KEYS) - {"last_rate"} - set(row))
+        if wrong:
+            raise InputError(f"--curriculum {path}, phase {number}: {wrong[0]} is unknown or missing")
+        for key, value in row.items():  # true is a number to Python
+            kinds = _PHASE_KEYS[key]
+            if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
+                raise InputError(f"--curriculum {path}, phase {number}: {key} cannot be {value!r}")
+        try:
+            masking = MaskingStrategy(row["unit"], row["rate"], row["corrupt"])
+            phases.append(Phase(str(row["version"]), masking, row["share"], row.get("last_rate")))
+        except InputError as error:
+            raise InputError(f"--curriculum {path}, phase {number}: {error}") from error
+    return tuple(phases)
+
+
 def run(main: Callable[[], None]) -> NoReturn:
     """Run a script's `main`: log to stderr; end with status 2 and one line where the user's input is at fault."""
     rank = int(os.environ.get("RANK", "0"))
@@ -179,13 +221,25 @@ def run(main: Callable[[], None]) -> NoReturn:
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        place = f" of {error.filename}" if error.filename else ""
+    except Terminated as end:
+        print(f"{end}: run the same command again, without --force, to go on", file=sys.stderr)
+        sys.exit(128 + signal.SIGTERM)
+    except torch.OutOfMemoryError as error:
         print(
-            f"error: no room left on the disk{place} ({error.strerror or error}): make some, and run the same command "
-            f"again; what is finished is kept",
+            f"error: too little memory on the GPU ({' '.join(str(error).split())[:150]}): a smaller "
+            f"--per_device_train_batch_size with more --gradient_accumulation_steps gives the same training; what is "
+            f"finished is kept",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if not _no_room(error):
+            raise
+        place = f" of {error.filename}" if isinstance(error, OSError) and error.filename else ""
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())[:150]
+        print(
+            f"error: no room left on the disk{place} ({reason}): make some, and run the same command again; what is "
+            f"finished is kept",
             file=sys.stderr,
         )
         sys.exit(2)
@@ -193,6 +247,13 @@ def run(main: Callable[[], None]) -> NoReturn:
         print("interrupted: run the same command again, without --force, to go on", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)
+
+
+def _no_room(error: Exception) -> bool:
+    """Say whether the disk is full; the libraries that write weights and optimizer states say so in words alone."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return any(words in str(error) for words in ("os error 28", "os error 27", "os error 122", "file write failed"))
 
 
 def load_by_name(kind: Any, name: str, **arguments: Any) -> Any:
@@ -235,15 +296,19 @@ def _take_recipe(parser: argparse.ArgumentParser, path: Path, section: str) -> N
 
 
 def _read_recipe(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"--recipe {path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"--recipe {path} is not YAML: {' '.join(str(error).split())}") from error
+    content = _read_yaml(path, "--recipe")
     if not isinstance(content, dict):
         raise InputError(f"--recipe {path} must be a mapping of options")
     return content
+
+
+def _read_yaml(path: Path, option: str) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{option} {path}: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{option} {path} is not YAML: {' '.join(str(error).split())}") from error
 
 
 def _typed(path: Path, option: argparse.Action, value: Any) -> Any:

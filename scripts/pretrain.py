@@ -3,9 +3,11 @@
 
     python scripts/pretrain.py --corpus abstracts.txt.gz --output_dir runs/mine --num_train_epochs 4
     accelerate launch scripts/pretrain.py --recipe recipe.yaml
+    python scripts/pretrain.py --corpus abstracts.txt.gz --output_dir runs/mine --phases 0.3 0.4 --model runs/mine/v0.2
 
-Reads OUTPUT_DIR/v0.0, writes OUTPUT_DIR/v0.1 ... v0.4 and OUTPUT_DIR/pretraining. A run that was interrupted goes on
-from its last checkpoint when the same command is given again.
+Reads OUTPUT_DIR/v0.0, writes OUTPUT_DIR/v0.1 ... v0.4 and OUTPUT_DIR/pretraining (history.json, history.png). A run
+that was interrupted goes on from its last checkpoint when the same command is given again; told to end (SIGTERM), it
+saves one first, and ends with status 143.
 """
 
 from __future__ import annotations
@@ -23,31 +25,51 @@ from transformers import AutoTokenizer, set_seed
 
 from bioptimus_hf.artifacts import InputError, building, fingerprint, identity, is_finished, write_json
 from bioptimus_hf.cards import write_pretrained_card
-from bioptimus_hf.curriculum import BIOPTIMUS_CURRICULUM, PHASE_FILE
+from bioptimus_hf.curriculum import BIOPTIMUS_CURRICULUM, PHASE_FILE, phase_ends, select_phases
 from bioptimus_hf.distillation import load_masked_lm
+from bioptimus_hf.modeling import BertForMaskedPositions
+from bioptimus_hf.packing import tokenize_and_pack
+from bioptimus_hf.plots import plot_history
 from bioptimus_hf.pretraining import (
     VALIDATION_MASKING,
-    BertForMaskedPositions,
     PretrainingArguments,
     check_blocks,
     mask_once,
     pretrain,
     shaping_settings,
-    tokenize_and_pack,
 )
-from bioptimus_hf.recipes import CorpusOptions, StageOptions, load_by_name, parse, run
+from bioptimus_hf.recipes import CorpusOptions, StageOptions, load_by_name, parse, read_curriculum, run
 
 logger = logging.getLogger("pretrain")
 
 
 @dataclass
 class Options:
-    """What is trained, on blocks of which length."""
+    """What is trained, how, on blocks of which length."""
 
     model: str | None = field(
         default=None, metadata={"help": "Folder or Hub name of the model to start from; by default OUTPUT_DIR/v0.0"}
     )
     max_length: int = field(default=128, metadata={"help": "Tokens of a block"})
+    curriculum: str | None = field(
+        default=None,
+        metadata={
+            "help": "YAML list of phases (version, unit, rate, corrupt, share, and last_rate for a rate that changes "
+            "within the phase); by default the four published ones"
+        },
+    )
+    phases: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Versions whose phases to run, instead of all, with shares that add up to 1 again; usually with "
+            "--model OUTPUT_DIR/v<the one before>. A run of its own, not the rest of a longer one"
+        },
+    )
+    restart_each_phase: bool = field(
+        default=False,
+        metadata={"help": "Warm up and decay the learning rate anew in each phase, not once over the run"},
+    )
+    dropout: float = field(default=0.0, metadata={"help": "Dropout in training; what is saved keeps the model's own"})
 
 
 def main() -> None:
@@ -59,15 +81,20 @@ def main() -> None:
     start = options.model or str(root / "v0.0")
     if options.model is None and not Path(start).is_dir():
         raise InputError(f"{start} is not there: run scripts/distill_embeddings.py first, or name a --model")
+    curriculum = read_curriculum(options.curriculum) if options.curriculum else BIOPTIMUS_CURRICULUM
+    if options.phases:
+        curriculum = select_phases(curriculum, options.phases)
     inputs = {**corpus.inputs(), "model": identity(start)}
     settings = {
         **corpus.settings(arguments.seed),
         "max_length": options.max_length,
-        "curriculum": [asdict(phase) for phase in BIOPTIMUS_CURRICULUM],
+        "curriculum": [asdict(phase) for phase in curriculum],
+        "restart_each_phase": options.restart_each_phase,
+        "dropout": options.dropout,
         **shaping_settings(arguments),
     }
-    folder = root / "pretraining"
-    versions = [root / f"v{phase.version}" for phase in BIOPTIMUS_CURRICULUM]
+    folder = root / "-".join(["pretraining", *(phase.version for phase in curriculum if options.phases)])
+    versions = [root / f"v{phase.version}" for phase in curriculum]
     if is_finished(folder, inputs, settings, force=stage.force):
         gone = [str(version) for version in versions if not version.is_dir()]
         if gone:
@@ -99,13 +126,19 @@ def main() -> None:
             train,
             mask_once(validation, tokenizer, seed=arguments.seed) if arguments.eval_strategy != "no" else None,
             arguments,
+            curriculum=curriculum,
             export_dir=root,
             record={"run": this_run, "inputs": inputs, "settings": settings},
+            restart_each_phase=options.restart_each_phase,
+            dropout=options.dropout,
         )
         if built is not None:
             for version in versions:
                 write_pretrained_card(version, model=str(version))
             write_json(built.path / "history.json", history)
+            ends = phase_ends(curriculum, history[-1]["step"])
+            versions_end = dict(zip((phase.version for phase in curriculum), ends, strict=True))
+            plot_history(built.path / "history.png", history, versions_end)
             built.facts |= {
                 "training_tokens": pc.sum(pc.list_value_length(train.data["input_ids"])).as_py(),
                 "validation_blocks": len(validation),

@@ -3,7 +3,7 @@
 
 python scripts/report.py --output_dir runs/demo --text "Aspirin provoked bronchoconstriction in two patients."
 
-Writes OUTPUT_DIR/report.md and OUTPUT_DIR/losses.png.
+Writes OUTPUT_DIR/report.md. The plot of a pre-training is OUTPUT_DIR/pretraining/history.png.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from transformers import pipeline
 
 from bioptimus_hf.artifacts import MADE, InputError, read_made
 from bioptimus_hf.curriculum import PHASE_FILE
-from bioptimus_hf.plots import save_plot
 from bioptimus_hf.recipes import parse, run
 
 logger = logging.getLogger("report")
@@ -53,8 +52,6 @@ def main() -> None:
     report = "\n".join([f"# {root}", *parts, ""])
     (root / "report.md").write_text(report, encoding="utf-8")
     print(report)
-    if (root / "pretraining" / "history.json").is_file():
-        plot_losses(root)
 
 
 def stage_facts(stages: list[Path]) -> list[str]:
@@ -99,25 +96,6 @@ def ner_table(root: Path) -> list[str]:
     """Return the table that finetune_ner.py wrote."""
     table = root / "ner" / "results.md"
     return ["", table.read_text(encoding="utf-8").rstrip()] if table.is_file() else []
-
-
-def plot_losses(root: Path) -> None:
-    """Draw training and validation loss over the steps, with the phases' edges, as OUTPUT_DIR/losses.png."""
-    history = json.loads((root / "pretraining" / "history.json").read_text(encoding="utf-8"))
-    phases = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(root.glob("v*/" + PHASE_FILE))]
-
-    def draw(axes: Any) -> None:
-        for key, label in (("loss", "training"), ("eval_loss", "validation, masked once")):
-            rows = [row for row in history if key in row]
-            axes.plot([row["step"] for row in rows], [row[key] for row in rows], label=label)
-        for phase in phases:
-            axes.axvline(phase["last_step"], color="grey", linewidth=0.5)
-            place = (phase["last_step"], 1)
-            axes.annotate(f"v{phase['version']}", place, xycoords=("data", "axes fraction"), ha="right")
-        axes.set(xlabel="optimizer step", ylabel="cross-entropy (nats)")
-        axes.legend()
-
-    save_plot(root / "losses.png", draw, size=(8, 4))
 
 
 def cost_table(root: Path, stages: list[Path], heads: list[Path]) -> list[str]:

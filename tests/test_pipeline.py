@@ -89,7 +89,7 @@ def test_from_corpus_to_entities(tmp_path: Path) -> None:
     for part in ("pieces per word", "| v0.4 | words, 20%, always [MASK] | 8 |", "| sample | v0.4 |", "| pretraining |"):
         assert part in report.stdout
 
-    assert (run / "losses.png").read_bytes().startswith(b"\x89PNG")
+    assert (run / "pretraining" / "history.png").read_bytes().startswith(b"\x89PNG")
 
     times = {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")}
     for stage in STAGES:

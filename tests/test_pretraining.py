@@ -20,18 +20,18 @@ from transformers import AutoConfig, AutoModelForMaskedLM, BertForMaskedLM, Bert
 from bioptimus_hf.artifacts import InputError
 from bioptimus_hf.curriculum import save_masked_lm
 from bioptimus_hf.masking import BioptimusDataCollator, MaskingStrategy
+from bioptimus_hf.modeling import BertForMaskedPositions
+from bioptimus_hf.packing import tokenize_and_pack
 from bioptimus_hf.pretraining import (
     VALIDATION_MASKING,
-    BertForMaskedPositions,
     PretrainingArguments,
     check_blocks,
     last_checkpoint,
-    loss_and_count,
     mask_once,
     pretrain,
     shaping_settings,
-    tokenize_and_pack,
 )
+from bioptimus_hf.trainer import loss_and_count
 
 ROOT = Path(__file__).parent.parent
 TEXTS = [
@@ -213,7 +213,7 @@ def test_evaluation_and_workers_change_no_weight(tokenizer: BertTokenizer, tmp_p
 
 
 def test_too_little_text_is_refused(tokenizer: BertTokenizer, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="the corpus fills 3 blocks, a batch needs 8"):
+    with pytest.raises(InputError, match="the corpus fills 3 blocks, an optimizer step needs 8"):
         pretrain(
             masked_head(tokenizer),
             tokenizer,
