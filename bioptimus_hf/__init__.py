@@ -31,6 +31,8 @@ _PUBLIC = {
     "Phase": "curriculum",
     "BIOPTIMUS_CURRICULUM": "curriculum",
     "CurriculumCallback": "curriculum",
+    "follow_curriculum": "curriculum",
+    "save_masked_lm": "curriculum",
     "tokenize_and_pack": "packing",
     "BertForMaskedPositions": "modeling",
     "mask_once": "pretraining",

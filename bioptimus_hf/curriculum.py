@@ -101,6 +101,46 @@ def phase_ends(curriculum: Sequence[Phase], steps: int) -> list[int]:
     return ends
 
 
+def follow_curriculum(
+    collator: BioptimusDataCollator,
+    curriculum: Sequence[Phase] = BIOPTIMUS_CURRICULUM,
+    *,
+    steps: int,
+    batch_size: int,
+    accumulation: int = 1,
+    rank: int = 0,
+    world_size: int = 1,
+) -> dict[int, Phase]:
+    """Lay a curriculum out over the optimizer steps of a run, in a loop without a `Trainer`.
+
+    The loop says `collator.begin(micro_batch)` before each iterator over its data, with the number of micro-batches
+    that this process has had so far in the run; see scripts/examples/accelerate_loop.py.
+
+    Args:
+        steps: optimizer steps of the whole run.
+        batch_size: rows of a micro-batch.
+        accumulation: micro-batches of an optimizer step, on each process.
+        rank: of this process, among `world_size`.
+
+    Returns:
+        The phase that ends with each step (counted from 1) with which one ends.
+
+    Raises:
+        InputError: as for `phase_ends`.
+    """
+    ends = phase_ends(curriculum, steps)
+    collator.follow(
+        [0, *ends],
+        [phase.masking for phase in curriculum],
+        batch_size=batch_size,
+        rank=rank,
+        world_size=world_size,
+        accumulation=accumulation,
+        last_rates=[phase.last_rate or phase.masking.rate for phase in curriculum],
+    )
+    return dict(zip(ends, curriculum, strict=True))
+
+
 class CurriculumCallback(TrainerCallback, ExportableState):
     """Take a `Trainer` through a curriculum, switching at exact optimizer steps, and export each phase's version.
 
@@ -130,7 +170,7 @@ class CurriculumCallback(TrainerCallback, ExportableState):
         self.curriculum = tuple(curriculum)
         self.export_dir = export_dir
         self.record = dict(record or {})
-        self.ends: list[int] = []
+        self.ends: dict[int, Phase] = {}  # the phase that ends with each step
         self._run: dict[str, Any] = {}
         self._to_export: Phase | None = None  # the phase that has ended and is not on disk yet
         self._evaluation_checked = False
@@ -148,7 +188,6 @@ class CurriculumCallback(TrainerCallback, ExportableState):
                 "to another place than the curriculum counts on: load the data set whole, or use one process, without "
                 "workers"
             )
-        self.ends = phase_ends(self.curriculum, state.max_steps)
         self._run = {
             "curriculum": [asdict(phase) for phase in self.curriculum],
             "seed": self.collator.seed,
@@ -160,14 +199,14 @@ class CurriculumCallback(TrainerCallback, ExportableState):
         # What the Trainer has read from the checkpoint, if it goes on from one.
         before = state.stateful_callbacks.get(type(self).__name__) if state.global_step else None
         self._check_same_run(before["attributes"]["_run"] if isinstance(before, dict) else self._run)
-        self.collator.follow(
-            [0, *self.ends],
-            [phase.masking for phase in self.curriculum],
+        self.ends = follow_curriculum(
+            self.collator,
+            self.curriculum,
+            steps=state.max_steps,
             batch_size=args.train_batch_size,
+            accumulation=args.gradient_accumulation_steps,
             rank=args.process_index,
             world_size=args.world_size,
-            accumulation=args.gradient_accumulation_steps,
-            last_rates=[phase.last_rate or phase.masking.rate for phase in self.curriculum],
         )
 
     def state(self) -> dict[str, Any]:
@@ -192,7 +231,7 @@ class CurriculumCallback(TrainerCallback, ExportableState):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """At the end of a phase, ask for a line of the log and an evaluation; export at once where there is none."""
         if state.global_step in self.ends:
-            self._to_export = self.curriculum[self.ends.index(state.global_step)]
+            self._to_export = self.ends[state.global_step]
             control.should_log = True
             control.should_evaluate = control.should_evaluate or args.eval_strategy != "no"
             if not control.should_evaluate:
@@ -228,7 +267,7 @@ class CurriculumCallback(TrainerCallback, ExportableState):
 
     def phase_of(self, step: int) -> Phase:
         """Return the phase of an optimizer step; steps count from 1, as in `global_step`."""
-        return next(phase for phase, end in zip(self.curriculum, self.ends, strict=True) if step <= end)
+        return next(phase for end, phase in self.ends.items() if step <= end)
 
     def _export(self, state: TrainerState, model: PreTrainedModel, metrics: Mapping[str, float]) -> None:
         phase, self._to_export = self._to_export, None
@@ -246,9 +285,7 @@ class CurriculumCallback(TrainerCallback, ExportableState):
                 "last_step": state.global_step,
                 "steps": state.max_steps,
                 "metrics": dict(metrics),
-                "curriculum": [
-                    asdict(phase) | {"last_step": end} for phase, end in zip(self.curriculum, self.ends, strict=True)
-                ],
+                "curriculum": [asdict(phase) | {"last_step": end} for end, phase in self.ends.items()],
                 **self.record,
             },
         )

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import build_tiny_bert
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers import (
     AutoModelForMaskedLM,
     AutoTokenizer,
@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from bioptimus_hf.artifacts import InputError
-from bioptimus_hf.curriculum import BIOPTIMUS_CURRICULUM, CurriculumCallback, Phase, phase_ends
+from bioptimus_hf.curriculum import BIOPTIMUS_CURRICULUM, CurriculumCallback, Phase, phase_ends, select_phases
 from bioptimus_hf.masking import BioptimusDataCollator, MaskingStrategy
 
 TEXT = "aspirin binding in severe asthma patients with bronchoconstriction of the mice"
@@ -212,3 +212,85 @@ def test_resuming_gives_the_uninterrupted_weights(tokenizer: BertTokenizer, tmp_
     assert resumed.state.global_step == 20
     for (name, expected), got in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(expected, got), name
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"per_device_train_batch_size": 2}, r"per_device_train_batch_size \(4 then, 2 now\)"),
+        ({"gradient_accumulation_steps": 2}, r"gradient_accumulation_steps \(1 then, 2 now\)"),
+        ({"max_steps": 24}, r"max_steps \(20 then, 24 now\)"),
+        ({"dataloader_num_workers": 2}, None),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(
+    tokenizer: BertTokenizer, tmp_path: Path, change: dict[str, Any], said: str | None
+) -> None:
+    train(tokenizer, tmp_path, save_strategy="steps", save_steps=7)
+    resume = str(tmp_path / "trainer" / "checkpoint-7")
+    if said is None:  # this changes nothing
+        assert train(tokenizer, tmp_path, resume=resume, **change)[0].state.global_step == 20
+        return
+    with pytest.raises(InputError, match=f"the checkpoint is of a run with another {said}"):
+        train(tokenizer, tmp_path, resume=resume, **change)
+
+
+def test_a_checkpoint_with_another_curriculum_or_seed_is_refused(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    train(tokenizer, tmp_path, save_strategy="steps", save_steps=7)
+    rows = Dataset.from_dict({"input_ids": [tokenizer(TEXT)["input_ids"]] * 24})
+    for seed, curriculum, said in ((6, BIOPTIMUS_CURRICULUM, "seed"), (5, BIOPTIMUS_CURRICULUM[::-1], "curriculum")):
+        collator = BioptimusDataCollator(tokenizer, seed=seed)
+        trainer = Trainer(
+            model=build_tiny_bert(len(tokenizer)),
+            args=arguments(tmp_path / "trainer"),
+            train_dataset=rows,
+            data_collator=collator,
+            callbacks=[CurriculumCallback(collator, curriculum)],
+        )
+        with pytest.raises(InputError, match=f"the checkpoint is of a run with another {said}"):
+            trainer.train(resume_from_checkpoint=str(tmp_path / "trainer" / "checkpoint-7"))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_streamed_data_set_without_length(tokenizer: BertTokenizer, tmp_path: Path, workers: int) -> None:
+    """One process counts its rows as they come; several workers would each read it from its beginning."""
+    ids = tokenizer(TEXT)["input_ids"]
+    streamed = IterableDataset.from_generator(lambda: ({"input_ids": ids} for _ in range(24)))
+    collator = Recorder(tokenizer, seed=5)
+    trainer = Trainer(
+        model=build_tiny_bert(len(tokenizer)),
+        args=arguments(tmp_path, dataloader_num_workers=workers),
+        train_dataset=streamed,
+        data_collator=collator,
+        callbacks=[CurriculumCallback(collator)],
+    )
+    if workers:
+        with pytest.raises(InputError, match="a streamed data set on several processes or with worker processes"):
+            trainer.train()
+        return
+    trainer.train()
+    _, whole = train(tokenizer, tmp_path / "whole")  # the rows are all the same
+    for got, expected in zip(collator.batches[:20], whole.batches[:20], strict=True):
+        assert torch.equal(got["labels"], expected["labels"])
+
+
+def test_a_part_of_a_curriculum() -> None:
+    part = select_phases(BIOPTIMUS_CURRICULUM, ["0.4", "0.2"])
+    assert [(phase.version, phase.share) for phase in part] == [("0.2", 0.5), ("0.4", 0.5)]
+    assert phase_ends(part, 10) == [5, 10]
+    with pytest.raises(InputError, match=r"has no phase 0\.5: it has 0\.1, 0\.2, 0\.3, 0\.4"):
+        select_phases(BIOPTIMUS_CURRICULUM, ["0.5"])
+
+
+def test_phases_check_themselves() -> None:
+    word = MaskingStrategy("word", 0.2, corrupt=True)
+    with pytest.raises(InputError, match="above 0, not -1"):
+        Phase("0.1", word, -1)
+    with pytest.raises(InputError, match=r"at most 1, not 1\.5"):
+        Phase("0.1", word, last_rate=1.5)
+
+
+def test_diverged_weights_are_not_exported(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="step 5: the weights are no numbers any more"):
+        train(tokenizer, tmp_path, learning_rate=1e38)
+    assert not list((tmp_path / "out").glob("v*"))

@@ -291,3 +291,32 @@ def test_unfit_tokenizers_are_refused_by_name() -> None:
 def test_strategies_check_themselves(unit: Any, rate: float, said: str) -> None:
     with pytest.raises(InputError, match=said):
         MaskingStrategy(unit, rate, corrupt=True)
+
+
+@pytest.mark.parametrize(("workers", "accumulation"), [(0, 1), (2, 1), (0, 3)])
+def test_a_rate_rises_in_even_steps(tokenizer: BertTokenizer, workers: int, accumulation: int) -> None:
+    collator = BioptimusDataCollator(tokenizer, seed=3)
+    collator.follow(
+        [0, 4, 9],
+        [TOKEN, MaskingStrategy("token", 0.2, True)],
+        batch_size=4,
+        rank=0,
+        world_size=1,
+        accumulation=accumulation,
+        last_rates=[0.15, 0.6],
+    )
+    rates = [collator.strategy_at(step).rate for step in range(11)]
+    assert rates == pytest.approx([0.15] * 4 + [0.2, 0.3, 0.4, 0.5, 0.6] + [0.6, 0.6])  # batches fetched ahead too
+    loader = DataLoader(
+        rows(tokenizer, 4 * 9 * accumulation),  # type: ignore[arg-type]
+        batch_size=4,
+        collate_fn=collator,
+        num_workers=workers,
+    )
+    collator.begin(0)
+    alone = BioptimusDataCollator(tokenizer, seed=3)
+    for micro_batch, batch in enumerate(loader):
+        strategy = collator.strategy_at(micro_batch // accumulation)
+        alone.follow([0], [strategy], batch_size=4, rank=0, world_size=1)
+        alone.begin(micro_batch)
+        assert torch.equal(batch["labels"], alone(rows(tokenizer, 4))["labels"]), micro_batch

@@ -1,0 +1,72 @@
+#!/usr/bin/env python
+"""A plain Accelerate loop, and the lines that make a curriculum of it: no Trainer, so no callback is called.
+
+    accelerate launch scripts/examples/accelerate_loop.py --text abstracts.txt --model google-bert/bert-base-uncased \
+        --output_dir out
+
+Writes OUTPUT_DIR/v0.1 ... v0.4. Three things more than the collator: the plan is laid out once, each iterator over the
+data is announced, and a version is saved where a phase ends. The lines are marked.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from datasets import load_dataset
+from torch.utils.data import DataLoader
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+from bioptimus_hf import BioptimusDataCollator, follow_curriculum, save_masked_lm
+
+
+def main() -> None:
+    """Train."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", required=True, help="a file with a text a line")
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--output_dir", required=True)
+    parser.add_argument("--max_steps", type=int, default=1000)
+    parser.add_argument("--batch_size", type=int, default=16, help="rows of a batch on each process")
+    options = parser.parse_args()
+    set_seed(0)
+    accelerator = Accelerator()
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    texts = load_dataset("text", data_files=options.text, split="train")
+    rows = texts.map(
+        lambda batch: tokenizer(batch["text"], truncation=True, max_length=128), batched=True, remove_columns="text"
+    )
+    collator = BioptimusDataCollator(tokenizer)  # 1, instead of DataCollatorForLanguageModeling
+    loader = DataLoader(rows, batch_size=options.batch_size, shuffle=True, drop_last=True, collate_fn=collator)
+    model = AutoModelForMaskedLM.from_pretrained(options.model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    ends = follow_curriculum(  # 2
+        collator,
+        steps=options.max_steps,
+        batch_size=options.batch_size,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
+    model.train()
+    step = 0
+    while step < options.max_steps:
+        collator.begin(step)  # 3; with gradient accumulation, step times its micro-batches
+        for batch in loader:
+            accelerator.backward(model(**batch).loss)
+            accelerator.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            step += 1
+            if step in ends and accelerator.is_main_process:  # 4
+                folder = f"{options.output_dir}/v{ends[step].version}"
+                save_masked_lm(accelerator.unwrap_model(model), tokenizer, folder)
+            if step == options.max_steps:
+                break
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()
