@@ -66,8 +66,8 @@ class BertForMaskedPositions(BertForMaskedLM):
         wanted[count:] = IGNORED
         logits = self.cls(hidden.flatten(0, 1)[chosen])
         total = cross_entropy(logits.float(), wanted, reduction="sum", ignore_index=IGNORED)
-        over = max(count, 1) if num_items_in_batch is None else num_items_in_batch
-        return MaskedLMOutput(loss=total / over, logits=logits[:count])
+        over = torch.as_tensor(count if num_items_in_batch is None else num_items_in_batch, device=total.device)
+        return MaskedLMOutput(loss=total / over.clamp(min=1), logits=logits[:count])
 
     def save_pretrained(self, save_directory: str | Path, **arguments: Any) -> None:
         """Save as the parent, under the parent's name."""

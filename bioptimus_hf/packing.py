@@ -38,6 +38,9 @@ def tokenize_and_pack(
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.no_truncation()
     backend.no_padding()
+    features = Features(input_ids=LargeList(Value(kind)))
+    if not len(documents):
+        return Dataset.from_dict({"input_ids": []}, features=features)
     tokenized = (
         documents.select_columns(["text"])
         .with_format("arrow")
@@ -52,9 +55,8 @@ def tokenize_and_pack(
             desc="Tokenizing",
         )
     )
-    features = Features(input_ids=LargeList(Value(kind)))
     chunks = tokenized.data.column("input_ids").chunks
-    return Dataset(pa.concat_tables([features.arrow_schema.empty_table(), *_cut(chunks, max_length)]))
+    return Dataset(pa.concat_tables(_cut(chunks, max_length)))
 
 
 def _cut(chunks: list[pa.ListArray], max_length: int) -> list[pa.Table]:

@@ -253,7 +253,7 @@ def _no_room(error: Exception) -> bool:
     """Say whether the disk is full; the libraries that write weights and optimizer states say so in words alone."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return any(words in str(error) for words in ("os error 28", "os error 27", "os error 122", "file write failed"))
+    return any(words in str(error) for words in ("os error 28", "os error 27", "os error 122", "inline_container"))
 
 
 def load_by_name(kind: Any, name: str, **arguments: Any) -> Any:

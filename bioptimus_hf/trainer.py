@@ -71,7 +71,9 @@ class PretrainingTrainer(Trainer):
                 scheduler_specific_kwargs=self.args.lr_scheduler_kwargs,
             )
             if not isinstance(scheduler, LambdaLR):
-                raise InputError(f"--lr_scheduler_type {self.args.lr_scheduler_type} cannot start anew in each phase")
+                raise InputError(
+                    f"--lr_scheduler_type {self.args.lr_scheduler_type.value} cannot start anew in each phase"
+                )
             factors.append(scheduler.lr_lambdas[0])
 
         def factor(step: int) -> float:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForMaskedLM, BertForMaskedLM, BertTokenizer
 
 from bioptimus_hf.artifacts import InputError
-from bioptimus_hf.curriculum import save_masked_lm
+from bioptimus_hf.curriculum import BIOPTIMUS_CURRICULUM, Phase, save_masked_lm
 from bioptimus_hf.masking import BioptimusDataCollator, MaskingStrategy
 from bioptimus_hf.modeling import BertForMaskedPositions
 from bioptimus_hf.packing import tokenize_and_pack
@@ -45,9 +45,8 @@ def blocks(tokenizer: BertTokenizer, copies: int = 12, max_length: int = 16) -> 
     return tokenize_and_pack(Dataset.from_dict({"text": TEXTS * copies}), tokenizer, max_length=max_length)
 
 
-def masked_head(tokenizer: BertTokenizer, *, dropout: float = 0.1) -> BertForMaskedPositions:
+def masked_head(tokenizer: BertTokenizer) -> BertForMaskedPositions:
     plain = build_tiny_bert(len(tokenizer))
-    plain.config.hidden_dropout_prob = plain.config.attention_probs_dropout_prob = dropout
     model = BertForMaskedPositions(plain.config)
     model.load_state_dict(plain.state_dict())
     return model
@@ -81,28 +80,6 @@ def assert_close_rows(left: dict[str, Any], right: dict[str, Any], *, rel: float
         assert left[name] == pytest.approx(right[name], rel=rel), (left["step"], name)
 
 
-@pytest.mark.parametrize("num_proc", [None, 2])
-@pytest.mark.parametrize("max_length", [8, 16, 500])
-def test_packing_loses_nothing(tokenizer: BertTokenizer, max_length: int, num_proc: int | None) -> None:
-    documents = Dataset.from_dict({"text": TEXTS * 5, "document": range(15)})
-    packed = tokenize_and_pack(documents, tokenizer, max_length=max_length, num_proc=num_proc)["input_ids"][:]
-    expected = [number for text in TEXTS * 5 for number in tokenizer(text)["input_ids"]]
-    assert [number for block in packed for number in block] == expected
-    assert all(len(block) == max_length for block in packed[:-1])
-    assert 0 < len(packed[-1]) <= max_length
-
-
-def test_packed_tokens_take_two_bytes(tokenizer: BertTokenizer) -> None:
-    packed = blocks(tokenizer)
-    assert str(packed.features["input_ids"].feature.dtype) == "uint16"
-
-
-@pytest.mark.parametrize("max_length", [4, 513])
-def test_a_length_the_model_cannot_read_is_refused(tokenizer: BertTokenizer, max_length: int) -> None:
-    with pytest.raises(InputError, match="--max_length must lie between 8 and the model's 512"):
-        blocks(tokenizer, max_length=max_length)
-
-
 def test_validation_is_masked_once_and_fixed(tokenizer: BertTokenizer) -> None:
     packed = blocks(tokenizer)
     once = mask_once(packed, tokenizer, seed=1)
@@ -115,28 +92,6 @@ def test_validation_is_masked_once_and_fixed(tokenizer: BertTokenizer) -> None:
             assert (now, label) == (was, -100) or (now, label) == (tokenizer.mask_token_id, was)
             hidden += label != -100
     assert hidden / sum(map(len, packed["input_ids"])) == pytest.approx(VALIDATION_MASKING.rate, abs=0.05)
-
-
-def test_the_head_on_masked_positions_gives_the_plain_models_loss_and_gradient(tokenizer: BertTokenizer) -> None:
-    plain, ours = build_tiny_bert(len(tokenizer)), masked_head(tokenizer).eval()
-    batch = BioptimusDataCollator(tokenizer, MaskingStrategy("word", 0.2, True))(
-        [{"input_ids": block} for block in blocks(tokenizer)["input_ids"]]
-    )
-    expected = plain(**batch).loss
-    got = ours(**batch).loss
-    assert got.item() == pytest.approx(expected.item(), rel=1e-5)
-    expected.backward()
-    got.backward()
-    for (name, reference), mine in zip(plain.named_parameters(), ours.parameters(), strict=True):
-        assert torch.allclose(reference.grad, mine.grad, rtol=1e-4, atol=1e-7), name
-
-
-def test_a_batch_without_masked_positions_has_no_loss_and_no_gradient(tokenizer: BertTokenizer) -> None:
-    model = masked_head(tokenizer)
-    loss = model(input_ids=torch.tensor([[4, 40, 5]]), labels=torch.full((1, 3), -100)).loss
-    loss.backward()
-    assert loss.item() == 0
-    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
 
 
 def test_validation_loss_is_the_mean_over_tokens_not_over_batches(tokenizer: BertTokenizer) -> None:
@@ -158,15 +113,26 @@ def test_validation_loss_is_the_mean_over_tokens_not_over_batches(tokenizer: Ber
     assert total == pytest.approx(sum(losses), rel=1e-4)
 
 
-def run_once(tokenizer: BertTokenizer, folder: Path, *, dropout: float = 0.1, **changes: Any) -> list[dict[str, Any]]:
+def run_once(
+    tokenizer: BertTokenizer,
+    folder: Path,
+    *,
+    dropout: float = 0.1,
+    restart_each_phase: bool = False,
+    curriculum: tuple[Phase, ...] = BIOPTIMUS_CURRICULUM,
+    **changes: Any,
+) -> list[dict[str, Any]]:
     torch.manual_seed(0)
     return pretrain(
-        masked_head(tokenizer, dropout=dropout),
+        masked_head(tokenizer),
         tokenizer,
-        blocks(tokenizer).select(range(32)),  # a whole number of batches
+        blocks(tokenizer, copies=15).select(range(35)),  # not a whole number of batches
         mask_once(blocks(tokenizer, copies=2), tokenizer),
         arguments(folder / "checkpoints", **changes),
+        curriculum=curriculum,
         export_dir=folder,
+        restart_each_phase=restart_each_phase,
+        dropout=dropout,
     )
 
 
@@ -191,11 +157,14 @@ def test_exports_and_checkpoints_are_plain_and_carry_a_whole_tokenizer(
     assert_same(weights(tmp_path / "v0.2"), weights(tmp_path / "checkpoints" / "checkpoint-4"))
 
 
-def test_accumulation_changes_neither_loss_nor_gradient(tokenizer: BertTokenizer, tmp_path: Path) -> None:
-    # BertForMaskedLM takes num_items_in_batch and ignores it: with it the loss is multiplied by the micro-batches.
-    whole = run_once(tokenizer, tmp_path / "whole", dropout=0.0)
-    halves = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
-    cut = run_once(tokenizer, tmp_path / "cut", dropout=0.0, **halves)
+@pytest.mark.parametrize(("rows", "accumulation"), [(4, 2), (2, 4), (1, 8)])
+def test_accumulation_changes_neither_loss_nor_gradient(
+    tokenizer: BertTokenizer, tmp_path: Path, rows: int, accumulation: int
+) -> None:
+    """Over epochs that fill no whole number of steps. The stock model multiplies its loss by the micro-batches."""
+    whole = run_once(tokenizer, tmp_path / "whole", dropout=0.0, per_device_train_batch_size=8, max_steps=12)
+    halves = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": accumulation}
+    cut = run_once(tokenizer, tmp_path / "cut", dropout=0.0, max_steps=12, **halves)
     for left, right in zip(whole, cut, strict=True):
         assert_close_rows(left, right, rel=1e-3)
     for left, right in zip(
@@ -204,12 +173,74 @@ def test_accumulation_changes_neither_loss_nor_gradient(tokenizer: BertTokenizer
         assert torch.allclose(left, right, atol=1e-4)
 
 
-def test_evaluation_and_workers_change_no_weight(tokenizer: BertTokenizer, tmp_path: Path) -> None:
-    run_once(tokenizer, tmp_path / "plain")
-    run_once(tokenizer, tmp_path / "busy", eval_steps=1)
-    run_once(tokenizer, tmp_path / "workers", dataloader_num_workers=2)
-    assert_same(weights(tmp_path / "plain" / "v0.4"), weights(tmp_path / "busy" / "v0.4"))
-    assert_same(weights(tmp_path / "plain" / "v0.4"), weights(tmp_path / "workers" / "v0.4"))
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"eval_steps": 1},
+        {"dataloader_num_workers": 2},
+        {"dataloader_num_workers": 4},
+        {"dataloader_num_workers": 2, "dataloader_persistent_workers": True, "dropout": 0.0},
+    ],
+    ids=["evaluation", "2 workers", "4 workers", "persistent workers"],
+)
+def test_what_changes_no_weight(
+    tokenizer: BertTokenizer, tmp_path: Path, change: dict[str, Any], accumulation: int
+) -> None:
+    """Persistent workers draw one number less from torch's generator in each epoch, which dropout draws from too."""
+    same = {"gradient_accumulation_steps": accumulation, "max_steps": 14, "dropout": change.get("dropout", 0.1)}
+    run_once(tokenizer, tmp_path / "plain", **same)
+    run_once(tokenizer, tmp_path / "other", **same | change)
+    for version in ("v0.1", "v0.4"):
+        assert_same(weights(tmp_path / "plain" / version), weights(tmp_path / "other" / version))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("step", [7, 9])  # an edge, and the middle of a phase and of an epoch
+def test_going_on_gives_the_uninterrupted_weights(
+    tokenizer: BertTokenizer, tmp_path: Path, step: int, workers: int
+) -> None:
+    rising = (
+        Phase("0.1", MaskingStrategy("token", 0.15, True), 0.5),
+        Phase("0.2", MaskingStrategy("word", 0.1, True), 0.5, last_rate=0.5),
+    )
+    options: dict[str, Any] = {"curriculum": rising, "max_steps": 14, "restart_each_phase": True}
+    whole = run_once(tokenizer, tmp_path / "whole", **options)
+    options |= {"dataloader_num_workers": workers, "gradient_accumulation_steps": 1}
+    run_once(tokenizer, tmp_path / "cut", save_steps=step, save_total_limit=None, **options)
+    for checkpoint in (tmp_path / "cut" / "checkpoints").iterdir():
+        if checkpoint.name != f"checkpoint-{step}":
+            shutil.rmtree(checkpoint)
+    shutil.rmtree(tmp_path / "cut" / "v0.2")
+    history = run_once(tokenizer, tmp_path / "cut", **options)
+    for version in ("v0.1", "v0.2"):
+        assert_same(weights(tmp_path / "whole" / version), weights(tmp_path / "cut" / version))
+    kept = ("step", "loss", "learning_rate", "rate", "phase")
+    assert [[row.get(name) for name in kept] for row in history if "loss" in row] == [
+        [row.get(name) for name in kept] for row in whole if "loss" in row
+    ]
+
+
+def test_the_learning_rate_over_the_run_or_each_phase(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"max_steps": 16, "warmup_steps": 0.25}
+    run = [row["learning_rate"] for row in run_once(tokenizer, tmp_path / "run", **options) if "loss" in row]
+    again = run_once(tokenizer, tmp_path / "phase", restart_each_phase=True, **options)
+    phase = [row["learning_rate"] for row in again if "loss" in row]
+    # In the log stands the rate that a step was made with; each phase has 4 steps, the first of them the warm-up.
+    assert run == pytest.approx([1e-3 * min(step / 4, (16 - step) / 12) for step in range(16)])
+    assert phase == pytest.approx([1e-3 * share for share in [0, 1, 2 / 3, 1 / 3] * 4])
+    with pytest.raises(InputError, match="reduce_lr_on_plateau cannot start anew in each phase"):
+        run_once(
+            tokenizer, tmp_path / "x", restart_each_phase=True, lr_scheduler_type="reduce_lr_on_plateau", **options
+        )
+
+
+def test_a_run_that_diverges_ends_and_keeps_its_checkpoint(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"step [23]: the (loss is (nan|inf)|weights are no numbers)"):
+        run_once(tokenizer, tmp_path, learning_rate=1e38, warmup_steps=4, save_steps=1)
+    checkpoint = last_checkpoint(tmp_path / "checkpoints")
+    assert checkpoint  # at least of the first step, which is made with a rate of 0
+    assert all(torch.isfinite(values).all() for values in weights(Path(checkpoint)).values())
 
 
 def test_too_little_text_is_refused(tokenizer: BertTokenizer, tmp_path: Path) -> None:
@@ -316,12 +347,61 @@ def test_a_killed_run_goes_on_to_the_same_weights(tokenizer: BertTokenizer, tmp_
 
 
 @pytest.mark.slow
+def test_a_run_told_to_end_saves_a_checkpoint_and_goes_on(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    run, corpus = prepare(tokenizer, tmp_path)
+    shutil.copytree(run, tmp_path / "whole")
+    environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    options = ("--save_steps", "1000", "--max_steps", "400")
+    process = subprocess.Popen(command(run, corpus, *options), env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (run / "v0.1").is_dir() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, said
+    assert "run the same command again, without --force, to go on" in said.splitlines()[-1]
+    (checkpoint,) = (run / "checkpoints").glob("*/checkpoint-*")
+    assert 100 <= int(checkpoint.name.rpartition("-")[2]) < 400
+    for folder in (run, tmp_path / "whole"):
+        done = subprocess.run(command(folder, corpus, *options), env=environment, capture_output=True, timeout=200)
+        assert done.returncode == 0, done.stderr
+    for version in ("v0.1", "v0.2", "v0.3", "v0.4"):
+        assert_same(weights(run / version), weights(tmp_path / "whole" / version))
+
+
+@pytest.mark.slow
+def test_a_part_of_a_curriculum_of_ones_own(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    run, corpus = prepare(tokenizer, tmp_path)
+    environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    rows = "".join(
+        f"- {{version: 1.{number}, unit: word, rate: 0.1, last_rate: 0.{number}, corrupt: true, share: 0.2}}\n"
+        for number in range(1, 6)
+    )
+    (tmp_path / "own.yaml").write_text(rows)
+    options = ("--curriculum", str(tmp_path / "own.yaml"), "--phases", "1.2", "1.5", "--model", str(run / "v0.0"))
+    done = subprocess.run(command(run, corpus, *options), env=environment, capture_output=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in run.glob("v*")) == ["v0.0", "v1.2", "v1.5"]
+    history = json.loads((run / "pretraining-1.2-1.5" / "history.json").read_text())
+    rates = {row["step"]: row["rate"] for row in history if "loss" in row}
+    assert [rates[step] for step in (1, 20, 21, 40)] == pytest.approx([0.1, 0.2, 0.1, 0.5])
+    assert (run / "pretraining-1.2-1.5" / "history.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((run / "v1.5" / "phase.json").read_text())["share"] == 0.5
+
+
+@pytest.mark.slow
 def test_accelerate_launches_the_script(tokenizer: BertTokenizer, tmp_path: Path) -> None:
     run, corpus = prepare(tokenizer, tmp_path)
     environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     _, *rest = command(run, corpus)
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "--mixed_precision"]
-    subprocess.run([*launch, "no", *rest], env=environment, capture_output=True, check=True, timeout=200)
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(ROOT / "scripts/accelerate/cpu.yaml"),
+    ]
+    subprocess.run([*launch, *rest], env=environment, capture_output=True, check=True, timeout=200)
     assert (run / "v0.4" / "model.safetensors").is_file()
     assert (run / "pretraining" / "history.json").is_file()
 
@@ -329,9 +409,6 @@ def test_accelerate_launches_the_script(tokenizer: BertTokenizer, tmp_path: Path
 @pytest.mark.slow
 def test_two_ranks_train_as_one(tokenizer: BertTokenizer, tmp_path: Path, two_ranks: tuple[str, ...]) -> None:
     run, corpus = prepare(tokenizer, tmp_path)
-    plain = build_tiny_bert(len(tokenizer))
-    plain.config.hidden_dropout_prob = plain.config.attention_probs_dropout_prob = 0.0
-    save_masked_lm(plain, tokenizer, run / "v0.0")
     shutil.copytree(run, tmp_path / "two")
     environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     subprocess.run(command(run, corpus), env=environment, capture_output=True, check=True, timeout=200)

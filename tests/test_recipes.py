@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import torch
 from transformers import (
     AutoModelForMaskedLM,
     AutoTokenizer,
@@ -22,7 +23,19 @@ from transformers import (
 from transformers.utils.import_utils import is_env_variable_true
 
 from bioptimus_hf.artifacts import InputError
-from bioptimus_hf.recipes import COMMON, SECTIONS, CorpusOptions, RunOptions, StageOptions, load_by_name, parse, run
+from bioptimus_hf.curriculum import Phase
+from bioptimus_hf.masking import MaskingStrategy
+from bioptimus_hf.recipes import (
+    COMMON,
+    SECTIONS,
+    CorpusOptions,
+    RunOptions,
+    StageOptions,
+    load_by_name,
+    parse,
+    read_curriculum,
+    run,
+)
 from bioptimus_hf.vocabulary import save_tokenizer
 
 
@@ -311,3 +324,65 @@ def test_load_by_name_refuses_a_tokenizer_without_vocabulary(tmp_path: Path) -> 
     assert len(AutoTokenizer.from_pretrained(tmp_path)) == 5
     with pytest.raises(InputError, match="holds no vocabulary"):
         load_by_name(AutoTokenizer, str(tmp_path))
+
+
+GOOD = "{version: 0.1, unit: token, rate: 0.15, corrupt: true, share: 0.5}"
+
+
+def test_a_curriculum_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "curriculum.yaml"
+    path.write_text(f"- {GOOD}\n- {{version: two, unit: word, rate: 1, corrupt: false, share: 0.5, last_rate: 0.3}}\n")
+    assert read_curriculum(path) == (
+        Phase("0.1", MaskingStrategy("token", 0.15, True), 0.5),
+        Phase("two", MaskingStrategy("word", 1, False), 0.5, 0.3),
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{}", "must be a list of phases"),
+        ("- 5", "phase 1: a mapping with version, unit"),
+        (f"- {GOOD}\n- {{version: 0.1}}", "phase 2: corrupt is unknown or missing"),
+        ("- " + GOOD.replace("unit", "units"), "phase 1: units is unknown or missing"),
+        ("- " + GOOD.replace("0.15", "high"), "phase 1: rate cannot be 'high'"),
+        ("- " + GOOD.replace("0.15", "true"), "phase 1: rate cannot be True"),
+        ("- " + GOOD.replace("true", "1"), "phase 1: corrupt cannot be 1"),
+        ("- " + GOOD.replace("0.15", "1.5"), "phase 1: a masking rate lies above 0"),
+        ("- [", "is not YAML"),
+    ],
+)
+def test_a_curriculum_that_cannot_be(tmp_path: Path, content: str, said: str) -> None:
+    path = tmp_path / "curriculum.yaml"
+    path.write_text(content)
+    with pytest.raises(InputError, match=f"--curriculum {path}.*{said}"):
+        read_curriculum(path)
+
+
+@pytest.mark.parametrize("write", ["safetensors.torch.save_file({'a': x}, 'w')", "torch.save({'a': x}, 'w')"])
+def test_a_full_disk_in_the_middle_of_a_checkpoint(tmp_path: Path, write: str) -> None:
+    """The writers of weights and of optimizer states have errors of their own for it."""
+    program = f"""
+    import resource, safetensors.torch, torch
+    from bioptimus_hf.recipes import run
+    def main():
+        x = torch.zeros(100_000)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+        {write}
+    run(main)
+    """
+    ended = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stderr.splitlines()[-1].startswith("error: no room left on the disk")
+
+
+def test_a_gpu_without_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    with pytest.raises(SystemExit) as ended:
+        run(main)
+    assert ended.value.code == 2
+    assert "a smaller --per_device_train_batch_size with more --gradient_accumulation_steps" in capsys.readouterr().err
