@@ -76,6 +76,13 @@ class BertForMaskedPositions(BertForMaskedLM):
         self.config.save_pretrained(save_directory)
 
 
+def set_dropout(model: torch.nn.Module, probability: float) -> None:
+    """Set the dropout of a model for a training; its configuration, which is what is saved, stays."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = probability
+
+
 def _within_documents(starts: torch.Tensor, attention_mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     """Return who may look at whom, bool of shape (rows, 1, length, length), and the positions within documents."""
     document = starts.cumsum(dim=1)

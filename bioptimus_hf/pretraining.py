@@ -21,7 +21,7 @@ from transformers import (
 from bioptimus_hf.artifacts import InputError, Terminated
 from bioptimus_hf.curriculum import BIOPTIMUS_CURRICULUM, CurriculumCallback, Phase
 from bioptimus_hf.masking import BioptimusDataCollator, MaskingStrategy
-from bioptimus_hf.modeling import BertForMaskedPositions
+from bioptimus_hf.modeling import BertForMaskedPositions, set_dropout
 from bioptimus_hf.trainer import PretrainingTrainer
 
 logger = logging.getLogger(__name__)
@@ -139,9 +139,7 @@ def pretrain(
     """
     check_blocks(train, model, arguments)
     model.document_start = tokenizer.cls_token_id
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = dropout
+    set_dropout(model, dropout)
     collator = BioptimusDataCollator(tokenizer, curriculum[0].masking, seed=arguments.seed)
     trainer = PretrainingTrainer(
         model=model,
