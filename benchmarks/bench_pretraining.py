@@ -44,7 +44,7 @@ from bioptimus_hf.packing import tokenize_and_pack
 from bioptimus_hf.pretraining import PretrainingArguments
 from bioptimus_hf.trainer import PretrainingTrainer
 
-WARM_UP = 2  # steps
+WARM_UP = 6  # steps
 TOKENS, WORDS = MaskingStrategy("token", 0.15, True), MaskingStrategy("word", 0.15, True)
 ROWS = {  # label: ours, bf16, strategy, dropout
     "stock, fp32 (its default)": (False, False, TOKENS, 0.1),
@@ -192,7 +192,7 @@ def main() -> None:
     parser.add_argument("--max_megabytes", type=float, default=4)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--repeat", type=int, default=2)
     parser.add_argument("--row", choices=ROWS, help=argparse.SUPPRESS)
     options = parser.parse_args()
