@@ -152,10 +152,10 @@ class _CheckpointOnTerm(TrainerCallback):
             self._before = signal.signal(signal.SIGTERM, self._ask)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        asked = torch.tensor(self._asked, dtype=torch.int32, device=args.device)
+        asked = self._asked
         if args.world_size > 1:  # the others may have been told a step earlier or later
-            asked = reduce(asked, "sum")
-        if self._asked or (args.world_size > 1 and asked.item()):
+            asked = bool(reduce(torch.tensor(int(asked), device=args.device), "sum").item())
+        if asked:
             control.should_save = control.should_training_stop = True
 
     def on_train_end(self, *_: Any, **kwargs: Any) -> None:
