@@ -206,7 +206,7 @@ def test_going_on_gives_the_uninterrupted_weights(
     )
     options: dict[str, Any] = {"curriculum": rising, "max_steps": 14, "restart_each_phase": True}
     whole = run_once(tokenizer, tmp_path / "whole", **options)
-    options |= {"dataloader_num_workers": workers, "gradient_accumulation_steps": 1}
+    options["dataloader_num_workers"] = workers
     run_once(tokenizer, tmp_path / "cut", save_steps=step, save_total_limit=None, **options)
     for checkpoint in (tmp_path / "cut" / "checkpoints").iterdir():
         if checkpoint.name != f"checkpoint-{step}":
