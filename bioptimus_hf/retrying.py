@@ -1,0 +1,58 @@
+"""Requests to the Hub that may be made twice, made again where they fail for a reason that may pass."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from huggingface_hub import constants
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, RepositoryNotFoundError  # type: ignore[attr-defined]
+
+from bioptimus_hf.artifacts import InputError
+
+logger = logging.getLogger(__name__)
+
+_Answer = TypeVar("_Answer")
+_httpx = importlib.import_module(HTTPError.__module__.partition(".")[0])  # httpx or, with huggingface_hub 2, httpx2
+_PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds between tries
+_PASSING = frozenset({408, 409, 412, 423, 425, 429, 500, 502, 503, 504})
+
+
+def again(what: str, act: Callable[[], _Answer]) -> _Answer:
+    """Do what may be done twice, a few times over where it fails for reasons that may pass.
+
+    Raises:
+        InputError: it failed for good (at what, where and why).
+        RepositoryNotFoundError: there is none, or none for this token.
+    """
+    for pause in (*_PAUSES, None):
+        try:
+            return act()
+        except RepositoryNotFoundError:
+            raise
+        except (_httpx.ConnectError, _httpx.TimeoutException) as error:
+            raise InputError(f"cannot {what}: {constants.ENDPOINT} cannot be reached ({error})") from error
+        except HfHubHTTPError as error:
+            status = error.response.status_code
+            if pause is None or status not in _PASSING:
+                raise InputError(f"cannot {what}: {_reason(status, error)}") from error
+            problem = f"status {status}"
+        except (_httpx.TransportError, OSError, RuntimeError) as error:
+            problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            if pause is None:
+                raise InputError(f"cannot {what}: {problem}; give the same command again to go on") from error
+        logger.warning("%s: %s; trying again in %.0f s", what, problem, pause)
+        time.sleep(pause)
+    raise AssertionError("not reached")
+
+
+def _reason(status: int, error: HfHubHTTPError) -> str:
+    said = " ".join((error.server_message or "no reason given").split())
+    if status == 401:
+        return f"{constants.ENDPOINT} does not know this token ({said}): make a new one, or run `hf auth login`"
+    if status == 403:
+        return f"the token may not do this ({said}): it needs write access to the owner's repositories"
+    return f"{constants.ENDPOINT} answered {status} ({said}); give the same command again to go on"
