@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection, Iterator, Sequence
+from codecs import BOM_UTF8
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 from bioptimus_hf.artifacts import InputError
@@ -15,8 +17,8 @@ Sentence = tuple[list[str], list[str]]
 """The words of a sentence, and as many tags."""
 
 # A type does not begin or end with a hyphen: seqeval would strip it and take `a-` and `a` for one type.
-_TAG = re.compile(r"O|[BI]-[^\s-](\S*[^\s-])?")
-_DOCUMENT = "-DOCSTART-"
+TAG = re.compile(r"O|[BI]-[^\s-](\S*[^\s-])?")
+DOCUMENT_START = "-DOCSTART-"
 
 
 def read_conll(path: str | Path, *, types: Collection[str] | None = None) -> list[Sentence]:
@@ -38,27 +40,55 @@ def read_conll(path: str | Path, *, types: Collection[str] | None = None) -> lis
     """
     path = Path(path)
     sentences: list[Sentence] = []
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    # Not bytes.splitlines: a lone carriage return may stand in a token.
+    for sentence in parse_conll(path, content.removeprefix(BOM_UTF8).split(b"\n"), types=types):
+        if isinstance(sentence, InputError):
+            raise sentence
+        sentences.append(sentence)
+    if not sentences:
+        raise InputError(f"{path} holds no sentence: give a file with a token and its tag a line")
+    return sentences
+
+
+def parse_conll(
+    path: Path, lines: Iterable[bytes], *, types: Collection[str] | None = None
+) -> Iterator[Sentence | InputError]:
+    """Yield the sentences of a CoNLL file as `read_conll` does, one at a time, and the fault of one that has any.
+
+    Args:
+        path: what faults are told of.
+        lines: of the file, without their ends and without a byte order mark.
+    """
+    layout = _Layout(path)
     repaired: list[int] = []
     tokens: list[str] = []
     tags: list[str] = []
-    for number, row in _rows(path):
+    fault: InputError | None = None
+    for number, line in enumerate(chain(lines, [b""]), start=1):  # the last sentence may lack its empty line
+        try:
+            row = layout.row(number, line)
+            if row is not None:
+                check_row(f"{path}, line {number}", *row, types)
+        except InputError as error:
+            fault = fault or error
+            continue
         if row is None:
-            if tokens:
-                sentences.append((tokens, tags))
-            tokens, tags = [], []
+            if fault or tokens:
+                yield fault or (tokens, tags)
+            tokens, tags, fault = [], [], None
             continue
         token, tag = row
-        _check(f"{path}, line {number}", token, tag, types)
-        if tag.startswith("I-") and (not tags or tags[-1][2:] != tag[2:]):
-            tag = f"B-{tag[2:]}"
+        mended = begun(tag, tags[-1:])
+        if mended != tag:
             repaired.append(number)
         tokens.append(token)
-        tags.append(tag)
-    if not sentences:
-        raise InputError(f"{path} holds no sentence: give a file with a token and its tag a line")
+        tags.append(mended)
     if repaired:
         logger.warning("%s: %d I- tags continue nothing, read as B- (first: line %d)", path, len(repaired), repaired[0])
-    return sentences
 
 
 def write_conll(path: str | Path, sentences: Sequence[Sequence[Sequence[str]]]) -> None:
@@ -79,45 +109,61 @@ def count_mentions(sentences: Sequence[Sentence]) -> int:
     return sum(tag.startswith("B-") for _, tags in sentences for tag in tags)
 
 
-def _rows(path: Path) -> Iterator[tuple[int, tuple[str, str] | None]]:
-    """Yield line numbers with token and tag, and None where a sentence ends."""
-    separator = ""
-    columns, first = 0, 0
-    for number, line in _lines(path):
-        if not line.strip():
-            yield number, None
-            continue
-        if not columns:
-            separator = "\t" if "\t" in line else " "
-            columns, first = line.count(separator) + 1, number
-        row = line.split(separator)
-        if len(row) < 2:
-            raise InputError(f"{path}, line {number}: a token and its tag are needed, not {line!r}")
-        if len(row) != columns:
-            raise InputError(f"{path}, line {number}: {len(row)} columns, where line {first} has {columns}: {line!r}")
-        yield number, None if row[0] == _DOCUMENT else (row[0].strip(), row[-1].strip())
-    yield -1, None  # the last sentence may lack its empty line
+def check_row(where: str, token: str, tag: str, types: Collection[str] | None) -> None:
+    """Refuse an empty token, a tag that is not of IOB2, and a type that is not among `types` (None: any will do).
 
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
-    # Not str.splitlines: it also cuts at signs such as U+2028 that may stand in a token.
-    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        try:
-            yield number, line.decode("utf-8").removesuffix("\r")
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"{path}, line {number}: not valid UTF-8 at byte {error.start} of the line: convert or mend it"
-            ) from error
-
-
-def _check(where: str, token: str, tag: str, types: Collection[str] | None) -> None:
+    Raises:
+        InputError: which of these it is, and `where`.
+    """
     if not token:
         raise InputError(f"{where}: the token is empty")
-    if not _TAG.fullmatch(tag):
+    if not TAG.fullmatch(tag):
         raise InputError(f"{where}: unknown tag {tag!r}: give O, B-<type> or I-<type>")
     if types is not None and tag != "O" and tag[2:] not in types:
         raise InputError(f"{where}: tag {tag!r} is of an unknown type: known are {', '.join(types) or 'none'}")
+
+
+def begun(tag: str, before: Sequence[str]) -> str:
+    """Return `B-` for an `I-` tag that continues nothing, and any other tag as it is.
+
+    Args:
+        before: the tags before it in the sentence; the last one matters.
+    """
+    if tag.startswith("I-") and (not before or before[-1][2:] != tag[2:]):
+        return f"B-{tag[2:]}"
+    return tag
+
+
+class _Layout:
+    """What parts the columns, and how many there are, as the first line has them."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._separator = ""
+        self._columns = self._first = 0
+
+    def row(self, number: int, content: bytes) -> tuple[str, str] | None:
+        """Return token and tag of a line, or None where a sentence ends."""
+        line = self._decoded(number, content)
+        if not line.strip():
+            return None
+        if not self._columns:
+            self._separator = "\t" if "\t" in line else " "
+            self._columns, self._first = line.count(self._separator) + 1, number
+        row = line.split(self._separator)
+        if len(row) < 2:
+            raise InputError(f"{self._path}, line {number}: a token and its tag are needed, not {line!r}")
+        if len(row) != self._columns:
+            raise InputError(
+                f"{self._path}, line {number}: {len(row)} columns, where line {self._first} has {self._columns}: "
+                f"{line!r}"
+            )
+        return None if row[0] == DOCUMENT_START else (row[0].strip(), row[-1].strip())
+
+    def _decoded(self, number: int, content: bytes) -> str:
+        try:
+            return content.decode("utf-8").removesuffix("\r")
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{self._path}, line {number}: not valid UTF-8 at byte {error.start} of the line: convert or mend it"
+            ) from error

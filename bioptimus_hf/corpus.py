@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,11 +26,13 @@ from datasets import (
     load_dataset,
 )
 from datasets.exceptions import DatasetGenerationError
+from huggingface_hub import constants
 from tqdm.auto import tqdm
 
 from bioptimus_hf import __version__
 from bioptimus_hf.artifacts import InputError, identity, sha256_of_file
 from bioptimus_hf.files import NoText, documents_of, no_text, report_undecodable, resolve
+from bioptimus_hf.sources import find_files, split_revision
 
 # Stands among the arguments of the step, whose cache sees neither our code nor that of the library.
 SPLITTER = f"sentencex {importlib.metadata.version('sentencex')}, masked 1"
@@ -56,9 +59,9 @@ def load_corpus(
     """Read documents.
 
     Args:
-        source: a file, a folder or a pattern of files, several of them, or the name of a Hub data set
-            (`name` or `name:split`, by default the split `train`). In `.txt` and `.txt.gz` a document is a line; in
-            `.jsonl` and `.parquet` it is the value of `text_column`. Empty documents are left out.
+        source: a file, a folder or a pattern of files, several of them, or the name of a Hub data set (`name` or
+            `name@revision`, and maybe `:split` behind it, by default `train`). In `.txt` and `.txt.gz` a document is a
+            line; in `.jsonl` and `.parquet` it is the value of `text_column`. Empty documents are left out.
         max_megabytes: stop after this much text, in 10^6 bytes of UTF-8.
         errors: what is done about bytes that are not UTF-8: `strict`, or `replace` by U+FFFD and say how many.
 
@@ -110,13 +113,13 @@ def load_corpus(
 
 
 def corpus_identity(source: str | Path | Sequence[str | Path]) -> str:
-    """Return what makes a corpus itself: the content of its files in their order, or its name on the Hub.
+    """Return what makes a corpus itself: the content of its files in their order, or its name and commit on the Hub.
 
     Raises:
         InputError: nothing there.
     """
     found = resolve(source)
-    identities = [identity(found)] if isinstance(found, str) else [identity(file) for file in found]
+    identities = [identity(_pinned(found))] if isinstance(found, str) else [identity(file) for file in found]
     return identities[0] if len(identities) == 1 else hashlib.sha256(" ".join(identities).encode()).hexdigest()[:32]
 
 
@@ -139,10 +142,11 @@ def split_sentences(dataset: Dataset, *, num_proc: int | None = None) -> Dataset
     )
 
 
-def split_validation(dataset: Dataset, *, share: float = 0.01, seed: int = 0) -> DatasetDict:
-    """Set documents aside for validation, by a hash of seed and text.
+def split_validation(dataset: Dataset, *, share: float = 0.01) -> DatasetDict:
+    """Set documents aside for validation, by a hash of their text.
 
-    A document falls on the same side whatever else the corpus holds, and copies of it never fall on both sides.
+    A document falls on the same side whatever the seed of a run and whatever else the corpus holds, and copies of it
+    never fall on both sides.
 
     Args:
         share: expected share of the documents, between 0 and 1.
@@ -151,7 +155,7 @@ def split_validation(dataset: Dataset, *, share: float = 0.01, seed: int = 0) ->
         InputError: one of the two sides would be empty.
     """
     check_share(share)
-    aside = [is_set_aside(text, share, seed) for text in dataset["text"]]
+    aside = [is_set_aside(text, share) for text in dataset["text"]]
     validation = [row for row, chosen in enumerate(aside) if chosen]
     train = [row for row, chosen in enumerate(aside) if not chosen]
     check_parts(len(dataset), len(validation), share)
@@ -166,9 +170,14 @@ def sentences_of(text: str) -> Iterator[str]:
             yield stripped
 
 
-def is_set_aside(text: str, share: float, seed: int) -> bool:
+def sentence_starts(text: str) -> list[int]:
+    """Return the characters at which the sentences of a text begin."""
+    return list(accumulate(map(len, _segment(text)), initial=0))[:-1]
+
+
+def is_set_aside(text: str, share: float) -> bool:
     """Say whether `split_validation` puts a document into the validation part."""
-    digest = hashlib.blake2b(text.encode(), digest_size=8, key=seed.to_bytes(8, "big", signed=True)).digest()
+    digest = hashlib.blake2b(text.encode(), digest_size=8, key=bytes(8)).digest()
     return int.from_bytes(digest, "big") < share * 2**64
 
 
@@ -200,14 +209,15 @@ def no_bars() -> Iterator[None]:
 
 
 def _load_from_hub(source: str, text_column: str, max_megabytes: float | None) -> Dataset:
-    name, _, split = source.partition(":")
+    pinned, _, split = _pinned(source).partition(":")
+    name, commit = split_revision(pinned)
     try:
-        dataset = cast(Dataset, load_dataset(name, split=split or "train"))
+        dataset = cast(Dataset, load_dataset(name, revision=commit, split=split or "train"))
     except Exception as error:  # the client raises many kinds; all mean that this name cannot be had
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"no corpus at {source}: neither a file here nor a data set that can be had ({reason})"
-        ) from error
+        raise _no_dataset(source, error) from error
+    # Off the network, the library takes the newest that it has, whatever was asked for.
+    if constants.HF_HUB_OFFLINE and str(commit) not in str(dataset.cache_files):
+        raise InputError(f"{source}: commit {commit} is not in the cache: load it once without HF_HUB_OFFLINE")
     if text_column not in dataset.column_names:
         raise InputError(f"{source} has no column {text_column!r}: it has {', '.join(dataset.column_names)}")
     if dataset.features[text_column].dtype not in ("string", "large_string"):
@@ -221,6 +231,21 @@ def _load_from_hub(source: str, text_column: str, max_megabytes: float | None) -
         raise InputError(f"no text in {source}: every document is empty")
     dataset = dataset.rename_column(text_column, "text") if text_column != "text" else dataset
     return cast(Dataset, dataset.add_column("document", list(range(len(dataset)))).cast(_FEATURES))
+
+
+def _pinned(source: str) -> str:
+    """Return the name of a Hub data set with the commit that its revision is now, or was when it was last online."""
+    given, colon, split = source.partition(":")
+    try:
+        found = find_files(given, [".gitattributes"])  # which every repository has
+    except InputError as error:
+        raise _no_dataset(source, error) from error
+    return f"{found.commit}{colon}{split}"
+
+
+def _no_dataset(source: str, error: Exception) -> InputError:
+    reason = " ".join(str(error).split())[:200]
+    return InputError(f"no corpus at {source}: neither a file here nor a data set that can be had ({reason})")
 
 
 def _rows_within(texts: Sequence[str], megabytes: float) -> int:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,34 +26,22 @@ from transformers import (
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from bioptimus_hf.artifacts import InputError
+from bioptimus_hf.hardware import prepare_for_cpu
 from bioptimus_hf.masking import IGNORED
-from bioptimus_hf.ner import entity_scores, tags_of
+from bioptimus_hf.ner import tags_of
+from bioptimus_hf.scores import entity_scores
+from bioptimus_hf.sources import UNREADABLE, find_model, why
 from bioptimus_hf.vocabulary import MAX_LENGTH, save_tokenizer
+from bioptimus_hf.windows import sentence_windows
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Window:
-    """A stretch of a sentence that fits into the model.
-
-    Attributes:
-        input_ids: pieces, between [CLS] and [SEP].
-        heads: where the first pieces of the window's own words stand in `input_ids`. Words at the edges that are there
-            as context only are another window's own.
-        first_word: place in the sentence of the first own word; the others follow it.
-    """
-
-    input_ids: list[int]
-    heads: list[int]
-    first_word: int
 
 
 def new_head(base: str | Path, labels: Sequence[str], *, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Put a new linear head on an encoder; the same seed gives the same head.
 
     Args:
-        base: folder or Hub name of a BERT, with or without another head (which is dropped).
+        base: folder or Hub name (`name@revision`) of a BERT, with or without another head (which is dropped).
         labels: names of the tags, in the order of their ids.
 
     Returns:
@@ -65,16 +52,16 @@ def new_head(base: str | Path, labels: Sequence[str], *, seed: int) -> tuple[Pre
     """
     set_seed(seed)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base)
+        folder = find_model(base).folder
+        tokenizer = AutoTokenizer.from_pretrained(folder)
         model = AutoModelForTokenClassification.from_pretrained(
-            base,
+            folder,
             id2label=dict(enumerate(labels)),
             label2id={name: number for number, name in enumerate(labels)},
             dtype=torch.float32,  # by default that of the file, and half precision trains badly
         )
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{base} cannot be loaded as a BertForTokenClassification ({reason})") from error
+    except UNREADABLE as error:
+        raise InputError(f"{base} cannot be loaded as a BertForTokenClassification ({why(error)})") from error
     if not isinstance(model, BertForTokenClassification):
         raise InputError(f"{base} is a {model.config.model_type} model: give a BERT")
     return model, tokenizer
@@ -111,6 +98,7 @@ def finetune(
         For each epoch: `epoch`, and on `validation` `precision`, `recall` and `f1` in shares between 0 and 1.
     """
     max_length = min(max_length, model.config.max_position_embeddings)
+    prepare_for_cpu(model, arguments.device, dropout=model.config.attention_probs_dropout_prob)
     train = windows_dataset(dataset["train"], tokenizer, max_length=max_length, num_proc=num_proc)
     trainer = HeadTrainer(
         model=model,
@@ -260,69 +248,6 @@ def predict_tags(
                 tags[number][word] = names[row[place]]
     model.train(was_training)
     return tags
-
-
-def sentence_windows(
-    sentences: Sequence[Sequence[str]], tokenizer: PreTrainedTokenizerBase, *, max_length: int = MAX_LENGTH
-) -> Iterator[list[Window]]:
-    """Cut sentences into windows of at most `max_length` pieces; each word is the own word of one window.
-
-    A sentence that fits is one window. Of a word that does not fit by itself, the pieces that do are kept.
-    """
-    room = max_length - 2
-    if room < 1:
-        raise InputError(f"a window of {max_length} pieces has no room for a word beside [CLS] and [SEP]")
-    begin, end = [tokenizer.cls_token_id], [tokenizer.sep_token_id]
-    for pieces in _pieces(sentences, tokenizer):
-        pieces = [word[:room] for word in pieces]
-        its = []
-        for left, right, own_left, own_right in _spans([len(word) for word in pieces], room):
-            heads, ids = [], list(begin)
-            for word in range(left, right):
-                if own_left <= word < own_right:
-                    heads.append(len(ids))
-                ids += pieces[word]
-            its.append(Window(ids + end, heads, own_left))
-        yield its
-
-
-def _spans(sizes: Sequence[int], room: int) -> Iterator[tuple[int, int, int, int]]:
-    """Yield windows over words of these sizes, as word numbers: begin and end, begin and end of the own words.
-
-    Neighbours overlap by up to half a window, and the border between their own words runs through the middle.
-    """
-    left = right = own_left = 0
-    while right < len(sizes):
-        used = sum(sizes[left:right])
-        while right < len(sizes) and used + sizes[right] <= room:
-            used += sizes[right]
-            right += 1
-        if right == len(sizes):
-            yield left, right, own_left, right
-            return
-        following, shared = right, 0
-        while following > left + 1 and shared + sizes[following - 1] <= room // 2:
-            following -= 1
-            shared += sizes[following]
-        # The word that did not fit must find room in the next window.
-        while shared + sizes[right] > room:
-            shared -= sizes[following]
-            following += 1
-        own_right = (following + right) // 2
-        yield left, right, own_left, own_right
-        left, own_left = following, own_right
-
-
-def _pieces(sentences: Sequence[Sequence[str]], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[list[int]]]:
-    """Yield the ids of the pieces of each word of each sentence; a word that the tokenizer drops becomes [UNK]."""
-    for words in sentences:
-        encoded = tokenizer(
-            list(words), is_split_into_words=True, add_special_tokens=False, truncation=False, verbose=False
-        )
-        pieces: list[list[int]] = [[] for _ in words]
-        for number, word in zip(encoded["input_ids"], encoded.word_ids(), strict=True):
-            pieces[word].append(number)
-        yield [word or [tokenizer.unk_token_id] for word in pieces]
 
 
 def _labelled_windows(

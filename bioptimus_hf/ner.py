@@ -1,32 +1,31 @@
-"""Named entity recognition: the five BLURB tasks and any other, strict entity scores, results over seeds."""
+"""Tasks of named entity recognition: the five of BLURB and any other, from CoNLL files or the Hub."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-import statistics
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
-from seqeval.scheme import IOB2, Entities
+import yaml
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, load_dataset
 
-from bioptimus_hf.artifacts import InputError
-from bioptimus_hf.conll import Sentence, count_mentions, read_conll, types_of
+from bioptimus_hf.artifacts import InputError, digest_of_rows, identity
+from bioptimus_hf.conll import TAG, Sentence, begun, check_row, count_mentions, read_conll, types_of
 
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
-SCORER = "seqeval, strict IOB2, micro average over entities"
 _FILES = {"train": ("train.tsv",), "validation": ("dev.tsv", "devel.tsv"), "test": ("test.tsv",)}
+_HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 
 
 @dataclass(frozen=True)
 class NerTask:
-    """A task: three CoNLL files and what is known of them.
+    """A task: three CoNLL files or a data set of the Hub, and what is known of them.
 
     Attributes:
         name: what results are filed under.
@@ -35,6 +34,8 @@ class NerTask:
         merged_type: name of the one type that all types are read as.
         mentions: published numbers of mentions in train, validation and test. Data with others is refused.
         common_copy: numbers of a copy in wide use that differs from the published ones; allowed, and named in the log.
+        source: a folder or a data set of the Hub (`owner/name`, or `owner/name@revision`) that holds this task alone:
+            what the caller of `load_ner` gives to it.
     """
 
     name: str
@@ -43,6 +44,17 @@ class NerTask:
     merged_type: str | None = None
     mentions: tuple[int, int, int] | None = None
     common_copy: tuple[int, int, int] | None = None
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if self.name in ("", ".", "..") or "/" in self.name:
+            raise InputError(f"a task cannot be called {self.name!r}: give a name that a folder can have")
+        types = [*(self.types or ()), *([] if self.merged_type is None else [self.merged_type])]
+        for kind in types:
+            if not TAG.fullmatch(f"B-{kind}"):
+                raise InputError(f"task {self.name}: a type cannot be called {kind!r}: no blanks, no hyphen at an end")
+        if self.types and len(set(self.types)) < len(self.types):
+            raise InputError(f"task {self.name}: a type is given twice: {', '.join(self.types)}")
 
 
 BLURB_NER: dict[str, NerTask] = {
@@ -65,12 +77,26 @@ BLURB_NER: dict[str, NerTask] = {
 """The NER tasks of BLURB, with the splits of Crichton et al. (2017) and the mention counts of Gu et al. (2020)."""
 
 
+JNLPBA_TYPES = NerTask(
+    "jnlpba-types",
+    "JNLPBA",
+    types=("DNA", "RNA", "cell_line", "cell_type", "protein"),
+    mentions=BLURB_NER["jnlpba"].mentions,
+)
+"""JNLPBA with its own five types, which is no task of BLURB."""
+
+NER_TASKS = {**BLURB_NER, JNLPBA_TYPES.name: JNLPBA_TYPES}
+"""The tasks that are known by name."""
+
+
 def load_ner(task: str | NerTask, source: str | Path) -> DatasetDict:
-    """Read a task's `train.tsv`, `dev.tsv` (or `devel.tsv`) and `test.tsv`.
+    """Read a task's training, validation and test part, and check its numbers of mentions.
 
     Args:
-        task: a key of `BLURB_NER`, or a task of your own: `NerTask("mine")`.
-        source: the folder that holds the task's folder, or the files themselves.
+        task: a key of `BLURB_NER`, `"jnlpba-types"`, or a task of your own: `NerTask("mine")`.
+        source: the folder that holds the task's folder, or the files themselves (`train.tsv`, `dev.tsv` or `devel.tsv`,
+            and `test.tsv`); or the name of a data set of the Hub, maybe with `@revision`, whose splits `train`,
+            `validation` and `test` have the columns `tokens` and `ner_tags` (class labels).
 
     Returns:
         `train`, `validation` and `test` with the columns `tokens` (strings) and `ner_tags` (class labels: `O`, then
@@ -78,15 +104,17 @@ def load_ner(task: str | NerTask, source: str | Path) -> DatasetDict:
 
     Raises:
         InputError: no such task, files that are missing or malformed (file and line), a type in `validation` or `test`
-            that does not occur in `train`, or other numbers of mentions than those published.
+            that does not occur in `train`, other numbers of mentions than those published, or another task under the
+            name of one of BLURB.
     """
     task = _named(task)
-    files = task_files(task, source)
-    train = read_conll(files["train"], types=task.types)
-    types = task.types or types_of(train)
-    if not types:
-        raise InputError(f"{files['train']} holds no entity: every tag is O")
-    parts = {"train": train} | {split: read_conll(files[split], types=types) for split in SPLITS[1:]}
+    blurb = BLURB_NER.get(task.name)
+    if blurb and replace(task, folder=blurb.folder, source=blurb.source) != blurb:
+        raise InputError(
+            f"{task.name} is a task of BLURB, with numbers of mentions and types of its own: give another name"
+        )
+    parts = _read_hub(task, str(source)) if is_hub_name(source) else _read_files(task, source)
+    types = task.types or types_of(parts["train"])
     _check_mentions(task, {split: count_mentions(parts[split]) for split in SPLITS})
     if task.merged_type:
         parts = {split: _merged(sentences, task.merged_type) for split, sentences in parts.items()}
@@ -94,6 +122,50 @@ def load_ner(task: str | NerTask, source: str | Path) -> DatasetDict:
     names = ["O", *(f"{prefix}-{kind}" for kind in types for prefix in "BI")]
     features = Features(tokens=List(Value("string")), ner_tags=List(ClassLabel(names=names)))
     return DatasetDict({split: _dataset(parts[split], features) for split in SPLITS})
+
+
+def read_task(path: str | Path) -> NerTask:
+    """Read a task from YAML: a mapping with `name` and, as they are needed, the other attributes of `NerTask`.
+
+    A `source` that is a folder is looked for beside the file.
+
+    Raises:
+        InputError: it cannot be read, or a key or a value is not one of `NerTask`.
+    """
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    fields = [field.name for field in dataclasses.fields(NerTask)]
+    if not isinstance(content, dict) or "name" not in content:
+        raise InputError(f"{path}: a task is a mapping with `name` and maybe {', '.join(fields[1:])}")
+    for key, value in content.items():
+        if key not in fields:
+            raise InputError(f"{path}: {key} is unknown; a task has {', '.join(fields)}")
+        content[key] = _field(f"{path}: {key}", key, value)
+    if content.get("source") and (beside := path.parent / content["source"]).is_dir():
+        content["source"] = str(beside)
+    return NerTask(**content)
+
+
+def task_identity(task: str | NerTask, source: str | Path, dataset: DatasetDict) -> dict[str, str]:
+    """Return what makes the parts of a task themselves, for `artifacts`: hashes of files, or of rows from the Hub.
+
+    Args:
+        dataset: what `load_ner` read from this source.
+    """
+    if not is_hub_name(source):
+        return {split: identity(file) for split, file in task_files(task, source).items()}
+    labels = " ".join(label_names(dataset["train"]))
+    return {split: f"rows:{digest_of_rows(part)} {labels}" for split, part in dataset.items()}
+
+
+def is_hub_name(source: str | Path) -> bool:
+    """Say whether this is the name of a data set of the Hub: none of a folder here, and of the form `owner/name`."""
+    return not Path(source).exists() and _HUB_NAME.fullmatch(str(source)) is not None
 
 
 def task_files(task: str | NerTask, source: str | Path) -> dict[str, Path]:
@@ -128,79 +200,82 @@ def tags_of(dataset: Dataset) -> list[list[str]]:
     return [[names[number] for number in numbers] for numbers in dataset["ner_tags"]]
 
 
-def entity_scores(gold: list[list[str]], predicted: list[list[str]]) -> dict[str, float]:
-    """Score entities in strict IOB2, as seqeval does with `mode="strict", scheme=IOB2`.
-
-    An entity begins with `B-`, and is right if its first word, last word and type are. An `I-` that continues nothing
-    is no entity; seqeval's default, as conlleval, takes it for one and gives higher figures.
-
-    Args:
-        gold: the tags of each sentence.
-        predicted: as many.
-
-    Returns:
-        `precision`, `recall`, `f1` (shares between 0 and 1, micro average) and `support` (entities in `gold`); the same
-        for each type as `<type>_precision` and so on. A share of nothing is 0.
-
-    Raises:
-        InputError: the two differ in length, or a tag is not of IOB2.
-    """
-    if len(gold) != len(predicted):
-        raise InputError(f"{len(gold)} sentences in gold, {len(predicted)} predicted")
-    for number, (right, guess) in enumerate(zip(gold, predicted, strict=True)):
-        if len(right) != len(guess):
-            raise InputError(f"sentence {number} has {len(right)} tags in gold, {len(guess)} predicted")
-    true, found = _entities(gold), _entities(predicted)
-    scores = _shares(len(true & found), len(found), len(true))
-    counts = [Counter(entity.tag for entity in entities) for entities in (true & found, found, true)]
-    for kind in sorted({*counts[1], *counts[2]}):
-        scores |= {f"{kind}_{name}": value for name, value in _shares(*(count[kind] for count in counts)).items()}
-    return scores
-
-
-def summarize(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Bring the results of several seeds together.
-
-    Args:
-        cells: each with `task`, `model`, `seed` and `test`, the `entity_scores` on the test part.
-
-    Returns:
-        A row a task and model, in the order of `cells`: `seeds`, `support`, and `f1`, `precision` and `recall`, each
-        with `mean` and `deviation` (of a sample; None for a single seed), in shares between 0 and 1.
-    """
-    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
-    for cell in cells:
-        groups[cell["task"], cell["model"]].append(cell)
-    return [
-        {
-            "task": task,
-            "model": model,
-            "seeds": [cell["seed"] for cell in group],
-            "support": int(group[0]["test"]["support"]),
-            **{name: _spread([cell["test"][name] for cell in group]) for name in ("f1", "precision", "recall")},
-        }
-        for (task, model), group in groups.items()
-    ]
-
-
-def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Write the rows of `summarize` as a Markdown table, in percent."""
-    lines = [
-        "| task | model | F1 | precision | recall | seeds | test mentions |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for row in rows:
-        shares = " | ".join(_percent(row[name]) for name in ("f1", "precision", "recall"))
-        lines.append(f"| {row['task']} | {row['model']} | {shares} | {len(row['seeds'])} | {row['support']} |")
-    return "\n".join([*lines, "", f"Mean ± sample standard deviation over seeds. Scorer: {SCORER}.", ""])
-
-
 def _named(task: str | NerTask) -> NerTask:
     if isinstance(task, NerTask):
         return task
-    if task not in BLURB_NER:
-        raise InputError(f"unknown task {task!r}: give one of {', '.join(BLURB_NER)}, or a NerTask of your own")
-    return BLURB_NER[task]
+    if task not in NER_TASKS:
+        raise InputError(f"unknown task {task!r}: give one of {', '.join(NER_TASKS)}, or a NerTask of your own")
+    return NER_TASKS[task]
+
+
+def _read_files(task: NerTask, source: str | Path) -> dict[str, list[Sentence]]:
+    files = task_files(task, source)
+    train = read_conll(files["train"], types=task.types)
+    types = _types(task, train, files["train"])
+    return {"train": train} | {split: read_conll(files[split], types=types) for split in SPLITS[1:]}
+
+
+def _read_hub(task: NerTask, source: str) -> dict[str, list[Sentence]]:
+    name, revision = _HUB_NAME.fullmatch(source).groups()  # type: ignore[union-attr]  # else it is no such name
+    try:
+        found = load_dataset(name, revision=revision)
+    except Exception as error:  # the client raises many kinds; all mean that this name cannot be had
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{source}: neither a folder here nor a data set to be had from the Hub ({reason})") from error
+    if missing := [split for split in SPLITS if split not in found]:
+        raise InputError(f"{source} has no split {missing[0]!r}: it has {', '.join(found)}, a task needs {SPLITS}")
+    train = _sentences(found["train"], f"{source}, train", task.types)
+    types = _types(task, train, f"{source}, train")
+    return {"train": train} | {split: _sentences(found[split], f"{source}, {split}", types) for split in SPLITS[1:]}
+
+
+def _sentences(dataset: Dataset, where: str, types: Collection[str] | None) -> list[Sentence]:
+    """Read the rows of a data set as `read_conll` reads the sentences of a file."""
+    tags = getattr(dataset.features.get("ner_tags"), "feature", None)
+    if "tokens" not in dataset.column_names or not isinstance(tags, ClassLabel):
+        raise InputError(f"{where}: the columns `tokens` and `ner_tags` (class labels) are needed: {dataset.features}")
+    sentences: list[Sentence] = []
+    repaired = 0
+    for number, (words, ids) in enumerate(zip(dataset["tokens"], dataset["ner_tags"], strict=True)):
+        if len(words) != len(ids):
+            raise InputError(f"{where}, row {number}: {len(words)} tokens and {len(ids)} tags")
+        if not all(0 <= one < len(tags.names) for one in ids):
+            raise InputError(f"{where}, row {number}: a tag is none of the {len(tags.names)} class labels")
+        read: Sentence = ([], [])
+        for word, tag in zip(words, tags.int2str(ids), strict=True):
+            token = " ".join(word.split())  # tabs and line ends part the columns and rows of what is saved
+            check_row(f"{where}, row {number}", token, tag, types)
+            mended = begun(tag, read[1])
+            repaired += mended != tag
+            read[0].append(token)
+            read[1].append(mended)
+        if words:
+            sentences.append(read)
+    if repaired:
+        logger.warning("%s: %d I- tags continue nothing, read as B-", where, repaired)
+    if not sentences:
+        raise InputError(f"{where} holds no sentence")
+    return sentences
+
+
+def _types(task: NerTask, train: Sequence[Sentence], where: str | Path) -> tuple[str, ...]:
+    types = task.types or types_of(train)
+    if not types:
+        raise InputError(f"{where} holds no entity: every tag is O")
+    return types
+
+
+def _field(where: str, key: str, value: Any) -> Any:
+    kind, size = {"types": (str, None), "mentions": (int, 3), "common_copy": (int, 3)}.get(key, (None, None))
+    if kind is None:
+        if not isinstance(value, str):
+            raise InputError(f"{where} must be text, not {value!r}")
+        return value
+    if not isinstance(value, list) or not value or not all(type(one) is kind for one in value):
+        raise InputError(f"{where} must be a list of {'names' if kind is str else 'numbers'}, not {value!r}")
+    if size and len(value) != size:
+        raise InputError(f"{where} must be three numbers, of {', '.join(SPLITS)}, not {value!r}")
+    return tuple(value)
 
 
 def _check_mentions(task: NerTask, found: Mapping[str, int]) -> None:
@@ -227,29 +302,3 @@ def _dataset(sentences: Sequence[Sentence], features: Features) -> Dataset:
     label = features["ner_tags"].feature
     numbers = [label.str2int(row) for row in tags]
     return Dataset.from_dict({"tokens": list(tokens), "ner_tags": numbers}, features=features)
-
-
-def _entities(sequences: list[list[str]]) -> set[Any]:
-    try:
-        return set(chain.from_iterable(Entities(sequences, IOB2).entities))
-    except (KeyError, IndexError, ValueError) as error:  # what seqeval says of a tag that it cannot read
-        raise InputError(f"tags must be O, B-<type> or I-<type> ({error})") from error
-
-
-def _shares(right: int, found: int, true: int) -> dict[str, float]:
-    precision = right / found if found else 0.0
-    recall = right / true if true else 0.0
-    f1 = 2 * precision * recall / (precision + recall) if right else 0.0
-    return {"precision": precision, "recall": recall, "f1": f1, "support": float(true)}
-
-
-def _spread(values: Sequence[float]) -> dict[str, float | None]:
-    return {
-        "mean": statistics.fmean(values),
-        "deviation": statistics.stdev(values) if len(values) > 1 else None,
-    }
-
-
-def _percent(spread: Mapping[str, float | None]) -> str:
-    mean, deviation = (None if value is None else f"{100 * value:.2f}" for value in spread.values())
-    return f"{mean} ± {deviation}" if deviation else f"{mean}"

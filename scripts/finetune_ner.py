@@ -1,11 +1,13 @@
 #!/usr/bin/env python
 r"""Fine-tune a NER head for every task, model and seed, and write the table of strict entity F1.
 
-    python scripts/finetune_ner.py --ner_data data/ner --tasks ncbi-disease --models base v0.4 --seeds 0 1 2 \
-        --output_dir runs/mine
+    python scripts/finetune_ner.py --ner_data data/ner --tasks all --models base v0.1 v0.2 v0.3 v0.4 --seeds 5 \
+        --output_dir runs/mine --cross_test bc5-disease:ncbi-disease ncbi-disease:bc5-disease
 
 Writes OUTPUT_DIR/ner/<task>/<model>/<seed> (a model for pipeline("ner"), scores.json, predictions.tsv), then
-OUTPUT_DIR/ner/results.md and results.json. Cells that are finished are skipped.
+OUTPUT_DIR/ner/results.md, results.json and versions.png: mean, deviation and what each model differs by from the first
+one. Cells that are finished are skipped. Heads that are scored on another task's test part go to
+OUTPUT_DIR/cross_test/<task>-on-<other>/<model>/<seed>, and their table to OUTPUT_DIR/cross_test/results.md.
 """
 
 from __future__ import annotations
@@ -16,33 +18,35 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from datasets import DatasetDict
-from transformers import AutoConfig, AutoModelForTokenClassification
+from datasets import Dataset, DatasetDict
+from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer
 
-from bioptimus_hf.artifacts import InputError, Stage, building, identity, is_finished, write_json
+from bioptimus_hf.artifacts import MADE, InputError, Stage, building, identity, is_finished, write_json
 from bioptimus_hf.cards import write_ner_card
 from bioptimus_hf.conll import write_conll
 from bioptimus_hf.finetuning import evaluates_each_epoch, finetune, new_head, predict_tags, save_head
 from bioptimus_hf.ner import (
     BLURB_NER,
-    SCORER,
+    NER_TASKS,
     NerTask,
-    entity_scores,
     label_names,
     load_ner,
-    results_table,
-    summarize,
+    read_task,
     tags_of,
-    task_files,
+    task_identity,
 )
-from bioptimus_hf.recipes import StageOptions, load_by_name, parse, run
+from bioptimus_hf.recipes import StageOptions, parse, run
+from bioptimus_hf.results import read_cells
+from bioptimus_hf.scores import SCORER, entity_scores
+from bioptimus_hf.sources import find_model, load_by_name
+from bioptimus_hf.tables import write_results
 
 logger = logging.getLogger("finetune_ner")
 
@@ -51,22 +55,26 @@ logger = logging.getLogger("finetune_ner")
 class Options:
     """What is trained on what."""
 
-    ner_data: str = field(metadata={"help": "Folder that holds the tasks' folders, or the files of one task"})
+    ner_data: str | None = field(
+        default=None,
+        metadata={"help": "Folder that holds the tasks' folders, or the files of one task, or a data set of the Hub"},
+    )
     output_dir: str = field(
         default="runs/default", metadata={"help": "Folder of the run; the models' versions are looked for in it"}
     )
     tasks: list[str] = field(
         default_factory=lambda: ["all"],
         metadata={
-            "help": f"Tasks of BLURB ({', '.join(BLURB_NER)}, or all of them: all). Any other name is a task of your "
-            "own: the files are NER_DATA/<name>/{train,dev,test}.tsv, or NER_DATA/{train,dev,test}.tsv, and the entity "
-            "types are those that occur in them"
+            "help": f"Tasks of BLURB ({', '.join(BLURB_NER)}, or all of them: all), or jnlpba-types. Any other name is "
+            "a task of your own: the files are NER_DATA/<name>/{train,dev,test}.tsv, or NER_DATA/{train,dev,test}.tsv, "
+            "and the entity types are those that occur in them. name=SOURCE takes another folder, or a data set of the "
+            "Hub (owner/name or owner/name@revision); FILE.yaml describes a task (see bioptimus_hf.ner.NerTask)"
         },
     )
     models: list[str] = field(
         default_factory=lambda: ["base", "v0.4"],
         metadata={
-            "help": "Models: base (BASE_MODEL), v0.4 (OUTPUT_DIR/v0.4), a folder or a Hub name; "
+            "help": "Models: base (BASE_MODEL), v0.4 (OUTPUT_DIR/v0.4), a folder or a Hub name (name@revision); "
             "label=FOLDER chooses the name that the results are filed under"
         },
     )
@@ -74,7 +82,20 @@ class Options:
         default="google-bert/bert-base-uncased",
         metadata={"help": "Folder or Hub name of the unadapted model, which --models knows as base"},
     )
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "A training for each of these seeds"})
+    seeds: list[int] = field(
+        default_factory=lambda: [3],
+        metadata={
+            "help": "One number is how many: 5 trains with the seeds 0 to 4. Two or more are the seeds themselves, "
+            "each once, so that 7 7 is seed 7 alone"
+        },
+    )
+    cross_test: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "task:other, as often as you like: score the heads of that task on the other one's test part too. "
+            "Their entity types must be the same"
+        },
+    )
     max_length: int = field(
         default=512, metadata={"help": "Most pieces of a window; longer sentences are cut into several windows"}
     )
@@ -94,49 +115,138 @@ class TrainingOptions:
 
 
 def main() -> None:
-    """Train what is missing of the grid, and write its table."""
+    """Train what is missing of the grid, score it on other tasks if asked, and write the tables."""
     options, training, stage = parse(
         Options, TrainingOptions, StageOptions, section="finetune_ner", description=__doc__
     )
     # The first to ask for the state of the processes decides what it is: without this, each would be the main one.
     state = PartialState(cpu=not torch.accelerator.is_available())
-    tasks = chosen_tasks(options.tasks)
-    models = chosen_models(options)
+    tasks, models, seeds = chosen_tasks(options.tasks), chosen_models(options), chosen_seeds(options.seeds)
     # All that is named is opened now: hours into a grid is no time to learn that something is missing.
-    datasets = {task.name: load_ner(task, options.ner_data) for task in tasks}
-    for source in models.values():
-        load_by_name(AutoConfig, source)
+    datasets = {task.name: load_ner(task, source_of(task, options)) for task in tasks}
+    others = load_others(options, tasks, datasets)
+    sources = {label: find_model(source) for label, source in models.items()}
+    for source in sources.values():
+        load_by_name(AutoConfig, source.folder)
     root = Path(options.output_dir) / "ner"
-    identities = {label: identity(source) for label, source in models.items()}
-    files = {
-        task.name: {split: identity(file) for split, file in task_files(task, options.ner_data).items()}
-        for task in tasks
-    }
-    for task, (label, source), seed in product(tasks, models.items(), options.seeds):
-        folder = root / task.name / label / str(seed)
-        inputs = {**files[task.name], "model": identities[label]}
-        settings = {**asdict(training), "max_length": options.max_length, "seed": seed}
-        settings |= {"merged_type": task.merged_type, "processes": state.num_processes}
-        if not is_finished(folder, inputs, settings, force=stage.force):
+    for task in tasks:
+        files = task_identity(task, source_of(task, options), datasets[task.name])
+        for (label, source), seed in product(sources.items(), seeds):
+            folder = root / task.name / label / str(seed)
+            inputs = {**files, "model": source.identity}
+            settings = {**asdict(training), "max_length": options.max_length, "seed": seed}
+            settings |= {"merged_type": task.merged_type, "processes": state.num_processes}
+            if is_finished(folder, inputs, settings, force=stage.force):
+                continue
             with built_by_main_process(folder, inputs, settings) as built:
                 logger.info("task %s, model %s, seed %d", task.name, label, seed)
-                scores = train_and_score(built, source, datasets[task.name], seed, options, training, stage.num_proc)
+                data = datasets[task.name]
+                scores = train_and_score(built, source.folder, data, seed, options, training, stage.num_proc)
                 if state.is_main_process:
                     cell = {"task": task.name, "model": label, "seed": seed, "scorer": SCORER, **scores}
                     write_json(built.path / "scores.json", cell)
                     write_ner_card(built.path, model=str(folder))
-    if state.is_main_process:
-        finished = sorted(root.glob("*/*/*/scores.json"))  # of earlier calls too
-        rows = summarize([json.loads(path.read_text(encoding="utf-8")) for path in finished])
-        write_json(root / "results.json", {"scorer": SCORER, "rows": rows})
-        (root / "results.md").write_text(results_table(rows), encoding="utf-8")
-        logger.info("saved %s\n%s", root / "results.md", results_table(rows))
+        if state.is_main_process:
+            tabulate(root, list(models))
+    if others and state.is_main_process:
+        cross = root.with_name("cross_test")
+        for (name, other), (data, files) in others.items():
+            for label, seed in product(models, seeds):
+                score_elsewhere(root / name / label / str(seed), cross, other, data, files, options, stage)
+        tabulate(cross, list(models))
 
 
 def chosen_tasks(names: list[str]) -> list[NerTask]:
-    """Return the tasks of these names."""
-    names = [one for name in names for one in (BLURB_NER if name == "all" else [name])]
-    return [BLURB_NER.get(name) or NerTask(name, folder=name) for name in dict.fromkeys(names)]
+    """Return the tasks of these names, sources and files."""
+    tasks: dict[str, NerTask] = {}
+    for given in dict.fromkeys(one for name in names for one in (BLURB_NER if name == "all" else [name])):
+        task = chosen_task(given)
+        if task.name in tasks:
+            raise InputError(f"--tasks: {task.name} is given twice: give one of them another name")
+        tasks[task.name] = task
+    return list(tasks.values())
+
+
+def chosen_task(given: str) -> NerTask:
+    """Return the task of a name, of name=SOURCE or of a YAML file."""
+    if given.endswith((".yaml", ".yml")):
+        return read_task(given)
+    name, equals, source = given.partition("=")
+    if equals and not source:
+        raise InputError(f"--tasks {given}: give a folder or a data set of the Hub after =")
+    return replace(NER_TASKS.get(name) or NerTask(name, folder=name), source=source)
+
+
+def source_of(task: NerTask, options: Options) -> str:
+    """Return where a task is read from."""
+    source = task.source or options.ner_data
+    if not source:
+        raise InputError(f"--ner_data is needed for {task.name}: the folder that holds the tasks' folders")
+    return source
+
+
+def chosen_seeds(given: list[int]) -> list[int]:
+    """Return the seeds that one number counts, or several numbers are."""
+    if len(given) > 1:
+        return list(dict.fromkeys(given))
+    if given[0] < 1:
+        raise InputError(f"--seeds {given[0]}: give how many (1: seed 0 alone), or two or more seeds by number")
+    return list(range(given[0]))
+
+
+def load_others(
+    options: Options, tasks: list[NerTask], datasets: Mapping[str, DatasetDict]
+) -> dict[tuple[str, str], tuple[Dataset, dict[str, str]]]:
+    """Return test part and its identity for each pair (task, other) of --cross_test."""
+    others = {}
+    for given in options.cross_test:
+        name, _, wanted = given.partition(":")
+        if name not in datasets or not wanted:
+            raise InputError(f"--cross_test {given}: give task:other, where task is one of --tasks")
+        other = next((task for task in tasks if task.name == wanted), None) or chosen_task(wanted)
+        data = datasets.get(other.name) or load_ner(other, source_of(other, options))
+        own, its = ({label[2:] for label in label_names(one["test"])} - {""} for one in (datasets[name], data))
+        if own != its:
+            raise InputError(
+                f"--cross_test {given}: {name} has {', '.join(sorted(own))}, {other.name} has "
+                f"{', '.join(sorted(its))}: only tasks of the same types can be tested on one another"
+            )
+        identities = task_identity(other, source_of(other, options), data)
+        others[name, other.name] = (data["test"], {"test": identities["test"]})
+    return others
+
+
+def score_elsewhere(
+    head: Path, root: Path, other: str, data: Dataset, files: Mapping[str, str], options: Options, stage: StageOptions
+) -> None:
+    """Score a finished head on the test part of another task."""
+    cell = json.loads((head / "scores.json").read_text(encoding="utf-8"))
+    folder = root / f"{cell['task']}-on-{other}" / head.parent.name / head.name
+    inputs, settings = {**files, "head": identity(head)}, {"max_length": options.max_length, "seed": cell["seed"]}
+    if is_finished(folder, inputs, settings, force=stage.force):
+        return
+    with building(folder, inputs, settings) as built:
+        scores = score(built, head, data, options.max_length)
+        what = {"task": f"{cell['task']}, tested on {other}", "model": cell["model"], "seed": cell["seed"]}
+        write_json(built.path / "scores.json", {**what, "scorer": SCORER, "test": scores})
+        logger.info("%s, model %s, seed %d: F1 %.2f", *what.values(), 100 * scores["f1"])
+
+
+def tabulate(root: Path, models: list[str]) -> None:
+    """Write the tables of all finished cells, those of earlier calls too; the first model is the reference."""
+    order = [*NER_TASKS, *(f"{one}-on-{other}" for one, other in product(NER_TASKS, repeat=2))]
+
+    def place(folder: Path) -> tuple[Any, ...]:
+        task, model = folder.parts[-3:-1]
+        known = [
+            (names.index(name) if name in names else len(names), name)
+            for name, names in ((task, order), (model, models))
+        ]
+        return (*known, int(folder.name))
+
+    folders = [made.parent for made in root.glob("*/*/*/" + MADE) if made.parent.name.isdecimal()]
+    text = write_results(root, read_cells(sorted(folders, key=place)), reference=models[0])
+    logger.info("saved %s\n%s", root / "results.md", text)
 
 
 def chosen_models(options: Options) -> dict[str, str]:
@@ -196,15 +306,22 @@ def train_and_score(
         return {}
     shutil.rmtree(checkpoints)
     save_head(model, tokenizer, built.path)
-    saved = load_by_name(AutoModelForTokenClassification, str(built.path), dtype=torch.float32).to(arguments.device)
-    words, gold = dataset["test"]["tokens"], tags_of(dataset["test"])
-    predicted = predict_tags(saved, tokenizer, words, max_length=options.max_length)
-    write_conll(built.path / "predictions.tsv", list(zip(words, gold, predicted, strict=True)))
-    scores = entity_scores(gold, predicted)
+    scores = score(built, built.path, dataset["test"], options.max_length)
     best = max(history, key=lambda row: row["f1"])
     built.facts |= {"f1": scores["f1"], "support": scores["support"], "best_epoch": best["epoch"]}
     logger.info("test F1 %.2f (dev %.2f, epoch %d)", 100 * scores["f1"], 100 * best["f1"], best["epoch"])
     return {"test": scores, "best_epoch": best["epoch"], "validation": history}
+
+
+def score(built: Stage, head: Path, data: Dataset, max_length: int) -> dict[str, float]:
+    """Score a saved head on a test part, and save what it predicts there."""
+    device = PartialState().device
+    model = load_by_name(AutoModelForTokenClassification, str(head), dtype=torch.float32).to(device)
+    words, gold = data["tokens"], tags_of(data)
+    tokenizer = load_by_name(AutoTokenizer, str(head))
+    predicted = predict_tags(model, tokenizer, words, max_length=max_length)
+    write_conll(built.path / "predictions.tsv", list(zip(words, gold, predicted, strict=True)))
+    return entity_scores(gold, predicted)
 
 
 if __name__ == "__main__":

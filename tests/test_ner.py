@@ -1,8 +1,7 @@
-"""CoNLL reading, tasks, strict scores, windows, exact loss, fine-tuning, and the grid as a user runs it."""
+"""CoNLL reading, tasks, windows, exact loss, fine-tuning, and the grid as a user runs it."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import os
@@ -17,13 +16,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import build_tiny_bert, tiny_vocabulary
+from conftest import build_tiny_bert, build_tiny_tokenizer, load_script
 from datasets import DatasetDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from seqeval.metrics import classification_report, f1_score
-from seqeval.scheme import IOB2
 from transformers import (
     AutoTokenizer,
     BertForTokenClassification,
@@ -46,20 +43,18 @@ from bioptimus_hf.finetuning import (
     new_head,
     predict_tags,
     save_head,
-    sentence_windows,
     windows_dataset,
 )
 from bioptimus_hf.ner import (
     BLURB_NER,
     NerTask,
-    entity_scores,
     label_names,
     load_ner,
-    results_table,
-    summarize,
     tags_of,
     task_files,
 )
+from bioptimus_hf.scores import entity_scores
+from bioptimus_hf.windows import sentence_windows
 
 SAMPLE = Path(str(resources.files("bioptimus_hf") / "sample" / "ner"))
 SCRIPT = Path(__file__).parents[1] / "scripts" / "finetune_ner.py"
@@ -163,17 +158,6 @@ def test_real_sets_have_the_published_numbers_of_mentions(data_dir: Path, caplog
     assert "bc5-disease: mentions train 4182, validation 4246, test 4424: the copy in wide use" in caplog.text
 
 
-def test_types_of_jnlpba_on_request(data_dir: Path) -> None:
-    dataset = load_ner(replace(BLURB_NER["jnlpba"], name="jnlpba-types", merged_type=None), data_dir / "ner")
-    assert {name[2:] for name in label_names(dataset["test"]) if name != "O"} == {
-        "DNA",
-        "RNA",
-        "cell_line",
-        "cell_type",
-        "protein",
-    }
-
-
 def test_other_data_is_not_called_blurb(data_dir: Path, tmp_path: Path) -> None:
     files = task_files("ncbi-disease", data_dir / "ner")
     texts = {split: file.read_text(encoding="utf-8") for split, file in files.items()}
@@ -188,6 +172,15 @@ def test_other_data_is_not_called_blurb(data_dir: Path, tmp_path: Path) -> None:
     ):
         load_ner("ncbi-disease", tmp_path)
     assert load_ner(NerTask("mine"), folder)["train"].num_rows == 5424
+
+
+@pytest.mark.parametrize(
+    "task", [NerTask("bc2gm"), replace(BLURB_NER["bc2gm"], mentions=(1, 1, 1)), NerTask("jnlpba", "JNLPBA")]
+)
+def test_no_other_task_takes_the_name_of_one_of_blurb(task: NerTask, tmp_path: Path) -> None:
+    write_task(tmp_path)
+    with pytest.raises(InputError, match=rf"{task.name} is a task of BLURB, .*: give another name"):
+        load_ner(task, tmp_path)
 
 
 def test_sample_is_a_task_of_its_own() -> None:
@@ -243,88 +236,12 @@ def test_what_is_no_task_is_refused(tmp_path: Path) -> None:
         load_ner(NerTask("mine"), tmp_path)
 
 
-# Scores
-
-TAGS = ["O", "B-X", "I-X", "B-Y", "I-Y"]
-tag_pairs = st.lists(st.lists(st.tuples(st.sampled_from(TAGS), st.sampled_from(TAGS)), max_size=9), max_size=6)
-
-
-def spans(sequences: list[list[str]]) -> set[tuple[int, int, int, str]]:
-    """All entities by their definition: try every stretch of words and every type."""
-    return {
-        (number, start, end, kind)
-        for number, tags in enumerate(sequences)
-        for kind in "XY"
-        for start in range(len(tags))
-        for end in range(start + 1, len(tags) + 1)
-        if tags[start] == f"B-{kind}"
-        and all(tag == f"I-{kind}" for tag in tags[start + 1 : end])
-        and (end == len(tags) or tags[end] != f"I-{kind}")
-    }
-
-
-@given(tag_pairs)
-@settings(max_examples=300, deadline=None)
-def test_scores_agree_with_brute_force_and_with_seqeval_strict(pairs: list[list[tuple[str, str]]]) -> None:
-    gold = [[right for right, _ in row] for row in pairs]
-    predicted = [[guess for _, guess in row] for row in pairs]
-    scores = entity_scores(gold, predicted)
-    assert all(type(value) is float for value in scores.values())
-    true, found = spans(gold), spans(predicted)
-    for prefix, kinds in (("", "XY"), ("X_", "X"), ("Y_", "Y")):
-        ours_true, ours_found = ({one for one in all_ if one[3] in kinds} for all_ in (true, found))
-        if prefix and not ours_true | ours_found:
-            assert f"{prefix}f1" not in scores
-            continue
-        assert scores[f"{prefix}support"] == len(ours_true)
-        assert scores[f"{prefix}precision"] == len(ours_true & ours_found) / max(len(ours_found), 1)
-        assert scores[f"{prefix}recall"] == len(ours_true & ours_found) / max(len(ours_true), 1)
-        both = len(ours_true) + len(ours_found)
-        assert scores[f"{prefix}f1"] == pytest.approx(2 * len(ours_true & ours_found) / both if both else 0.0)
-    if true | found:
-        report = classification_report(gold, predicted, mode="strict", scheme=IOB2, output_dict=True, zero_division=0)
-        for row, prefix in (("micro avg", ""), ("X", "X_"), ("Y", "Y_")):
-            for theirs, ours in (("precision",) * 2, ("recall",) * 2, ("f1-score", "f1"), ("support",) * 2):
-                assert row not in report or scores[prefix + ours] == report[row][theirs]
-
-
-def test_entity_that_starts_inside_is_wrong() -> None:
-    gold, predicted = [["B-X", "I-X", "O"]], [["I-X", "I-X", "O"]]
-    assert f1_score(gold, predicted) == 1.0  # seqeval's default, which is not what we report
-    assert entity_scores(gold, predicted)["f1"] == 0.0
-
-
-def test_scores_of_unlike_lengths_or_tags_are_refused() -> None:
-    with pytest.raises(InputError, match="2 sentences in gold, 1 predicted"):
-        entity_scores([["O"], ["O"]], [["O"]])
-    with pytest.raises(InputError, match="sentence 1 has 2 tags in gold, 1 predicted"):
-        entity_scores([["O"], ["O", "O"]], [["O"], ["O"]])
-    for tag in ("X-Y", "S-X", ""):
-        with pytest.raises(InputError, match="tags must be O, B-<type> or I-<type>"):
-            entity_scores([["O"]], [[tag]])
-
-
-def test_results_over_seeds() -> None:
-    def cell(model: str, seed: int, f1: float) -> dict[str, Any]:
-        scores = {"f1": f1, "precision": 0.5, "recall": 0.25, "support": 9.0}
-        return {"task": "t", "model": model, "seed": seed, "test": scores}
-
-    rows = summarize([cell("base", 0, 0.7), cell("v0.4", 3, 0.8), cell("base", 1, 0.8), cell("base", 2, 0.9)])
-    assert [(row["model"], row["seeds"], row["support"]) for row in rows] == [("base", [0, 1, 2], 9), ("v0.4", [3], 9)]
-    assert rows[0]["f1"] == {"mean": pytest.approx(0.8), "deviation": pytest.approx(0.1)}
-    assert rows[1]["f1"]["deviation"] is None
-    table = results_table(rows)
-    assert "| t | base | 80.00 ± 10.00 | 50.00 ± 0.00 | 25.00 ± 0.00 | 3 | 9 |" in table
-    assert "| t | v0.4 | 80.00 | 50.00 | 25.00 | 1 | 9 |" in table
-    assert "strict IOB2" in table
-
-
 # Windows
 
 
 @pytest.fixture(scope="module")
 def tiny_tokenizer() -> BertTokenizer:
-    return BertTokenizer(vocab={token: i for i, token in enumerate(tiny_vocabulary())}, model_max_length=512)
+    return build_tiny_tokenizer()
 
 
 class TagsByFirstPiece(torch.nn.Module):
@@ -355,7 +272,7 @@ words = st.one_of(
 @given(st.lists(st.lists(words, max_size=25), max_size=5), st.integers(3, 24))
 @settings(max_examples=200, deadline=None)
 def test_each_word_is_tagged_once_in_windows_that_fit(sentences: list[list[str]], max_length: int) -> None:
-    tokenizer = BertTokenizer(vocab={token: i for i, token in enumerate(tiny_vocabulary())}, model_max_length=512)
+    tokenizer = build_tiny_tokenizer()
     names = [f"tag{number}" for number in range(len(tokenizer))]
 
     def first_piece(word: str) -> int:
@@ -483,6 +400,16 @@ def test_same_seed_same_weights(base: Path, sample: DatasetDict, tmp_path: Path)
     assert not torch.equal(once["classifier.weight"], other["classifier.weight"])
 
 
+def test_weights_come_from_the_training_part_alone(base: Path, sample: DatasetDict, tmp_path: Path) -> None:
+    few = sample["train"].select(range(24))
+    once, again = (
+        train(base, DatasetDict(train=few, validation=sample["train"].select(rows)), tmp_path / name, seed=5,
+              learning_rate=1e-3, num_train_epochs=1)[0].state_dict()
+        for name, rows in (("once", range(24, 40)), ("again", range(60, 90)))
+    )  # fmt: skip
+    assert all(torch.equal(once[name], again[name]) for name in once)
+
+
 def test_loss_and_gradient_do_not_depend_on_accumulation(base: Path, sample: DatasetDict, tmp_path: Path) -> None:
     model, tokenizer = new_head(base, label_names(sample["train"]), seed=0)
     rows = windows_dataset(sample["train"], tokenizer).select(range(4))
@@ -563,13 +490,7 @@ def test_what_is_no_bert_gets_no_head(tmp_path: Path, tiny_tokenizer: BertTokeni
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("finetune_ner", SCRIPT)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["finetune_ner"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 def test_names_of_tasks_and_models(script: ModuleType, tmp_path: Path) -> None:
@@ -610,10 +531,11 @@ def test_grid_is_resumed_where_it_stopped(
     data = write_task(tmp_path / "data" / "mine", GOOD * 20, GOOD * 3, GOOD * 4).parent
     command = [
         *("--ner_data", str(data), "--tasks", "mine", "--models", "base", f"other={base}", "--base_model", str(base)),
-        *("--seeds", "0", "1", "--num_train_epochs", "1", "--output_dir", str(tmp_path / "out")),
+        *("--seeds", "2", "--num_train_epochs", "1", "--output_dir", str(tmp_path / "out")),
     ]
     first = run_script(*command)
     assert first.returncode == 0, first.stderr
+    assert "mine: mentions train 20, validation 3, test 4" in first.stderr
     root = tmp_path / "out" / "ner"
     cells = {f"{model}/{seed}": root / "mine" / model / str(seed) for model in ("base", "other") for seed in (0, 1)}
     scores = json.loads((cells["other/1"] / "scores.json").read_text())
@@ -664,7 +586,7 @@ def test_grid_runs_on_two_processes(base: Path, tmp_path: Path, two_ranks: tuple
     write_task(tmp_path / "mine", GOOD * 20, GOOD * 3, GOOD * 4)
     result = run_script(
         *("--ner_data", str(tmp_path), "--tasks", "mine", "--models", "base", "--base_model", str(base)),
-        *("--seeds", "0", "--num_train_epochs", "2", "--output_dir", str(tmp_path / "out")),
+        *("--seeds", "1", "--num_train_epochs", "2", "--output_dir", str(tmp_path / "out")),
         launcher=two_ranks,
     )
     assert result.returncode == 0, result.stderr
