@@ -5,14 +5,17 @@
 
 Each variant is a run of scripts/pretrain.py with the same text, start, steps, batches and seed, validated on the same
 masked words (WORK/<variant>). What is finished is not redone, and a run that was interrupted goes on. Writes
-WORK/summary.md (validation loss at the end of each quarter of the steps) and WORK/losses.png.
+WORK/summary.md (mean validation loss at the end of each quarter of the steps, deviation over seeds at the last one, and
+the paired differences from the curriculum) and WORK/differences.png.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -58,7 +61,7 @@ def main() -> None:
             summary = table(histories, options.steps)
             (options.work / "summary.md").write_text(summary)
     print(summary)
-    plot(histories, options.work / "losses.png")
+    plot(histories, options.work / "differences.png")
 
 
 def validation(history: list[dict[str, Any]]) -> dict[int, float]:
@@ -67,23 +70,38 @@ def validation(history: list[dict[str, Any]]) -> dict[int, float]:
 
 def table(histories: dict[str, list[list[dict[str, Any]]]], steps: int) -> str:
     quarters = [round(steps * quarter / 4) for quarter in range(5)]
-    lines = [f"| variant | seeds | {' | '.join(f'step {step}' for step in quarters)} |", "| --- " * 7 + "|"]
+    steps_of_it = " | ".join(f"step {step}" for step in quarters)
+    lines = [f"| variant | seeds | {steps_of_it} | deviation | minus the curriculum: mean, least, most |"]
+    lines.append("| --- " * 9 + "|")
+    first = [validation(run)[steps] for run in next(iter(histories.values()))]
     for label, runs in histories.items():
         losses = [validation(run) for run in runs]
-        means = [sum(one[step] for one in losses) / len(losses) for step in quarters] if losses else []
-        lines.append(f"| {label} | {len(runs)} | {' | '.join(f'{mean:.3f}' for mean in means)} |")
+        if not losses:
+            continue
+        means = " | ".join(f"{statistics.mean(one[step] for one in losses):.3f}" for step in quarters)
+        deviation = statistics.stdev(one[steps] for one in losses) if len(losses) > 1 else math.nan
+        apart = [one[steps] - base for one, base in zip(losses, first, strict=False)]
+        lines.append(
+            f"| {label} | {len(runs)} | {means} | {deviation:.3f} | "
+            f"{statistics.mean(apart):+.3f} {min(apart):+.3f} {max(apart):+.3f} |"
+        )
     return "\n".join([*lines, ""])
 
 
 def plot(histories: dict[str, list[list[dict[str, Any]]]], path: Path) -> None:
+    """Draw what each variant differs from the curriculum by, in pairs of the same seed; the losses would hide it."""
+    bases = [validation(run) for run in next(iter(histories.values()))]
+
     def draw(axes: Any) -> None:
         for label, runs in histories.items():
-            losses = [validation(run) for run in runs]
+            pairs = [(validation(run), base) for run, base in zip(runs, bases, strict=True)]
             axes.plot(
-                list(losses[0]), [sum(one[step] for one in losses) / len(losses) for step in losses[0]], label=label
+                list(bases[0]),
+                [statistics.mean(its[step] - base[step] for its, base in pairs) for step in bases[0]],
+                label=label,
             )
-        axes.set(xlabel="optimizer step", ylabel="validation loss (nats)")
-        axes.legend()
+        axes.set(xlabel="optimizer step", ylabel="loss minus the curriculum's (nats)")
+        axes.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False, fontsize="small")
 
     save_plot(path, draw)
 

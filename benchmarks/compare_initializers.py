@@ -274,7 +274,15 @@ def main() -> None:
             run_script(
                 "finetune_ner",
                 *("--output_dir", str(work), "--ner_data", options.ner_data, "--tasks", task, "--models", model),
-                *("--seeds", str(seed), "--num_train_epochs", str(options.ner_epochs), "--learning_rate", "2e-4"),
+                *(
+                    "--seeds",
+                    str(seed),
+                    str(seed),
+                    "--num_train_epochs",
+                    str(options.ner_epochs),
+                    "--learning_rate",
+                    "2e-4",
+                ),
                 *("--per_device_train_batch_size", "32", "--bf16"),
                 threads=threads,
             )

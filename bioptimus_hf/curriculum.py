@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import IterableDataset
 from transformers import (
     PreTrainedModel,
@@ -154,8 +156,9 @@ class CurriculumCallback(TrainerCallback, ExportableState):
         record: facts about the run that every `phase.json` is to keep.
 
     Raises:
-        InputError: (when training begins) the curriculum does not fit the run, or a checkpoint to go on from is of a
-            run with other phases, seed, steps, batches or processes.
+        InputError: (when training begins) the curriculum does not fit the run, a checkpoint to go on from is of a run
+            with other phases, seed, steps, batches or processes, or a setting makes it impossible to tell which row
+            stands where in the run.
     """
 
     def __init__(
@@ -182,12 +185,20 @@ class CurriculumCallback(TrainerCallback, ExportableState):
         loader = kwargs.get("train_dataloader")
         streamed = isinstance(getattr(loader, "dataset", None), IterableDataset)
         scattered = args.world_size > 1 or args.dataloader_num_workers > 0
-        if args.accelerator_config.split_batches or (streamed and scattered):
+        config = args.accelerator_config
+        if config.split_batches or config.dispatch_batches or (streamed and scattered):
             raise InputError(
-                "split_batches, and a streamed data set on several processes or with worker processes, give each row "
-                "to another place than the curriculum counts on: load the data set whole, or use one process, without "
-                "workers"
+                "split_batches, dispatch_batches, and a streamed data set on several processes or with worker "
+                "processes, give each row to another place than the curriculum counts on: load the data set whole, or "
+                "use one process, without workers"
             )
+        if streamed and state.global_step:
+            raise InputError(
+                "a run on a streamed data set cannot go on from a checkpoint, since the Trainer does not know where in "
+                "the stream it was: load the data set whole"
+            )
+        if args.auto_find_batch_size:
+            raise InputError("auto_find_batch_size changes the batch, which the curriculum counts rows by: name one")
         self._run = {
             "curriculum": [asdict(phase) for phase in self.curriculum],
             "seed": self.collator.seed,
@@ -271,13 +282,16 @@ class CurriculumCallback(TrainerCallback, ExportableState):
 
     def _export(self, state: TrainerState, model: PreTrainedModel, metrics: Mapping[str, float]) -> None:
         phase, self._to_export = self._to_export, None
-        if phase is None or self.export_dir is None or not state.is_world_process_zero:
+        if phase is None or self.export_dir is None:
             return
-        check_finite(model, state.global_step)
+        weights = _gathered(model)  # on all processes
+        if not state.is_world_process_zero:
+            return
+        check_finite((weights or model.state_dict()).values(), state.global_step)
         folder = Path(self.export_dir) / f"v{phase.version}"
         partial = folder.with_name(folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
-        save_masked_lm(model, self.collator.tokenizer, partial)
+        save_masked_lm(model, self.collator.tokenizer, partial, weights=weights)
         write_json(
             partial / PHASE_FILE,
             {
@@ -294,20 +308,34 @@ class CurriculumCallback(TrainerCallback, ExportableState):
         logger.info("step %d: exported %s", state.global_step, folder)
 
 
-def check_finite(model: torch.nn.Module, step: int) -> None:
+def _gathered(model: Any) -> dict[str, Any] | None:
+    """Return the whole weights (on the first process) of a model that is sharded over processes; None of any other."""
+    if not issubclass(type(model), FSDPModule):
+        return None
+    weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    return {name: values for name, values in weights.items() if name not in model.all_tied_weights_keys}
+
+
+def check_finite(weights: Iterable[torch.Tensor], step: int) -> None:
     """Refuse to keep weights that training has destroyed.
 
     Raises:
         InputError: some weight is infinite or not a number.
     """
-    if not all(bool(torch.isfinite(values).all()) for values in model.parameters()):
+    if not all(bool(torch.isfinite(values).all()) for values in weights):
         raise InputError(
             f"step {step}: the weights are no numbers any more, training has diverged; nothing of it is saved, the "
             f"checkpoints before it are as they were. Try a lower --learning_rate or more --warmup_steps"
         )
 
 
-def save_masked_lm(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
-    """Save weights (safetensors) and the whole tokenizer."""
-    model.save_pretrained(folder)
+def save_masked_lm(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    *,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """Save weights (safetensors; by default those that the model holds) and the whole tokenizer."""
+    model.save_pretrained(folder, state_dict=weights)
     save_tokenizer(tokenizer, folder)

@@ -176,23 +176,22 @@ class BioptimusDataCollator:
     def _mask(self, ids: Array, maskable: Array) -> tuple[Array, Array]:
         """Return the corrupted ids and the labels."""
         key, first_row, strategy = self._next(len(ids))
-        rows = np.arange(first_row, first_row + len(ids), dtype=np.uint64)
+        keys = _row_keys(key, np.arange(first_row, first_row + len(ids), dtype=np.uint64))
         positions = np.arange(ids.shape[1], dtype=np.uint64)
-
-        def draw(stream: int) -> Array:
-            return _uniform(key, stream, rows[:, None], positions[None, :])
-
-        choice = draw(_CHOICE)
+        choice = _uniform(keys[:, None], _CHOICE, positions)
         if strategy.unit == "word":
             choice = np.take_along_axis(choice, self._word_starts(ids, maskable), axis=1)
         chosen = maskable & (choice < strategy.rate)
         labels = np.where(chosen, ids, IGNORED)
         if not strategy.corrupt:
             return np.where(chosen, self.tokenizer.mask_token_id, ids), labels
-        fate = draw(_FATE)
-        replacements = self._real_ids[(draw(_REPLACEMENT) * len(self._real_ids)).astype(np.int64)]
-        corrupted = np.where(chosen & (fate < _MASKED), self.tokenizer.mask_token_id, ids)
-        corrupted = np.where(chosen & (fate >= _MASKED) & (fate < _MASKED + _RANDOM), replacements, corrupted)
+        # Drawn for the chosen positions alone, a sixth of all: numbers depend on nothing but row and position.
+        row, column = np.nonzero(chosen)
+        fate = _uniform(keys[row], _FATE, positions[column])
+        place = _uniform(keys[row], _REPLACEMENT, positions[column]) * len(self._real_ids)
+        instead = np.where(fate < _MASKED, self.tokenizer.mask_token_id, self._real_ids[place.astype(np.int64)])
+        corrupted = ids.copy()
+        corrupted[row, column] = np.where(fate < _MASKED + _RANDOM, instead, ids[row, column])
         return corrupted, labels
 
     def _word_starts(self, ids: Array, maskable: Array) -> Array:
@@ -200,7 +199,9 @@ class BioptimusDataCollator:
         if self._continues is None:
             raise InputError("whole words need a strategy given to the collator or to its plan, not set afterwards")
         # A block cut from a stream of text may begin with a continuation, whose word began in another row.
-        inside = self._continues[ids] & np.pad(maskable, ((0, 0), (1, 0)))[:, :-1]
+        inside = self._continues[ids]
+        inside[:, 0] = False
+        inside[:, 1:] &= maskable[:, :-1]
         positions = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
         starts: Array = np.maximum.accumulate(np.where(inside, 0, positions), axis=1)
         return starts
@@ -219,8 +220,8 @@ class BioptimusDataCollator:
             # The workers of one iterator share worker.seed - worker.id, and the next iterator draws another.
             epoch = worker.seed - worker.id if worker else 0
             rank = int(os.environ.get("RANK", "0"))
-            key = _mix(np.uint64(self.seed % 2**64) ^ _mix(np.uint64(epoch % 2**64) + np.uint64(rank)))
-            return int(key), call * 2**20, self.strategy
+            key = _mix(_number(self.seed) ^ _mix(_number(epoch + rank)))
+            return int(key[0]), call * 2**20, self.strategy
         plan = self._plan
         micro_batch = began + call
         first_row = (micro_batch * plan.world_size + plan.rank) * plan.batch_size
@@ -252,18 +253,28 @@ def _continuations(tokenizer: PreTrainedTokenizerBase, strategies: Sequence[Mask
     return is_continuation(tokenizer) if any(strategy.unit == "word" for strategy in strategies) else None
 
 
-def _mix(numbers: Any) -> Any:
+def _number(number: int) -> Array:
+    """Return an array of one, as numpy lets arrays overflow, which is meant here, and warns of single numbers."""
+    return np.array([number % 2**64], dtype=np.uint64)
+
+
+def _mix(numbers: Array) -> Array:
     """Scramble 64-bit numbers: the finaliser of SplitMix64 (Steele, Lea and Flood 2014, figure 16)."""
-    with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is meant
-        numbers = numbers + np.uint64(0x9E3779B97F4A7C15)
-        numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return numbers ^ (numbers >> np.uint64(31))
+    numbers = numbers + np.uint64(0x9E3779B97F4A7C15)
+    numbers ^= numbers >> np.uint64(30)
+    numbers *= np.uint64(0xBF58476D1CE4E5B9)
+    numbers ^= numbers >> np.uint64(27)
+    numbers *= np.uint64(0x94D049BB133111EB)
+    numbers ^= numbers >> np.uint64(31)
+    return numbers
 
 
-def _uniform(key: int, stream: int, rows: Array, positions: Array) -> Array:
-    """Return numbers in [0, 1) that depend on nothing but the arguments, of the shape that rows and positions span."""
-    by_row = _mix(_mix(rows ^ _mix(np.uint64(key))) + np.uint64(stream))
-    mixed = _mix(by_row ^ (positions * np.uint64(0xD1342543DE82EF95)))
+def _row_keys(key: int, rows: Array) -> Array:
+    return _mix(rows ^ _mix(_number(key)))
+
+
+def _uniform(row_keys: Array, stream: int, positions: Array) -> Array:
+    """Return numbers in [0, 1) that depend on nothing but the arguments, of the shape that keys and positions span."""
+    mixed = _mix(_mix(row_keys + np.uint64(stream)) ^ (positions * np.uint64(0xD1342543DE82EF95)))
     numbers: Array = (mixed >> np.uint64(11)) * 2.0**-53
     return numbers

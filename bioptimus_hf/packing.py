@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset, Features, LargeList, List, Value
+from datasets.fingerprint import Hasher
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from bioptimus_hf.artifacts import InputError
+
+_AT_ONCE = 1_000_000  # bytes of text
 
 
 def tokenize_and_pack(
@@ -56,7 +62,10 @@ def tokenize_and_pack(
         )
     )
     chunks = tokenized.data.column("input_ids").chunks
-    return Dataset(pa.concat_tables(_cut(chunks, max_length)))
+    # With a fingerprint of its own it is not hashed, for which all of it would be copied into memory.
+    return Dataset(
+        pa.concat_tables(_cut(chunks, max_length)), fingerprint=Hasher.hash((tokenized._fingerprint, max_length))
+    )
 
 
 def _cut(chunks: list[pa.ListArray], max_length: int) -> list[pa.Table]:
@@ -84,8 +93,12 @@ def _table(values: pa.Array, max_length: int) -> pa.Table:
 
 
 def _tokenize(table: pa.Table, backend: str, kind: str) -> pa.Table:
-    encodings = _tokenizer(backend).encode_batch_fast(table["text"].to_pylist())
-    ids = [np.array(encoding.ids, dtype=kind) for encoding in encodings]
+    sizes = pc.binary_length(table["text"]).to_numpy()
+    ids: list[npt.NDArray[Any]] = []
+    # Not all at once: what the tokenizer returns takes a hundred times the memory of the ids.
+    for rows in np.split(table["text"].to_numpy(), np.flatnonzero(np.diff(np.cumsum(sizes) // _AT_ONCE)) + 1):
+        encodings = _tokenizer(backend).encode_batch_fast(rows.tolist())
+        ids += [np.array(encoding.ids, dtype=kind) for encoding in encodings]
     offsets = np.cumsum([0, *map(len, ids)], dtype=np.int32)
     lists = pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(ids)))
     return pa.table({"input_ids": lists})

@@ -5,17 +5,26 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 logger = logging.getLogger(__name__)
 
 
-def save_plot(path: Path, draw: Callable[[Any], None], *, size: tuple[float, float] = (7, 3.5), rows: int = 1) -> None:
+def save_plot(
+    path: Path,
+    draw: Callable[[Any], None],
+    *,
+    size: tuple[float, float] = (7, 3.5),
+    rows: int = 1,
+    columns: int = 1,
+) -> None:
     """Save what `draw` puts on a `matplotlib.axes.Axes`, or say what to install.
 
     Args:
         size: width and height in inches.
         rows: of axes, over one another, which then come as an array.
+        columns: of axes, beside one another; with rows of more than one, the array has two dimensions.
     """
     try:
         from matplotlib.figure import Figure
@@ -23,7 +32,7 @@ def save_plot(path: Path, draw: Callable[[Any], None], *, size: tuple[float, flo
         logger.warning("no %s: pip install 'bioptimus-hf[plots]'", path.name)
         return
     figure = Figure(figsize=size, layout="constrained")
-    draw(figure.subplots(rows, sharex=True))
+    draw(figure.subplots(rows, columns, sharex=True))
     figure.savefig(path, dpi=150)
 
 
@@ -53,3 +62,35 @@ def plot_history(path: Path, history: Sequence[Mapping[str, Any]], ends: Mapping
         axes[-1].set_xlabel("optimizer step")
 
     save_plot(path, draw, size=(8, 7), rows=3)
+
+
+def plot_versions(path: Path, results: Mapping[str, Mapping[str, Sequence[float]]], *, reference: str) -> None:
+    """Draw F1 over the versions of an encoder, a panel a task, with the reference as a line.
+
+    Args:
+        results: of each task, the F1 of each seed (shares) of each version and of the reference, in the order to draw.
+        reference: the model that is no version.
+    """
+
+    def draw(axes: Any) -> None:
+        for place, (task, models) in zip(axes.flat if len(results) > 1 else [axes], results.items(), strict=True):
+            versions = [name for name in models if name != reference]
+            for name in versions:
+                place.plot([name] * len(models[name]), [100 * f1 for f1 in models[name]], ".", color="C0", alpha=0.4)
+            means, deviations = zip(*(_percents(models[name]) for name in versions), strict=True)
+            place.errorbar(versions, means, yerr=deviations, color="C0", capsize=3, label="versions, mean ± deviation")
+            if reference in models:
+                mean, deviation = _percents(models[reference])
+                place.axhline(mean, color="C1", linestyle="--", label=f"{reference}, mean ± deviation")
+                place.axhspan(mean - deviation, mean + deviation, color="C1", alpha=0.15, linewidth=0)
+            place.set_title(task)
+        place = axes.flat[0] if len(results) > 1 else axes
+        place.set_ylabel("strict entity F1 (%)")
+        place.legend()
+
+    save_plot(path, draw, size=(1 + 3 * len(results), 3.5), columns=len(results))
+
+
+def _percents(shares: Sequence[float]) -> tuple[float, float]:
+    """Return mean and deviation in percent."""
+    return 100 * fmean(shares), 100 * stdev(shares) if len(shares) > 1 else 0.0

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import reduce
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, RandomSampler, Sampler
 from transformers import (
@@ -47,6 +47,8 @@ class PretrainingTrainer(Trainer):
     def __init__(self, *, phases: CurriculumCallback, restart_each_phase: bool = False, **arguments: Any) -> None:
         super().__init__(callbacks=[phases, _CheckpointOnTerm()], **arguments)
         self.lr_scheduler: Any
+        if self.is_fsdp_enabled:
+            self._prepare_to_be_sharded()
         self.phases = phases
         self.restart_each_phase = restart_each_phase
         rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
@@ -55,6 +57,17 @@ class PretrainingTrainer(Trainer):
         if not self.args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(_Progress(phases, self._tokens_of_step))
+
+    def _prepare_to_be_sharded(self) -> None:
+        plugin = self.accelerator.state.fsdp_plugin
+        if plugin.fsdp_version != 2 or plugin.cpu_ram_efficient_loading:
+            raise InputError(
+                "FSDP is supported with fsdp_version: 2 and fsdp_cpu_ram_efficient_loading: false alone, as in "
+                "scripts/accelerate/fsdp.yaml"
+            )
+        # accelerate puts the decoder into a group of its own with the embeddings, whose weight it shares. Its bias is
+        # that of the head, in another group, which PyTorch does not allow; the model reads it from there alone.
+        self.model.cls.predictions.decoder.register_parameter("bias", None)
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         """Set the learning rate over the run, or over each phase by itself."""
@@ -114,6 +127,9 @@ class PretrainingTrainer(Trainer):
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         # The stock loop averages the means of batches, which hold different numbers of masked tokens.
         part = dataset.select(range(self.args.process_index, len(dataset), self.args.world_size))
+        if len(part) * self.args.world_size < len(dataset):  # as many passes on each process, which FSDP asks for
+            blank = {**dataset[0], "labels": [IGNORED] * len(dataset[0]["labels"])}
+            part = concatenate_datasets([part, Dataset.from_list([blank], features=part.features)])
         sums = loss_and_count(self.model, part, self.data_collator, batch_size=self.args.eval_batch_size)
         loss, count = self.accelerator.reduce(sums).tolist()
         metrics = {f"{metric_key_prefix}_loss": loss / max(count, 1)}
@@ -128,7 +144,7 @@ class PretrainingTrainer(Trainer):
         return RandomSampler(dataset, num_samples=len(dataset) - len(dataset) % rows)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        check_finite(model, self.state.global_step)
+        check_finite(model.parameters(), self.state.global_step)
         super()._save_checkpoint(model, trial)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:

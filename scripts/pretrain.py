@@ -8,24 +8,31 @@
 Reads OUTPUT_DIR/v0.0, writes OUTPUT_DIR/v0.1 ... v0.4 and OUTPUT_DIR/pretraining (history.json, history.png). A run
 that was interrupted goes on from its last checkpoint when the same command is given again; told to end (SIGTERM), it
 saves one first, and ends with status 143.
+
+With --decontaminate FOLDER, documents that hold a test sentence of the NER sets there are left out first, and listed in
+OUTPUT_DIR/pretraining/decontamination.tsv.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow.compute as pc
 from accelerate import PartialState
 from transformers import AutoTokenizer, set_seed
 
-from bioptimus_hf.artifacts import InputError, building, fingerprint, identity, is_finished, write_json
+from bioptimus_hf.artifacts import InputError, building, differences, fingerprint, is_finished, write_json
 from bioptimus_hf.cards import write_pretrained_card
+from bioptimus_hf.corpus import split_validation
 from bioptimus_hf.curriculum import BIOPTIMUS_CURRICULUM, PHASE_FILE, phase_ends, select_phases
+from bioptimus_hf.decontamination import RULE, decontaminate, read_test_sentences, write_dropped
 from bioptimus_hf.distillation import load_masked_lm
 from bioptimus_hf.modeling import BertForMaskedPositions
 from bioptimus_hf.packing import tokenize_and_pack
@@ -38,9 +45,12 @@ from bioptimus_hf.pretraining import (
     pretrain,
     shaping_settings,
 )
-from bioptimus_hf.recipes import CorpusOptions, StageOptions, load_by_name, parse, read_curriculum, run
+from bioptimus_hf.recipes import CorpusOptions, StageOptions, parse, read_curriculum, run
+from bioptimus_hf.sources import find_files, find_model, load_by_name
 
 logger = logging.getLogger("pretrain")
+
+RUN_FILE = "run.json"  # beside the checkpoints of a run that is under way: what makes it this run
 
 
 @dataclass
@@ -48,7 +58,8 @@ class Options:
     """What is trained, how, on blocks of which length."""
 
     model: str | None = field(
-        default=None, metadata={"help": "Folder or Hub name of the model to start from; by default OUTPUT_DIR/v0.0"}
+        default=None,
+        metadata={"help": "Folder or Hub name (name@revision) of the model to start from; by default OUTPUT_DIR/v0.0"},
     )
     max_length: int = field(default=128, metadata={"help": "Tokens of a block"})
     curriculum: str | None = field(
@@ -69,6 +80,13 @@ class Options:
         default=False,
         metadata={"help": "Warm up and decay the learning rate anew in each phase, not once over the run"},
     )
+    decontaminate: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder or Hub data set of NER sets: leave out documents that hold a sentence of a test.tsv in "
+            "it or below"
+        },
+    )
     dropout: float = field(default=0.0, metadata={"help": "Dropout in training; what is saved keeps the model's own"})
 
 
@@ -84,15 +102,22 @@ def main() -> None:
     curriculum = read_curriculum(options.curriculum) if options.curriculum else BIOPTIMUS_CURRICULUM
     if options.phases:
         curriculum = select_phases(curriculum, options.phases)
-    inputs = {**corpus.inputs(), "model": identity(start)}
+    model_source = find_model(start)
+    inputs = {**corpus.inputs(), "model": model_source.identity}
     settings = {
-        **corpus.settings(arguments.seed),
+        **corpus.settings(),
         "max_length": options.max_length,
         "curriculum": [asdict(phase) for phase in curriculum],
         "restart_each_phase": options.restart_each_phase,
         "dropout": options.dropout,
         **shaping_settings(arguments),
     }
+    tests = {}
+    if options.decontaminate:
+        sets = find_files(options.decontaminate, ["*test.tsv"])
+        tests = read_test_sentences(sets.folder)
+        inputs["test_sets"] = sets.identity
+        settings["decontamination"] = RULE
     folder = root / "-".join(["pretraining", *(phase.version for phase in curriculum if options.phases)])
     versions = [root / f"v{phase.version}" for phase in curriculum]
     if is_finished(folder, inputs, settings, force=stage.force):
@@ -101,22 +126,32 @@ def main() -> None:
             raise InputError(f"the run is finished, but {', '.join(gone)} is gone: --force makes all versions again")
         return
     this_run = fingerprint(inputs, settings)
-    others = [version for version in versions if version.exists() and made_by(version) != this_run]
+    this = {"run": this_run, "inputs": inputs, "settings": settings}
+    checkpoints = root / "checkpoints" / this_run[:12]
+    others = other_runs(versions, checkpoints, this_run)
     if others and not stage.force:
-        raise InputError(f"{others[0]} is of another run: choose another --output_dir, or --force to replace it")
-    arguments.output_dir = str(root / "checkpoints" / this_run[:12])
-    tokenizer = load_by_name(AutoTokenizer, start)
-    documents = corpus.load(arguments.seed)
+        place, its = next(iter(others.items()))
+        changed = f" with other {differences(its, inputs, settings)}" if {"inputs", "settings"} <= its.keys() else ""
+        raise InputError(f"{place} is of another run{changed}: choose another --output_dir, or --force to replace it")
+    arguments.output_dir = str(checkpoints)
+    # Beside the run: by default it is the folder of the checkpoints, which goes at the end.
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(root / "tensorboard" / this_run[:12]))
+    tokenizer = load_by_name(AutoTokenizer, model_source.folder)
+    documents = corpus.documents()
     with arguments.main_process_first(desc="tokenizing"):
+        kept, dropped = decontaminate(documents, tests, num_proc=stage.num_proc) if tests else (documents, [])
+        parts = split_validation(kept, share=corpus.validation_share)
         train, validation = (
-            tokenize_and_pack(documents[part], tokenizer, max_length=options.max_length, num_proc=stage.num_proc)
+            tokenize_and_pack(parts[part], tokenizer, max_length=options.max_length, num_proc=stage.num_proc)
             for part in ("train", "validation")
         )
-    model, _ = load_masked_lm(start, kind=BertForMaskedPositions, seed=arguments.seed)
+    model, _ = load_masked_lm(model_source.folder, kind=BertForMaskedPositions, seed=arguments.seed)
     check_blocks(train, model, arguments)
     if arguments.process_index == 0:  # only now that nothing stands in the way of the new run
-        for old in [*versions, folder] if folder.exists() else others:
+        for old in [*others, *([*versions, folder] if folder.exists() else [])]:
             shutil.rmtree(old, ignore_errors=True)
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        write_json(checkpoints / RUN_FILE, this)
     set_seed(arguments.seed)
     # What stands here is written by the first process alone; the versions are exported as the run goes.
     with building(folder, inputs, settings) if arguments.process_index == 0 else nullcontext() as built:
@@ -128,7 +163,7 @@ def main() -> None:
             arguments,
             curriculum=curriculum,
             export_dir=root,
-            record={"run": this_run, "inputs": inputs, "settings": settings},
+            record=this,
             restart_each_phase=options.restart_each_phase,
             dropout=options.dropout,
         )
@@ -139,6 +174,13 @@ def main() -> None:
             ends = phase_ends(curriculum, history[-1]["step"])
             versions_end = dict(zip((phase.version for phase in curriculum), ends, strict=True))
             plot_history(built.path / "history.png", history, versions_end)
+            if tests:
+                write_dropped(built.path / "decontamination.tsv", dropped)
+                built.facts["decontamination"] = {
+                    "documents": len(documents),
+                    "dropped": len(documents) - len(kept),
+                    "test_sets": sorted(tests),
+                }
             built.facts |= {
                 "training_tokens": pc.sum(pc.list_value_length(train.data["input_ids"])).as_py(),
                 "validation_blocks": len(validation),
@@ -151,11 +193,17 @@ def main() -> None:
         shutil.rmtree(Path(arguments.output_dir).parent, ignore_errors=True)
 
 
-def made_by(version: Path) -> str | None:
-    """Return the fingerprint of the run that exported a version."""
-    record = version / PHASE_FILE
-    run_of_it: str | None = json.loads(record.read_text(encoding="utf-8")).get("run") if record.is_file() else None
-    return run_of_it
+def other_runs(versions: list[Path], checkpoints: Path, this_run: str) -> dict[Path, dict[str, Any]]:
+    """Return what lies there of other runs, and its records: versions, and checkpoints to go on from."""
+    records = {version: version / PHASE_FILE for version in versions if version.exists()}
+    for state in checkpoints.parent.glob("*/checkpoint-*/trainer_state.json"):
+        folder = state.parents[1]
+        if folder != checkpoints:
+            records[folder] = folder / RUN_FILE
+    found = {
+        place: json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {} for place, file in records.items()
+    }
+    return {place: record for place, record in found.items() if record.get("run") != this_run}
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from bioptimus_hf.artifacts import InputError
+from bioptimus_hf.artifacts import InputError, write_json
 from bioptimus_hf.curriculum import BIOPTIMUS_CURRICULUM, CurriculumCallback, Phase, phase_ends, select_phases
 from bioptimus_hf.masking import BioptimusDataCollator, MaskingStrategy
 
@@ -145,6 +145,23 @@ def test_each_phase_exports_a_plain_model(tokenizer: BertTokenizer, tmp_path: Pa
     assert all(torch.equal(final[name], weights[-1][name]) for name in final)
 
 
+def test_a_version_is_there_whole_or_not_at_all(
+    tokenizer: BertTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(path: Path, content: Any) -> None:
+        if content["version"] == "0.2":
+            raise KeyboardInterrupt
+        write_json(path, content)
+
+    monkeypatch.setattr("bioptimus_hf.curriculum.write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(tokenizer, tmp_path)
+    assert sorted(folder.name for folder in (tmp_path / "out").iterdir()) == ["v0.1", "v0.2.partial"]
+    monkeypatch.undo()
+    train(tokenizer, tmp_path)
+    assert sorted(folder.name for folder in (tmp_path / "out").iterdir()) == ["v0.1", "v0.2", "v0.3", "v0.4"]
+
+
 def test_the_log_names_the_phase(tokenizer: BertTokenizer, tmp_path: Path) -> None:
     trainer, _ = train(tokenizer, tmp_path)
     by_step = {row["step"]: row for row in trainer.state.log_history if "loss" in row}
@@ -200,8 +217,14 @@ def test_only_training_exports_and_needs_no_processing_class(tokenizer: BertToke
 def test_rows_that_go_where_nobody_counts_them_are_refused(tokenizer: BertTokenizer, tmp_path: Path) -> None:
     callback = CurriculumCallback(BioptimusDataCollator(tokenizer))
     split = arguments(tmp_path, accelerator_config={"split_batches": True})
-    with pytest.raises(InputError, match="split_batches, and a streamed data set on several processes"):
+    with pytest.raises(InputError, match="split_batches, dispatch_batches, and a streamed data set on several"):
         callback.on_train_begin(split, TrainerState(max_steps=20), TrainerControl())
+    sent = arguments(tmp_path, accelerator_config={"dispatch_batches": True})
+    with pytest.raises(InputError, match="split_batches, dispatch_batches, and a streamed data set on several"):
+        callback.on_train_begin(sent, TrainerState(max_steps=20), TrainerControl())
+    found = arguments(tmp_path, auto_find_batch_size=True)
+    with pytest.raises(InputError, match="auto_find_batch_size changes the batch"):
+        callback.on_train_begin(found, TrainerState(max_steps=20), TrainerControl())
 
 
 @pytest.mark.parametrize("step", [5, 7])  # an edge, and the middle of a phase and of an epoch
@@ -235,6 +258,14 @@ def test_a_checkpoint_of_another_run_is_refused(
         train(tokenizer, tmp_path, resume=resume, **change)
 
 
+def test_a_checkpoint_of_more_processes_is_refused(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    train(tokenizer, tmp_path, save_strategy="steps", save_steps=7)
+    state = tmp_path / "trainer" / "checkpoint-7" / "trainer_state.json"
+    state.write_text(state.read_text().replace('"world_size": 1', '"world_size": 2'))
+    with pytest.raises(InputError, match=r"the checkpoint is of a run with another world_size \(2 then, 1 now\)"):
+        train(tokenizer, tmp_path, resume=str(state.parent))
+
+
 def test_a_checkpoint_with_another_curriculum_or_seed_is_refused(tokenizer: BertTokenizer, tmp_path: Path) -> None:
     train(tokenizer, tmp_path, save_strategy="steps", save_steps=7)
     rows = Dataset.from_dict({"input_ids": [tokenizer(TEXT)["input_ids"]] * 24})
@@ -259,7 +290,7 @@ def test_a_streamed_data_set_without_length(tokenizer: BertTokenizer, tmp_path: 
     collator = Recorder(tokenizer, seed=5)
     trainer = Trainer(
         model=build_tiny_bert(len(tokenizer)),
-        args=arguments(tmp_path, dataloader_num_workers=workers),
+        args=arguments(tmp_path, dataloader_num_workers=workers, save_strategy="steps", save_steps=7),
         train_dataset=streamed,
         data_collator=collator,
         callbacks=[CurriculumCallback(collator)],
@@ -272,6 +303,8 @@ def test_a_streamed_data_set_without_length(tokenizer: BertTokenizer, tmp_path: 
     _, whole = train(tokenizer, tmp_path / "whole")  # the rows are all the same
     for got, expected in zip(collator.batches[:20], whole.batches[:20], strict=True):
         assert torch.equal(got["labels"], expected["labels"])
+    with pytest.raises(InputError, match="a streamed data set cannot go on from a checkpoint"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-7"))
 
 
 def test_a_part_of_a_curriculum() -> None:

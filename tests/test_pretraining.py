@@ -2,36 +2,43 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from conftest import build_tiny_bert
 from datasets import Dataset
+from matplotlib.figure import Figure
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForMaskedLM, BertForMaskedLM, BertTokenizer
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoConfig, AutoModelForMaskedLM, BertConfig, BertForMaskedLM, BertTokenizer
+from transformers.training_args import ParallelMode
 
 from bioptimus_hf.artifacts import InputError
 from bioptimus_hf.curriculum import BIOPTIMUS_CURRICULUM, Phase, save_masked_lm
 from bioptimus_hf.masking import BioptimusDataCollator, MaskingStrategy
-from bioptimus_hf.modeling import BertForMaskedPositions
+from bioptimus_hf.modeling import END_TO_END, BertForMaskedPositions
 from bioptimus_hf.packing import tokenize_and_pack
+from bioptimus_hf.plots import plot_history
 from bioptimus_hf.pretraining import (
     VALIDATION_MASKING,
     PretrainingArguments,
     check_blocks,
     last_checkpoint,
     mask_once,
+    prepare_model,
     pretrain,
     shaping_settings,
 )
-from bioptimus_hf.trainer import loss_and_count
+from bioptimus_hf.trainer import PretrainingTrainer, loss_and_count
 
 ROOT = Path(__file__).parent.parent
 TEXTS = [
@@ -136,6 +143,66 @@ def run_once(
     )
 
 
+@pytest.mark.parametrize(
+    ("capability", "changes", "attention", "replayed"),
+    [
+        ((7, 5), {}, "sdpa", False),
+        ((8, 0), {}, END_TO_END, True),
+        ((9, 0), {"torch_compile": False}, END_TO_END, False),
+        ((9, 0), {"gradient_checkpointing": True}, END_TO_END, False),
+        ((9, 0), {"parallel_mode": ParallelMode.DISTRIBUTED}, END_TO_END, False),
+        ((9, 0), {"parallel_mode": ParallelMode.NOT_DISTRIBUTED}, END_TO_END, False),
+        ((9, 0), {"torch_compile_mode": "reduce-overhead"}, END_TO_END, False),
+    ],
+    ids=str,
+)
+def test_what_is_chosen_on_a_gpu(
+    tokenizer: BertTokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+    capability: tuple[int, int],
+    changes: dict[str, Any],
+    attention: str,
+    replayed: bool,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    model = masked_head(tokenizer)
+    one_gpu = {"torch_compile": True, "torch_compile_mode": None, "gradient_checkpointing": False}
+    one_gpu |= {"parallel_mode": ParallelMode.NOT_PARALLEL, "dataloader_pin_memory": True}
+    chosen = SimpleNamespace(device=torch.device("cuda"), **one_gpu | changes)
+    prepare_model(model, tokenizer, chosen)
+    assert model.config._attn_implementation == attention
+    assert (model.replay is not None) == replayed
+    assert chosen.dataloader_pin_memory != replayed
+
+
+def test_heads_of_a_width_that_flash_attention_refuses(
+    tokenizer: BertTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of TinyBERT, 26 wide."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    model = BertForMaskedPositions(
+        BertConfig(vocab_size=99, hidden_size=52, num_attention_heads=2, num_hidden_layers=1)
+    )
+    prepare_model(model, tokenizer, SimpleNamespace(device=torch.device("cuda")))
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_a_compiled_run_gives_the_weights_of_a_plain_one(
+    tokenizer: BertTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layer by layer, traced and not made fast; evaluated in between."""
+    for name in ("BACKEND", "MODE", "USE_REGIONAL_COMPILATION"):
+        monkeypatch.setenv(f"ACCELERATE_DYNAMO_{name}", "no")  # what it was comes back at the end
+        monkeypatch.delenv(f"ACCELERATE_DYNAMO_{name}")
+    run_once(tokenizer, tmp_path / "plain", dropout=0, bf16=True)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    run_once(tokenizer, tmp_path / "compiled", dropout=0, torch_compile_backend="aot_eager", eval_steps=3, bf16=True)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > graphs
+    plain, compiled = (weights(tmp_path / kind / "v0.4") for kind in ("plain", "compiled"))
+    assert plain.keys() == compiled.keys()
+    assert all(torch.allclose(plain[name], compiled[name], atol=1e-3) for name in plain)
+
+
 def test_a_run_learns_exports_and_logs(tokenizer: BertTokenizer, tmp_path: Path) -> None:
     history = run_once(tokenizer, tmp_path, max_steps=60)
     losses = {row["step"]: row["eval_loss"] for row in history if "eval_loss" in row}
@@ -180,9 +247,10 @@ def test_accumulation_changes_neither_loss_nor_gradient(
         {"eval_steps": 1},
         {"dataloader_num_workers": 2},
         {"dataloader_num_workers": 4},
+        {"gradient_checkpointing": True},
         {"dataloader_num_workers": 2, "dataloader_persistent_workers": True, "dropout": 0.0},
     ],
-    ids=["evaluation", "2 workers", "4 workers", "persistent workers"],
+    ids=["evaluation", "2 workers", "4 workers", "gradient checkpointing", "persistent workers"],
 )
 def test_what_changes_no_weight(
     tokenizer: BertTokenizer, tmp_path: Path, change: dict[str, Any], accumulation: int
@@ -235,9 +303,43 @@ def test_the_learning_rate_over_the_run_or_each_phase(tokenizer: BertTokenizer, 
         )
 
 
-def test_a_run_that_diverges_ends_and_keeps_its_checkpoint(tokenizer: BertTokenizer, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"step [23]: the (loss is (nan|inf)|weights are no numbers)"):
-        run_once(tokenizer, tmp_path, learning_rate=1e38, warmup_steps=4, save_steps=1)
+def test_the_plot_has_losses_rates_and_the_edges_of_phases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **kwargs: drawn.append(figure))
+    history = [
+        {"step": 0, "eval_loss": 5.0},
+        {"step": 1, "loss": 4.0, "rate": 0.15, "learning_rate": 1e-3},
+        {"step": 2, "loss": 3.0, "rate": 0.2, "learning_rate": 5e-4},
+        {"step": 2, "eval_loss": 4.5},
+    ]
+    plot_history(tmp_path / "history.png", history, {"0.1": 1, "0.2": 2})
+    (figure,) = drawn
+    curves = [[line.get_xydata().tolist() for line in place.lines] for place in figure.axes]
+    assert [lines[:-2] for lines in curves] == [
+        [[[1, 4.0], [2, 3.0]], [[0, 5.0], [2, 4.5]]],
+        [[[1, 0.15], [2, 0.2]]],
+        [[[1, 1e-3], [2, 5e-4]]],
+    ]
+    assert [[line[0][0] for line in lines[-2:]] for lines in curves] == [[1, 2]] * 3
+    assert [text.get_text() for text in figure.axes[0].texts] == ["v0.1", "v0.2"]
+
+
+@pytest.mark.parametrize(
+    ("seldom", "said"),
+    [({}, "loss is"), ({"logging_steps": 99}, "weights are no numbers"), ({"save_steps": 99}, "loss is")],
+    ids=["", "seldom logged", "seldom saved"],
+)
+def test_a_run_that_diverges_ends_and_keeps_its_checkpoint(
+    tokenizer: BertTokenizer, tmp_path: Path, seldom: dict[str, Any], said: str
+) -> None:
+    options: dict[str, Any] = {
+        "curriculum": (Phase("0.1", MaskingStrategy("token", 0.15, True), 1.0),),
+        "save_steps": 1,
+    }
+    with pytest.raises(InputError, match=rf"step [23]: the ({said})"):
+        run_once(tokenizer, tmp_path, learning_rate=1e38, warmup_steps=4, **options | seldom)
+    if "save_steps" in seldom:
+        return
     checkpoint = last_checkpoint(tmp_path / "checkpoints")
     assert checkpoint  # at least of the first step, which is made with a rate of 0
     assert all(torch.isfinite(values).all() for values in weights(Path(checkpoint)).values())
@@ -278,11 +380,16 @@ def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(tokenizer: 
     assert last_checkpoint(tmp_path / "nowhere") is None
 
 
-def test_what_shapes_the_weights_is_told_from_what_does_not(tmp_path: Path) -> None:
+def test_what_shapes_the_weights_is_told_from_what_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
     plain = shaping_settings(arguments(tmp_path))
     assert plain == shaping_settings(arguments(tmp_path / "elsewhere", logging_steps=7, save_steps=3, eval_steps=2))
     assert plain != shaping_settings(arguments(tmp_path, learning_rate=2e-3))
     assert plain != shaping_settings(arguments(tmp_path, gradient_accumulation_steps=2))
+    # `accelerate launch` says these in the environment.
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert shaping_settings(arguments(tmp_path)) == {**plain, "mixed_precision": "bf16", "sharded": True}
 
 
 def command(run: Path, corpus: Path, *more: str) -> list[str]:
@@ -312,6 +419,16 @@ def test_a_killed_run_goes_on_to_the_same_weights(tokenizer: BertTokenizer, tmp_
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (run / "pretraining").exists(), "the run ended before it could be killed"
+    for label in ("made by this run", "without any version"):
+        wider = subprocess.run(
+            command(run, corpus, "--per_device_train_batch_size", "2"), env=environment, capture_output=True, text=True
+        )
+        assert wider.returncode == 2
+        assert "is of another run with other per_device_train_batch_size (4 then, 2 now)" in wider.stderr, label
+        for version in run.glob("v0.[1-4]"):
+            shutil.move(version, tmp_path / version.name)
+    for version in tmp_path.glob("v0.*"):
+        shutil.move(version, run / version.name)
     done = subprocess.run(
         command(run, corpus), env=environment, capture_output=True, text=True, check=True, timeout=200
     )
@@ -347,24 +464,36 @@ def test_a_killed_run_goes_on_to_the_same_weights(tokenizer: BertTokenizer, tmp_
 
 
 @pytest.mark.slow
-def test_a_run_told_to_end_saves_a_checkpoint_and_goes_on(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_run_told_to_end_saves_a_checkpoint_and_goes_on(
+    tokenizer: BertTokenizer, tmp_path: Path, two_ranks: tuple[str, ...], ranks: int
+) -> None:
     run, corpus = prepare(tokenizer, tmp_path)
     shutil.copytree(run, tmp_path / "whole")
     environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-    options = ("--save_steps", "1000", "--max_steps", "400")
-    process = subprocess.Popen(command(run, corpus, *options), env=environment, stderr=subprocess.PIPE, text=True)
+
+    def start(folder: Path) -> list[str]:
+        more = ("--per_device_train_batch_size", str(4 // ranks), "--save_steps", "1000", "--max_steps", "400")
+        python, *rest = command(folder, corpus, *more, "--report_to", "tensorboard")
+        return [python, *(two_ranks if ranks == 2 else ()), *rest]
+
+    process = subprocess.Popen(start(run), env=environment, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not (run / "v0.1").is_dir() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGTERM, said
-    assert "run the same command again, without --force, to go on" in said.splitlines()[-1]
+    assert process.returncode == (128 + signal.SIGTERM if ranks == 1 else 1), said
+    ends = [line for line in said.splitlines() if "run the same command again, without --force, to go on" in line]
+    assert len(ends) == ranks
     (checkpoint,) = (run / "checkpoints").glob("*/checkpoint-*")
     assert 100 <= int(checkpoint.name.rpartition("-")[2]) < 400
     for folder in (run, tmp_path / "whole"):
-        done = subprocess.run(command(folder, corpus, *options), env=environment, capture_output=True, timeout=200)
+        done = subprocess.run(start(folder), env=environment, capture_output=True, timeout=200)
         assert done.returncode == 0, done.stderr
+        events = EventAccumulator(str(next((folder / "tensorboard").iterdir()))).Reload()
+        assert [(event.step, event.value) for event in events.Scalars("train/rate")][-1] == (400, pytest.approx(0.2))
+        assert len(events.Scalars("train/loss")) == 400
     for version in ("v0.1", "v0.2", "v0.3", "v0.4"):
         assert_same(weights(run / version), weights(tmp_path / "whole" / version))
 
@@ -379,8 +508,10 @@ def test_a_part_of_a_curriculum_of_ones_own(tokenizer: BertTokenizer, tmp_path: 
     )
     (tmp_path / "own.yaml").write_text(rows)
     options = ("--curriculum", str(tmp_path / "own.yaml"), "--phases", "1.2", "1.5", "--model", str(run / "v0.0"))
+    options += ("--disable_tqdm", "False")
     done = subprocess.run(command(run, corpus, *options), env=environment, capture_output=True, timeout=200)
     assert done.returncode == 0, done.stderr
+    assert re.search(rb"v1\.5: 100%\|.+\| 40/40 \[\d\d:\d\d<00:00, .+ steps/s, [\d,]+ tokens/s\]", done.stderr)
     assert sorted(path.name for path in run.glob("v*")) == ["v0.0", "v1.2", "v1.5"]
     history = json.loads((run / "pretraining-1.2-1.5" / "history.json").read_text())
     rates = {row["step"]: row["rate"] for row in history if "loss" in row}
@@ -406,19 +537,64 @@ def test_accelerate_launches_the_script(tokenizer: BertTokenizer, tmp_path: Path
     assert (run / "pretraining" / "history.json").is_file()
 
 
+@pytest.mark.parametrize("other", [{"fsdp_version": 1}, {"cpu_ram_efficient_loading": True}], ids=str)
+def test_another_way_of_sharding_is_refused(other: dict[str, Any]) -> None:
+    plugin = SimpleNamespace(**{"fsdp_version": 2, "cpu_ram_efficient_loading": False} | other)
+    trainer: Any = SimpleNamespace(accelerator=SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin)))
+    with pytest.raises(InputError, match="FSDP is supported with fsdp_version: 2 and"):
+        PretrainingTrainer._prepare_to_be_sharded(trainer)
+
+
+# accelerate shards on accelerators alone: processes on CPU that it takes for GPUs, and that say when they shard.
+SHARDED_ON_CPU = """
+import os, runpy, sys
+import accelerate.accelerator
+from accelerate import DistributedType, PartialState
+begin, prepare = PartialState.__init__, accelerate.accelerator.fsdp2_prepare_model
+def __init__(self, *args, **kwargs):
+    begin(self, *args, **kwargs)
+    if self.distributed_type == DistributedType.MULTI_CPU:
+        self.distributed_type = DistributedType.MULTI_GPU
+def fsdp2_prepare_model(*args):
+    print("sharded", file=sys.stderr)
+    return prepare(*args)
+PartialState.__init__ = __init__
+accelerate.accelerator.fsdp2_prepare_model = fsdp2_prepare_model
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 @pytest.mark.slow
-def test_two_ranks_train_as_one(tokenizer: BertTokenizer, tmp_path: Path, two_ranks: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(("accumulation", "sharded"), [(2, False), (1, True)], ids=["DDP", "FSDP"])
+def test_two_ranks_train_as_one(
+    tokenizer: BertTokenizer, tmp_path: Path, two_ranks: tuple[str, ...], accumulation: int, sharded: bool
+) -> None:
     run, corpus = prepare(tokenizer, tmp_path)
     shutil.copytree(run, tmp_path / "two")
     environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     subprocess.run(command(run, corpus), env=environment, capture_output=True, check=True, timeout=200)
-    _, *rest = command(tmp_path / "two", corpus, "--per_device_train_batch_size", "2")
-    subprocess.run([sys.executable, *two_ranks, *rest], env=environment, capture_output=True, check=True, timeout=200)
+    parts = ("--per_device_train_batch_size", str(2 // accumulation), "--gradient_accumulation_steps")
+    # Validation in batches of one, of which the second process has one less.
+    _, *rest = command(tmp_path / "two", corpus, *parts, str(accumulation), "--per_device_eval_batch_size", "1")
+    launch = two_ranks
+    if sharded:
+        (tmp_path / "cpu.py").write_text(SHARDED_ON_CPU)
+        configuration = ("--config_file", str(ROOT / "scripts/accelerate/fsdp.yaml"), "--num_processes", "2")
+        launch = ("-m", "accelerate.commands.launch", *configuration, "--mixed_precision", "no")
+        launch += (str(tmp_path / "cpu.py"),)
+        environment["ACCELERATE_USE_CPU"] = "true"
+    done = subprocess.run([sys.executable, *launch, *rest], env=environment, stderr=subprocess.PIPE, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count(b"sharded") == (2 if sharded else 0)
+    assert json.loads((run / "pretraining" / "made.json").read_text())["facts"]["validation_blocks"] % 2
     one, two = (
         [row for row in json.loads((folder / "pretraining" / "history.json").read_text()) if "step" in row]
         for folder in (run, tmp_path / "two")
     )
     for left, right in zip(one, two, strict=True):
         assert_close_rows(left, right, rel=2e-3)
-    for left, right in zip(weights(run / "v0.4").values(), weights(tmp_path / "two" / "v0.4").values(), strict=True):
-        assert torch.allclose(left, right, atol=1e-4)
+    for version in ("v0.1", "v0.4"):
+        whole, parted = (weights(folder / version) for folder in (run, tmp_path / "two"))
+        assert whole.keys() == parted.keys()
+        assert all(torch.allclose(whole[name], parted[name], atol=1e-4) for name in whole)

@@ -65,6 +65,8 @@ def main() -> None:
                 save_masked_lm(accelerator.unwrap_model(model), tokenizer, folder)
             if step == options.max_steps:
                 break
+    # Models first: were the process group to go with the model that holds it, PyTorch could wait for its own threads.
+    model, optimizer, loader = accelerator.free_memory(model, optimizer, loader)
     accelerator.end_training()
 
 

@@ -9,7 +9,9 @@ Writes OUTPUT_DIR/v0.1 ... v0.4. The lines are marked.
 from __future__ import annotations
 
 import argparse
+import gc
 
+from accelerate import PartialState
 from datasets import load_dataset
 from transformers import AutoModelForMaskedLM, AutoTokenizer, Trainer, TrainingArguments
 
@@ -38,6 +40,10 @@ def main() -> None:
         callbacks=[CurriculumCallback(collator, export_dir=options.output_dir)],  # the second line
     )
     trainer.train()
+    # Of several processes, each takes leave before Python ends, whose threads it would else still need; models first.
+    del trainer
+    gc.collect()
+    PartialState().destroy_process_group()
 
 
 if __name__ == "__main__":
