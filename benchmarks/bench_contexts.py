@@ -22,7 +22,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -36,12 +35,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import ahocorasick
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset
 import pyarrow.parquet as pq
 from datasets import Dataset, disable_caching, disable_progress_bars, enable_caching
+from memory_watch import MemoryWatch
 from transformers import AutoTokenizer, BertTokenizer
 
 from bioptimus_hf import kernels, matching
@@ -70,38 +69,6 @@ def measure(*works: Callable[[], int], repeat: int = 5) -> list[tuple[float, int
             results[number] = work()
             seconds[number].append(cpu_seconds() - start)
     return [(statistics.median(taken), result) for taken, result in zip(seconds, results, strict=True)]
-
-
-class MemoryWatch:
-    """Looks at the memory of this process and its children that is not a mapped file, which the system can drop."""
-
-    def __init__(self) -> None:
-        self.peak = {"process": 0.0, "largest child": 0.0}
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
-
-    def __enter__(self) -> MemoryWatch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _look(self) -> None:
-        me = psutil.Process()
-        while not self._ended.wait(0.05):
-            children = [anonymous_mb(child.pid) for child in me.children()]
-            self.peak["process"] = max(self.peak["process"], anonymous_mb(me.pid))
-            self.peak["largest child"] = max(self.peak["largest child"], *children, 0.0)
-
-
-def anonymous_mb(pid: int) -> float:
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:  # it has just ended
-        return 0.0
-    return sum(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon:")) / 1024
 
 
 def ours(batches: Sequence[pa.Array], words: Sequence[str], tokenizer: BertTokenizer) -> int:

@@ -37,10 +37,21 @@ _PUBLIC = {
     "BertForMaskedPositions": "modeling",
     "mask_once": "pretraining",
     "pretrain": "pretraining",
+    "decontaminate": "decontamination",
+    "read_test_sentences": "decontamination",
+    "Entity": "documents",
+    "Document": "documents",
+    "DocumentReader": "formats",
+    "write_documents": "formats",
     "NerTask": "ner",
     "BLURB_NER": "ner",
     "load_ner": "ner",
-    "entity_scores": "ner",
+    "entity_scores": "scores",
+    "export_onnx": "onnx_export",
+    "Annotator": "annotation",
+    "About": "records",
+    "publish": "hub",
+    "PublishedVersion": "hub",
 }
 
 __all__ = ["__version__", *_PUBLIC]

@@ -122,7 +122,7 @@ def is_finished(
     if made["fingerprint"] == fingerprint(inputs, settings):
         logger.info("%s is already there, made from the same inputs and settings: skipped", folder)
         return True
-    changed = _differences(made, inputs, settings)
+    changed = differences(made, inputs, settings)
     raise InputError(f"{folder} was made with other {changed}: choose another --output_dir, or --force to redo it")
 
 
@@ -161,11 +161,13 @@ def building(folder: str | Path, inputs: Mapping[str, str], settings: Mapping[st
 def write_made(
     folder: Path, inputs: Mapping[str, str], settings: Mapping[str, Any], *, facts: Mapping[str, Any], seconds: float
 ) -> None:
-    """Write `made.json`: inputs, settings, versions, facts, wall time in seconds, peak memory in MB of a process.
+    """Write `made.json`: inputs, settings, versions, facts, hardware, seconds of wall time, peak MB of a process.
 
     The time is that of the session that finished the stage, from `building` on; the memory that of its process until
     then, whatever else the process has done before.
     """
+    from bioptimus_hf.hardware import describe_hardware  # here, since it brings torch, which most importers need not
+
     write_json(
         folder / MADE,
         {
@@ -175,6 +177,7 @@ def write_made(
             "facts": dict(facts),
             "seconds": round(seconds, 2),
             "peak_memory_mb": peak_memory_mb(),
+            "hardware": describe_hardware(),
             "versions": _versions(),
         },
     )
@@ -210,7 +213,8 @@ def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _differences(made: Mapping[str, Any], inputs: Mapping[str, str], settings: Mapping[str, Any]) -> str:
+def differences(made: Mapping[str, Any], inputs: Mapping[str, str], settings: Mapping[str, Any]) -> str:
+    """Name which inputs and settings differ from those that something was made of, as its record has them."""
     now: dict[str, Mapping[str, Any]] = {"inputs": inputs, "settings": settings}
     changed = [
         f"{key} ({then} then, {new} now)"

@@ -66,7 +66,7 @@ def find_contexts_on_ray(
         tokenizer: the tokenizer that holds the tokens, the new one.
         text_column: name of the text in `.jsonl` and `.parquet`.
         errors: what is done about bytes that are not UTF-8, as for `corpus.load_corpus`; replaced ones are not counted.
-        validation_share: leave out the documents that `corpus.split_validation` sets aside with this share and `seed`.
+        validation_share: leave out the documents that `corpus.split_validation` sets aside with this share.
         per_token: contexts of a token at most.
         seed: another seed draws another sample.
         num_proc: files read at once at most, by default one for each processor of the cluster; changes nothing in the
@@ -227,7 +227,7 @@ class _FileSearch:
         texts: list[str] = []
         documents: list[int] = []
         for text in documents_of(file, self.text_column, self.errors):
-            if self.validation_share is not None and is_set_aside(text, self.validation_share, self.seed):
+            if self.validation_share is not None and is_set_aside(text, self.validation_share):
                 counts["set_aside"] += 1
             else:
                 texts.extend(sentences_of(text))

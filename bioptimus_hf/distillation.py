@@ -15,6 +15,7 @@ import torch
 from transformers import AutoConfig, BertForMaskedLM, PreTrainedTokenizerBase, set_seed
 
 from bioptimus_hf.artifacts import InputError
+from bioptimus_hf.sources import UNREADABLE, find_model, why
 from bioptimus_hf.vocabulary import MARK, compare_vocabularies, real_ids, tokens_in_order
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ def load_masked_lm(name: str, *, kind: type[BertForMaskedLM] = BertForMaskedLM, 
     A model without such a head (a sentence encoder, say) gets a new one: BERT's own initialisation, drawn from `seed`.
 
     Args:
-        name: folder or name on the Hub.
+        name: folder, or name on the Hub, as `sources.find_model` takes it.
         kind: `BertForMaskedLM` or a subclass of it.
 
     Returns:
@@ -54,20 +55,17 @@ def load_masked_lm(name: str, *, kind: type[BertForMaskedLM] = BertForMaskedLM, 
     Raises:
         InputError: there is no such model, or it is no BERT.
     """
+    set_seed(seed)
     try:
-        config = AutoConfig.from_pretrained(name)
-        if config.model_type != "bert":
-            raise InputError(
-                f"{name} is a {config.model_type} model, which cannot become a BertForMaskedLM: give a BERT"
-            )
-        set_seed(seed)
-        # By default the dtype of the file would be kept, and half precision trains badly.
-        model, info = kind.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{name} cannot be loaded as a BertForMaskedLM ({reason})") from error
+        folder = find_model(name).folder
+        model_type = AutoConfig.from_pretrained(folder).model_type
+        if model_type == "bert":
+            # By default the dtype of the file would be kept, and half precision trains badly.
+            model, info = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    except UNREADABLE as error:
+        raise InputError(f"{name} cannot be loaded as a BertForMaskedLM ({why(error)})") from error
+    if model_type != "bert":
+        raise InputError(f"{name} is a {model_type} model, which cannot become a BertForMaskedLM: give a BERT")
     made_up = sorted(info["missing_keys"])
     strange = [key for key in made_up if not key.startswith("cls.")]
     if strange:

@@ -10,6 +10,7 @@ import re
 import zlib
 from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -54,6 +55,33 @@ def corpus_files(source: str | Path | Sequence[str | Path]) -> list[Path]:
             f"(`datasets.load_dataset`, then `to_parquet`), and name those"
         )
     return found
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to be read as bytes, unpacked where its name ends in `.gz`.
+
+    Raises:
+        InputError: it cannot be read, also where that shows only later, within the `with`.
+    """
+    opening = gzip.open if path.name.endswith(".gz") else open
+    try:
+        with cast(BinaryIO, opening(path, "rb")) as file:
+            yield file
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"{path} is not a whole gzip file ({error}): fetch it again") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror or error})") from error
+
+
+def numbered_bytes(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Yield lines without their end, each with the byte at which it starts; a byte order mark is left out."""
+    offset = 0
+    for line in file:
+        if not offset and line.startswith(BOM_UTF8):  # some editors write one, and it is no text
+            offset, line = len(BOM_UTF8), line.removeprefix(BOM_UTF8)
+        yield offset, line.rstrip(b"\r\n")
+        offset += len(line)
 
 
 def documents_of(file: Path, text_column: str, errors: str = "strict") -> Iterator[str]:
@@ -104,7 +132,7 @@ def _files(source: str | Path) -> list[Path]:
 
 
 def _looks_like_hub_name(source: str) -> bool:
-    name = source.partition(":")[0]
+    name = source.partition(":")[0].partition("@")[0]
     return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None and name[0] != "." and not name.endswith(SUFFIXES)
 
 
@@ -127,19 +155,8 @@ def _contents(path: Path, text_column: str) -> Iterator[tuple[int, bytes]]:
     if path.name.endswith(".parquet"):
         yield from ((0, value) for value in _parquet_values(path, text_column))
         return
-    opening = gzip.open if path.name.endswith(".gz") else open
-    offset = 0
-    with cast(BinaryIO, opening(path, "rb")) as file:
-        try:
-            for line in file:
-                if not offset and line.startswith(BOM_UTF8):  # some editors write one, and it is no text
-                    offset, line = len(BOM_UTF8), line.removeprefix(BOM_UTF8)
-                yield offset, line.rstrip(b"\r\n")
-                offset += len(line)
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise InputError(f"{path} is not a whole gzip file ({error}): fetch it again") from error
-        except OSError as error:
-            raise InputError(f"{path} cannot be read ({error.strerror or error})") from error
+    with opened(path) as file:
+        yield from numbered_bytes(file)
 
 
 def _json_text(path: Path, number: int, line: str, text_column: str) -> str:

@@ -20,15 +20,27 @@ import torch
 import yaml
 from datasets import Dataset, DatasetDict
 from safetensors import SafetensorError
-from transformers import HfArgumentParser, PreTrainedTokenizerBase
+from transformers import HfArgumentParser
 from transformers.utils.logging import disable_progress_bar
 
 from bioptimus_hf.artifacts import InputError, Terminated
 from bioptimus_hf.corpus import corpus_identity, load_corpus, split_validation
 from bioptimus_hf.curriculum import Phase
+from bioptimus_hf.hardware import leave_process_group
 from bioptimus_hf.masking import MaskingStrategy
 
-SECTIONS = ("train_vocabulary", "find_contexts", "distill_embeddings", "pretrain", "finetune_ner", "report")
+SECTIONS = (
+    "train_vocabulary",
+    "find_contexts",
+    "distill_embeddings",
+    "pretrain",
+    "finetune_ner",
+    "export_onnx",
+    "annotate",
+    "app",
+    "report",
+    "publish",
+)
 COMMON = (
     "output_dir",
     "seed",
@@ -94,7 +106,7 @@ class CorpusOptions:
         default_factory=list,
         metadata={
             "help": "Files, folders or patterns (.txt and .txt.gz with a document a line, .jsonl, .jsonl.gz, "
-            ".parquet), or the name of a Hub data set (name or name:split)"
+            ".parquet), or the name of a Hub data set (name, name@revision, and :split behind)"
         },
     )
     text_column: str = field(default="text", metadata={"help": "Name of the text in .jsonl, .parquet and data sets"})
@@ -105,7 +117,7 @@ class CorpusOptions:
     )
     validation_share: float = field(
         default=0.01,
-        metadata={"help": "Share of the documents held out, the same for every stage that is given the same seed"},
+        metadata={"help": "Share of the documents held out, the same ones in every stage, whatever the seed"},
     )
 
     def __post_init__(self) -> None:
@@ -118,22 +130,21 @@ class CorpusOptions:
             self.corpus, text_column=self.text_column, max_megabytes=self.max_megabytes, errors=self.errors
         )
 
-    def load(self, seed: int) -> DatasetDict:
+    def load(self) -> DatasetDict:
         """Read the documents; the `train` and `validation` parts are the same in every stage of a run."""
-        return split_validation(self.documents(), share=self.validation_share, seed=seed)
+        return split_validation(self.documents(), share=self.validation_share)
 
     def inputs(self) -> dict[str, str]:
         """Return the corpus as an input of a stage, for `artifacts`."""
         return {"corpus": corpus_identity(self.corpus)}
 
-    def settings(self, seed: int) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """Return what shapes the text that is read, for `artifacts`."""
         return {
             "text_column": self.text_column,
             "max_megabytes": self.max_megabytes,
             "errors": self.errors,
             "validation_share": self.validation_share,
-            "seed": seed,
         }
 
 
@@ -208,7 +219,7 @@ def run(main: Callable[[], None]) -> NoReturn:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         datefmt="%H:%M:%S",
     )
-    for noisy in ("httpx", "httpcore", "filelock", "matplotlib"):
+    for noisy in ("httpx", "httpcore", "httpx2", "httpcore2", "filelock", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # The scripts say themselves which weights are new, and need no bar for the reading or writing of one file.
     for chatty in ("transformers.modeling_utils", "transformers.distributed.tensor_parallel"):
@@ -218,10 +229,13 @@ def run(main: Callable[[], None]) -> NoReturn:
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     try:
         main()
+        leave_process_group()
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except Terminated as end:
+        end.__traceback__ = None  # its frames hold the model
+        leave_process_group()
         print(f"{end}: run the same command again, without --force, to go on", file=sys.stderr)
         sys.exit(128 + signal.SIGTERM)
     except torch.OutOfMemoryError as error:
@@ -254,23 +268,6 @@ def _no_room(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return any(words in str(error) for words in ("os error 28", "os error 27", "os error 122", "inline_container"))
-
-
-def load_by_name(kind: Any, name: str, **arguments: Any) -> Any:
-    """Load a model or tokenizer (`kind.from_pretrained`) from a folder or by its name on the Hub.
-
-    Raises:
-        InputError: it cannot be had, or is not of this kind.
-    """
-    try:
-        loaded = kind.from_pretrained(name, **arguments)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{name}: neither a folder of a model nor one to be had from the Hub ({reason})") from error
-    # Without its files, transformers makes a tokenizer of the special tokens alone, and says nothing.
-    if isinstance(loaded, PreTrainedTokenizerBase) and len(loaded) <= len(loaded.all_special_tokens):
-        raise InputError(f"{name} holds no vocabulary: give a folder with tokenizer.json or vocab.txt, or a Hub name")
-    return loaded
 
 
 def _take_recipe(parser: argparse.ArgumentParser, path: Path, section: str) -> None:

@@ -29,7 +29,8 @@ from bioptimus_hf.distillation import (
 )
 from bioptimus_hf.inspection import inspect_rows
 from bioptimus_hf.reading import PIECES, contextual_embeddings
-from bioptimus_hf.recipes import RunOptions, StageOptions, load_by_name, parse, run
+from bioptimus_hf.recipes import RunOptions, StageOptions, parse, run
+from bioptimus_hf.sources import find_model, load_by_name
 from bioptimus_hf.token_distillation import distill_tokens
 
 logger = logging.getLogger("distill_embeddings")
@@ -89,15 +90,16 @@ def main() -> None:
             raise InputError(
                 f"{root / name} is not there: run the script that makes it first, or name its --output_dir"
             )
+    base_model = find_model(options.base_model)
     for name in needed:  # contexts of words (--words) know no base model
         made_for = read_made(root / name)["inputs"].get("base_model")
-        if made_for is not None and made_for != identity(options.base_model):
+        if made_for is not None and made_for != base_model.identity:
             raise InputError(
                 f"{root / name} was made for another --base_model than {options.base_model}: name that one"
             )
     if from_contexts and read_made(root / "contexts")["inputs"].get("tokenizer") != identity(root / "tokenizer"):
         raise InputError(f"{root / 'contexts'} was found for another tokenizer: run find_contexts.py --force first")
-    inputs = {"base_model": identity(options.base_model), **{name: identity(root / name) for name in needed}}
+    inputs = {"base_model": base_model.identity, **{name: identity(root / name) for name in needed}}
     settings = {
         "initializer": options.initializer,
         "seed": run_options.seed,
@@ -107,9 +109,9 @@ def main() -> None:
     folder = root / "v0.0"
     if is_finished(folder, inputs, settings, force=stage.force):
         return
-    source = load_by_name(AutoTokenizer, options.base_model)
+    source = load_by_name(AutoTokenizer, base_model.folder)
     target = load_by_name(AutoTokenizer, str(root / "tokenizer"))
-    model, made_up = load_masked_lm(options.base_model, seed=run_options.seed)
+    model, made_up = load_masked_lm(base_model.folder, seed=run_options.seed)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     with building(folder, inputs, settings) as built:
         vectors, counts = None, None

@@ -27,8 +27,9 @@ from bioptimus_hf.artifacts import MADE, InputError, building, digest_of_rows, i
 from bioptimus_hf.cluster import find_contexts_on_ray
 from bioptimus_hf.contexts import select_tokens
 from bioptimus_hf.coverage import FEW, report_contexts
-from bioptimus_hf.recipes import CorpusOptions, RunOptions, StageOptions, load_by_name, parse, run
+from bioptimus_hf.recipes import CorpusOptions, RunOptions, StageOptions, parse, run
 from bioptimus_hf.search import search_documents
+from bioptimus_hf.sources import find_model, load_by_name
 from bioptimus_hf.vocabulary import compare_vocabularies
 
 logger = logging.getLogger("find_contexts")
@@ -87,16 +88,24 @@ def main() -> None:
         raise InputError("--address is that of a Ray cluster: give --engine ray too")
     folder = Path(run_options.output_dir) / "contexts"
     tokenizer_name = options.tokenizer or str(Path(run_options.output_dir) / "tokenizer")
-    source = {"words": options.words} if options.words else {"base_model": options.base_model}
-    inputs = {**corpus.inputs(), "tokenizer": identity(tokenizer_name)}
-    inputs |= {name: identity(where) for name, where in source.items()}
-    settings = {**corpus.settings(run_options.seed), "per_token": options.per_token, "jsonl": options.jsonl}
+    source = find_model(tokenizer_name)
+    inputs = {**corpus.inputs(), "tokenizer": source.identity}
+    if options.words:
+        inputs["words"] = identity(options.words)
+    else:
+        inputs["base_model"] = find_model(options.base_model).identity
+    settings = {
+        **corpus.settings(),
+        "seed": run_options.seed,
+        "per_token": options.per_token,
+        "jsonl": options.jsonl,
+    }
     if options.words:  # whoever looks for words of their own wants all of the text
         del settings["validation_share"]
         settings["skip_unusable"] = options.skip_unusable
     if is_finished(folder, inputs, settings, force=stage.force):
         return
-    tokenizer = load_by_name(AutoTokenizer, tokenizer_name)
+    tokenizer = load_by_name(AutoTokenizer, source.folder)
     tokens = tokens_of_interest(options, tokenizer)
     parts = folder.with_name("contexts.parts")
     with building(folder, inputs, settings) as built:
@@ -117,7 +126,7 @@ def main() -> None:
                 **search,
             )
         else:
-            documents = corpus.documents() if options.words else corpus.load(run_options.seed)["train"]
+            documents = corpus.documents() if options.words else corpus.load()["train"]
             found = search_documents(documents, tokens, folder=parts, **search)
         report = report_contexts(found.contexts, tokens, tokenizer=tokenizer)
         found.contexts.save_to_disk(built.path)

@@ -44,7 +44,13 @@ def main() -> None:
     heads = sorted((root / "ner").glob("*/*/*/" + MADE), key=lambda path: (path.parts[-4], path.parts[-3], path))
     if not stages and not heads:
         raise InputError(f"{root} holds no finished stage: run the other scripts first")
-    parts = [*stage_facts(stages), *phase_table(root), *ner_table(root), *cost_table(root, stages, heads)]
+    parts = [
+        *stage_facts(stages),
+        *decontamination_lines(stages),
+        *phase_table(root),
+        *ner_table(root),
+        *cost_table(root, stages, heads),
+    ]
     if options.text and heads:
         parts += ["", *entity_lines(heads[-1].parent, options.text)]
     elif options.text:
@@ -71,6 +77,23 @@ def stage_facts(stages: list[Path]) -> list[str]:
     return ["", *(f"- {text.format(facts[name])}" for name, text in wording.items() if name in facts)]
 
 
+def decontamination_lines(stages: list[Path]) -> list[str]:
+    """Say whether test sentences were kept out of pre-training."""
+    made = [read_made(stage) for stage in stages if stage.name == "pretraining"]
+    if not made:
+        return []
+    found = made[0]["facts"].get("decontamination")
+    if found is None:
+        return [
+            "- **The text of pre-training was not searched for test sentences of the NER sets, so that scores on these "
+            "may be too high (`scripts/pretrain.py --decontaminate`)**"
+        ]
+    return [
+        f"- {found['dropped']} of {found['documents']} documents left out of pre-training, for test sentences of "
+        f"{len(found['test_sets'])} NER sets (`pretraining/decontamination.tsv`)"
+    ]
+
+
 def phase_table(root: Path) -> list[str]:
     """Return the curriculum with the validation loss at each phase's end."""
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(root.glob("v*/" + PHASE_FILE))]
@@ -93,9 +116,9 @@ def phase_table(root: Path) -> list[str]:
 
 
 def ner_table(root: Path) -> list[str]:
-    """Return the table that finetune_ner.py wrote."""
-    table = root / "ner" / "results.md"
-    return ["", table.read_text(encoding="utf-8").rstrip()] if table.is_file() else []
+    """Return the tables that finetune_ner.py wrote."""
+    tables = [root / name / "results.md" for name in ("ner", "cross_test")]
+    return [part for table in tables if table.is_file() for part in ("", table.read_text(encoding="utf-8").rstrip())]
 
 
 def cost_table(root: Path, stages: list[Path], heads: list[Path]) -> list[str]:

@@ -11,7 +11,7 @@ sentence="Methacholine provoked severe bronchoconstriction in children with asth
 
 name=${1:?name a recipe of scripts/recipes, without .yaml}
 shift
-output=(--output_dir "runs/$name") base=() corpus=() ner=() force=()
+output=(--output_dir "runs/$name") base=() corpus=() ner=() tests=() force=()
 while (($#)); do
     case $1 in
         --force) force=(--force) && shift && continue ;;
@@ -22,7 +22,7 @@ while (($#)); do
         --output_dir) output=(--output_dir "$value") ;;
         --base_model) base=(--base_model "$value") ;;
         --corpus) corpus=(--corpus "$value") ;;
-        --ner_data) ner=(--ner_data "$value") ;;
+        --ner_data) ner=(--ner_data "$value") tests=(--decontaminate "$value") ;;
         *) echo "error: unknown option $1; give options of a single stage to its own script" >&2 && exit 2 ;;
     esac
     shift 2
@@ -37,7 +37,7 @@ common=(--recipe "scripts/recipes/$name.yaml" "${output[@]}" ${force[@]+"${force
 "$python" scripts/train_vocabulary.py "${common[@]}" "${base[@]}" ${corpus[@]+"${corpus[@]}"}
 "$python" scripts/find_contexts.py "${common[@]}" "${base[@]}" ${corpus[@]+"${corpus[@]}"}
 "$python" scripts/distill_embeddings.py "${common[@]}" "${base[@]}"
-"$python" scripts/pretrain.py "${common[@]}" ${corpus[@]+"${corpus[@]}"}
+"$python" scripts/pretrain.py "${common[@]}" ${corpus[@]+"${corpus[@]}"} ${tests[@]+"${tests[@]}"}
 "$python" scripts/finetune_ner.py "${common[@]}" "${base[@]}" ${ner[@]+"${ner[@]}"}
 "$python" scripts/report.py "${output[@]}" --text "$sentence"
 echo "Done in $SECONDS s. Run it again and every finished stage is skipped."

@@ -17,9 +17,10 @@ from typing import Literal
 
 from transformers import AutoTokenizer
 
-from bioptimus_hf.artifacts import building, identity, is_finished, write_json
-from bioptimus_hf.recipes import CorpusOptions, RunOptions, StageOptions, load_by_name, parse, run
+from bioptimus_hf.artifacts import building, is_finished, write_json
+from bioptimus_hf.recipes import CorpusOptions, RunOptions, StageOptions, parse, run
 from bioptimus_hf.segmentation import report_vocabulary
+from bioptimus_hf.sources import find_model, load_by_name
 from bioptimus_hf.vocabulary import (
     build_tokenizer,
     compare_vocabularies,
@@ -63,18 +64,19 @@ def main() -> None:
         RunOptions, StageOptions, CorpusOptions, Options, section="train_vocabulary", description=__doc__
     )
     folder = Path(run_options.output_dir) / "tokenizer"
-    inputs = {**corpus.inputs(), "base_model": identity(options.base_model)}
+    base_model = find_model(options.base_model)
+    inputs = {**corpus.inputs(), "base_model": base_model.identity}
     settings = {
-        **corpus.settings(run_options.seed),
+        **corpus.settings(),
         "size": options.size,
         "policy": options.policy,
         "min_frequency": options.min_frequency,
     }
     if is_finished(folder, inputs, settings, force=stage.force):
         return
-    base = load_by_name(AutoTokenizer, options.base_model)
+    base = load_by_name(AutoTokenizer, base_model.folder)
     with building(folder, inputs, settings) as built:
-        documents = corpus.load(run_options.seed)
+        documents = corpus.load()
         make = train_vocabulary if options.policy == "replace" else extend_vocabulary
         vocabulary = make(documents["train"]["text"], size=options.size, like=base, min_frequency=options.min_frequency)
         tokenizer = build_tokenizer(vocabulary, like=base)

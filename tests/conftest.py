@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
+from collections.abc import Iterator, Sequence
+from importlib import util
 from pathlib import Path
+from types import ModuleType
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM, BertTokenizer
+from hub import Hub
+from transformers import BertConfig, BertForMaskedLM, BertForTokenClassification, BertTokenizer
 
 torch.set_num_threads(1)  # the models of the tests are too small for more to pay
 
+ROOT = Path(__file__).parent.parent
 SPECIAL = ["[PAD]", "[unused0]", "[unused1]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = (  # noqa: SIM905  (a list of quoted words would be harder to read)
     "the of and in with was patients asthma bronchoconstriction cells protein disease expression treatment aspirin "
     "is by for to on were therapy cancer severe mice gene binding acute induced renal failure"
 ).split()
+TAGS = ("O", "B-Chemical", "I-Chemical", "B-Disease", "I-Disease")
 CHARACTERS = [*"abcdefghijklmnopqrstuvwxyz0123456789", *"-.,;:()/%<>=+"]
 
 
@@ -41,13 +48,28 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", connect)
 
 
-@pytest.fixture
-def tokenizer() -> BertTokenizer:
+def load_script(path: Path) -> ModuleType:
+    """Load a script as a module, whose functions a test can call without a process of its own."""
+    spec = util.spec_from_file_location(f"{path.stem}_script", path)
+    assert spec
+    assert spec.loader
+    module = util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def build_tiny_tokenizer() -> BertTokenizer:
     """An uncased WordPiece tokenizer of about 120 tokens."""
     vocabulary = {token: i for i, token in enumerate(tiny_vocabulary())}
     tokenizer = BertTokenizer(vocab=vocabulary, model_max_length=512)
     assert len(tokenizer) == len(vocabulary)
     return tokenizer
+
+
+@pytest.fixture
+def tokenizer() -> BertTokenizer:
+    return build_tiny_tokenizer()
 
 
 def build_tiny_bert(vocab_size: int, seed: int = 0) -> BertForMaskedLM:
@@ -61,6 +83,38 @@ def build_tiny_bert(vocab_size: int, seed: int = 0) -> BertForMaskedLM:
         max_position_embeddings=512,
     )
     return BertForMaskedLM(config).eval()
+
+
+def build_tiny_head(
+    *, layers: int, positions: int = 512, seed: int = 0, tags: Sequence[str] = TAGS
+) -> BertForTokenClassification:
+    """A NER head of random weights; without layers, its tag at a piece depends on the piece alone."""
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=len(tiny_vocabulary()),
+        hidden_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        intermediate_size=64,
+        id2label=dict(enumerate(tags)),
+        label2id={tag: number for number, tag in enumerate(tags)},
+    )
+    head = BertForTokenClassification(config)
+    with torch.no_grad():
+        if not layers:
+            head.bert.embeddings.position_embeddings.weight.zero_()
+        head.config.max_position_embeddings = positions
+        head.classifier.weight.normal_()  # otherwise nearly all words get one tag
+    return head.eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_head(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a NER head and its tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny_head")
+    build_tiny_head(layers=1).save_pretrained(folder)
+    build_tiny_tokenizer().save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture
@@ -86,6 +140,15 @@ def two_ranks(tmp_path: Path) -> tuple[str, ...]:
 @pytest.fixture
 def tiny_bert(tokenizer: BertTokenizer) -> BertForMaskedLM:
     return build_tiny_bert(len(tokenizer))
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[Hub]:
+    """A Hub for all tests of a module, each of which has repositories of its own; no token, no request goes astray."""
+    with Hub() as hub:
+        yield hub
+        assert not hub.leaks
+        assert not hub.outside
 
 
 @pytest.fixture(scope="session")

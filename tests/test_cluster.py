@@ -80,7 +80,7 @@ def here(
     """What one machine finds."""
     found = load_corpus(source)
     if share is not None:
-        found = split_validation(found, share=share, seed=seed)["train"]
+        found = split_validation(found, share=share)["train"]
     return find_contexts(split_sentences(found), TOKENS, tokenizer=tokenizer, per_token=per_token, seed=seed)
 
 

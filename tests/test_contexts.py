@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import itertools
 import json
 import random
@@ -15,7 +14,7 @@ from types import ModuleType
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import tiny_vocabulary
+from conftest import load_script, tiny_vocabulary
 from datasets import Dataset, Features, Value, load_from_disk
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import BertTokenizer
@@ -342,15 +341,7 @@ def test_the_report(sentences: Dataset, tokenizer: BertTokenizer) -> None:
 
 @pytest.fixture
 def script() -> ModuleType:
-    specification = importlib.util.spec_from_file_location(
-        "find_contexts_script", ROOT / "scripts" / "find_contexts.py"
-    )
-    assert specification is not None
-    assert specification.loader is not None
-    loaded = importlib.util.module_from_spec(specification)
-    sys.modules[specification.name] = loaded
-    specification.loader.exec_module(loaded)
-    return loaded
+    return load_script(ROOT / "scripts" / "find_contexts.py")
 
 
 def test_the_script(

@@ -14,7 +14,9 @@ import bioptimus_hf
 
 PACKAGE = Path(bioptimus_hf.__file__).parent
 ORDER = (
+    "hardware",
     "artifacts",
+    "sources",
     "plots",
     "files",
     "corpus",
@@ -34,14 +36,34 @@ ORDER = (
     "masking",
     "curriculum",
     "packing",
+    "replay",
     "modeling",
     "trainer",
     "pretraining",
     "conll",
+    "scores",
+    "entity_f1",
+    "decontamination",
+    "documents",
+    "tagging",
+    "pubtator",
+    "pubmed",
+    "bioc",
+    "rendering",
+    "formats",
     "ner",
+    "published",
+    "results",
+    "tables",
+    "windows",
     "finetuning",
+    "onnx_export",
     "annotation",
+    "records",
     "cards",
+    "staging",
+    "loading",
+    "retrying",
     "hub",
     "recipes",
 )
@@ -100,7 +122,7 @@ def loaded_by(statement: str) -> set[str]:
 
 
 def test_nothing_heavy_is_loaded_by_the_package_alone() -> None:
-    heavy = {"torch", "transformers", "datasets", "tokenizers", "pyarrow", "numpy", "yaml", "seqeval", "matplotlib"}
+    heavy = {"torch", "transformers", "datasets", "tokenizers", "pyarrow", "numpy", "yaml", "evaluate", "matplotlib"}
     assert not loaded_by("import bioptimus_hf; bioptimus_hf.__version__") & heavy
     assert "numpy" in loaded_by("import bioptimus_hf.vocabulary")  # the check sees what is loaded
 

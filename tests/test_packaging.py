@@ -124,7 +124,9 @@ def test_metadata(facts: Message, installed: Path) -> None:
     assert facts["License-Expression"] == "Apache-2.0"
     assert facts["License-File"] == "LICENSE"
     assert facts["Requires-Python"] == "<3.14,>=3.11"
-    assert set(facts.get_all("Provides-Extra", [])) == {"bench", "plots", "ray", "test", "style"}
+    assert set(facts.get_all("Provides-Extra", [])) == {
+        "app", "bench", "browser", "onnx", "plots", "ray", "style", "test"
+    }  # fmt: skip
     (licence,) = installed.glob("*.dist-info/licenses/LICENSE")
     assert "Apache License" in (text := licence.read_text(encoding="utf-8"))
     assert "END OF TERMS AND CONDITIONS" in text

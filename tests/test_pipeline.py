@@ -17,6 +17,7 @@ from datasets import load_from_disk
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertTokenizer, pipeline
 
 from bioptimus_hf.artifacts import read_made
+from bioptimus_hf.conll import write_conll
 from bioptimus_hf.corpus import load_corpus, split_validation
 from bioptimus_hf.curriculum import save_masked_lm
 
@@ -56,7 +57,7 @@ def write_recipe(folder: Path, **changes: Any) -> Path:
             "per_device_train_batch_size": 4,
             "learning_rate": "1e-3",
         },
-        "finetune_ner": {"ner_data": str(SAMPLE / "ner"), "tasks": ["sample"], "seeds": [0], "num_train_epochs": 1},
+        "finetune_ner": {"ner_data": str(SAMPLE / "ner"), "tasks": ["sample"], "seeds": 1, "num_train_epochs": 1},
         **changes,
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
@@ -88,6 +89,7 @@ def test_from_corpus_to_entities(tmp_path: Path) -> None:
     assert report.stdout.strip() == (run / "report.md").read_text().strip()
     for part in ("pieces per word", "| v0.4 | words, 20%, always [MASK] | 8 |", "| sample | v0.4 |", "| pretraining |"):
         assert part in report.stdout
+    assert "- **The text of pre-training was not searched for test sentences" in report.stdout
 
     assert (run / "pretraining" / "history.png").read_bytes().startswith(b"\x89PNG")
 
@@ -97,6 +99,35 @@ def test_from_corpus_to_entities(tmp_path: Path) -> None:
         assert again.returncode == 0, again.stderr
         assert "already there, made from the same inputs and settings: skipped" in again.stderr
     assert times == {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")}
+
+
+@pytest.mark.slow
+def test_test_sentences_are_kept_out_of_pretraining(tmp_path: Path) -> None:
+    """Wherever they would have fallen, into training or validation."""
+    cache, run = tmp_path / "cache", tmp_path / "run"
+    texts = (SAMPLE / "corpus.txt").read_text().splitlines()
+    planted = [f"{text} {number} planted: {SENTENCE} {SENTENCE}" for number, text in enumerate(texts[:20])]
+    (tmp_path / "corpus.txt").write_text("\n".join([*texts, *planted]) + "\n")
+    (tmp_path / "ner" / "own").mkdir(parents=True)
+    words = SENTENCE.replace(".", " .").split()
+    write_conll(tmp_path / "ner" / "own" / "test.tsv", [[words, ["O"] * len(words)]])
+    recipe = write_recipe(tmp_path, corpus=str(tmp_path / "corpus.txt"))
+    command = ("--recipe", str(recipe), "--model", str(tmp_path / "base"))
+    done = run_script("pretrain", *command, "--decontaminate", str(tmp_path / "ner"), cache=cache)
+    assert done.returncode == 0, done.stderr
+    made = read_made(run / "pretraining")
+    assert made["facts"]["decontamination"] == {"documents": len(texts) + 20, "dropped": 20, "test_sets": ["own"]}
+    rows = (run / "pretraining" / "decontamination.tsv").read_text().splitlines()
+    assert rows[1:] == [f"{len(texts) + n}\town\t{' '.join(words)}" for n in range(20)]
+    report = run_script("report", "--output_dir", str(run), cache=cache)
+    assert f"- 20 of {len(texts) + 20} documents left out of pre-training, for test sentences of 1 NER" in report.stdout
+
+    other = run_script("pretrain", *command, cache=cache)
+    assert other.returncode == 2
+    assert "test_sets" in other.stderr.splitlines()[-1]
+    none = run_script("pretrain", *command, "--decontaminate", str(tmp_path / "base"), cache=cache)
+    assert none.returncode == 2
+    assert "no test.tsv in" in none.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -210,7 +241,7 @@ def test_validation_text_reaches_no_stage(tmp_path: Path) -> None:
     recipe, cache = write_recipe(tmp_path), tmp_path / "cache"
     for stage in STAGES[:2]:
         assert run_script(stage, "--recipe", str(recipe), cache=cache).returncode == 0
-    documents = split_validation(load_corpus(SAMPLE / "corpus.txt"), share=0.1, seed=0)
+    documents = split_validation(load_corpus(SAMPLE / "corpus.txt"), share=0.1)
     seen = set(load_from_disk(tmp_path / "run" / "contexts")["text"])
     assert seen
     assert not [sentence for sentence in seen if any(sentence in text for text in documents["validation"]["text"])]
