@@ -9,9 +9,10 @@ loop, by ours for ours; no block has padding. Each row trains in turns with the 
 same weights. Printed are medians over steps, tokens of text a second, the loss over the last steps of each row's
 training, the time of the collators alone, and that of tokenising and packing beside the bare Rust encoder.
 
-On a GPU, times are of ten steps together, and memory is the GPU's. There, the arithmetic of the limit is printed too:
-the operations that a row needs in products with weight matrices (attention and all that is elementwise left out), how
-long these take at the rate of one large product in bf16, measured on the spot, and what part of that rate is reached.
+On a GPU, times are of ten steps together, and memory is what PyTorch reserves of the GPU's. There, the arithmetic of the
+limit is printed too: the operations that a row needs in products with weight matrices (attention and all that is
+elementwise left out), how long these take at the rate of one large product in bf16, measured on the spot, and what part
+of that rate is reached.
 """
 
 from __future__ import annotations
@@ -242,21 +243,23 @@ def one_row(options: argparse.Namespace, label: str) -> dict[str, float]:
     documents = load_corpus(options.corpus, max_megabytes=options.max_megabytes)
     row = ROWS[label]
     set_seed(0)
-    with tempfile.TemporaryDirectory() as folder:
-        if row.ours:
-            blocks = tokenize_and_pack(documents, tokenizer, max_length=options.length)
-        else:
-            blocks = stock_blocks(documents, tokenizer, options.length, offsets=row.strategy.unit == "word")
-        clock = (train_ours if row.ours else train_stock)(options, tokenizer, blocks, row, folder)
-    os.environ.clear()  # arguments of training that ask for compilation tell those after them
-    os.environ.update(before)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            if row.ours:
+                blocks = tokenize_and_pack(documents, tokenizer, max_length=options.length)
+            else:
+                blocks = stock_blocks(documents, tokenizer, options.length, offsets=row.strategy.unit == "word")
+            clock = (train_ours if row.ours else train_stock)(options, tokenizer, blocks, row, folder)
+    finally:
+        os.environ.clear()  # arguments of training that ask for compilation tell those after them
+        os.environ.update(before)
     found = {
         "seconds": statistics.median(clock.seconds),
         "loss": statistics.mean(clock.losses[-5:]),
         "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
     if ON_GPU:
-        found["megabytes"] = torch.cuda.max_memory_allocated() // 10**6
+        found["megabytes"] = torch.cuda.max_memory_reserved() // 10**6  # with what recorded graphs hold
         found["rate"] = rate_of_the_gpu()
     return found
 

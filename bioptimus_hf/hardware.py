@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import logging
 import os
 import platform
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
@@ -42,11 +45,15 @@ def leave_process_group() -> None:
     """Part from the other processes of a launch, where there are any, while Python is whole.
 
     Left to the end of Python, threads of PyTorch's gloo group may ask for a lock that is gone, and end the process; and
-    the group must not go with a model that holds it, which waits for these threads. So models go first.
+    the group must not go with a model that holds it, which waits for these threads. So models go first. The work is
+    done by now: where parting fails, since another process is gone, that is logged.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         gc.collect()
-        torch.distributed.destroy_process_group()
+        try:
+            torch.distributed.destroy_process_group()
+        except RuntimeError as error:
+            logger.warning("could not leave the process group: %s", error)
 
 
 def describe_hardware() -> dict[str, Any]:

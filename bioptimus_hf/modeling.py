@@ -105,7 +105,8 @@ class BertForMaskedPositions(BertForMaskedLM):
 
     def _puts_end_to_end(self) -> bool:
         """Say whether documents are read end to end: where that attention is chosen, and can do it."""
-        dropout = self.training and self.bert.encoder.layer[0].attention.self.dropout.p
+        attention = self.bert.encoder.layer[0].attention.self  # whose own mode counts: one may set it apart
+        dropout = attention.training and attention.dropout.p
         half = self._dtype_of_attention() in (torch.float16, torch.bfloat16)
         return self.config._attn_implementation == END_TO_END and half and not dropout
 
@@ -290,6 +291,8 @@ def _end_to_end(
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any], dict[str, Any]]:
     """Return where the masked positions are when rows are put end to end, their labels, and the documents' borders.
 
+    What `attention_mask` hides is a document of its own, so that a row with a hole in it becomes two.
+
     Both numbers differ from batch to batch, and are filled up: positions by the last one of all, documents by empty
     ones at the end.
 
@@ -299,7 +302,7 @@ def _end_to_end(
     """
     starts = starts.clone()
     starts[:, 0] = True
-    if attention_mask is not None:  # padding is a document of its own
+    if attention_mask is not None:
         starts[:, 1:] |= attention_mask[:, 1:] != attention_mask[:, :-1]
     size, length = labels.numel(), labels.shape[1]
     labels = labels.flatten()

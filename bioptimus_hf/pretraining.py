@@ -47,7 +47,11 @@ _HARMLESS = (
 
 @dataclass
 class PretrainingArguments(TrainingArguments):
-    """`TrainingArguments` with the defaults of a continued pre-training; every option of the `Trainer` is there."""
+    """`TrainingArguments` with the defaults of a continued pre-training; every option of the `Trainer` is there.
+
+    With `torch_compile` they set, as the stock ones do, variables of the environment that accelerate reads, and that
+    stay set in this process.
+    """
 
     output_dir: str = field(default="runs/default", metadata={"help": "Folder of the run"})
     seed: int = field(default=0, metadata={"help": "The same inputs, settings and seed give the same bytes"})
@@ -191,17 +195,20 @@ def prepare_model(
         dropout: as for `pretrain`.
     """
     model.document_start = tokenizer.cls_token_id
+    model.replay = None  # of a training before
     set_dropout(model, dropout)
     device = arguments.device
     prepare_for_cpu(model, device, dropout=dropout)
     width = model.config.hidden_size // model.config.num_attention_heads
-    flash = device.type == "cuda" and torch.cuda.get_device_capability(device) >= _FLASH_ATTENTION
+    nvidia = device.type == "cuda" and torch.version.hip is None
+    flash = nvidia and torch.cuda.get_device_capability(device) >= _FLASH_ATTENTION
     if flash and width % 8 == 0 and width <= _WIDEST_HEAD:
         model.set_attn_implementation(END_TO_END)
-        # Several GPUs copy the model, share it, or exchange gradients as they come, and other modes of compilation
+        # Several GPUs copy the model, share it, or exchange gradients as they come, and other ways of compiling may
         # record graphs of their own: what is recorded here knows of none of these.
-        alone = arguments.parallel_mode == ParallelMode.NOT_PARALLEL and arguments.torch_compile_mode is None
-        if arguments.torch_compile and alone and not arguments.gradient_checkpointing:
+        alone = arguments.parallel_mode == ParallelMode.NOT_PARALLEL and not arguments.gradient_checkpointing
+        usual = arguments.torch_compile_backend == "inductor" and arguments.torch_compile_mode is None
+        if arguments.torch_compile and usual and alone:
             model.replay = Replay()
             arguments.dataloader_pin_memory = False  # memory that a thread pins meanwhile would end the recording
 

@@ -229,14 +229,15 @@ def run(main: Callable[[], None]) -> NoReturn:
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     try:
         main()
+        # Where a run fails instead, the group stays: the other processes may wait in it for this one.
         leave_process_group()
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except Terminated as end:
+        print(f"{end}: run the same command again, without --force, to go on", file=sys.stderr)
         end.__traceback__ = None  # its frames hold the model
         leave_process_group()
-        print(f"{end}: run the same command again, without --force, to go on", file=sys.stderr)
         sys.exit(128 + signal.SIGTERM)
     except torch.OutOfMemoryError as error:
         print(

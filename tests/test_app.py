@@ -160,7 +160,7 @@ def a_space(folder: Path, model: Path) -> Iterator[tuple[str, Path]]:
         wait_for(f"http://127.0.0.1:{port}/", running, log)
         yield f"http://127.0.0.1:{port}/", log
         running.send_signal(signal.SIGTERM)
-        assert running.wait(timeout=60) == 0
+        assert running.wait(timeout=300) == 0
     finally:
         running.kill()
         running.wait()

@@ -192,7 +192,7 @@ def test_redoing_replaces_all_of_the_old_stage(tmp_path: Path) -> None:
 
 def run_until_killed(code: str, folder: Path) -> None:
     script = "import os, pathlib, shutil, signal, sys\nfrom bioptimus_hf import artifacts\n" + textwrap.dedent(code)
-    killed = subprocess.run([sys.executable, "-c", script, str(folder)], check=False, timeout=120)
+    killed = subprocess.run([sys.executable, "-c", script, str(folder)], check=False, timeout=300)
     assert killed.returncode == -signal.SIGKILL
 
 

@@ -30,7 +30,7 @@ def test_an_example(tokenizer: BertTokenizer, tmp_path: Path, example: str, rank
     command += ["--model", str(tmp_path / "model"), "--output_dir", str(tmp_path / "out"), "--max_steps", "20"]
     environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache"), "ACCELERATE_USE_CPU": "true"}
     environment["OMP_NUM_THREADS"] = "1"
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
     versions = [load_file(tmp_path / "out" / f"v0.{number}" / "model.safetensors") for number in range(1, 5)]
     for before, after in itertools.pairwise(versions):

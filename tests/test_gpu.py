@@ -117,7 +117,7 @@ def pretraining(tokenizer: BertTokenizer, tmp_path: Path) -> Any:
         command += ["--config_file", str(ROOT / "scripts" / "accelerate" / "one_gpu.yaml")]
         command += [str(ROOT / "scripts" / "pretrain.py"), "--corpus", str(tmp_path / "text.txt"), "--model"]
         command += [str(tmp_path / "start"), "--output_dir", str(tmp_path / name), "--max_steps", "24"]
-        command += ["--per_device_train_batch_size", "4", "--save_steps", "10", *more]
+        command += ["--per_device_train_batch_size", "4", "--save_steps", "10", "--validation_share", "0.2", *more]
         environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache")}
         ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
         assert ended.returncode == 0, ended.stderr[-3000:]

@@ -62,7 +62,7 @@ def run(hub: Hub, client: Callable[..., Any], *arguments: Any, **environment: An
     """Return what a client function gives in a process of its own."""
     command = [sys.executable, hub_clients.__file__, client.__name__, json.dumps([arguments, {}], default=str)]
     ended = subprocess.run(
-        command, env=hub.environment(**environment), capture_output=True, text=True, timeout=120, check=False
+        command, env=hub.environment(**environment), capture_output=True, text=True, timeout=300, check=False
     )
     assert ended.returncode == 0, ended.stderr
     return json.loads(ended.stdout.splitlines()[-1])

@@ -520,7 +520,7 @@ def run_script(*arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.Co
         capture_output=True,
         text=True,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        timeout=120,
+        timeout=300,
         check=False,
     )
 

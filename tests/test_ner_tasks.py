@@ -91,7 +91,7 @@ def test_data_set_of_the_hub_and_its_revision(tmp_path: Path) -> None:
     with Hub() as hub:
         # By default the library also tells a server outside the Hub what was loaded.
         environment = {**hub.environment(token=hub.token("ada")), "HF_UPDATE_DOWNLOAD_COUNTS": "0"}
-        ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
         assert not hub.leaks
     assert ended.returncode == 0, ended.stderr
     assert json.loads(ended.stdout) == {

@@ -153,6 +153,8 @@ def run_once(
         ((9, 0), {"parallel_mode": ParallelMode.DISTRIBUTED}, END_TO_END, False),
         ((9, 0), {"parallel_mode": ParallelMode.NOT_DISTRIBUTED}, END_TO_END, False),
         ((9, 0), {"torch_compile_mode": "reduce-overhead"}, END_TO_END, False),
+        ((9, 0), {"torch_compile_backend": "cudagraphs"}, END_TO_END, False),
+        ((9, 0), {"hip": "6.4"}, "sdpa", False),
     ],
     ids=str,
 )
@@ -165,14 +167,19 @@ def test_what_is_chosen_on_a_gpu(
     replayed: bool,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "hip", changes.get("hip"))
     model = masked_head(tokenizer)
-    one_gpu = {"torch_compile": True, "torch_compile_mode": None, "gradient_checkpointing": False}
-    one_gpu |= {"parallel_mode": ParallelMode.NOT_PARALLEL, "dataloader_pin_memory": True}
+    one_gpu = {"torch_compile": True, "torch_compile_mode": None, "torch_compile_backend": "inductor"}
+    one_gpu |= {"gradient_checkpointing": False, "parallel_mode": ParallelMode.NOT_PARALLEL}
+    one_gpu["dataloader_pin_memory"] = True
     chosen = SimpleNamespace(device=torch.device("cuda"), **one_gpu | changes)
     prepare_model(model, tokenizer, chosen)
     assert model.config._attn_implementation == attention
     assert (model.replay is not None) == replayed
     assert chosen.dataloader_pin_memory != replayed
+    chosen.torch_compile = False
+    prepare_model(model, tokenizer, chosen)
+    assert model.replay is None
 
 
 def test_heads_of_a_width_that_flash_attention_refuses(
@@ -413,7 +420,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(tokenizer: BertTokenizer, tmp_
     shutil.copytree(run, tmp_path / "whole")
     environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache")}
     process = subprocess.Popen(command(run, corpus), env=environment, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not (run / "v0.2").is_dir() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
@@ -430,10 +437,10 @@ def test_a_killed_run_goes_on_to_the_same_weights(tokenizer: BertTokenizer, tmp_
     for version in tmp_path.glob("v0.*"):
         shutil.move(version, run / version.name)
     done = subprocess.run(
-        command(run, corpus), env=environment, capture_output=True, text=True, check=True, timeout=200
+        command(run, corpus), env=environment, capture_output=True, text=True, check=True, timeout=300
     )
     assert "going on from" in done.stderr
-    subprocess.run(command(tmp_path / "whole", corpus), env=environment, capture_output=True, check=True, timeout=200)
+    subprocess.run(command(tmp_path / "whole", corpus), env=environment, capture_output=True, check=True, timeout=300)
     for version in ("v0.1", "v0.2", "v0.3", "v0.4"):
         assert_same(weights(run / version), weights(tmp_path / "whole" / version))
     assert not (run / "checkpoints").exists()
@@ -441,7 +448,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(tokenizer: BertTokenizer, tmp_
     assert [row["step"] for row in history if "loss" in row] == list(range(1, 41))
 
     again = subprocess.run(
-        command(run, corpus), env=environment, capture_output=True, text=True, check=True, timeout=200
+        command(run, corpus), env=environment, capture_output=True, text=True, check=True, timeout=300
     )
     assert "already there" in again.stderr
     other = subprocess.run(
@@ -478,18 +485,18 @@ def test_a_run_told_to_end_saves_a_checkpoint_and_goes_on(
         return [python, *(two_ranks if ranks == 2 else ()), *rest]
 
     process = subprocess.Popen(start(run), env=environment, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not (run / "v0.1").is_dir() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == (128 + signal.SIGTERM if ranks == 1 else 1), said
     ends = [line for line in said.splitlines() if "run the same command again, without --force, to go on" in line]
     assert len(ends) == ranks
     (checkpoint,) = (run / "checkpoints").glob("*/checkpoint-*")
     assert 100 <= int(checkpoint.name.rpartition("-")[2]) < 400
     for folder in (run, tmp_path / "whole"):
-        done = subprocess.run(start(folder), env=environment, capture_output=True, timeout=200)
+        done = subprocess.run(start(folder), env=environment, capture_output=True, timeout=300)
         assert done.returncode == 0, done.stderr
         events = EventAccumulator(str(next((folder / "tensorboard").iterdir()))).Reload()
         assert [(event.step, event.value) for event in events.Scalars("train/rate")][-1] == (400, pytest.approx(0.2))
@@ -509,7 +516,7 @@ def test_a_part_of_a_curriculum_of_ones_own(tokenizer: BertTokenizer, tmp_path: 
     (tmp_path / "own.yaml").write_text(rows)
     options = ("--curriculum", str(tmp_path / "own.yaml"), "--phases", "1.2", "1.5", "--model", str(run / "v0.0"))
     options += ("--disable_tqdm", "False")
-    done = subprocess.run(command(run, corpus, *options), env=environment, capture_output=True, timeout=200)
+    done = subprocess.run(command(run, corpus, *options), env=environment, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert re.search(rb"v1\.5: 100%\|.+\| 40/40 \[\d\d:\d\d<00:00, .+ steps/s, [\d,]+ tokens/s\]", done.stderr)
     assert sorted(path.name for path in run.glob("v*")) == ["v0.0", "v1.2", "v1.5"]
@@ -532,7 +539,7 @@ def test_accelerate_launches_the_script(tokenizer: BertTokenizer, tmp_path: Path
         "--config_file",
         str(ROOT / "scripts/accelerate/cpu.yaml"),
     ]
-    subprocess.run([*launch, *rest], env=environment, capture_output=True, check=True, timeout=200)
+    subprocess.run([*launch, *rest], env=environment, capture_output=True, check=True, timeout=300)
     assert (run / "v0.4" / "model.safetensors").is_file()
     assert (run / "pretraining" / "history.json").is_file()
 
@@ -573,7 +580,7 @@ def test_two_ranks_train_as_one(
     run, corpus = prepare(tokenizer, tmp_path)
     shutil.copytree(run, tmp_path / "two")
     environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-    subprocess.run(command(run, corpus), env=environment, capture_output=True, check=True, timeout=200)
+    subprocess.run(command(run, corpus), env=environment, capture_output=True, check=True, timeout=300)
     parts = ("--per_device_train_batch_size", str(2 // accumulation), "--gradient_accumulation_steps")
     # Validation in batches of one, of which the second process has one less.
     _, *rest = command(tmp_path / "two", corpus, *parts, str(accumulation), "--per_device_eval_batch_size", "1")
@@ -584,7 +591,7 @@ def test_two_ranks_train_as_one(
         launch = ("-m", "accelerate.commands.launch", *configuration, "--mixed_precision", "no")
         launch += (str(tmp_path / "cpu.py"),)
         environment["ACCELERATE_USE_CPU"] = "true"
-    done = subprocess.run([sys.executable, *launch, *rest], env=environment, stderr=subprocess.PIPE, timeout=200)
+    done = subprocess.run([sys.executable, *launch, *rest], env=environment, stderr=subprocess.PIPE, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count(b"sharded") == (2 if sharded else 0)
     assert json.loads((run / "pretraining" / "made.json").read_text())["facts"]["validation_blocks"] % 2

@@ -64,7 +64,7 @@ def call(hub: Hub, client: Callable[..., Any], *arguments: Any, environment: dic
         env={**environment_of(hub, **environment)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert ended.returncode == 0, ended.stderr
@@ -154,7 +154,7 @@ def test_a_publisher_that_was_killed_is_finished_by_the_next(hub: Hub, finished:
     slow = hub.fail(match, Delay(30), skip=1 if xet else 2)  # the second version's weights
     command = command_of(publish_clients.publish_blindly, finished, name)
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not slow.happened and time.monotonic() < deadline:
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
@@ -219,7 +219,7 @@ def test_two_publishers_at_once(hub: Hub, finished: Path, xet: bool) -> None:
         subprocess.Popen(command, env=environment_of(hub, token=token, xet=xet), stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    said = [json.loads(process.communicate(timeout=120)[0].splitlines()[-1]) for process in both]
+    said = [json.loads(process.communicate(timeout=300)[0].splitlines()[-1]) for process in both]
     hub.mend()
     commits = refs(hub, name)
     assert said == [[[name, tag, commits[tag]] for tag in TAGS[:2]]] * 2
@@ -327,7 +327,7 @@ def test_a_bare_repository_loads_everywhere(hub: Hub, tmp_path: Path) -> None:
         del client["DISABLE_SAFETENSORS_CONVERSION"]  # nothing may ask for one, although this is not set
         names = [f"{name}@main", f"{name}@refs/pr/1"]
         command = command_of(publish_clients.stages, ROOT / "scripts", commands, run, names)
-        ended = subprocess.run(command, env=client, capture_output=True, text=True, timeout=240, check=False)
+        ended = subprocess.run(command, env=client, capture_output=True, text=True, timeout=300, check=False)
         assert ended.returncode == 0, ended.stderr[-3000:]
         made.append(json.loads(ended.stdout.splitlines()[-1]))
         seen.append(len(hub.requests))
@@ -453,13 +453,13 @@ def test_what_keeps_from_pushing_is_said_at_once(finished: Path, monkeypatch: py
                 InputError, match=f"cannot look at ada/encoder: http://127.0.0.1:{port} cannot be reached"
             ):
                 push(token="hf_none")
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < 30
 
 
 def script(hub: Hub, *options: str, **environment: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "scripts" / "publish.py"), *options]
     env = environment_of(hub) | environment
-    ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+    ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
     assert ended.returncode == 0, ended.stderr
     return ended
 

@@ -17,7 +17,7 @@ from transformers import (
 )
 from transformers.utils.import_utils import is_env_variable_true
 
-from bioptimus_hf.artifacts import InputError
+from bioptimus_hf.artifacts import InputError, Terminated
 from bioptimus_hf.curriculum import Phase
 from bioptimus_hf.masking import MaskingStrategy
 from bioptimus_hf.recipes import (
@@ -251,7 +251,7 @@ run(main)
 def run_script(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     (tmp_path / "script.py").write_text(SCRIPT)
     command = [sys.executable, str(tmp_path / "script.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
 
 
 def test_an_input_error_is_one_line_and_status_2(tmp_path: Path) -> None:
@@ -342,6 +342,25 @@ def test_a_full_disk_in_the_middle_of_a_checkpoint(tmp_path: Path, write: str) -
     )
     assert ended.returncode == 2, ended.stderr
     assert ended.stderr.splitlines()[-1].startswith("error: no room left on the disk")
+
+
+@pytest.mark.parametrize(("end", "status"), [(None, 0), (Terminated("ended at step 3"), 143)])
+def test_other_processes_that_are_gone_change_no_status(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, end: Exception | None, status: int
+) -> None:
+    def main() -> None:
+        if end:
+            raise end
+
+    def part() -> None:
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", part)
+    with pytest.raises(SystemExit) as ended:
+        run(main)
+    assert ended.value.code == status
+    assert "could not leave the process group: Connection closed by peer" in caplog.text
 
 
 def test_a_gpu_without_memory(capsys: pytest.CaptureFixture[str]) -> None:

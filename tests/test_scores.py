@@ -200,7 +200,7 @@ def test_evaluate_loads_the_module_from_the_package_without_a_network(tmp_path: 
     environment = {**os.environ, **blocked, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty")}
     environment = {name: value for name, value in environment.items() if not name.startswith("HF_EVALUATE")}
     command = [sys.executable, "-c", CLIENT, str(MODULE), json.dumps([gold, predicted])]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert ended.returncode == 0, ended.stderr
     at_once, one_by_one = map(json.loads, ended.stdout.splitlines())
     assert at_once == ["entity_f1", entity_scores(gold, predicted)]
