@@ -164,7 +164,7 @@ class BioptimusDataCollator:
         return {name: torch.from_numpy(values) for name, values in batch.items()}
 
     def _pad(self, examples: Sequence[Mapping[str, Any]], name: str, filler: int) -> Array:
-        rows = [np.asarray(example[name], dtype=np.int64) for example in examples]
+        rows = [example[name] for example in examples]
         length = max(map(len, rows))
         if self.pad_to_multiple_of:
             length = -(-length // self.pad_to_multiple_of) * self.pad_to_multiple_of
@@ -178,10 +178,9 @@ class BioptimusDataCollator:
         key, first_row, strategy = self._next(len(ids))
         keys = _row_keys(key, np.arange(first_row, first_row + len(ids), dtype=np.uint64))
         positions = np.arange(ids.shape[1], dtype=np.uint64)
-        choice = _uniform(keys[:, None], _CHOICE, positions)
-        if strategy.unit == "word":
-            choice = np.take_along_axis(choice, self._word_starts(ids, maskable), axis=1)
-        chosen = maskable & (choice < strategy.rate)
+        # The pieces of a word share the number of its first one.
+        units = self._word_starts(ids, maskable).view(np.uint64) if strategy.unit == "word" else positions
+        chosen = maskable & (_uniform(keys[:, None], _CHOICE, units) < strategy.rate)
         labels = np.where(chosen, ids, IGNORED)
         if not strategy.corrupt:
             return np.where(chosen, self.tokenizer.mask_token_id, ids), labels

@@ -8,4 +8,4 @@ name=${1:?name a recipe of scripts/recipes, without .yaml}
 shift
 root=$(cd "$(dirname "$0")/.." && pwd)
 data=$(cd "${BIOPTIMUS_DATA:-$root/../shared/data}" && pwd)
-exec bash "$root/scripts/run.sh" "$name" "$@" --corpus "$data/corpus/abstracts.txt.gz" --ner_data "$data/ner"
+exec bash "$root/scripts/run.sh" "$name" --corpus "$data/corpus/abstracts.txt.gz" --ner_data "$data/ner" "$@"
