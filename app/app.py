@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 r"""Find named entities in a text, in the browser.
 
-    python app/app.py --model runs/mine/ner/ncbi-disease/v0.4/0
-    python app/app.py --model HEAD OTHER_HEAD
+    python app/app.py --models runs/mine/ner/ncbi-disease/v0.4/0
+    python app/app.py --models HEAD OTHER_HEAD
     BIOPTIMUS_MODELS="HEAD OTHER_HEAD" GRADIO_SERVER_PORT=8000 python app/app.py
 
 Needs the extra `app`. The page is served on this machine alone unless GRADIO_SERVER_NAME=0.0.0.0 says otherwise. It
@@ -60,7 +60,7 @@ CSS = f"""
 class Options:
     """What reads the text."""
 
-    model: list[str] = field(
+    models: list[str] = field(
         default_factory=lambda: os.environ.get(VARIABLE, "").split(),
         metadata={
             "help": f"Folders or Hub names of token classifiers, which all read the text; by default those in the "
@@ -72,9 +72,9 @@ class Options:
 def main() -> None:
     """Serve the page until interrupted."""
     (options,) = parse(Options, section="app", description=__doc__)
-    if not options.model:
-        raise InputError(f"no model: name one with --model, or in the environment variable {VARIABLE}")
-    page = build(load(options.model), options.model)
+    if not options.models:
+        raise InputError(f"no model: name one with --models, or in the environment variable {VARIABLE}")
+    page = build(load(options.models), options.models)
     # Fonts of the reader's own: gradio's come from a server elsewhere.
     theme = gr.themes.Default(
         primary_hue="blue", font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")
@@ -168,11 +168,12 @@ def message(text: str) -> str:
 def marked(document: Document) -> str:
     """Return the text with its entities marked, or the beginning of a long one, which is then said."""
     whole = len(document.text) <= SHOWN_CHARACTERS and len(document.entities) <= SHOWN_ROWS
+    shown = min(SHOWN_CHARACTERS, len(document.text))
     note = (
         ""
         if whole
-        else f'<p class="note">Shown are the first {SHOWN_CHARACTERS:,} of {len(document.text):,} characters, and in '
-        f"the table the first {SHOWN_ROWS:,} of {len(document.entities):,} entities. The files hold all.</p>"
+        else f'<p class="note">Shown are the first {shown:,} of {len(document.text):,} characters, and in the table '
+        f"the first {SHOWN_ROWS:,} of {len(document.entities):,} entities. The files hold all.</p>"
     )
     inside = [entity for entity in document.entities if entity.end <= SHOWN_CHARACTERS]
     return note + html_part(replace(document, text=document.text[:SHOWN_CHARACTERS], entities=inside))

@@ -9,8 +9,8 @@ loop, by ours for ours; no block has padding. Each row trains in turns with the 
 same weights. Printed are medians over steps, tokens of text a second, the loss over the last steps of each row's
 training, the time of the collators alone, and that of tokenising and packing beside the bare Rust encoder.
 
-On a GPU, times are of ten steps together, and memory is what PyTorch reserves of the GPU's. There, the arithmetic of the
-limit is printed too: the operations that a row needs in products with weight matrices (attention and all that is
+On a GPU, times are of ten steps together, and memory is what PyTorch reserves of the GPU's. There, the arithmetic of
+the limit is printed too: the operations that a row needs in products with weight matrices (attention and all that is
 elementwise left out), how long these take at the rate of one large product in bf16, measured on the spot, and what part
 of that rate is reached.
 """

@@ -21,8 +21,8 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
-from bench_contexts import MemoryWatch, anonymous_mb
 from datasets import Dataset, disable_progress_bars
+from memory_watch import MemoryWatch, anonymous_mb
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 

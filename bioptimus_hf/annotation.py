@@ -13,7 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoModelForTokenClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from bioptimus_hf.artifacts import InputError
 from bioptimus_hf.corpus import sentence_starts
@@ -45,13 +51,13 @@ class Annotator:
         model: a token classifier, or its folder or Hub name (`name@revision`); or several, which read the same text. A
             folder, though nothing on the Hub, may also be that of an ONNX file, from `export_onnx`.
         tokenizer: of all models; by default each is read beside its model, which is then given by name.
-        batch_size: windows read at once; by default what was fastest: 8 on a CPU, 64 on a GPU.
+        batch_size: windows read at once, 1 or more; by default what was fastest: 8 on a CPU, 64 on a GPU.
         dtype: of the model's numbers; by default float32. `torch.bfloat16` is faster where the hardware has it.
-        device: where the model runs; by default the accelerator, if there is one.
+        device: where the model runs; by default the accelerator, if there is one and no model is an ONNX file.
 
     Raises:
         InputError: no such model, or no tokenizer for one given as an object, or one that does not tell where its
-            pieces stand; an ONNX file with a `dtype` or a GPU.
+            pieces stand; an ONNX file with a `dtype` or a GPU; batches without windows.
     """
 
     def __init__(
@@ -67,13 +73,17 @@ class Annotator:
         if not models:
             raise InputError("an annotator needs a model")
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        if any(map(_is_onnx, models)):
+            accelerator = None
         self.device = torch.device(device or accelerator or "cpu")
-        self.batch_size = batch_size or (8 if self.device.type == "cpu" else 64)
+        self.batch_size = (8 if self.device.type == "cpu" else 64) if batch_size is None else batch_size
+        if self.batch_size < 1:
+            raise InputError(f"batches of {batch_size} windows: give 1 or more")
         self._readings: list[_Reading] = []
         for one in models:
             its = tokenizer or _tokenizer_of(one)
             head = _load(one, self.device, dtype)
-            reading = _Reading(its, min(its.model_max_length, head.config.max_position_embeddings))
+            reading = _Reading(its, min(its.model_max_length, _positions(head.config)))
             same = next((known for known in self._readings if known.is_like(reading)), reading)
             same.models.append(head)
             if same is reading:
@@ -170,19 +180,24 @@ class _Words:
             prefix, kind = kinds[labels[word]]
             if word != last + 1 or prefix == "B" or kind != kinds[labels[first]][1]:
                 if first >= 0:
-                    yield self._entity(head, first, last, kinds[labels[first]][1])
+                    yield from self._entity(head, first, last, kinds[labels[first]][1])
                 first = word
             last = word
         if first >= 0:
-            yield self._entity(head, first, last, kinds[labels[first]][1])
+            yield from self._entity(head, first, last, kinds[labels[first]][1])
 
-    def _entity(self, head: int, first: int, last: int, kind: str) -> Entity:
+    def _entity(self, head: int, first: int, last: int, kind: str) -> Iterator[Entity]:
+        """Yield the entity of some words, unless these are blanks alone, which are words to some tokenizers."""
         start, end = int(self.starts[first]), int(self.ends[last])
+        text = self.text[start:end]
+        start, end = end - len(text.lstrip()), start + len(text.rstrip())
+        if start >= end:
+            return
         following = int(self.starts[last + 1]) if last + 1 < len(self.starts) else len(self.text)
         while end < following and unicodedata.combining(self.text[end]):
             end += 1  # an accent of its own, which tokenizers leave off at the end of a word
         score = float(self.scores[head, first : last + 1].mean())
-        return Entity(start, end, self.text[start:end], kind, score)
+        yield Entity(start, end, self.text[start:end], kind, score)
 
 
 class _Reading:
@@ -217,6 +232,9 @@ class _Reading:
             last = np.append(first[1:], len(word)) - 1 if len(word) else first
             offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
             starts, ends = offsets[first, 0], offsets[last, 1]
+            for number, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
+                if text[start : start + 1].isspace():  # some tokenizers count the blank before a word to it
+                    starts[number] = end - len(text[start:end].lstrip())
             windows = list(self._windows(text, np.array(encoding.ids, dtype=np.int64), first, starts))
             found.append(_Words(text, starts, ends, windows, len(self.models)))
         return found
@@ -273,9 +291,21 @@ def _prefix_and_type(label: str) -> tuple[str, str]:
     return (prefix, kind) if hyphen and prefix in ("B", "I") else ("I", label)
 
 
+def _positions(config: PretrainedConfig) -> int:
+    """Return the length of the longest window; RoBERTa and its kin count positions from their padding token's id on."""
+    positions: int = config.max_position_embeddings
+    return positions if config.model_type == "bert" else positions - (config.pad_token_id or 0) - 1
+
+
+def _is_onnx(model: str | Path | PreTrainedModel) -> bool:
+    if isinstance(model, PreTrainedModel):
+        return False
+    return (Path(model) / ONNX_FILE).is_file() and not (Path(model) / "model.safetensors").is_file()
+
+
 def _load(model: str | Path | PreTrainedModel, device: torch.device, dtype: torch.dtype | None) -> Any:
     if not isinstance(model, PreTrainedModel):
-        if (Path(model) / ONNX_FILE).is_file() and not (Path(model) / "model.safetensors").is_file():
+        if _is_onnx(model):
             if dtype is not None or device.type != "cpu":
                 raise InputError(f"{model} is an ONNX file: it runs on a CPU, in the numbers it holds")
             return OnnxHead(model)

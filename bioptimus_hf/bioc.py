@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -133,13 +134,17 @@ def _document(row: Any, collection: Mapping[str, Any]) -> Document:
     if not isinstance(name, (str, int)) or name == "":
         raise InputError("it has no id")
     try:
-        units = [unit for passage in _dicts(row, "passages") for unit in _units(passage)]
+        parts = [(passage, _units(passage)) for passage in _dicts(row, "passages")]
         text, passages = join_passages(
-            (_of(unit, "text", str), _of(unit, "offset", int), unit["infons"]) for unit in units
+            (_of(unit, "text", str), _of(unit, "offset", int), unit["infons"]) for _, units in parts for unit in units
         )
+        rest = iter(passages)
+        holders = [(passage, tuple(islice(rest, len(units)))) for passage, units in parts]
+        holders += [(sentence, own) for passage, own in holders for sentence in _dicts(passage, "sentences")]
+        # First among the passages of its own holder: offsets of others may be the same.
         entities = [
-            _entity(annotation, text, passages)
-            for holder in (row, *_dicts(row, "passages"), *(s for p in row["passages"] for s in _dicts(p, "sentences")))
+            _entity(annotation, text, (*own, *passages))
+            for holder, own in ((row, ()), *holders)
             for annotation in _dicts(holder, "annotations")
         ]
     except InputError as error:
@@ -152,7 +157,7 @@ def _units(passage: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the passage, or its sentences where these hold its text."""
     infons = passage.get("infons") or {}
     sentences = _dicts(passage, "sentences")
-    if isinstance(passage.get("text"), str) or not sentences:
+    if passage.get("text") or not sentences:
         return [{"text": "", **{k: v for k, v in passage.items() if v is not None}, "infons": infons}]
     return [{**sentence, "infons": {**infons, **(sentence.get("infons") or {})}} for sentence in sentences]
 

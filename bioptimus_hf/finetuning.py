@@ -54,16 +54,25 @@ def new_head(base: str | Path, labels: Sequence[str], *, seed: int) -> tuple[Pre
     try:
         folder = find_model(base).folder
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = AutoModelForTokenClassification.from_pretrained(
+        model, loaded = AutoModelForTokenClassification.from_pretrained(
             folder,
             id2label=dict(enumerate(labels)),
             label2id={name: number for number, name in enumerate(labels)},
             dtype=torch.float32,  # by default that of the file, and half precision trains badly
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
         )
     except UNREADABLE as error:
         raise InputError(f"{base} cannot be loaded as a BertForTokenClassification ({why(error)})") from error
     if not isinstance(model, BertForTokenClassification):
         raise InputError(f"{base} is a {model.config.model_type} model: give a BERT")
+    others = [name for name, *_ in loaded["mismatched_keys"] if not name.startswith("classifier.")]
+    if others:
+        raise InputError(f"{base} cannot be loaded as a BertForTokenClassification ({others[0]} has another shape)")
+    if "classifier.weight" not in loaded["missing_keys"]:  # one of its own, of another task or of another size
+        set_seed(seed)
+        torch.nn.init.normal_(model.classifier.weight, std=model.config.initializer_range)
+        torch.nn.init.zeros_(model.classifier.bias)
     return model, tokenizer
 
 

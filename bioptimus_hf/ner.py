@@ -127,7 +127,8 @@ def load_ner(task: str | NerTask, source: str | Path) -> DatasetDict:
 def read_task(path: str | Path) -> NerTask:
     """Read a task from YAML: a mapping with `name` and, as they are needed, the other attributes of `NerTask`.
 
-    A `source` that is a folder is looked for beside the file.
+    A `source` that is a folder is looked for beside the file. Without `source` and `folder`, files are looked for as
+    for a task that is given by its name: in a folder of that name, or in the one that is given.
 
     Raises:
         InputError: it cannot be read, or a key or a value is not one of `NerTask`.
@@ -148,6 +149,8 @@ def read_task(path: str | Path) -> NerTask:
         content[key] = _field(f"{path}: {key}", key, value)
     if content.get("source") and (beside := path.parent / content["source"]).is_dir():
         content["source"] = str(beside)
+    if "source" not in content:
+        content.setdefault("folder", content["name"])
     return NerTask(**content)
 
 

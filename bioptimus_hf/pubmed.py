@@ -41,11 +41,13 @@ def read_pubmed(path: Path, file: BinaryIO) -> Iterator[Document | InputError]:
     """
     articles = _Articles(path)
     try:
-        while chunk := file.read(_READ_AT_ONCE):
-            articles.parser.Parse(chunk, False)
-            while articles.finished:
+        at_end = False
+        while not at_end:
+            chunk = file.read(_READ_AT_ONCE)
+            at_end = not chunk
+            articles.parser.Parse(chunk, at_end)
+            while articles.finished:  # some at the very end: expat may put off what it has not seen the end of
                 yield articles.finished.popleft()
-        articles.parser.Parse(b"", True)
     except expat.ExpatError as error:
         reason = expat.errors.messages.get(error.code, str(error))
         raise InputError(f"{path}, line {error.lineno}: not well-formed XML ({reason}): fetch or mend it") from error

@@ -241,9 +241,9 @@ def run(main: Callable[[], None]) -> NoReturn:
         sys.exit(128 + signal.SIGTERM)
     except torch.OutOfMemoryError as error:
         print(
-            f"error: too little memory on the GPU ({' '.join(str(error).split())[:150]}): a smaller "
-            f"--per_device_train_batch_size with more --gradient_accumulation_steps gives the same training; what is "
-            f"finished is kept",
+            f"error: too little memory on the GPU ({' '.join(str(error).split())[:150]}): read fewer "
+            f"rows at once (--batch_size; in training a smaller --per_device_train_batch_size, with more "
+            f"--gradient_accumulation_steps for the same training); what is finished is kept",
             file=sys.stderr,
         )
         sys.exit(2)

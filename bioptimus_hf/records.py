@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import yaml
 from transformers import TrainingArguments
 
 from bioptimus_hf.artifacts import MADE, InputError, identity, read_made
-from bioptimus_hf.curriculum import PHASE_FILE
+from bioptimus_hf.curriculum import BIOPTIMUS_CURRICULUM, PHASE_FILE
 from bioptimus_hf.pretraining import PretrainingArguments, shaping_settings
 from bioptimus_hf.results import spread
 
@@ -139,7 +139,9 @@ def encoder_facts(run_dir: str | Path, version: str, repo_id: str, about: About)
         "decontamination": pretraining["facts"].get("decontamination"),
         "results": results,
         "base_results": [row for row in _base_results(run) if row["task"] in {row["task"] for row in results}],
+        "start": start_of(run, pretraining),
         "recipe": recipe({**made, "pretraining": pretraining}, base_of(made["tokenizer"], about)),
+        "own_curriculum": own_curriculum(pretraining["settings"]["curriculum"]),
     }
 
 
@@ -187,6 +189,24 @@ def pretraining_of(run: Path, record: Mapping[str, Any]) -> dict[str, Any]:
         if made["fingerprint"] == record.get("run"):
             return {**made, "folder": path.parent}
     raise InputError(f"v{record['version']} is of a run that {run} holds no {MADE} of: give the folder it was made in")
+
+
+def start_of(run: Path, pretraining: Mapping[str, Any]) -> str | None:
+    """Return the version of the run that a pre-training started from, as `v0.0`; None where it is another model."""
+    wanted = pretraining["inputs"]["model"]
+    folders = sorted(folder for folder in run.glob("v*") if folder.is_dir())
+    return next((folder.name for folder in folders if identity(folder) == wanted), None)
+
+
+def own_curriculum(phases: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return a curriculum in YAML, as `--curriculum` takes it; None for that of the paper."""
+    if list(phases) == [asdict(phase) for phase in BIOPTIMUS_CURRICULUM]:
+        return None
+    rows = []
+    for phase in phases:
+        row = {"version": phase["version"], **phase["masking"], "share": phase["share"]}
+        rows.append(row if phase["last_rate"] is None else {**row, "last_rate": phase["last_rate"]})
+    return str(yaml.safe_dump(rows, sort_keys=False))
 
 
 def heads_of(run: Path, version: str) -> dict[str, Head]:
@@ -240,7 +260,10 @@ def base_of(tokenizer: Mapping[str, Any], about: About) -> dict[str, str | None]
 
 
 def recipe(made: Mapping[str, Mapping[str, Any]], base: Mapping[str, str | None]) -> str:
-    """Return a recipe, in YAML, that makes a run with the settings of this one."""
+    """Return a recipe, in YAML, that makes a run with the settings of this one.
+
+    It names `curriculum.yaml` where the curriculum is not the paper's, and `data/ner` where that data was kept out.
+    """
     name = f"{base['name']}@{base['commit']}" if base["commit"] else base["name"]
     sections = {**_STAGES, "pretraining": "pretrain"}
     content: dict[str, Any] = {"base_model": name}
@@ -248,6 +271,11 @@ def recipe(made: Mapping[str, Mapping[str, Any]], base: Mapping[str, str | None]
         if stage in made:
             settings = made[stage]["settings"] | (_unrecorded(made[stage]["settings"]) if section == "pretrain" else {})
             content[section] = {key: value for key, value in settings.items() if key not in _NO_OPTIONS}
+    settings = made["pretraining"]["settings"]
+    if own_curriculum(settings["curriculum"]):
+        content["pretrain"]["curriculum"] = "curriculum.yaml"
+    if "decontamination" in settings:
+        content["pretrain"]["decontaminate"] = "data/ner"
     return str(yaml.safe_dump(content, sort_keys=False))
 
 

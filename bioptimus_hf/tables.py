@@ -80,13 +80,17 @@ def published_table(rows: Sequence[Mapping[str, Any]], means: Sequence[Mapping[s
     for row in means:
         if all(map(_is_blurb, (one for one in blurb if one["model"] == row["model"]))):
             own[row["model"]]["average"] = _percent(row["conlleval_f1"])
-    seeds = {row["model"]: len(row["seeds"]) for row in blurb}
+    seeds: dict[str, list[int]] = defaultdict(list)
+    for row in blurb:
+        seeds[row["model"]].append(len(row["seeds"]))
     lines = [
         f"| model | {' | '.join(BLURB_NER)} | average | protocol | source |",
         f"|{' --- |' * (len(BLURB_NER) + 4)}",
     ]
     for model, cells in own.items():
-        protocol = f"mean of {seeds[model]} seeds" if seeds[model] > 1 else "one seed"
+        fewest, most = min(seeds[model]), max(seeds[model])
+        number = f"{most}" if fewest == most else f"{fewest} to {most}"
+        protocol = f"mean of {number} seeds" if most > 1 else "one seed"
         lines.append(_line(model, *(cells.get(name, "") for name in (*BLURB_NER, "average")), protocol, "here"))
     for other in PUBLISHED:
         average = f"{statistics.fmean(map(float, other.f1.values())):.2f}"

@@ -5,7 +5,7 @@ r"""Find named entities in files of documents, with one head or several, at any 
     python scripts/annotate.py --models HEAD OTHER_HEAD --input pubmed/*.xml.gz --output_dir found --format pubtator
 
 Reads txt (a document a line), JSON lines, PubMed XML, PubTator, BioC JSON and CoNLL, plain or .gz, and writes for each
-file one of the same name into OUTPUT_DIR, whole or not at all: JSON lines, PubTator, BioC JSON, CoNLL or an HTML page.
+file one named after it into OUTPUT_DIR, whole or not at all: JSON lines, PubTator, BioC JSON, CoNLL or an HTML page.
 Offsets count characters. A file that is finished is not done again; the same command goes on where it was interrupted.
 """
 
@@ -28,6 +28,7 @@ from bioptimus_hf.artifacts import InputError, fingerprint, identity, write_json
 from bioptimus_hf.documents import Document
 from bioptimus_hf.formats import READABLE, SUFFIXES, WRITABLE, DocumentReader, format_of, write_documents
 from bioptimus_hf.recipes import parse, run
+from bioptimus_hf.sources import find_model
 
 logger = logging.getLogger("annotate")
 
@@ -63,12 +64,12 @@ class Options:
 def main() -> None:
     """Annotate what is not finished."""
     (options,) = parse(Options, section="annotate", description=__doc__)
-    files = input_files(options.input)
     root = Path(options.output_dir)
+    files = input_files(options.input, root)
     targets = target_files(files, root, options.format)
     for file in files:
         format_of(file, options.input_format, READABLE)
-    inputs = {f"model {number}": identity(model) for number, model in enumerate(options.models)}
+    inputs = {f"model {number}": find_model(model).identity for number, model in enumerate(options.models)}
     settings = {"format": options.format, "input_format": options.input_format, "bf16": options.bf16}
     made_by = fingerprint(inputs, settings)
     whole = options.on_error == "raise"
@@ -98,8 +99,10 @@ def main() -> None:
     )
 
 
-def input_files(given: Iterable[str]) -> list[Path]:
+def input_files(given: Iterable[str], root: Path) -> list[Path]:
     """Return the files that are named, those in folders that can be told by their names, and those that patterns match.
+
+    In the folder `root`, where the annotated files go, these themselves are left out.
 
     Raises:
         InputError: there are none.
@@ -109,6 +112,8 @@ def input_files(given: Iterable[str]) -> list[Path]:
     for one in given:
         if Path(one).is_dir():
             found = [path for path in sorted(Path(one).iterdir()) if path.name.lower().endswith(endings)]
+            if Path(one).resolve() == root.resolve():
+                found = [path for path in found if not record_of(path).is_file()]
         else:
             found = [Path(one)] if Path(one).is_file() else sorted(map(Path, glob.glob(one, recursive=True)))
         # Our own records lie in a folder of annotated files, which may be annotated again.

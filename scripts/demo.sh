@@ -9,15 +9,20 @@ python=${PYTHON:-python}
 
 bash scripts/run.sh demo "$@"
 
-output=runs/demo base=(--base_model_id sentence-transformers/all-MiniLM-L6-v2)
+output=runs/demo base=(--base_model_id sentence-transformers/all-MiniLM-L6-v2) given=
 while (($#)); do
     case $1 in
         --output_dir=*) output=${1#*=} ;;
         --output_dir) output=$2 ;;
-        --base_model*) base=() ;;  # which the run records, if it is a name on the Hub
+        --base_model=*) base=() given=${1#*=} ;;  # which the run records, if it is a name on the Hub
+        --base_model) base=() given=$2 ;;
     esac
     shift
 done
+if [[ -d $given ]]; then
+    echo "Publishing is not rehearsed: the base model is a folder, which a card cannot name."
+    exit 0
+fi
 if ! "$python" -c "import starlette, uvicorn, lz4" 2> /dev/null; then
     echo "Publishing is not rehearsed: it takes the packages of pip install '.[test]'."
     exit 0

@@ -157,9 +157,10 @@ def main() -> None:
             "weights_made_up": made_up,
         }
     logger.info(
-        "%d new tokens, %d of them not made from contexts (they have the mean of their pieces' rows), %d of unknown "
-        "characters",
+        "%d new tokens, made by %s; %d of them without contexts (they have the mean of their pieces' rows), "
+        "%d of unknown characters",
         len(new.rows),
+        options.initializer,
         len(new.fallen_back),
         len(new.unknown),
     )

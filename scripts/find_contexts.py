@@ -87,8 +87,10 @@ def main() -> None:
     if options.engine == "local" and options.address is not None:
         raise InputError("--address is that of a Ray cluster: give --engine ray too")
     folder = Path(run_options.output_dir) / "contexts"
-    tokenizer_name = options.tokenizer or str(Path(run_options.output_dir) / "tokenizer")
-    source = find_model(tokenizer_name)
+    made = Path(run_options.output_dir) / "tokenizer"
+    if options.tokenizer is None and not made.is_dir():
+        raise InputError(f"{made} is not there: run scripts/train_vocabulary.py first, or name a --tokenizer")
+    source = find_model(options.tokenizer or made)
     inputs = {**corpus.inputs(), "tokenizer": source.identity}
     if options.words:
         inputs["words"] = identity(options.words)

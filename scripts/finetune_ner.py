@@ -198,13 +198,13 @@ def load_others(
     options: Options, tasks: list[NerTask], datasets: Mapping[str, DatasetDict]
 ) -> dict[tuple[str, str], tuple[Dataset, dict[str, str]]]:
     """Return test part and its identity for each pair (task, other) of --cross_test."""
-    others = {}
+    others: dict[tuple[str, str], tuple[Dataset, dict[str, str]]] = {}
     for given in options.cross_test:
         name, _, wanted = given.partition(":")
         if name not in datasets or not wanted:
             raise InputError(f"--cross_test {given}: give task:other, where task is one of --tasks")
         other = next((task for task in tasks if task.name == wanted), None) or chosen_task(wanted)
-        data = datasets.get(other.name) or load_ner(other, source_of(other, options))
+        data = datasets[other.name] if other in tasks else load_ner(other, source_of(other, options))
         own, its = ({label[2:] for label in label_names(one["test"])} - {""} for one in (datasets[name], data))
         if own != its:
             raise InputError(
@@ -212,7 +212,9 @@ def load_others(
                 f"{', '.join(sorted(its))}: only tasks of the same types can be tested on one another"
             )
         identities = task_identity(other, source_of(other, options), data)
-        others[name, other.name] = (data["test"], {"test": identities["test"]})
+        found = (data["test"], {"test": identities["test"]})
+        if others.setdefault((name, other.name), found)[1] != found[1]:
+            raise InputError(f"--cross_test: {other.name} stands for two test parts: give one of them another name")
     return others
 
 

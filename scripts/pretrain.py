@@ -28,11 +28,11 @@ import pyarrow.compute as pc
 from accelerate import PartialState
 from transformers import AutoTokenizer, set_seed
 
-from bioptimus_hf.artifacts import InputError, building, differences, fingerprint, is_finished, write_json
+from bioptimus_hf.artifacts import InputError, building, differences, fingerprint, identity, is_finished, write_json
 from bioptimus_hf.cards import write_pretrained_card
 from bioptimus_hf.corpus import split_validation
 from bioptimus_hf.curriculum import BIOPTIMUS_CURRICULUM, PHASE_FILE, phase_ends, select_phases
-from bioptimus_hf.decontamination import RULE, decontaminate, read_test_sentences, write_dropped
+from bioptimus_hf.decontamination import RULE, decontaminate, ner_test_files, read_test_sentences, write_dropped
 from bioptimus_hf.distillation import load_masked_lm
 from bioptimus_hf.modeling import BertForMaskedPositions
 from bioptimus_hf.packing import tokenize_and_pack
@@ -114,9 +114,11 @@ def main() -> None:
     }
     tests = {}
     if options.decontaminate:
-        sets = find_files(options.decontaminate, ["*test.tsv"])
+        sets = find_files(options.decontaminate, ["test.tsv", "*/test.tsv"])
         tests = read_test_sentences(sets.folder)
-        inputs["test_sets"] = sets.identity
+        inputs["test_sets"] = (
+            identity(sets.commit) if sets.commit else " ".join(map(identity, ner_test_files(sets.folder)))
+        )
         settings["decontamination"] = RULE
     folder = root / "-".join(["pretraining", *(phase.version for phase in curriculum if options.phases)])
     versions = [root / f"v{phase.version}" for phase in curriculum]

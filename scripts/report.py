@@ -8,17 +8,16 @@ Writes OUTPUT_DIR/report.md. The plot of a pre-training is OUTPUT_DIR/pretrainin
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from transformers import pipeline
 
 from bioptimus_hf.artifacts import MADE, InputError, read_made
 from bioptimus_hf.curriculum import PHASE_FILE
 from bioptimus_hf.recipes import parse, run
+from bioptimus_hf.records import read_json, start_of, version_key
 
 logger = logging.getLogger("report")
 
@@ -29,7 +28,7 @@ class Options:
 
     output_dir: str = field(default="runs/default", metadata={"help": "Folder of the run"})
     text: str | None = field(
-        default=None, metadata={"help": "A sentence whose entities to show, found by the head of the newest version"}
+        default=None, metadata={"help": "A sentence whose entities to show, found by a head of the newest version"}
     )
 
 
@@ -37,22 +36,21 @@ def main() -> None:
     """Gather, save and print."""
     (options,) = parse(Options, section="report", description=__doc__)
     root = Path(options.output_dir)
-    stages = [
-        root / name for name in ("tokenizer", "contexts", "v0.0", "pretraining") if (root / name / MADE).is_file()
-    ]
-    # v0.4 after base: the last is the one to show.
-    heads = sorted((root / "ner").glob("*/*/*/" + MADE), key=lambda path: (path.parts[-4], path.parts[-3], path))
+    pretrainings = sorted(path.parent for path in root.glob("pretraining*/" + MADE))
+    stages = [root / name for name in ("tokenizer", "contexts", "v0.0") if (root / name / MADE).is_file()]
+    stages += pretrainings
+    heads = [path.parent for path in sorted((root / "ner").glob("*/*/*/" + MADE))]
     if not stages and not heads:
         raise InputError(f"{root} holds no finished stage: run the other scripts first")
     parts = [
         *stage_facts(stages),
-        *decontamination_lines(stages),
-        *phase_table(root),
+        *(line for folder in pretrainings for line in decontamination_lines(folder)),
+        *phase_table(root, pretrainings),
         *ner_table(root),
-        *cost_table(root, stages, heads),
+        *cost_table(root, [*stages, *heads]),
     ]
     if options.text and heads:
-        parts += ["", *entity_lines(heads[-1].parent, options.text)]
+        parts += ["", *entity_lines(max(heads, key=lambda head: newness(head.parent.name)), options.text)]
     elif options.text:
         logger.warning("no NER head in %s yet: --text is not used", root)
     report = "\n".join([f"# {root}", *parts, ""])
@@ -62,53 +60,50 @@ def main() -> None:
 
 def stage_facts(stages: list[Path]) -> list[str]:
     """Return the counts of vocabulary, contexts and distillation."""
-    facts: dict[str, Any] = {}
-    for stage in stages:
-        facts |= read_made(stage)["facts"]
     wording = {
-        "tokens": "{} tokens of interest",
-        "shared": "{} tokens shared with the base",
-        "new_tokens": "{} new tokens",
-        "new_tokens_from_contexts": "{} new tokens made from contexts",
-        "contexts": "{} contexts",
-        "fertility_before": "{:.3f} pieces per word with the base's vocabulary",
-        "fertility_after": "{:.3f} pieces per word with the new one",
+        ("contexts", "tokens"): "{} tokens of interest",
+        ("tokenizer", "shared"): "{} tokens shared with the base",
+        ("v0.0", "new_tokens"): "{} new tokens",
+        ("v0.0", "new_tokens_from_contexts"): "{} new tokens made from contexts",
+        ("contexts", "contexts"): "{} contexts",
+        ("tokenizer", "fertility_before"): "{:.3f} pieces per word with the base's vocabulary",
+        ("tokenizer", "fertility_after"): "{:.3f} pieces per word with the new one",
     }
-    return ["", *(f"- {text.format(facts[name])}" for name, text in wording.items() if name in facts)]
+    facts = {(stage.name, name): fact for stage in stages for name, fact in read_made(stage)["facts"].items()}
+    return ["", *(f"- {text.format(facts[key])}" for key, text in wording.items() if key in facts)]
 
 
-def decontamination_lines(stages: list[Path]) -> list[str]:
-    """Say whether test sentences were kept out of pre-training."""
-    made = [read_made(stage) for stage in stages if stage.name == "pretraining"]
-    if not made:
-        return []
-    found = made[0]["facts"].get("decontamination")
+def decontamination_lines(folder: Path) -> list[str]:
+    """Say whether test sentences were kept out of a pre-training."""
+    found = read_made(folder)["facts"].get("decontamination")
     if found is None:
         return [
-            "- **The text of pre-training was not searched for test sentences of the NER sets, so that scores on these "
-            "may be too high (`scripts/pretrain.py --decontaminate`)**"
+            f"- **The text of {folder.name} was not searched for test sentences of the NER sets, so that scores on "
+            "these may be too high (`scripts/pretrain.py --decontaminate`)**"
         ]
     return [
-        f"- {found['dropped']} of {found['documents']} documents left out of pre-training, for test sentences of "
-        f"{len(found['test_sets'])} NER sets (`pretraining/decontamination.tsv`)"
+        f"- {found['dropped']} of {found['documents']} documents left out of {folder.name}, for test sentences of "
+        f"{len(found['test_sets'])} NER sets (`{folder.name}/decontamination.tsv`)"
     ]
 
 
-def phase_table(root: Path) -> list[str]:
-    """Return the curriculum with the validation loss at each phase's end."""
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(root.glob("v*/" + PHASE_FILE))]
+def phase_table(root: Path, pretrainings: list[Path]) -> list[str]:
+    """Return the curriculum with the validation loss at each phase's end, and where each pre-training started."""
+    records = [read_json(path) for path in root.glob("v*/" + PHASE_FILE)]
     if not records:
         return []
-    history = root / "pretraining" / "history.json"
-    rows = json.loads(history.read_text(encoding="utf-8")) if history.is_file() else []
-    start = next((row["eval_loss"] for row in rows if row["step"] == 0 and "eval_loss" in row), None)
     lines = ["", "| version | masking | last step | validation loss |", "| --- | --- | --- | --- |"]
-    if start is not None:
-        lines.append(f"| v0.0 | none yet | 0 | {start:.3f} |")
-    for record in records:
+    for folder in pretrainings:
+        made = read_made(folder)
+        loss = made["facts"]["validation_losses"].get("0")
+        if loss is not None:
+            label = start_of(root, made) or "another model"
+            lines.append(f"| {label} | {'none yet' if label == 'v0.0' else folder.name} | 0 | {loss:.3f} |")
+    for record in sorted(records, key=lambda record: newness(f"v{record['version']}")):
         masking, loss = record["masking"], record["metrics"].get("eval_loss")
+        last = "" if record["last_rate"] is None else f" to {record['last_rate']:.0%}"
         lines.append(
-            f"| v{record['version']} | {masking['unit']}s, {masking['rate']:.0%}, "
+            f"| v{record['version']} | {masking['unit']}s, {masking['rate']:.0%}{last}, "
             f"{'80/10/10' if masking['corrupt'] else 'always [MASK]'} | {record['last_step']} | "
             f"{'not measured' if loss is None else format(loss, '.3f')} |"
         )
@@ -121,14 +116,22 @@ def ner_table(root: Path) -> list[str]:
     return [part for table in tables if table.is_file() for part in ("", table.read_text(encoding="utf-8").rstrip())]
 
 
-def cost_table(root: Path, stages: list[Path], heads: list[Path]) -> list[str]:
+def cost_table(root: Path, folders: list[Path]) -> list[str]:
     """Return wall time of every stage, and the peak memory that its process had reached when it ended."""
     lines = ["", "| stage | wall time | peak memory so far |", "| --- | --- | --- |"]
-    for folder in [*stages, *(head.parent for head in heads)]:
+    for folder in folders:
         made = read_made(folder)
         memory = made["peak_memory_mb"]
         lines.append(f"| {folder.relative_to(root)} | {made['seconds']:.0f} s | {max(memory.values()):,} MB |")
     return lines
+
+
+def newness(label: str) -> tuple[int, ...]:
+    """Return what orders the labels of models: v0.10 after v0.9, and all versions after what is none."""
+    try:
+        return version_key(label.removeprefix("v"))
+    except InputError:
+        return ()
 
 
 def entity_lines(head: Path, text: str) -> list[str]:

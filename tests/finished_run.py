@@ -13,6 +13,7 @@ from transformers import BertForTokenClassification, BertTokenizer
 
 from bioptimus_hf.artifacts import MADE, fingerprint, identity, write_json
 from bioptimus_hf.curriculum import BIOPTIMUS_CURRICULUM, PHASE_FILE, save_masked_lm
+from bioptimus_hf.decontamination import RULE
 from bioptimus_hf.finetuning import save_head
 from bioptimus_hf.plots import plot_history
 from bioptimus_hf.scores import SCORER
@@ -53,6 +54,7 @@ def make_run(run: Path, seed: int = 0) -> Path:
 def make_pretraining(run: Path, inputs: dict[str, str], tokenizer: BertTokenizer, seed: int) -> None:
     rows = [asdict(phase) for phase in BIOPTIMUS_CURRICULUM]
     settings = {"max_length": 64, "learning_rate": 5e-4, "seed": seed, "curriculum": rows, "world_size": 1}
+    settings["decontamination"] = RULE
     facts = {"training_tokens": 5000, "validation_blocks": 7, "validation_losses": LOSSES}
     facts["decontamination"] = {"documents": 90, "dropped": 3, "test_sets": ["own"]}
     make_stage(run / "pretraining", inputs, settings, facts)

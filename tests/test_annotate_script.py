@@ -159,6 +159,15 @@ def test_annotated_files_are_annotated_again(
     assert all((first / name).read_bytes() == (second / name).read_bytes() for name in names)
 
 
+def test_a_folder_annotated_into_itself_is_done_once(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tiny_head: Path, shards: Path
+) -> None:
+    (shards / "b.jsonl.gz").unlink()
+    for _ in range(2):
+        annotate(script, monkeypatch, "--models", tiny_head, "--input", shards, "--output_dir", shards)
+    assert sorted(path.name for path in shards.iterdir()) == ["a.jsonl", "a.jsonl.made.json", "a.txt", "notes.md"]
+
+
 def test_progress_tells_documents_speed_and_the_time_that_is_left(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -201,7 +210,7 @@ def test_a_killed_run_goes_on(tiny_head: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_onnx_file_finds_the_same(tiny_head: Path, tmp_path: Path) -> None:
+def test_an_onnx_file_finds_the_same(tiny_head: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     onnx_export = pytest.importorskip("bioptimus_hf.onnx_export")
     pytest.importorskip("onnxscript", reason="heads as ONNX files need the extra `onnx`")
     onnx_export.export_onnx(tiny_head, tmp_path / "fp32", precision="fp32")
@@ -224,6 +233,10 @@ def test_an_onnx_file_finds_the_same(tiny_head: Path, tmp_path: Path) -> None:
         onnx_export.export_onnx(tiny_head, tmp_path / "int8")
     with pytest.raises(InputError, match="runs on a CPU"):
         Annotator(tmp_path / "int8", device="meta")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("meta"))
+    assert Annotator([tiny_head, tmp_path / "int8"]).device == torch.device("cpu")
+    assert Annotator(tiny_head).device == torch.device("meta")
 
 
 def test_features_out_of_scale_are_brought_down_and_change_nothing() -> None:

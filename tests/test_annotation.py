@@ -10,7 +10,14 @@ import torch
 from conftest import TAGS, build_tiny_head, build_tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import BertTokenizer, pipeline
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    BertTokenizer,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForTokenClassification,
+    pipeline,
+)
 
 from bioptimus_hf import annotation
 from bioptimus_hf.annotation import Annotator
@@ -206,7 +213,36 @@ def test_a_document_is_read_passage_by_passage() -> None:
     assert two.extra == {"year": 1}
 
 
+def test_blanks_that_are_counted_to_a_word_are_no_part_of_an_entity() -> None:
+    """As SentencePiece does, where a blank may even be a word of its own."""
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "▁", "▁take", "▁aspirin"]
+    backend = Tokenizer(models.WordLevel({piece: number for number, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+    text = "take  aspirin "
+    (apart,) = Annotator(build_tiny_head(layers=0, tags=["B-Drug"]), tokenizer).annotate([text])
+    (together,) = Annotator(build_tiny_head(layers=0, tags=["Drug"]), tokenizer).annotate([text])
+    assert places(apart) == [(0, 4, "Drug"), (6, 13, "Drug")]
+    assert places(together) == [(0, 13, "Drug")]
+    assert [one.text for one in (*apart, *together)] == ["take", "aspirin", "take  aspirin"]
+
+
+def test_models_that_count_positions_from_their_padding_on() -> None:
+    config = RobertaConfig(
+        vocab_size=len(TOKENIZER), hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+    )
+    config.max_position_embeddings = 34
+    tokenizer = build_tiny_tokenizer()
+    tokenizer.model_max_length = int(1e30)  # as where none is recorded
+    (found,) = Annotator(RobertaForTokenClassification(config), tokenizer).annotate(["asthma " * 200])
+    assert found
+
+
 def test_what_cannot_annotate_is_refused() -> None:
+    for number in (0, -1):
+        with pytest.raises(InputError, match=f"batches of {number} windows: give 1 or more"):
+            Annotator(build_tiny_head(layers=0), TOKENIZER, batch_size=number)
     with pytest.raises(InputError, match="needs its tokenizer"):
         Annotator(build_tiny_head(layers=0))
     with pytest.raises(InputError, match="needs a model"):

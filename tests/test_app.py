@@ -96,7 +96,7 @@ def test_models_come_from_the_command_line_or_the_environment(
     monkeypatch.setenv(app.VARIABLE, f"{tmp_path}/one {tmp_path}/two")
     with pytest.raises(InputError, match="/one"):
         app.main()
-    monkeypatch.setattr(sys, "argv", ["app.py", "--model", f"{tmp_path}/three"])
+    monkeypatch.setattr(sys, "argv", ["app.py", "--models", f"{tmp_path}/three"])
     with pytest.raises(InputError, match="/three"):
         app.main()
 

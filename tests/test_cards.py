@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +11,10 @@ from huggingface_hub import ModelCard
 from publish_clients import ABOUT
 from transformers import BertTokenizer
 
-from bioptimus_hf.artifacts import InputError, write_json
+from bioptimus_hf.artifacts import InputError, identity, read_made, write_json
 from bioptimus_hf.cards import encoder_card, head_card, render, write_ner_card, write_pretrained_card
 from bioptimus_hf.curriculum import BIOPTIMUS_CURRICULUM
+from bioptimus_hf.recipes import read_curriculum
 from bioptimus_hf.records import encoder_facts, head_facts
 
 
@@ -119,6 +120,39 @@ def test_the_whole_card_of_what_is_published(finished: Path, name: str) -> None:
         assert results == [("loss", 6.0), *scores]
         recipe = card.partition("```yaml\n")[2].partition("```")[0]
         assert yaml.safe_load(recipe)["pretrain"]["per_device_train_batch_size"] == 8  # stock, so not in the record
+
+
+def test_a_card_tells_of_a_curriculum_and_a_start_of_ones_own(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    first = replace(BIOPTIMUS_CURRICULUM[0], share=0.75, last_rate=0.3)
+    phases = (first, replace(BIOPTIMUS_CURRICULUM[1], share=0.25))
+    made = read_made(run / "pretraining")
+    settings = made["settings"] | {"curriculum": [asdict(phase) for phase in phases]}
+    card = encoder_card(encoder_facts(run, "0.4", "lab/encoder", ABOUT))
+    assert "curriculum.yaml" not in card
+    assert "not from the v0.0" not in card
+    for inputs, said in (
+        ({"model": identity(run / "v0.2")}, "Pre-training started from v0.2, not from the v0.0 that these"),
+        ({"model": "name:other"}, "Pre-training started from a model that is not of this run, not from the v0.0"),
+    ):
+        change(run / "pretraining" / "made.json", settings=settings, inputs=made["inputs"] | inputs)
+        card = encoder_card(encoder_facts(run, "0.4", "lab/encoder", ABOUT))
+        _, recipe, curriculum = (part.partition("```")[0] for part in card.split("```yaml\n"))
+        assert yaml.safe_load(recipe)["pretrain"]["curriculum"] == "curriculum.yaml"
+        assert yaml.safe_load(recipe)["pretrain"]["decontaminate"] == "data/ner"
+        (tmp_path / "curriculum.yaml").write_text(curriculum)
+        assert read_curriculum(tmp_path / "curriculum.yaml") == phases
+        assert said in card
+
+
+def test_a_card_claims_no_contexts_where_there_were_none(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    facts = read_made(run / "v0.0")["facts"] | {"new_tokens_from_contexts": 0, "fallen_back": []}
+    change(run / "v0.0" / "made.json", facts=facts, settings={"initializer": "random"})
+    card = encoder_card(encoder_facts(run, "0.4", "lab/encoder", ABOUT))
+    assert "out of their contexts" not in card
+    assert "started from `random` embeddings" in card
+    assert "of 27 new tokens, 27 started from\n  `random`" in card
 
 
 def test_no_fact_of_a_published_card_may_be_missing(finished: Path) -> None:

@@ -266,6 +266,30 @@ def test_bioc_in_its_shapes(content: str, tmp_path: Path) -> None:
     ]
 
 
+def test_bioc_with_texts_and_offsets_as_others_write_them(tmp_path: Path) -> None:
+    """An empty text beside sentences, every offset 0, no passages at all."""
+    infons = {"type": "Chemical"}
+    mention = {"infons": infons, "text": "Aspirin", "locations": [{"offset": 0, "length": 7}]}
+    documents = [
+        {"id": "1", "passages": [{"offset": 0, "text": "", "sentences": [{"offset": 0, "text": "Aspirin works."}]}]},
+        {
+            "id": "2",
+            "passages": [
+                {"offset": 0, "text": "Aspirin here"},
+                {"offset": 0, "text": "Aspirin there", "annotations": [mention]},
+                {"offset": 0, "sentences": [{"offset": 0, "text": "Aspirin too", "annotations": [mention]}]},
+            ],
+        },
+        {"id": "3", "passages": None},
+        {"id": "4"},
+    ]
+    (tmp_path / "a.json").write_text(json.dumps({"documents": documents}))
+    first, second, third, fourth = read(tmp_path / "a.json")
+    assert (first.text, third.text, fourth.text) == ("Aspirin works.", "", "")
+    assert second.text == "Aspirin here\nAspirin there\nAspirin too"
+    assert [one.start for one in second.entities] == [13, 27]
+
+
 def test_bioc_is_written_with_the_offsets_of_its_source(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps(BIOC))
     found = read(tmp_path / "a.json")

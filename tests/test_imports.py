@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -114,6 +115,26 @@ def test_no_folder_of_modules_escapes_the_order() -> None:
     """Flat is the rule; the folders hold data alone."""
     nested = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py")}
     assert nested - {f"{module}.py" for module in MODULES} <= {"__init__.py", "sample/__init__.py"}
+
+
+ROOT = PACKAGE.parent
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.glob("benchmarks/*.py")), ids=lambda file: file.stem)
+def test_what_a_benchmark_imports_of_ours_is_there(file: Path) -> None:
+    """Benchmarks are run by hand, and some with packages that are not there when the tests run."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.ImportFrom) or node.module is None:
+            continue
+        beside = file.with_name(f"{node.module}.py")
+        if beside.is_file():
+            body = ast.parse(beside.read_text(encoding="utf-8")).body
+            theirs = {one.name for one in body if isinstance(one, ast.ClassDef | ast.FunctionDef)}
+            assert {alias.name for alias in node.names} <= theirs, f"{node.module} defines not all of these"
+        elif node.module.partition(".")[0] == "bioptimus_hf":
+            module = importlib.import_module(node.module)
+            missing = [alias.name for alias in node.names if not hasattr(module, alias.name)]
+            assert set(missing) <= set(MODULES if module is bioptimus_hf else ())
 
 
 def loaded_by(statement: str) -> set[str]:

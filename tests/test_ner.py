@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import build_tiny_bert, build_tiny_tokenizer, load_script
+from conftest import build_tiny_bert, build_tiny_head, build_tiny_tokenizer, load_script
 from datasets import DatasetDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -473,6 +473,32 @@ def test_order_of_training_is_by_length_and_by_seed_alone(base: Path, sample: Da
     spread = [max(lengths[row] for row in first[i : i + 8]) - min(lengths[row] for row in first[i : i + 8])
               for i in range(0, len(rows), 8)]  # fmt: skip
     assert sum(spread) / len(spread) < 0.2 * (max(lengths) - min(lengths))
+
+
+@pytest.mark.parametrize("tags", [["O", "B-Gene", "I-Gene"], ["O", "B-Gene", "I-Gene", "B-Cell", "I-Cell"]])
+def test_the_head_of_another_task_is_dropped(tmp_path: Path, tiny_tokenizer: BertTokenizer, tags: list[str]) -> None:
+    old = build_tiny_head(layers=1, tags=["O", "B-Disease", "I-Disease"])
+    torch.nn.init.constant_(old.classifier.weight, 7.0)
+    torch.nn.init.constant_(old.classifier.bias, 7.0)
+    old.save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    first, same, other = (new_head(tmp_path, tags, seed=seed)[0] for seed in (0, 0, 1))
+    assert torch.equal(first.classifier.weight, same.classifier.weight)
+    assert not torch.equal(first.classifier.weight, other.classifier.weight)
+    assert first.classifier.weight.abs().max() < 0.2
+    assert first.classifier.weight.shape == (len(tags), 32)
+    assert not first.classifier.bias.any()
+    for name, values in old.bert.state_dict().items():
+        assert torch.equal(values, first.bert.state_dict()[name])
+
+
+def test_weights_of_another_shape_are_refused(tmp_path: Path, tiny_tokenizer: BertTokenizer) -> None:
+    build_tiny_head(layers=1).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": 9}))
+    with pytest.raises(InputError, match=r"word_embeddings\.weight has another shape"):
+        new_head(tmp_path, ["O"], seed=0)
 
 
 def test_what_is_no_bert_gets_no_head(tmp_path: Path, tiny_tokenizer: BertTokenizer) -> None:

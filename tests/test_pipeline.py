@@ -89,7 +89,7 @@ def test_from_corpus_to_entities(tmp_path: Path) -> None:
     assert report.stdout.strip() == (run / "report.md").read_text().strip()
     for part in ("pieces per word", "| v0.4 | words, 20%, always [MASK] | 8 |", "| sample | v0.4 |", "| pretraining |"):
         assert part in report.stdout
-    assert "- **The text of pre-training was not searched for test sentences" in report.stdout
+    assert "- **The text of pretraining was not searched for test sentences" in report.stdout
 
     assert (run / "pretraining" / "history.png").read_bytes().startswith(b"\x89PNG")
 
@@ -120,11 +120,14 @@ def test_test_sentences_are_kept_out_of_pretraining(tmp_path: Path) -> None:
     rows = (run / "pretraining" / "decontamination.tsv").read_text().splitlines()
     assert rows[1:] == [f"{len(texts) + n}\town\t{' '.join(words)}" for n in range(20)]
     report = run_script("report", "--output_dir", str(run), cache=cache)
-    assert f"- 20 of {len(texts) + 20} documents left out of pre-training, for test sentences of 1 NER" in report.stdout
+    assert f"- 20 of {len(texts) + 20} documents left out of pretraining, for test sentences of 1 NER" in report.stdout
 
     other = run_script("pretrain", *command, cache=cache)
     assert other.returncode == 2
     assert "test_sets" in other.stderr.splitlines()[-1]
+    (tmp_path / "ner" / "own" / "train.tsv").write_text("")  # what is not searched for does not matter
+    same = run_script("pretrain", *command, "--decontaminate", str(tmp_path / "ner"), cache=cache)
+    assert "skipped" in same.stderr
     none = run_script("pretrain", *command, "--decontaminate", str(tmp_path / "base"), cache=cache)
     assert none.returncode == 2
     assert "no test.tsv in" in none.stderr.splitlines()[-1]
@@ -139,6 +142,11 @@ def test_test_sentences_are_kept_out_of_pretraining(tmp_path: Path) -> None:
         ("pretrain", ["--corpus", "{corpus}", "--model", "{empty}"], "empty: neither a folder of a model"),
         ("pretrain", ["--model", "{base}"], "no --corpus given"),
         ("pretrain", ["--learning_rat", "1"], "unrecognized arguments: --learning_rat"),
+        (
+            "find_contexts",
+            ["--corpus", "{corpus}", "--base_model", "{base}"],
+            "run/tokenizer is not there: run scripts/train_vocabulary.py first, or name a --tokenizer",
+        ),
         ("report", [], "run holds no finished stage"),
         (
             "train_vocabulary",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import statistics
 import sys
 import time
@@ -256,6 +257,9 @@ def test_published_figures_stand_beside_those_of_the_same_test_part_alone() -> N
         in table
     )
     assert len(table) == 2 + 2 + len(PUBLISHED) + 2
+    unfinished = [*cells, *of_shares("bc5-chem", "m", 0.5, 0.5, 0.5, mentions=mentions["bc5-chem"])]
+    (row,) = [one for one in published_table(summarize(unfinished), []).splitlines() if one.startswith("| m |")]
+    assert row.endswith("| mean of 2 to 5 seeds | here |")
     assert published_table(summarize(of_shares("mine", "m", 0.5)), []) == ""
 
 
@@ -320,6 +324,9 @@ def test_one_number_counts_seeds_and_several_are_them(script: ModuleType) -> Non
 
 def test_sources_and_files_of_tasks(script: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("{name: mine, source: lab/set}")
+    (tmp_path / "own.yaml").write_text("{name: own}")
+    (own,) = script.chosen_tasks([str(tmp_path / "own.yaml")])
+    assert (own.folder, own.source) == ("own", "")  # as for a task by its name
     chosen = script.chosen_tasks(["bc2gm=lab/bc2gm@v1", "x=data", str(tmp_path / "mine.yaml"), "jnlpba-types"])
     assert [(task.name, task.folder, task.source) for task in chosen] == [
         ("bc2gm", "BC2GM", "lab/bc2gm@v1"),
@@ -385,6 +392,17 @@ def test_heads_are_scored_on_one_anothers_test_parts(
         (difference,) = content["differences"]
         assert (difference["model"], difference["mean"], difference["interval"]) == ("v0.1", 0.0, [0.0, 0.0])
         assert f"| {task} | v0.1 |" in (table / "results.md").read_text()
+
+    # Another task of the same name is not the one that was trained on.
+    elsewhere = tmp_path / "data" / "b"
+    monkeypatch.setattr(sys, "argv", [*command[:-1], f"a:a={elsewhere}"])
+    script.main()
+    assert (run / "cross_test" / "a-on-a" / "base" / "0" / "predictions.tsv").read_text().startswith("cancer\t")
+    monkeypatch.setattr(sys, "argv", [*command, f"a:b={tmp_path / 'data' / 'a'}"])
+    with pytest.raises(InputError, match="--cross_test: b stands for two test parts"):
+        script.main()
+    shutil.rmtree(run / "cross_test" / "a-on-a")
+    monkeypatch.setattr(sys, "argv", command)
 
     before = {path: path.stat().st_mtime_ns for path in run.rglob("made.json")}
     caplog.set_level(logging.INFO)
