@@ -79,7 +79,14 @@ def encoder_card(facts: Mapping[str, Any]) -> str:
         metric_value=round(facts["loss"], 3),
     )
     scores = [result for row in facts["results"] for result in _results(row, facts["about"])]
-    return _published("encoder.md", facts, [loss, *scores], pipeline_tag="fill-mask", base_model=facts["base"]["name"])
+    return _published(
+        "encoder.md",
+        facts,
+        [loss, *scores],
+        datasets=None,
+        pipeline_tag="fill-mask",
+        base_model=facts["base"]["name"],
+    )
 
 
 def head_card(facts: Mapping[str, Any]) -> str:
@@ -95,6 +102,7 @@ def head_card(facts: Mapping[str, Any]) -> str:
         "head.md",
         facts,
         _results(facts["row"], facts["about"]),
+        datasets=[data] if (data := facts["about"].ner_datasets.get(facts["task"], "").partition(":")[0]) else None,
         pipeline_tag="token-classification",
         base_model=facts["encoder"],
         base_model_relation="finetune",
@@ -152,7 +160,6 @@ def _published(template: str, facts: Mapping[str, Any], results: list[EvalResult
         license=about.license,
         library_name="transformers",
         tags=["bioptimus_hf", "curriculum-learning", "named-entity-recognition"],
-        datasets=sorted({name.partition(":")[0] for name in about.ner_datasets.values()}) or None,
         model_name=f"{facts['name']} {facts['tag']}",
         eval_results=results,
         **more,

@@ -98,6 +98,7 @@ def phase_ends(curriculum: Sequence[Phase], steps: int) -> list[int]:
     for phase in curriculum:
         reached += phase.share
         ends.append(round(reached * steps))
+    ends[-1:] = [steps]  # shares may add up to a little less or more than 1
     if any(end <= before for before, end in zip([0, *ends], ends, strict=False)):
         raise InputError(f"{steps} optimizer steps leave a phase of {len(curriculum)} without any: train for longer")
     return ends
@@ -157,8 +158,8 @@ class CurriculumCallback(TrainerCallback, ExportableState):
 
     Raises:
         InputError: (when training begins) the curriculum does not fit the run, a checkpoint to go on from is of a run
-            with other phases, seed, steps, batches or processes, or a setting makes it impossible to tell which row
-            stands where in the run.
+            without it or with other phases, seed, steps, batches or processes, or a setting makes it impossible to
+            tell which row stands where in the run.
     """
 
     def __init__(
@@ -177,6 +178,14 @@ class CurriculumCallback(TrainerCallback, ExportableState):
         self._run: dict[str, Any] = {}
         self._to_export: Phase | None = None  # the phase that has ended and is not on disk yet
         self._evaluation_checked = False
+
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Refuse what would make another callback out of a checkpoint, without a collator."""
+        if args.restore_callback_states_from_checkpoint:
+            raise InputError(
+                "restore_callback_states_from_checkpoint makes callbacks anew, which leaves out their collator: leave "
+                "it out"
+            )
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -207,9 +216,11 @@ class CurriculumCallback(TrainerCallback, ExportableState):
             "gradient_accumulation_steps": args.gradient_accumulation_steps,
             "world_size": args.world_size,
         }
-        # What the Trainer has read from the checkpoint, if it goes on from one.
-        before = state.stateful_callbacks.get(type(self).__name__) if state.global_step else None
-        self._check_same_run(before["attributes"]["_run"] if isinstance(before, dict) else self._run)
+        if state.global_step:  # it goes on from a checkpoint, which the Trainer has read
+            before = state.stateful_callbacks.get(type(self).__name__)
+            if not isinstance(before, dict):
+                raise InputError("the checkpoint is of a run without a curriculum: begin one from its weights instead")
+            self._check_same_run(before["attributes"]["_run"])
         self.ends = follow_curriculum(
             self.collator,
             self.curriculum,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import subprocess
@@ -14,10 +15,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
-from huggingface_hub import GitRefs, HfApi, ModelCard, constants, get_token
-from huggingface_hub.errors import OIDCError, RepositoryNotFoundError
+from huggingface_hub import GitRefs, HfApi, ModelCard, RepoFile, constants, get_token
+from huggingface_hub.errors import HTTPError, OIDCError, RepositoryNotFoundError  # type: ignore[attr-defined]
 
-from bioptimus_hf.artifacts import InputError
+from bioptimus_hf.artifacts import InputError, sha256_of_file
 from bioptimus_hf.records import About, version_key
 from bioptimus_hf.retrying import again
 from bioptimus_hf.staging import MARK, Release, StagedFile, stage
@@ -106,10 +107,10 @@ def publish(
             _Repository(api, name, tuple(group), private, adopt)
             for name, group in groupby(releases, key=lambda one: one.repo_id)
         ]
+        if what == "heads":
+            _check_trunk(api, repo_id, Path(run_dir), releases)
         for repository in repositories:
             repository.open()
-        if what == "heads":
-            _check_trunk(api, repo_id, releases)
         commits = {(one.repo_id, tag): commit for one in repositories for tag, commit in one.publish().items()}
         if collection:
             _gather(api, collection, [one.repo_id for one in repositories], private)
@@ -129,7 +130,7 @@ def usable_token(token: str | None) -> str:
         raise InputError("HF_HUB_OFFLINE is set, and publishing needs the Hub: unset it, or leave out --push")
     try:
         token = token or get_token()
-    except OIDCError as error:
+    except (OIDCError, HTTPError) as error:
         raise InputError(f"no token by trusted publisher ({' '.join(str(error).split())})") from error
     if not token:
         raise InputError("no token to publish with: set HF_TOKEN, or run `hf auth login`; a dry run needs none")
@@ -148,7 +149,7 @@ class _Repository:
         private: bool | None = None
         # The first look has a deadline, which what follows has not: it tells whether the Hub answers at all.
         with contextlib.suppress(RepositoryNotFoundError):
-            private = again(f"look at {self.repo_id}", lambda: self._visibility())
+            private = again(f"look at {self.repo_id}", lambda: self._visibility(), may_be_absent=True)
         for release in self.releases:
             again(f"check the card of {self.repo_id}", lambda card=release.card: _validate(card))  # type: ignore[misc]
         if private is None:
@@ -219,6 +220,11 @@ class _Repository:
         newer = any(version_key(tag[1:]) > version_key(release.version) for tag in filter(_is_version, tags))
         branch = _MAIN if self.ours and not newer else _ASIDE
         commit = self._commit(release, branch, _branches(refs))
+        if wrong := self._differences(release, commit):
+            raise InputError(
+                f"{self.repo_id}: {wrong[0]} of {release.tag} is not there as it was sent (commit {commit}), and no "
+                f"tag was set: give the same command again"
+            )
         # The client would take a tag that is there for the right one, wherever it points: what it says is not asked.
         self.api.create_tag(self.repo_id, tag=release.tag, revision=commit, exist_ok=True)
         return self._checked(release, _tags(self._refs()).get(release.tag, commit))
@@ -244,6 +250,7 @@ class _Repository:
             )
         if not self._differences(release, branches[branch]):
             return branches[branch]  # its answer was lost, or its tag was never made
+        self._check_head(branch, branches)
         return self.api.upload_folder(
             repo_id=self.repo_id,
             folder_path=release.folder,
@@ -252,6 +259,17 @@ class _Repository:
             commit_message=release.tag,
             delete_patterns="*",
         ).oid
+
+    def _check_head(self, branch: str, branches: dict[str, str]) -> None:
+        """Refuse to build on a branch whose last commit is not ours, since a version replaces all that is there."""
+        if branch == _ASIDE and branches[branch] == branches[_MAIN]:
+            return  # new, and nobody's
+        last = self.api.list_repo_commits(self.repo_id, revision=branch)[0]
+        if not _is_version(last.title) and self._paths(branch) - {_ATTRIBUTES}:
+            raise InputError(
+                f"{self.repo_id}: the last commit of {branch} is not ours ({last.title}, {last.commit_id[:7]}), and "
+                f"would be undone by the next version: move it to another branch first"
+            )
 
     def _differences(self, release: Release, revision: str) -> list[str]:
         """Return the files in which a revision differs from the folder, by checksum; missing and further ones too."""
@@ -293,15 +311,23 @@ def load_back(releases: Sequence[Release], token: str | bool | None) -> None:
     again(f"load {first.repo_id} back", attempt)
 
 
-def _check_trunk(api: HfApi, repo_id: str, releases: Sequence[Release]) -> None:
-    """Refuse heads on versions of an encoder that nobody can look at."""
+def _check_trunk(api: HfApi, repo_id: str, run: Path, releases: Sequence[Release]) -> None:
+    """Refuse heads on versions of an encoder that nobody can look at, or that are others than the run's."""
+    weights = "model.safetensors"
     try:
-        tags = again(f"look at {repo_id}", lambda: _tags(api.list_repo_refs(repo_id)))
+        tags = again(f"look at {repo_id}", lambda: _tags(api.list_repo_refs(repo_id)), may_be_absent=True)
     except RepositoryNotFoundError:
         tags = {}
-    for release in releases:
-        if release.tag not in tags:
-            raise InputError(f"the heads' cards name {repo_id} {release.tag}, which is not published: --what all")
+    for tag in dict.fromkeys(release.tag for release in releases):
+        if tag not in tags:
+            raise InputError(f"the heads' cards name {repo_id} {tag}, which is not published: --what all")
+        found = again(
+            f"look into {repo_id}",
+            lambda tag=tag: api.get_paths_info(repo_id, [weights], revision=tag),  # type: ignore[misc]
+        )
+        published = [file.lfs.sha256 for file in found if isinstance(file, RepoFile) and file.lfs]
+        if published != [sha256_of_file(run / tag / weights)]:
+            raise InputError(f"the heads' cards name {repo_id} {tag}, whose weights are not those of {run / tag}")
 
 
 def _gather(api: HfApi, title: str, repo_ids: Sequence[str], private: bool) -> None:
@@ -316,6 +342,8 @@ def _gather(api: HfApi, title: str, repo_ids: Sequence[str], private: bool) -> N
 def _validate(card: str) -> None:
     try:
         ModelCard(card).validate()
+    except json.JSONDecodeError:  # the page of a gateway
+        raise
     except ValueError as error:
         raise InputError(f"the Hub refuses the card: {' '.join(str(error).split())}") from error
 

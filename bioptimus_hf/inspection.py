@@ -176,8 +176,9 @@ def _neighbours(
     words = sorted(
         word for word in new.rows if word.isalpha() and len(word) >= _SHORTEST_EXAMPLE and word not in fallen_back
     )
+    pieces = pieces_of(words, source)
+    words = [word for word in words if pieces[word]]  # with rows of their own before
     chosen = random.Random(seed).sample(words, min(_EXAMPLES, len(words)))
-    pieces = pieces_of(chosen, source)
     old_ids = real_ids(source)
     old_names = source.convert_ids_to_tokens(old_ids.tolist())
     has_row, ids = set(old_names), source.get_vocab()

@@ -100,8 +100,9 @@ class BertForMaskedPositions(BertForMaskedLM):
         return MaskedLMOutput(loss=total / torch.as_tensor(count, device=total.device).clamp(min=1))
 
     def _dtype_of_attention(self) -> torch.dtype:
-        device = self.device.type
-        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.dtype
+        weight = self.bert.embeddings.word_embeddings.weight  # the copies of nn.DataParallel have no other parameters
+        device = weight.device.type
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
     def _puts_end_to_end(self) -> bool:
         """Say whether documents are read end to end: where that attention is chosen, and can do it."""

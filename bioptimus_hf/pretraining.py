@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from datasets import Dataset
 from transformers import (
     BertForMaskedLM,
     PreTrainedTokenizerBase,
+    TrainerCallback,
     TrainerState,
     TrainingArguments,
 )
@@ -139,6 +140,7 @@ def pretrain(
     record: Mapping[str, Any] | None = None,
     restart_each_phase: bool = False,
     dropout: float = 0.0,
+    on_begin: Callable[[], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Take a model through a curriculum, and go on from the last checkpoint in `arguments.output_dir` if there is one.
 
@@ -149,6 +151,7 @@ def pretrain(
         record: facts that each version's `phase.json` is to keep.
         restart_each_phase: whether the learning rate warms up and decays anew in each phase, instead of over the run.
         dropout: probability during this training; what is saved keeps that of the model's configuration.
+        on_begin: called before the first step, when all that could be refused has been looked at.
 
     Returns:
         The log: a row for each line of it, with step, phase, loss or validation loss (nats), learning rate.
@@ -171,6 +174,8 @@ def pretrain(
         phases=CurriculumCallback(collator, curriculum, export_dir=export_dir, record=record),
         restart_each_phase=restart_each_phase,
     )
+    if on_begin:
+        trainer.add_callback(_OnBegin(on_begin))  # after the curriculum's
     checkpoint = arguments.resume_from_checkpoint or last_checkpoint(Path(arguments.output_dir))
     if checkpoint:
         logger.info("going on from %s", checkpoint)
@@ -180,6 +185,14 @@ def pretrain(
         raise Terminated(f"ended at step {trainer.state.global_step} of {trainer.state.max_steps}, with a checkpoint")
     history: list[dict[str, Any]] = trainer.state.log_history
     return history
+
+
+class _OnBegin(TrainerCallback):
+    def __init__(self, act: Callable[[], None]) -> None:
+        self._act = act
+
+    def on_train_begin(self, *_: Any, **kwargs: Any) -> None:
+        self._act()
 
 
 def prepare_model(
@@ -219,6 +232,12 @@ def check_blocks(train: Dataset, model: BertForMaskedLM, arguments: TrainingArgu
     Raises:
         InputError: as for `pretrain`.
     """
+    if arguments.label_smoothing_factor:
+        raise InputError("--label_smoothing_factor: the loss of pre-training is computed without it; leave it out")
+    if arguments.train_sampling_strategy != "random":
+        raise InputError(
+            f"--train_sampling_strategy {arguments.train_sampling_strategy}: blocks are drawn at random; leave it out"
+        )
     rows = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     positions = model.config.max_position_embeddings
     if len(train) < rows:

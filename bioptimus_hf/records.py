@@ -213,20 +213,18 @@ def heads_of(run: Path, version: str) -> dict[str, Head]:
     """Return the heads on a version, by task.
 
     Raises:
-        InputError: one of them was trained on other weights than the version's, or lacks a score.
+        InputError: one of them was trained on other weights than the version's, or otherwise than another seed's, or
+            lacks a score.
     """
-    groups: dict[str, list[Path]] = {}
-    for path in sorted((run / "ner").glob(f"*/{name_of(version)}/*/scores.json")):
-        groups.setdefault(path.parts[-4], []).append(path.parent)
+    groups = _cells(run, name_of(version))
     encoder = identity(run / name_of(version)) if groups else ""
     found = {}
-    for task, folders in groups.items():
-        cells = {folder: read_json(folder / "scores.json") for folder in folders}
-        for folder, cell in cells.items():
+    for task, cells in groups.items():
+        folders = list(cells)
+        for folder in folders:
             if read_made(folder)["inputs"].get("model") != encoder:
                 raise InputError(f"{folder} is a head on other weights than {run / name_of(version)}: train it anew")
-            if not {*_SCORES, "support"} <= cell.get("test", {}).keys() or not cell["validation"]:
-                raise InputError(f"{folder / 'scores.json'} lacks a score, which the card promises: train it anew")
+        _check_cells(cells)
         best = max(folders, key=lambda one: (_best_f1(cells[one]), -int(cells[one]["seed"])))
         found[task] = Head(best, tuple(cells.values()), read_made(best))
     return found
@@ -300,11 +298,38 @@ def _common(run: Path, version: str, repo_id: str, about: About, record: Mapping
     }
 
 
+def _cells(run: Path, label: str) -> dict[str, dict[Path, dict[str, Any]]]:
+    """Return the scores of the finished heads on a model, by task and folder."""
+    groups: dict[str, dict[Path, dict[str, Any]]] = {}
+    paths = [path for path in (run / "ner").glob(f"*/{label}/*/scores.json") if path.parts[-2].isdecimal()]
+    for path in sorted(paths, key=lambda path: (path.parts[-4], int(path.parts[-2]))):
+        groups.setdefault(path.parts[-4], {})[path.parent] = read_json(path)
+    return groups
+
+
+def _check_cells(cells: Mapping[Path, Mapping[str, Any]]) -> None:
+    first = None
+    for folder, cell in cells.items():
+        if not {*_SCORES, "support"} <= cell.get("test", {}).keys() or not cell["validation"]:
+            raise InputError(f"{folder / 'scores.json'} lacks a score, which the card promises: train it anew")
+        made = read_made(folder)
+        training = made["inputs"], {name: value for name, value in made["settings"].items() if name != "seed"}
+        if training != (first := first or training):
+            raise InputError(f"{folder} was trained on other data or with other settings than the seeds before it")
+
+
 def _base_results(run: Path) -> list[dict[str, Any]]:
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted((run / "ner").glob("*/base/*/scores.json")):
-        groups.setdefault(path.parts[-4], []).append(read_json(path))
-    return [row_of(cells) for cells in groups.values()]
+    """Return the results of the model that was adapted; a head that is called `base` may be on another."""
+    if not (run / "tokenizer" / MADE).is_file():
+        return []
+    adapted = read_made(run / "tokenizer")["inputs"]["base_model"]
+    rows = []
+    for cells in _cells(run, "base").values():
+        own = {folder: cell for folder, cell in cells.items() if read_made(folder)["inputs"]["model"] == adapted}
+        if own:
+            _check_cells(own)
+            rows.append(row_of(list(own.values())))
+    return rows
 
 
 def _ner_license(task: str, about: About) -> str:

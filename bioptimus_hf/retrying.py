@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 import time
 from collections.abc import Callable
@@ -21,26 +22,31 @@ _PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds between tries
 _PASSING = frozenset({408, 409, 412, 423, 425, 429, 500, 502, 503, 504})
 
 
-def again(what: str, act: Callable[[], _Answer]) -> _Answer:
+def again(what: str, act: Callable[[], _Answer], *, may_be_absent: bool = False) -> _Answer:
     """Do what may be done twice, a few times over where it fails for reasons that may pass.
+
+    Args:
+        may_be_absent: whether a repository that is not there, or not for this token, is an answer. Elsewhere it may be
+            one that has just been made.
 
     Raises:
         InputError: it failed for good (at what, where and why).
-        RepositoryNotFoundError: there is none, or none for this token.
+        RepositoryNotFoundError: where it may be absent.
     """
     for pause in (*_PAUSES, None):
         try:
             return act()
-        except RepositoryNotFoundError:
-            raise
         except (_httpx.ConnectError, _httpx.TimeoutException) as error:
             raise InputError(f"cannot {what}: {constants.ENDPOINT} cannot be reached ({error})") from error
         except HfHubHTTPError as error:
             status = error.response.status_code
-            if pause is None or status not in _PASSING:
+            absent = isinstance(error, RepositoryNotFoundError)
+            if absent and may_be_absent:
+                raise
+            if pause is None or not (absent or status in _PASSING):
                 raise InputError(f"cannot {what}: {_reason(status, error)}") from error
             problem = f"status {status}"
-        except (_httpx.TransportError, OSError, RuntimeError) as error:
+        except (_httpx.TransportError, OSError, RuntimeError, json.JSONDecodeError) as error:
             problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             if pause is None:
                 raise InputError(f"cannot {what}: {problem}; give the same command again to go on") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import re
@@ -40,12 +41,13 @@ _MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer
 # What a folder of ours never holds, and a user of the published model should not be made to load.
 _STRANGE = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.h5", "*.msgpack", "*.py", "*.safetensors.*")
 _ENCODER, _HEAD = "BertForMaskedLM", "BertForTokenClassification"
-_TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{20,}")
+_TOKEN = re.compile(rb"\b(?:hf_(?:oauth_|jwt_)?|api_org_)[A-Za-z0-9.-]{20,}")
 _PLACES = re.compile(
     rb"(?<![\w.])/(?:home|Users|root|tmp|mnt|scratch|private)/[\w.-]+|[A-Z]:\\\\?Users\b"
     rb"|(?<=\")/[\w.-]+/[\w.-]+"  # any place, where a value begins with it
 )
-_NOBODY = frozenset({"root", "user", "runner", "ubuntu", "docker", "admin"})  # accounts that name no person
+# Accounts that name no person, or as every configuration names its kind of model.
+_NOBODY = frozenset({"root", "user", "runner", "ubuntu", "docker", "admin", "bert"})
 _SHORTEST_NAME = 3
 
 
@@ -173,8 +175,8 @@ def stage_head(run: Path, task: str, version: str, repo_id: str, folder: Path, a
     return _finished(folder, repo_id, version, _HEAD, head_card(facts), [facts["row"]], about, made)
 
 
-def check_folder(folder: Path, architecture: str) -> None:
-    """Refuse a folder that is not fit to be published.
+def check_folder(folder: Path, architecture: str, owner: str) -> None:
+    """Refuse a folder that is not fit to be published by an owner.
 
     Raises:
         InputError: files are missing or there are others, the model is no plain `architecture`, its vocabulary is not
@@ -193,7 +195,7 @@ def check_folder(folder: Path, architecture: str) -> None:
     _check_vocabulary(folder, config["vocab_size"])
     _check_weights(folder / "model.safetensors", config["vocab_size"])
     for name in sorted(there):
-        _check_private(folder / name)
+        _check_private(folder / name, owner)
 
 
 def _heads(run: Path, versions: Sequence[str], tasks: Sequence[str] | None) -> Iterator[tuple[str, str]]:
@@ -243,7 +245,7 @@ def _finished(
         path = folder / ".eval_results" / f"{task}.yaml"
         path.parent.mkdir(exist_ok=True)
         path.write_text(yaml.safe_dump(entries, sort_keys=False), encoding="utf-8")
-    check_folder(folder, architecture)
+    check_folder(folder, architecture, repo_id.partition("/")[0])
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     files = [StagedFile(one.relative_to(folder).as_posix(), one.stat().st_size, sha256_of_file(one)) for one in paths]
     return Release(repo_id, version, architecture, folder, card, tuple(files))
@@ -278,13 +280,16 @@ def _check_weights(path: Path, size: int) -> None:
         raise InputError(f"{path} is no whole file of weights ({error})") from error
 
 
-def _check_private(path: Path) -> None:
-    """Refuse a file that tells where or by whom it was made, or holds a token of the Hub."""
+def _check_private(path: Path, owner: str) -> None:
+    """Refuse a file that tells where or by whom it was made, but for the owner, or holds a token of the Hub."""
     if path.suffix == ".safetensors" or path.name in ("vocab.txt", "tokenizer.json"):
         return  # numbers, and pieces of words, among which anybody's name may be
     content = path.read_bytes()
-    places = {str(Path.home()), str(Path.cwd())} - {"/"}
-    names = {getpass.getuser(), socket.gethostname()} - _NOBODY
+    places, names = {str(Path.cwd())}, {socket.gethostname()}
+    with contextlib.suppress(KeyError, OSError, RuntimeError):  # a number without an account, as in a container
+        names.add(getpass.getuser())
+        places.add(str(Path.home()))
+    names, places = names - _NOBODY - {owner}, places - {"/"}
     found = _TOKEN.search(content) or _PLACES.search(content)
     words = "|".join(re.escape(name) for name in sorted(names) if len(name) >= _SHORTEST_NAME)
     found = found or next((match for one in places if (match := re.search(re.escape(one).encode(), content))), None)

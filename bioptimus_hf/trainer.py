@@ -131,7 +131,9 @@ class PretrainingTrainer(Trainer):
             blank = {**dataset[0], "labels": [IGNORED] * len(dataset[0]["labels"])}
             part = concatenate_datasets([part, Dataset.from_list([blank], features=part.features)])
         sums = loss_and_count(self.model, part, self.data_collator, batch_size=self.args.eval_batch_size)
-        loss, count = self.accelerator.reduce(sums).tolist()
+        if self.args.world_size > 1:
+            sums = self.accelerator.reduce(sums.to(self.args.device))
+        loss, count = sums.tolist()
         metrics = {f"{metric_key_prefix}_loss": loss / max(count, 1)}
         self.log(metrics)
         self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -211,14 +213,17 @@ class _Progress(ProgressCallback):
 def loss_and_count(
     model: BertForMaskedPositions, dataset: Dataset, collator: BioptimusDataCollator, *, batch_size: int
 ) -> torch.Tensor:
-    """Return the sum of the cross-entropies (nats) over the masked tokens of a masked data set, and their number."""
+    """Return the sum of the cross-entropies (nats) over the masked tokens of a masked data set, and their number.
+
+    They are added up in float64 on the CPU, which Apple's GPUs do not have.
+    """
     training = model.training
     model.eval()
-    sums = torch.zeros(2, dtype=torch.float64, device=model.device)
+    sums = torch.zeros(2, dtype=torch.float64)
     # With a generator of its own, the loader draws nothing from the global one, which dropout draws from.
     generator = torch.Generator()
     for batch in DataLoader(dataset, batch_size=batch_size, collate_fn=collator, generator=generator):
         batch = {name: values.to(model.device) for name, values in batch.items()}
-        sums += torch.stack([model(**batch, num_items_in_batch=1).loss, (batch["labels"] != IGNORED).sum()])
+        sums += torch.stack([model(**batch, num_items_in_batch=1).loss, (batch["labels"] != IGNORED).sum()]).cpu()
     model.train(training)
     return sums

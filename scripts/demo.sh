@@ -28,7 +28,7 @@ if ! "$python" -c "import starlette, uvicorn, lz4" 2> /dev/null; then
     exit 0
 fi
 scratch=$(mktemp -d)
-"$python" -m tests.hub > "$scratch/address" &
+"$python" -m tests.hub --folder "$scratch/hub" > "$scratch/address" &
 hub=$!
 trap 'kill "$hub"; wait "$hub" 2> /dev/null || true; rm -rf "$scratch"' EXIT
 until [[ -s $scratch/address ]]; do

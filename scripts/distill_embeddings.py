@@ -18,7 +18,7 @@ import torch
 from datasets import load_from_disk
 from transformers import AutoTokenizer
 
-from bioptimus_hf.artifacts import InputError, building, identity, is_finished, read_made, write_json
+from bioptimus_hf.artifacts import MADE, InputError, building, identity, is_finished, read_made, write_json
 from bioptimus_hf.curriculum import save_masked_lm
 from bioptimus_hf.distillation import (
     FROM_CONTEXTS,
@@ -91,13 +91,15 @@ def main() -> None:
                 f"{root / name} is not there: run the script that makes it first, or name its --output_dir"
             )
     base_model = find_model(options.base_model)
-    for name in needed:  # contexts of words (--words) know no base model
-        made_for = read_made(root / name)["inputs"].get("base_model")
+    # A tokenizer or contexts of one's own have no record; contexts of words (--words) know no base model.
+    records = {name: read_made(root / name)["inputs"] for name in needed if (root / name / MADE).is_file()}
+    for name, its in records.items():
+        made_for = its.get("base_model")
         if made_for is not None and made_for != base_model.identity:
             raise InputError(
                 f"{root / name} was made for another --base_model than {options.base_model}: name that one"
             )
-    if from_contexts and read_made(root / "contexts")["inputs"].get("tokenizer") != identity(root / "tokenizer"):
+    if "contexts" in records and records["contexts"].get("tokenizer") != identity(root / "tokenizer"):
         raise InputError(f"{root / 'contexts'} was found for another tokenizer: run find_contexts.py --force first")
     inputs = {"base_model": base_model.identity, **{name: identity(root / name) for name in needed}}
     settings = {

@@ -122,12 +122,15 @@ def main() -> None:
         settings["decontamination"] = RULE
     folder = root / "-".join(["pretraining", *(phase.version for phase in curriculum if options.phases)])
     versions = [root / f"v{phase.version}" for phase in curriculum]
-    if is_finished(folder, inputs, settings, force=stage.force):
-        gone = [str(version) for version in versions if not version.is_dir()]
-        if gone:
-            raise InputError(f"the run is finished, but {', '.join(gone)} is gone: --force makes all versions again")
-        return
     this_run = fingerprint(inputs, settings)
+    if is_finished(folder, inputs, settings, force=stage.force):
+        gone = [str(version) for version in versions if run_of(version) != this_run]
+        if gone:
+            raise InputError(
+                f"the run is finished, but {', '.join(gone)} is gone, or of another run: --force makes all versions "
+                f"again"
+            )
+        return
     this = {"run": this_run, "inputs": inputs, "settings": settings}
     checkpoints = root / "checkpoints" / this_run[:12]
     others = other_runs(versions, checkpoints, this_run)
@@ -141,6 +144,8 @@ def main() -> None:
     tokenizer = load_by_name(AutoTokenizer, model_source.folder)
     documents = corpus.documents()
     with arguments.main_process_first(desc="tokenizing"):
+        if stage.force and arguments.process_index == 0:
+            shutil.rmtree(checkpoints, ignore_errors=True)  # of this same run, which is not to be gone on with
         kept, dropped = decontaminate(documents, tests, num_proc=stage.num_proc) if tests else (documents, [])
         parts = split_validation(kept, share=corpus.validation_share)
         train, validation = (
@@ -149,11 +154,14 @@ def main() -> None:
         )
     model, _ = load_masked_lm(model_source.folder, kind=BertForMaskedPositions, seed=arguments.seed)
     check_blocks(train, model, arguments)
-    if arguments.process_index == 0:  # only now that nothing stands in the way of the new run
-        for old in [*others, *([*versions, folder] if folder.exists() else [])]:
-            shutil.rmtree(old, ignore_errors=True)
+
+    def begin() -> None:  # only now nothing stands in the way of the new run
+        if stage.force:
+            for old in [*others, *versions, folder]:
+                shutil.rmtree(old, ignore_errors=True)
         checkpoints.mkdir(parents=True, exist_ok=True)
         write_json(checkpoints / RUN_FILE, this)
+
     set_seed(arguments.seed)
     # What stands here is written by the first process alone; the versions are exported as the run goes.
     with building(folder, inputs, settings) if arguments.process_index == 0 else nullcontext() as built:
@@ -168,6 +176,7 @@ def main() -> None:
             record=this,
             restart_each_phase=options.restart_each_phase,
             dropout=options.dropout,
+            on_begin=begin if arguments.process_index == 0 else None,
         )
         if built is not None:
             for version in versions:
@@ -193,6 +202,13 @@ def main() -> None:
     if arguments.process_index == 0:
         # Its learning rate has come to an end: there is nothing to go on from.
         shutil.rmtree(Path(arguments.output_dir).parent, ignore_errors=True)
+
+
+def run_of(version: Path) -> str | None:
+    """Return the run that a version is of, if it is there."""
+    file = version / PHASE_FILE
+    run: str | None = json.loads(file.read_text(encoding="utf-8")).get("run") if file.is_file() else None
+    return run
 
 
 def other_runs(versions: list[Path], checkpoints: Path, this_run: str) -> dict[Path, dict[str, Any]]:

@@ -39,7 +39,7 @@ def main() -> None:
     pretrainings = sorted(path.parent for path in root.glob("pretraining*/" + MADE))
     stages = [root / name for name in ("tokenizer", "contexts", "v0.0") if (root / name / MADE).is_file()]
     stages += pretrainings
-    heads = [path.parent for path in sorted((root / "ner").glob("*/*/*/" + MADE))]
+    heads = [path.parent for path in sorted((root / "ner").glob("*/*/*/" + MADE)) if path.parts[-2].isdecimal()]
     if not stages and not heads:
         raise InputError(f"{root} holds no finished stage: run the other scripts first")
     parts = [

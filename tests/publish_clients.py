@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import HfApi
+
 from bioptimus_hf import hub, retrying
 from bioptimus_hf.artifacts import InputError, read_made
 from bioptimus_hf.records import About
@@ -55,6 +57,11 @@ def attempts(cases: dict[str, Any]) -> dict[str, Any]:
     """Publish another thing each time; most are refused."""
     hub.load_back = lambda releases, token: None
     return {name: publish(run, repo_id, **options) for name, (run, repo_id, options) in cases.items()}
+
+
+def edit(repo_id: str) -> None:
+    """Add a file, as an owner may in the browser."""
+    HfApi().upload_file(path_or_fileobj=b"MIT", path_in_repo="LICENSE", repo_id=repo_id, commit_message="A word more")
 
 
 def stages(scripts: str, commands: list[list[str]], run: str, names: list[str]) -> list[Any]:

@@ -282,6 +282,28 @@ def test_a_checkpoint_with_another_curriculum_or_seed_is_refused(tokenizer: Bert
             trainer.train(resume_from_checkpoint=str(tmp_path / "trainer" / "checkpoint-7"))
 
 
+def test_a_checkpoint_without_a_curriculum_is_refused(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    train(tokenizer, tmp_path, save_strategy="steps", save_steps=7)
+    state = tmp_path / "trainer" / "checkpoint-7" / "trainer_state.json"
+    content = json.loads(state.read_text())
+    del content["stateful_callbacks"]["CurriculumCallback"]
+    state.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="the checkpoint is of a run without a curriculum"):
+        train(tokenizer, tmp_path, resume=str(state.parent))
+
+
+def test_callbacks_are_not_made_out_of_a_checkpoint(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="restore_callback_states_from_checkpoint makes callbacks anew"):
+        train(tokenizer, tmp_path, restore_callback_states_from_checkpoint=True)
+
+
+def test_the_last_phase_ends_with_the_run() -> None:
+    """Shares that nearly add up to 1 would miss it by a step, in a long run."""
+    for share, number, steps in ((0.1428571, 7, 2_000_000), (0.1666667, 6, 3_000_000)):
+        phases = [Phase(str(place), MaskingStrategy("token", 0.15, corrupt=True), share) for place in range(number)]
+        assert phase_ends(phases, steps)[-1] == steps
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_streamed_data_set_without_length(tokenizer: BertTokenizer, tmp_path: Path, workers: int) -> None:
     """One process counts its rows as they come; several workers would each read it from its beginning."""

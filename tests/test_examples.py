@@ -32,6 +32,11 @@ def test_an_example(tokenizer: BertTokenizer, tmp_path: Path, example: str, rank
     environment["OMP_NUM_THREADS"] = "1"
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
+    few = [*command, "--batch_size", "101"]
+    if example == "accelerate_loop" and ranks == 1:
+        ended = subprocess.run(few, env=environment, capture_output=True, text=True, timeout=300)
+        assert ended.returncode == 2
+        assert "error: fewer rows than a batch" in ended.stderr
     versions = [load_file(tmp_path / "out" / f"v0.{number}" / "model.safetensors") for number in range(1, 5)]
     for before, after in itertools.pairwise(versions):
         assert any(not before[name].equal(after[name]) for name in before)

@@ -354,3 +354,13 @@ def test_what_is_replayed_gives_the_same_loss_and_gradient(monkeypatch: pytest.M
     batches += [(ids, labels), (many, labels), (ids, labels), (ids.roll(1, 1), labels)]
     for one, other in with_and_without_replay(model, batches, nullcontext):
         assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-8) for a, b in zip(one, other, strict=True))
+
+
+def test_copies_without_parameters_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those that nn.DataParallel makes."""
+    config = BertConfig(vocab_size=99, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    model = BertForMaskedPositions(config).eval()
+    ids = torch.arange(20).reshape(2, 10)
+    expected = model(ids, labels=ids).loss
+    monkeypatch.setattr(BertForMaskedPositions, "parameters", lambda self, recurse=True: iter(()))
+    assert torch.equal(expected, model(ids, labels=ids).loss)

@@ -426,6 +426,12 @@ def test_a_killed_run_goes_on_to_the_same_weights(tokenizer: BertTokenizer, tmp_
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (run / "pretraining").exists(), "the run ended before it could be killed"
+    shutil.copytree(run, tmp_path / "anew")
+    anew = subprocess.run(
+        command(tmp_path / "anew", corpus, "--force"), env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert anew.returncode == 0, anew.stderr
+    assert "going on from" not in anew.stderr
     for label in ("made by this run", "without any version"):
         wider = subprocess.run(
             command(run, corpus, "--per_device_train_batch_size", "2"), env=environment, capture_output=True, text=True
@@ -458,16 +464,24 @@ def test_a_killed_run_goes_on_to_the_same_weights(tokenizer: BertTokenizer, tmp_
     assert "learning_rate" in other.stderr.splitlines()[-1]
 
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")}
-    bad = subprocess.run(
-        command(run, corpus, "--force", "--max_length", "1000"), env=environment, capture_output=True, text=True
-    )
-    assert bad.returncode == 2
-    assert "--max_length must lie between" in bad.stderr.splitlines()[-1]
-    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")}
+    for option, value, said in (
+        ("--max_length", "1000", "--max_length must lie between"),
+        ("--max_steps", "3", "3 optimizer steps leave a phase of 4 without any"),
+        ("--label_smoothing_factor", "0.1", "the loss of pre-training is computed without it"),
+    ):
+        bad = subprocess.run(
+            command(run, corpus, "--force", option, value), env=environment, capture_output=True, text=True
+        )
+        assert bad.returncode == 2
+        assert said in bad.stderr.splitlines()[-1]
+        assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")}
+        assert (run / "pretraining" / "history.json").is_file()
     shutil.rmtree(run / "v0.2")
+    phase = json.loads((run / "v0.3" / "phase.json").read_text())
+    (run / "v0.3" / "phase.json").write_text(json.dumps(phase | {"run": "another"}))
     gone = subprocess.run(command(run, corpus), env=environment, capture_output=True, text=True)
     assert gone.returncode == 2
-    assert "v0.2 is gone: --force makes all versions again" in gone.stderr.splitlines()[-1]
+    assert re.search(r"v0\.2, \S*v0\.3 is gone, or of another run: --force", gone.stderr.splitlines()[-1])
 
 
 @pytest.mark.slow

@@ -31,8 +31,9 @@ from publish_clients import ABOUT
 from safetensors.torch import load_file, save_file
 
 from bioptimus_hf import loading
-from bioptimus_hf.artifacts import InputError
+from bioptimus_hf.artifacts import InputError, read_made
 from bioptimus_hf.hub import load_back, publish
+from bioptimus_hf.records import head_facts, heads_of
 from bioptimus_hf.staging import MARK, Release
 
 BOTH_WAYS = pytest.mark.parametrize("xet", [False, True], ids=["lfs", "xet"])
@@ -197,7 +198,7 @@ def test_every_step_may_fail_in_any_way(hub: Hub, finished: Path, xet: bool) -> 
         own = [step for step in steps if "{name}" in step]
         faults += [(later, hub.fail(step.format(name=name), how, skip=later)) for step in own]
     # What all repositories share, and xet does once for all of them, with its own pauses of seconds in between.
-    faults += [(0, hub.fail(step, Status(500))) for step in steps if "{name}" not in step]
+    faults += [(0, hub.fail(step, Status(502, page=True))) for step in steps if "{name}" not in step]
     client = {"token": hub.token("ada"), "xet": xet}
     done = call(hub, publish_clients.sweep, finished, names, environment=client)
     for name in names:
@@ -255,7 +256,13 @@ def test_what_is_refused_by_the_state_of_the_hub(
         "older": (finished, "ada/late", {"versions": ["0.2"]}),
         "heads": (finished, "ada/late", {"what": "heads"}),
         "another run": (other, "ada/late", {"versions": ["0.4"]}),
+        "heads of another run": (other, "ada/late", {"what": "heads"}),
+        "written by others": (finished, "ada/shared", {"versions": ["0.2"]}),
     }
+    shared = {"ada/shared": (finished, "ada/shared", {"versions": ["0.1"]})}
+    call(hub, publish_clients.attempts, shared, environment=environment)
+    call(hub, publish_clients.edit, "ada/shared", environment=environment)
+    edited = refs(hub, "ada/shared")
     seen = call(hub, publish_clients.attempts, cases, environment=environment)
     error = {name: ended[0][1] for name, ended in seen.items() if ended[0][0] == "error"}
     assert "the token may not do this" in error.pop("reader")
@@ -265,12 +272,19 @@ def test_what_is_refused_by_the_state_of_the_hub(
     assert "ada/bare is public, and was to be private: give --public" in error.pop("visible")
     assert "ada/aside has a branch versions that was not made by this" in error.pop("a branch of theirs")
     assert aside.refs["refs/heads/versions"] == old
-    assert re.search(r"ada/altered: the tag v0\.1 is there, .*, where README\.md is another", error.pop("altered"))
+    assert re.search(
+        r"ada/altered: README\.md of v0\.1 is not there as it was sent .* no tag was", error.pop("altered")
+    )
+    assert "v0.1" not in refs(hub, "ada/altered")
     assert re.search(r"the tag v0\.2 is there, and points at [0-9a-f]{40}, where", error.pop("moved"))
     assert "ada/alone v0.4, which is not published: --what all" in error.pop("heads alone")
     assert "ada/late: the tag v0.4 is there, and points at" in error.pop("another run")
+    assert "ada/late v0.4, whose weights are not those of" in error.pop("heads of another run")
+    assert "the last commit of main is not ours (A word more, " in error.pop("written by others")
+    assert refs(hub, "ada/shared") == edited
     assert not error
-    assert not {"ada/reader", "ada/nobody", "bob/encoder"} & {id for _, id in hub.world.store.repositories}
+    unmade = {"ada/reader", "ada/nobody", "bob/encoder", "ada/alone-own"}
+    assert not unmade & {id for _, id in hub.world.store.repositories}
 
     adopted = refs(hub, "ada/bare")
     assert {name: adopted[name] for name in before} == before  # nothing that was there is touched
@@ -370,6 +384,14 @@ SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda run: change(run / "v0.2" / "config.json", n="hf_" + 30 * "a"),
         "config.json would publish a tok",
     ),
+    "a newer token": (
+        lambda run: change(run / "v0.2" / "config.json", n="hf_jwt_" + 30 * "a"),
+        "config.json would publish a tok",
+    ),
+    "seeds apart": (
+        lambda run: change(run / "ner/own/v0.4/1/made.json", settings={"learning_rate": 1.0, "seed": 1}),
+        "trained on other data or with other settings than the seeds before it",
+    ),
     "a user": (lambda run: change(run / "v0.2" / "config.json", n="adalovelace"), "would publish 'adalovelace'"),
     "no run": (lambda run: shutil.rmtree(run / "pretraining"), "holds no made.json of"),
     "no hardware": (lambda run: without_hardware(run), r"does not record the hardware: say .* \(--hardware\)"),
@@ -410,6 +432,34 @@ def test_what_is_not_fit_to_be_published_never_reaches_the_network(
     with pytest.raises(InputError, match=said) as error:
         publish(run_dir, "ada/encoder", versions=["0.2", "0.4"], what="all", about=ABOUT)
     assert "\n" not in str(error.value)
+
+
+def test_an_owner_may_have_the_name_of_the_account(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("USER", "adalovelace")
+    monkeypatch.setenv("LOGNAME", "adalovelace")
+    assert publish(finished, "adalovelace/encoder", versions=["0.1"], about=ABOUT)
+    monkeypatch.setattr("getpass.getuser", lambda: {}[0])  # as where a number has no account
+    assert publish(finished, "ada/encoder", versions=["0.1"], about=ABOUT)
+
+
+def test_heads_that_are_not_finished_are_not_counted(run_dir: Path) -> None:
+    heads = run_dir / "ner" / "own" / "v0.4"
+    shutil.copytree(heads / "0", heads / "0.replaced")
+    shutil.copytree(heads / "0", heads / "2.partial")
+    (heads / "2.partial" / "made.json").unlink()
+    assert [len(head.cells) for head in heads_of(run_dir, "0.4").values()] == [2]
+
+
+def test_what_was_adapted_is_known_by_its_weights(run_dir: Path) -> None:
+    """A head that is filed as `base` may be on another model."""
+    shutil.copytree(run_dir / "ner" / "own" / "v0.4", run_dir / "ner" / "own" / "base")
+    for own in (False, True):
+        for seed in "01":
+            made = run_dir / "ner" / "own" / "base" / seed / "made.json"
+            adapted = read_made(run_dir / "tokenizer")["inputs"]["base_model"]
+            change(made, inputs={"train": "sha256:1", "model": adapted if own else "name:other/model@1"})
+        facts = head_facts(run_dir, "own", "0.4", "ada/encoder-own", ABOUT)
+        assert [row["seeds"] for row in facts["base_results"]] == ([[0, 1]] if own else [])
 
 
 @pytest.mark.parametrize("repo_id", ["encoder", "a/b/c", "ada/a--b", "ada/.x", "ada/x y", ""])

@@ -43,6 +43,8 @@ def main() -> None:
     model = AutoModelForMaskedLM.from_pretrained(options.model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    if not len(loader):
+        parser.error("fewer rows than a batch: give more text, or a smaller --batch_size")
     ends = follow_curriculum(  # 2
         collator,
         steps=options.max_steps,

@@ -13,16 +13,17 @@ from typing import Any
 
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse
+from starlette.responses import HTMLResponse, JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 @dataclass(frozen=True)
 class Status:
-    """Answer with an error; `after` the request took effect (its answer is lost), or instead."""
+    """Answer with an error; `after` the request took effect (its answer is lost), or instead; as a gateway's `page`."""
 
     code: int
     after: bool = False
+    page: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,8 @@ class Faults:
         except ClientDisconnect:
             return
         if isinstance(how, Status):
-            answer = JSONResponse({"error": "Something went wrong, and a test wanted it to."}, how.code)
+            said = "Something went wrong, and a test wanted it to."
+            answer = HTMLResponse(f"<p>{said}</p>", how.code) if how.page else JSONResponse({"error": said}, how.code)
             await answer(scope, received, answered)
         elif isinstance(how, Drop):
             await _drop(scope)
