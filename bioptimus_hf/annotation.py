@@ -83,7 +83,7 @@ class Annotator:
         for one in models:
             its = tokenizer or _tokenizer_of(one)
             head = _load(one, self.device, dtype)
-            reading = _Reading(its, min(its.model_max_length, _positions(head.config)))
+            reading = _Reading(its, _longest(its, head.config))
             same = next((known for known in self._readings if known.is_like(reading)), reading)
             same.models.append(head)
             if same is reading:
@@ -291,9 +291,12 @@ def _prefix_and_type(label: str) -> tuple[str, str]:
     return (prefix, kind) if hyphen and prefix in ("B", "I") else ("I", label)
 
 
-def _positions(config: PretrainedConfig) -> int:
-    """Return the length of the longest window; RoBERTa and its kin count positions from their padding token's id on."""
-    positions: int = config.max_position_embeddings
+def _longest(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> int:
+    """Return the length of the longest window: what the tokenizer says, where it says something possible."""
+    said, positions = int(tokenizer.model_max_length), int(config.max_position_embeddings)
+    if said <= positions:
+        return said
+    # RoBERTa and its kin count positions from their padding token's id on.
     return positions if config.model_type == "bert" else positions - (config.pad_token_id or 0) - 1
 
 
