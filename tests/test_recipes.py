@@ -370,4 +370,4 @@ def test_a_gpu_without_memory(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         run(main)
     assert ended.value.code == 2
-    assert "a smaller --per_device_train_batch_size with more --gradient_accumulation_steps" in capsys.readouterr().err
+    assert "a smaller --per_device_train_batch_size, with more --gradient_accumulation_steps" in capsys.readouterr().err
