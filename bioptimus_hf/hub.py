@@ -201,8 +201,8 @@ class _Repository:
     def _is_marked(self, branch: str) -> bool:
         return MARK in self._paths(branch)
 
-    def _paths(self, branch: str) -> set[str]:
-        return {item.path for item in self.api.list_repo_tree(self.repo_id, revision=branch)}
+    def _paths(self, revision: str) -> set[str]:
+        return {item.path for item in self.api.list_repo_tree(self.repo_id, revision=revision)}
 
     def _refs(self) -> GitRefs:
         return self.api.list_repo_refs(self.repo_id)
@@ -250,7 +250,8 @@ class _Repository:
             )
         if not self._differences(release, branches[branch]):
             return branches[branch]  # its answer was lost, or its tag was never made
-        self._check_head(branch, branches)
+        if branch == _MAIN or branches[branch] != branches[_MAIN]:  # else it is new, and nobody's
+            self._check_head(branch, branches[branch])
         return self.api.upload_folder(
             repo_id=self.repo_id,
             folder_path=release.folder,
@@ -260,12 +261,13 @@ class _Repository:
             delete_patterns="*",
         ).oid
 
-    def _check_head(self, branch: str, branches: dict[str, str]) -> None:
-        """Refuse to build on a branch whose last commit is not ours, since a version replaces all that is there."""
-        if branch == _ASIDE and branches[branch] == branches[_MAIN]:
-            return  # new, and nobody's
-        last = self.api.list_repo_commits(self.repo_id, revision=branch)[0]
-        if not _is_version(last.title) and self._paths(branch) - {_ATTRIBUTES}:
+    def _check_head(self, branch: str, head: str) -> None:
+        """Refuse to build on a branch whose last commit is not ours, since a version replaces all that is there.
+
+        It is looked at by its id: another publisher may move the branch meanwhile, which the upload then finds out.
+        """
+        last = self.api.list_repo_commits(self.repo_id, revision=head)[0]
+        if not _is_version(last.title) and self._paths(head) - {_ATTRIBUTES}:
             raise InputError(
                 f"{self.repo_id}: the last commit of {branch} is not ours ({last.title}, {last.commit_id[:7]}), and "
                 f"would be undone by the next version: move it to another branch first"
