@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from importlib import util
@@ -33,6 +35,25 @@ CHARACTERS = [*"abcdefghijklmnopqrstuvwxyz0123456789", *"-.,;:()/%<>=+"]
 def tiny_vocabulary() -> list[str]:
     pieces = [f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz0123456789"]
     return [*SPECIAL, *CHARACTERS, *WORDS, *pieces, "##ing", "##tion", "##itis", "##ed"]
+
+
+KILLED = """
+import os, runpy, signal, sys
+_, end, script, *arguments = sys.argv
+def kill(event, its):
+    if event in ("open", "os.rename") and str(its[event == "os.rename"]).endswith(end):
+        os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(kill)
+sys.argv = [script, *arguments]
+runpy.run_path(script, run_name="__main__")
+"""
+
+
+def run_until_killed(end: str, script: Path, *arguments: str, environment: dict[str, str]) -> None:
+    """Run a script that is killed as soon as it opens a file whose path has that end, or renames something to it."""
+    command = [sys.executable, "-c", KILLED, end, str(script), *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == -signal.SIGKILL, done.stderr
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import build_tiny_bert
+from conftest import build_tiny_bert, run_until_killed
 from datasets import Dataset
 from matplotlib.figure import Figure
 from safetensors.torch import load_file
@@ -419,13 +419,11 @@ def test_a_killed_run_goes_on_to_the_same_weights(tokenizer: BertTokenizer, tmp_
     run, corpus = prepare(tokenizer, tmp_path)
     shutil.copytree(run, tmp_path / "whole")
     environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache")}
-    process = subprocess.Popen(command(run, corpus), env=environment, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 300
-    while not (run / "v0.2").is_dir() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (run / "pretraining").exists(), "the run ended before it could be killed"
+    _, script, *options = command(run, corpus)
+    run_until_killed("checkpoint-24/trainer_state.json", Path(script), *options, environment=environment)
+    assert not (run / "pretraining").exists()
+    (half,) = run.glob("checkpoints/*/checkpoint-24")
+    assert (half / "model.safetensors").is_file()
     shutil.copytree(run, tmp_path / "anew")
     anew = subprocess.run(
         command(tmp_path / "anew", corpus, "--force"), env=environment, capture_output=True, text=True, timeout=300
@@ -445,7 +443,8 @@ def test_a_killed_run_goes_on_to_the_same_weights(tokenizer: BertTokenizer, tmp_
     done = subprocess.run(
         command(run, corpus), env=environment, capture_output=True, text=True, check=True, timeout=300
     )
-    assert "going on from" in done.stderr
+    assert f"{half} was not written to its end: removed" in done.stderr
+    assert re.search("going on from .*checkpoint-21", done.stderr)
     subprocess.run(command(tmp_path / "whole", corpus), env=environment, capture_output=True, check=True, timeout=300)
     for version in ("v0.1", "v0.2", "v0.3", "v0.4"):
         assert_same(weights(run / version), weights(tmp_path / "whole" / version))

@@ -98,7 +98,7 @@ def test_nothing_to_find(tokenizer: BertTokenizer, tmp_path: Path) -> None:
 
 
 KILLED = """
-import os, signal, sys
+import os, signal, sys, time
 from transformers import AutoTokenizer
 from bioptimus_hf import search
 from bioptimus_hf.corpus import load_corpus
@@ -108,6 +108,8 @@ def killing(self, number):
     if number == 4:
         self.file(number).with_suffix(".partial").write_bytes(b"half a file")
         os.kill({victim}, signal.SIGKILL)
+    elif number > 4:
+        time.sleep(300)  # until the end of its parent or its pool ends it too, so that some parts are left
     call(self, number)
 search._PartSearch.__call__ = killing
 corpus, tokenizer, folder, *tokens = sys.argv[1:]
@@ -130,7 +132,7 @@ def test_a_killed_search_goes_on(
     else:
         assert killed.returncode == -signal.SIGKILL, killed.stderr
     before = parts(tmp_path / "parts")
-    assert 3 <= len(before) < PARTS
+    assert 3 <= len(before) <= 5
     documents = load_corpus(corpus)
     found = searched(documents, tokenizer, tmp_path / "parts")
     after = parts(tmp_path / "parts")
