@@ -19,7 +19,7 @@ from bioptimus_hf.vocabulary import is_continuation, real_ids
 
 IGNORED = -100  # label of a position that is not predicted, as everywhere in transformers
 _MASKED, _RANDOM = 0.8, 0.1  # Devlin et al. 2019, section 3.1; the rest is left as it is
-_CHOICE, _FATE, _REPLACEMENT = range(3)  # independent streams of random numbers for one position
+_STREAMS = np.arange(3, dtype=np.uint64)[:, None]  # of random numbers, independent: choice, fate and replacement
 
 Array = npt.NDArray[Any]
 
@@ -176,18 +176,18 @@ class BioptimusDataCollator:
     def _mask(self, ids: Array, maskable: Array) -> tuple[Array, Array]:
         """Return the corrupted ids and the labels."""
         key, first_row, strategy = self._next(len(ids))
-        keys = _row_keys(key, np.arange(first_row, first_row + len(ids), dtype=np.uint64))
+        choices, fates, replacements = _row_keys(key, np.arange(first_row, first_row + len(ids), dtype=np.uint64))
         positions = np.arange(ids.shape[1], dtype=np.uint64)
         # The pieces of a word share the number of its first one.
         units = self._word_starts(ids, maskable).view(np.uint64) if strategy.unit == "word" else positions
-        chosen = maskable & (_uniform(keys[:, None], _CHOICE, units) < strategy.rate)
+        chosen = maskable & (_uniform(choices[:, None], units) < strategy.rate)
         labels = np.where(chosen, ids, IGNORED)
         if not strategy.corrupt:
             return np.where(chosen, self.tokenizer.mask_token_id, ids), labels
         # Drawn for the chosen positions alone, a sixth of all: numbers depend on nothing but row and position.
         row, column = np.nonzero(chosen)
-        fate = _uniform(keys[row], _FATE, positions[column])
-        place = _uniform(keys[row], _REPLACEMENT, positions[column]) * len(self._real_ids)
+        fate = _uniform(fates[row], positions[column])
+        place = _uniform(replacements[row], positions[column]) * len(self._real_ids)
         instead = np.where(fate < _MASKED, self.tokenizer.mask_token_id, self._real_ids[place.astype(np.int64)])
         corrupted = ids.copy()
         corrupted[row, column] = np.where(fate < _MASKED + _RANDOM, instead, ids[row, column])
@@ -269,11 +269,12 @@ def _mix(numbers: Array) -> Array:
 
 
 def _row_keys(key: int, rows: Array) -> Array:
-    return _mix(rows ^ _mix(_number(key)))
+    """Return keys of shape (streams, rows)."""
+    return _mix(_mix(rows ^ _mix(_number(key))) + _STREAMS)
 
 
-def _uniform(row_keys: Array, stream: int, positions: Array) -> Array:
+def _uniform(row_keys: Array, positions: Array) -> Array:
     """Return numbers in [0, 1) that depend on nothing but the arguments, of the shape that keys and positions span."""
-    mixed = _mix(_mix(row_keys + np.uint64(stream)) ^ (positions * np.uint64(0xD1342543DE82EF95)))
+    mixed = _mix(row_keys ^ (positions * np.uint64(0xD1342543DE82EF95)))
     numbers: Array = (mixed >> np.uint64(11)) * 2.0**-53
     return numbers
