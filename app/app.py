@@ -167,14 +167,9 @@ def message(text: str) -> str:
 
 def marked(document: Document) -> str:
     """Return the text with its entities marked, or the beginning of a long one, which is then said."""
-    whole = len(document.text) <= SHOWN_CHARACTERS and len(document.entities) <= SHOWN_ROWS
-    shown = min(SHOWN_CHARACTERS, len(document.text))
-    note = (
-        ""
-        if whole
-        else f'<p class="note">Shown are the first {shown:,} of {len(document.text):,} characters, and in the table '
-        f"the first {SHOWN_ROWS:,} of {len(document.entities):,} entities. The files hold all.</p>"
-    )
+    counts = ((SHOWN_CHARACTERS, len(document.text), "characters"), (SHOWN_ROWS, len(document.entities), "entities"))
+    parts = [f"the first {most:,} of {there:,} {what}" for most, there, what in counts if there > most]
+    note = f'<p class="note">Shown are {" and ".join(parts)}. The files hold all.</p>' if parts else ""
     inside = [entity for entity in document.entities if entity.end <= SHOWN_CHARACTERS]
     return note + html_part(replace(document, text=document.text[:SHOWN_CHARACTERS], entities=inside))
 

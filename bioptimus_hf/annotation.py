@@ -49,7 +49,8 @@ class Annotator:
 
     Args:
         model: a token classifier, or its folder or Hub name (`name@revision`); or several, which read the same text. A
-            folder, though nothing on the Hub, may also be that of an ONNX file, from `export_onnx`.
+            folder, though nothing on the Hub, may also be that of an ONNX file, from `export_onnx`. One given as an
+            object is not copied: it is moved to `device` and `dtype`, and made ready to read.
         tokenizer: of all models; by default each is read beside its model, which is then given by name.
         batch_size: windows read at once, 1 or more; by default what was fastest: 8 on a CPU, 64 on a GPU.
         dtype: of the model's numbers; by default float32. `torch.bfloat16` is faster where the hardware has it.
@@ -109,7 +110,7 @@ class Annotator:
                 yield sorted(entities, key=lambda entity: (entity.start, entity.end, entity.label))
 
     def annotate_documents(self, documents: Iterable[Document]) -> Iterator[Document]:
-        """Yield documents with the entities found in them, instead of those they had.
+        """Yield documents with the entities found in them, instead of those they had and the relations between them.
 
         A passage is read by itself, so that no entity reaches from one into the next.
         """
@@ -127,7 +128,8 @@ class Annotator:
                     for start, _ in its
                     for entity in next(found)
                 ]
-                yield replace(document, entities=moved)
+                extra = {name: value for name, value in document.extra.items() if name != "relations"}
+                yield replace(document, entities=moved, extra=extra)
 
     @torch.inference_mode()
     def _read(self, texts: Sequence[str], reading: _Reading) -> list[list[Entity]]:

@@ -7,6 +7,7 @@ with a line break between two of them; the offsets of the file, which may count 
 from __future__ import annotations
 
 import json
+import math
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -20,6 +21,7 @@ from bioptimus_hf.artifacts import InputError
 from bioptimus_hf.documents import Document, Entity, Passage, check_entity, join_passages
 
 _LISTS = ("documents", "PubTator3")  # the second is what PubTator's own service calls it
+_OF_DOCUMENTS = ("id", "infons", "passages", "annotations", "relations")  # what is written anew
 _DEEPEST = 100
 _READ_AT_ONCE = 1 << 14
 _COLLECTION = {"source": "", "date": "", "key": "", "infons": {}}
@@ -30,8 +32,9 @@ def read_bioc(path: Path, file: BinaryIO) -> Iterator[Document | InputError]:
 
     A file holds a collection, which may be empty, a document, a list of either, or several of them one after another.
     Where a passage is cut into sentences, each of them is a passage here. A mention of several pieces reaches from the
-    first one to the last. The type of an annotation is its `infons["type"]`; relations, which name annotations by
-    numbers, are left out.
+    first one to the last. The type of an annotation is its `infons["type"]`, and of what else is known of one, score
+    and identifier are kept. Relations, which name annotations by numbers, are left out, as is what a collection says of
+    itself after its documents. What else a document says of itself is kept in `extra`.
 
     Raises:
         InputError: the file is not JSON, or holds no document.
@@ -134,6 +137,7 @@ def _document(row: Any, collection: Mapping[str, Any]) -> Document:
     if not isinstance(name, (str, int)) or name == "":
         raise InputError("it has no id")
     try:
+        infons = _infons(row)
         parts = [(passage, _units(passage)) for passage in _dicts(row, "passages")]
         text, passages = join_passages(
             (_of(unit, "text", str), _of(unit, "offset", int), unit["infons"]) for _, units in parts for unit in units
@@ -149,17 +153,17 @@ def _document(row: Any, collection: Mapping[str, Any]) -> Document:
         ]
     except InputError as error:
         raise InputError(f"id {name}: {error}") from error
-    extra = {"infons": row.get("infons") or {}, "collection": collection}
+    extra = {"infons": infons, "collection": collection, "fields": _others(row)}
     return Document(str(name), text, tuple(entities), passages, extra=extra)
 
 
 def _units(passage: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the passage, or its sentences where these hold its text."""
-    infons = passage.get("infons") or {}
+    infons = _infons(passage)
     sentences = _dicts(passage, "sentences")
     if passage.get("text") or not sentences:
         return [{"text": "", **{k: v for k, v in passage.items() if v is not None}, "infons": infons}]
-    return [{**sentence, "infons": {**infons, **(sentence.get("infons") or {})}} for sentence in sentences]
+    return [{**sentence, "infons": {**infons, **_infons(sentence)}} for sentence in sentences]
 
 
 def _entity(annotation: dict[str, Any], text: str, passages: Sequence[Passage]) -> Entity:
@@ -177,7 +181,7 @@ def _entity(annotation: dict[str, Any], text: str, passages: Sequence[Passage]) 
     )
     if start is None:
         raise InputError(f"the annotation {annotation.get('text', '')!r} at {first}:{last} lies within no passage")
-    infons = annotation.get("infons") or {}
+    infons = _infons(annotation)
     mention = _of(annotation, "text", str) if len(pieces) == 1 else text[start : start + last - first]
     score = infons.get("score", 1.0)
     entity = Entity(
@@ -194,9 +198,12 @@ def _entity(annotation: dict[str, Any], text: str, passages: Sequence[Passage]) 
 
 def _number(score: Any) -> float:
     try:
-        return float(score)
+        number = float(score)
     except (TypeError, ValueError) as error:
         raise InputError(f"the score {score!r} is no number") from error
+    if not math.isfinite(number):
+        raise InputError(f"the score {score!r} is no number")
+    return number
 
 
 def _dicts(holder: Any, name: str) -> list[dict[str, Any]]:
@@ -204,6 +211,17 @@ def _dicts(holder: Any, name: str) -> list[dict[str, Any]]:
     if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
         raise InputError(f"{name} must be a list of objects")
     return values
+
+
+def _others(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name not in _OF_DOCUMENTS}
+
+
+def _infons(holder: dict[str, Any]) -> dict[str, Any]:
+    infons = holder.get("infons") or {}
+    if not isinstance(infons, dict):
+        raise InputError(f"infons must be an object, not {str(infons)[:80]}")
+    return infons
 
 
 def _of(holder: dict[str, Any], name: str, kind: type) -> Any:
@@ -229,6 +247,7 @@ def _row(document: Document) -> dict[str, Any]:
     numbers = iter(range(1, len(document.entities) + 1))
     return {
         "id": document.id,
+        **_others(document.extra.get("fields", {})),
         "infons": document.extra.get("infons", {}),
         "passages": [
             {

@@ -25,8 +25,9 @@ def read_conll(path: str | Path, *, types: Collection[str] | None = None) -> lis
     """Read the sentences of a CoNLL file.
 
     Columns are parted by tabs, or by single blanks where the first line has no tab. The first column is the token, the
-    last one the tag, and all lines have the same number of columns. `-DOCSTART-` lines are left out. An `I-` tag that
-    continues nothing becomes `B-`; how often this was done is logged as a warning.
+    last one the tag, and all lines have the same number of columns. `-DOCSTART-` lines, of any columns, end a
+    sentence and are left out. An `I-` tag that continues nothing becomes `B-`; how often this was done is logged as a
+    warning.
 
     Args:
         types: the entity types that may occur; by default any.
@@ -135,7 +136,7 @@ def begun(tag: str, before: Sequence[str]) -> str:
 
 
 class _Layout:
-    """What parts the columns, and how many there are, as the first line has them."""
+    """What parts the columns, and how many there are, as the first line of two or more has them."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -145,20 +146,20 @@ class _Layout:
     def row(self, number: int, content: bytes) -> tuple[str, str] | None:
         """Return token and tag of a line, or None where a sentence ends."""
         line = self._decoded(number, content)
-        if not line.strip():
+        if line.split(maxsplit=1)[:1] in ([], [DOCUMENT_START]):
             return None
-        if not self._columns:
-            self._separator = "\t" if "\t" in line else " "
-            self._columns, self._first = line.count(self._separator) + 1, number
-        row = line.split(self._separator)
+        separator = self._separator or ("\t" if "\t" in line else " ")
+        row = line.split(separator)
         if len(row) < 2:
             raise InputError(f"{self._path}, line {number}: a token and its tag are needed, not {line!r}")
+        if not self._columns:
+            self._separator, self._columns, self._first = separator, len(row), number
         if len(row) != self._columns:
             raise InputError(
                 f"{self._path}, line {number}: {len(row)} columns, where line {self._first} has {self._columns}: "
                 f"{line!r}"
             )
-        return None if row[0] == DOCUMENT_START else (row[0].strip(), row[-1].strip())
+        return row[0].strip(), row[-1].strip()
 
     def _decoded(self, number: int, content: bytes) -> str:
         try:

@@ -64,7 +64,7 @@ def opened(path: Path) -> Iterator[BinaryIO]:
     Raises:
         InputError: it cannot be read, also where that shows only later, within the `with`.
     """
-    opening = gzip.open if path.name.endswith(".gz") else open
+    opening = gzip.open if path.name.lower().endswith(".gz") else open
     try:
         with cast(BinaryIO, opening(path, "rb")) as file:
             yield file

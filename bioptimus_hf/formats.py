@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -113,7 +114,7 @@ def write_documents(path: str | Path, documents: Iterable[Document], *, format: 
     counted = _Counted(documents)
     partial = path.with_name(path.name + ".partial")
     try:
-        with _created(partial, packed=path.name.endswith(".gz")) as file:
+        with _created(partial, packed=path.name.lower().endswith(".gz")) as file:
             file.writelines(write(counted))
         partial.replace(path)
     except InputError as error:
@@ -226,7 +227,8 @@ def _json_entity(row: Any) -> Entity:
             "if it holds something else"
         )
     for name, value in row.items():
-        if not isinstance(value, _KINDS[name]):
+        known = isinstance(value, _KINDS[name]) and not isinstance(value, bool)
+        if not known or (name == "score" and not math.isfinite(value)):
             raise InputError(f"an entity's {name} cannot be {value!r}")
     return Entity(**row)
 

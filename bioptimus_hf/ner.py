@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -119,8 +119,7 @@ def load_ner(task: str | NerTask, source: str | Path) -> DatasetDict:
     if task.merged_type:
         parts = {split: _merged(sentences, task.merged_type) for split, sentences in parts.items()}
         types = (task.merged_type,)
-    names = ["O", *(f"{prefix}-{kind}" for kind in types for prefix in "BI")]
-    features = Features(tokens=List(Value("string")), ner_tags=List(ClassLabel(names=names)))
+    features = Features(tokens=List(Value("string")), ner_tags=List(ClassLabel(names=_tags_of_types(types))))
     return DatasetDict({split: _dataset(parts[split], features) for split in SPLITS})
 
 
@@ -160,10 +159,13 @@ def task_identity(task: str | NerTask, source: str | Path, dataset: DatasetDict)
     Args:
         dataset: what `load_ner` read from this source.
     """
-    if not is_hub_name(source):
-        return {split: identity(file) for split, file in task_files(task, source).items()}
-    labels = " ".join(label_names(dataset["train"]))
-    return {split: f"rows:{digest_of_rows(part)} {labels}" for split, part in dataset.items()}
+    train = dataset["train"]
+    labels = label_names(train)
+    if is_hub_name(source):
+        return {split: f"rows:{digest_of_rows(part)} {' '.join(labels)}" for split, part in dataset.items()}
+    occurring = _tags_of_types(types_of(list(zip(train["tokens"], tags_of(train), strict=True))))
+    named = "" if labels == occurring else f" {' '.join(labels)}"  # types that the task names, and not the files
+    return {split: identity(file) + named for split, file in task_files(task, source).items()}
 
 
 def is_hub_name(source: str | Path) -> bool:
@@ -234,12 +236,16 @@ def _read_hub(task: NerTask, source: str) -> dict[str, list[Sentence]]:
 
 def _sentences(dataset: Dataset, where: str, types: Collection[str] | None) -> list[Sentence]:
     """Read the rows of a data set as `read_conll` reads the sentences of a file."""
-    tags = getattr(dataset.features.get("ner_tags"), "feature", None)
-    if "tokens" not in dataset.column_names or not isinstance(tags, ClassLabel):
-        raise InputError(f"{where}: the columns `tokens` and `ner_tags` (class labels) are needed: {dataset.features}")
+    words_of, tags = (getattr(dataset.features.get(name), "feature", None) for name in ("tokens", "ner_tags"))
+    if getattr(words_of, "dtype", None) not in ("string", "large_string") or not isinstance(tags, ClassLabel):
+        raise InputError(
+            f"{where}: the columns `tokens` (texts) and `ner_tags` (class labels) are needed: {dataset.features}"
+        )
     sentences: list[Sentence] = []
     repaired = 0
     for number, (words, ids) in enumerate(zip(dataset["tokens"], dataset["ner_tags"], strict=True)):
+        if words is None or ids is None or None in words or None in ids:
+            raise InputError(f"{where}, row {number}: a token or a tag is missing (null)")
         if len(words) != len(ids):
             raise InputError(f"{where}, row {number}: {len(words)} tokens and {len(ids)} tags")
         if not all(0 <= one < len(tags.names) for one in ids):
@@ -259,6 +265,10 @@ def _sentences(dataset: Dataset, where: str, types: Collection[str] | None) -> l
     if not sentences:
         raise InputError(f"{where} holds no sentence")
     return sentences
+
+
+def _tags_of_types(types: Iterable[str]) -> list[str]:
+    return ["O", *(f"{prefix}-{kind}" for kind in types for prefix in "BI")]
 
 
 def _types(task: NerTask, train: Sequence[Sentence], where: str | Path) -> tuple[str, ...]:

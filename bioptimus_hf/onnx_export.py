@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import shutil
 import tempfile
 import warnings
 from importlib import resources
@@ -49,18 +48,20 @@ def export_onnx(model: str | Path, folder: str | Path, *, precision: Literal["in
     # Plain attention: the fused one is exported with a search for rows without any key, slower than attention itself.
     head = load_by_name(AutoModelForTokenClassification, model, dtype=torch.float32, attn_implementation="eager").eval()
     tokenizer = load_by_name(AutoTokenizer, model)
-    folder.mkdir(parents=True, exist_ok=True)
-    head.config.save_pretrained(folder)
-    save_tokenizer(tokenizer, folder)
-    with tempfile.TemporaryDirectory() as place:
-        plain = Path(place) / ONNX_FILE
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the folder, which it becomes only when it is whole.
+    with tempfile.TemporaryDirectory(prefix=f"{folder.name}.", dir=folder.parent) as place:
+        whole, plain = Path(place) / "whole", Path(place) / ONNX_FILE
+        head.config.save_pretrained(whole)
+        save_tokenizer(tokenizer, whole)
         if precision == "int8":
             _level(head, tokenizer)
         _export(head, plain)
         if precision == "int8":
-            _quantize(plain, Path(place) / "int8.onnx")
-            plain = Path(place) / "int8.onnx"
-        shutil.copyfile(plain, folder / ONNX_FILE)
+            _quantize(plain, whole / ONNX_FILE)
+        else:
+            plain.rename(whole / ONNX_FILE)
+        whole.replace(folder)
 
 
 class OnnxHead:

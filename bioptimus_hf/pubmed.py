@@ -51,6 +51,10 @@ def read_pubmed(path: Path, file: BinaryIO) -> Iterator[Document | InputError]:
     except expat.ExpatError as error:
         reason = expat.errors.messages.get(error.code, str(error))
         raise InputError(f"{path}, line {error.lineno}: not well-formed XML ({reason}): fetch or mend it") from error
+    except InputError:
+        raise
+    except (LookupError, ValueError) as error:
+        raise InputError(f"{path}: its encoding cannot be read ({error}): convert it to UTF-8") from error
     if not articles.seen:
         raise InputError(f"{path} holds no PubmedArticle: give XML as PubMed exports it")
 

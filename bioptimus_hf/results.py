@@ -35,15 +35,16 @@ class Cell:
         scores: from `entity_scores`.
         counts: from `entity_counts`.
         settings: of the training, but for the seed.
-        inputs: what it was made from; not the head, which each seed has its own of, where one is scored elsewhere.
+        inputs: what it was made from, by name: `model`, the parts of the data. Where a head is scored elsewhere, what
+            that was made from, and not the head itself, which each seed has its own of.
     """
 
     task: str
     model: str
     seed: int
     gold: str
-    scores: Mapping[str, float]
-    counts: NDArray[np.int64]
+    scores: Mapping[str, float] = field(default_factory=dict)
+    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 3), dtype=np.int64))
     settings: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, str] = field(default_factory=dict)
 
@@ -52,26 +53,34 @@ def read_cells(folders: Iterable[Path]) -> list[Cell]:
     """Read finished cells: `scores.json` (task, model, seed), `predictions.tsv` and `made.json`.
 
     Raises:
-        InputError: a file is not as `scripts/finetune_ner.py` leaves it, a task's cells were scored on unlike data, or
-            the seeds of a task and model were trained in unlike ways, so that they have no mean.
+        InputError: a file is not as `scripts/finetune_ner.py` leaves it, or they cannot be brought together: see
+            `check_alike`.
+    """
+    cells = {folder: _read_cell(folder) for folder in folders}
+    check_alike(cells)
+    return list(cells.values())
+
+
+def check_alike(cells: Mapping[Path, Cell]) -> None:
+    """Refuse cells that cannot be brought together; of those still to be trained, scores are not needed.
+
+    Raises:
+        InputError: a task's cells are scored on unlike data, or the seeds of a task and model are trained in unlike
+            ways, so that they have no mean. Both folders are named.
     """
     tested: dict[str, tuple[Path, str]] = {}
     trained: dict[tuple[str, str], tuple[Path, str]] = {}
-    cells = []
-    for folder in folders:
-        cell = _read_cell(folder)
+    for folder, cell in cells.items():
         other, gold = tested.setdefault(cell.task, (folder, cell.gold))
         if cell.gold != gold:
-            raise InputError(f"{other} and {folder} were scored on unlike test data: move the older one away")
+            raise InputError(f"{other} and {folder} are scored on unlike test data: move the older one away")
         way = _key({"inputs": cell.inputs, "settings": cell.settings})
         other, its_way = trained.setdefault((cell.task, cell.model), (folder, way))
         if way != its_way:
             raise InputError(
-                f"{other} and {folder} were made from other inputs or settings, and have no mean: train all seeds "
-                f"alike with --force, or move the older ones away"
+                f"{other} and {folder} are of other inputs or settings, and have no mean: train all seeds alike with "
+                f"--force, or move the older ones away"
             )
-        cells.append(cell)
-    return cells
 
 
 def summarize(cells: Sequence[Cell]) -> list[dict[str, Any]]:
@@ -116,7 +125,7 @@ def averages(cells: Sequence[Cell]) -> list[dict[str, Any]]:
 
 
 def differences(cells: Sequence[Cell], reference: str, *, resamples: int = RESAMPLES) -> list[dict[str, Any]]:
-    """Compare each model with the reference, in pairs of the same task and seed, and with the same settings.
+    """Compare each model with the reference, in pairs of the same task and seed, trained alike on the same data.
 
     The interval is a percentile bootstrap on two levels: each resample draws test sentences, the same ones for all
     models and seeds, and as many pairs as there are. So it holds what another test set of this kind and other trainings
@@ -132,14 +141,10 @@ def differences(cells: Sequence[Cell], reference: str, *, resamples: int = RESAM
     for task in dict.fromkeys(cell.task for cell in cells):
         own = [cell for cell in cells if cell.task == task]
         weights = _sentence_weights(task, len(own[0].counts), resamples)
-        bases = {(cell.seed, _key(cell.settings)): cell for cell in own if cell.model == reference}
+        bases = {_partner(cell): cell for cell in own if cell.model == reference}
         resampled = {id(cell): _f1(weights @ cell.counts) for cell in own}
         for model in dict.fromkeys(cell.model for cell in own if cell.model != reference):
-            pairs = [
-                (bases[key], cell)
-                for cell in own
-                if cell.model == model and (key := (cell.seed, _key(cell.settings))) in bases
-            ]
+            pairs = [(bases[_partner(cell)], cell) for cell in own if cell.model == model and _partner(cell) in bases]
             if not pairs:
                 continue
             apart = [cell.scores["f1"] - base.scores["f1"] for base, cell in pairs]
@@ -191,6 +196,11 @@ def read_predictions(path: Path) -> tuple[list[list[str]], list[list[str]], list
     return list(words), list(gold), list(predicted)
 
 
+def hash_of_gold(words: Iterable[Sequence[str]], tags: Iterable[Sequence[str]]) -> str:
+    """Return what tells test parts apart."""
+    return hashlib.sha256(json.dumps([list(words), list(tags)]).encode()).hexdigest()
+
+
 def _read_cell(folder: Path) -> Cell:
     try:
         what = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
@@ -201,12 +211,18 @@ def _read_cell(folder: Path) -> Cell:
     made = read_made(folder)
     return Cell(
         **name,
-        gold=hashlib.sha256(json.dumps([words, gold]).encode()).hexdigest(),
+        gold=hash_of_gold(words, gold),
         scores=entity_scores(gold, predicted),
         counts=entity_counts(gold, predicted),
         settings={key: value for key, value in made["settings"].items() if key != "seed"},
         inputs={key: value for key, value in made["inputs"].items() if key != "head"},
     )
+
+
+def _partner(cell: Cell) -> tuple[int, str]:
+    """Return what two cells of a task share that differ by their model alone."""
+    inputs = {name: value for name, value in cell.inputs.items() if name != "model"}
+    return cell.seed, _key({"inputs": inputs, "settings": cell.settings})
 
 
 def _key(settings: Mapping[str, Any]) -> str:

@@ -88,6 +88,7 @@ def main() -> None:
         for file in rest:
             reader = DocumentReader(file, format=options.input_format, on_error=options.on_error)
             before = progress.entities
+            record_of(targets[file]).unlink(missing_ok=True)  # a kill must not leave it beside what others have made
             seen = progress.watch(reader, file.stat().st_size, annotator.annotate_documents(reader))
             number = write_documents(targets[file], seen, format=options.format)
             record = {"made_by": made_by, "input": identity(file), "documents": number}

@@ -28,7 +28,7 @@ from accelerate import PartialState
 from datasets import Dataset, DatasetDict
 from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer
 
-from bioptimus_hf.artifacts import MADE, InputError, Stage, building, identity, is_finished, write_json
+from bioptimus_hf.artifacts import MADE, InputError, Stage, building, identity, is_finished, read_made, write_json
 from bioptimus_hf.cards import write_ner_card
 from bioptimus_hf.conll import write_conll
 from bioptimus_hf.finetuning import evaluates_each_epoch, finetune, new_head, predict_tags, save_head
@@ -43,7 +43,7 @@ from bioptimus_hf.ner import (
     task_identity,
 )
 from bioptimus_hf.recipes import StageOptions, parse, run
-from bioptimus_hf.results import read_cells
+from bioptimus_hf.results import Cell, check_alike, hash_of_gold, read_cells
 from bioptimus_hf.scores import SCORER, entity_scores
 from bioptimus_hf.sources import find_model, load_by_name
 from bioptimus_hf.tables import write_results
@@ -129,23 +129,28 @@ def main() -> None:
     for source in sources.values():
         load_by_name(AutoConfig, source.folder)
     root = Path(options.output_dir) / "ner"
+    shared = {**asdict(training), "max_length": options.max_length, "processes": state.num_processes}
+    cells: dict[Path, Cell] = {}
     for task in tasks:
-        files = task_identity(task, source_of(task, options), datasets[task.name])
+        data = datasets[task.name]
+        files = task_identity(task, source_of(task, options), data)
+        gold = hash_of_gold(data["test"]["tokens"], tags_of(data["test"]))
+        settings = {**shared, "merged_type": task.merged_type}
         for (label, source), seed in product(sources.items(), seeds):
-            folder = root / task.name / label / str(seed)
             inputs = {**files, "model": source.identity}
-            settings = {**asdict(training), "max_length": options.max_length, "seed": seed}
-            settings |= {"merged_type": task.merged_type, "processes": state.num_processes}
-            if is_finished(folder, inputs, settings, force=stage.force):
-                continue
-            with built_by_main_process(folder, inputs, settings) as built:
-                logger.info("task %s, model %s, seed %d", task.name, label, seed)
-                data = datasets[task.name]
-                scores = train_and_score(built, source.folder, data, seed, options, training, stage.num_proc)
-                if state.is_main_process:
-                    cell = {"task": task.name, "model": label, "seed": seed, "scorer": SCORER, **scores}
-                    write_json(built.path / "scores.json", cell)
-                    write_ner_card(built.path, model=str(folder))
+            folder = root / task.name / label / str(seed)
+            cells[folder] = Cell(task.name, label, seed, gold=gold, settings=settings, inputs=inputs)
+    missing = {
+        folder: cell
+        for folder, cell in cells.items()
+        if not is_finished(folder, cell.inputs, {**cell.settings, "seed": cell.seed}, force=stage.force)
+    }
+    earlier = [folder for folder in finished_cells(root) if folder not in cells]
+    check_alike({**dict(zip(earlier, read_cells(earlier), strict=True)), **cells})
+    for task in tasks:
+        for folder, cell in missing.items():
+            if cell.task == task.name:
+                train_cell(folder, cell, sources[cell.model].folder, datasets[task.name], options, training, stage)
         if state.is_main_process:
             tabulate(root, list(models))
     if others and state.is_main_process:
@@ -224,7 +229,8 @@ def score_elsewhere(
     """Score a finished head on the test part of another task."""
     cell = json.loads((head / "scores.json").read_text(encoding="utf-8"))
     folder = root / f"{cell['task']}-on-{other}" / head.parent.name / head.name
-    inputs, settings = {**files, "head": identity(head)}, {"max_length": options.max_length, "seed": cell["seed"]}
+    made = read_made(head)
+    inputs, settings = {**made["inputs"], **files, "head": identity(head)}, made["settings"]
     if is_finished(folder, inputs, settings, force=stage.force):
         return
     with building(folder, inputs, settings) as built:
@@ -246,9 +252,13 @@ def tabulate(root: Path, models: list[str]) -> None:
         ]
         return (*known, int(folder.name))
 
-    folders = [made.parent for made in root.glob("*/*/*/" + MADE) if made.parent.name.isdecimal()]
-    text = write_results(root, read_cells(sorted(folders, key=place)), reference=models[0])
+    text = write_results(root, read_cells(sorted(finished_cells(root), key=place)), reference=models[0])
     logger.info("saved %s\n%s", root / "results.md", text)
+
+
+def finished_cells(root: Path) -> list[Path]:
+    """Return the folders of all cells that are finished."""
+    return [made.parent for made in root.glob("*/*/*/" + MADE) if made.parent.name.isdecimal()]
 
 
 def chosen_models(options: Options) -> dict[str, str]:
@@ -285,6 +295,25 @@ def built_by_main_process(folder: Path, inputs: Mapping[str, str], settings: Map
         yield Stage(folder.with_name(folder.name + ".partial"))
         state.wait_for_everyone()
     state.wait_for_everyone()
+
+
+def train_cell(
+    folder: Path,
+    cell: Cell,
+    source: str,
+    dataset: DatasetDict,
+    options: Options,
+    training: TrainingOptions,
+    stage: StageOptions,
+) -> None:
+    """Train one head, and save it with its scores and its card."""
+    with built_by_main_process(folder, cell.inputs, {**cell.settings, "seed": cell.seed}) as built:
+        logger.info("task %s, model %s, seed %d", cell.task, cell.model, cell.seed)
+        scores = train_and_score(built, source, dataset, cell.seed, options, training, stage.num_proc)
+        if PartialState().is_main_process:
+            what = {"task": cell.task, "model": cell.model, "seed": cell.seed, "scorer": SCORER, **scores}
+            write_json(built.path / "scores.json", what)
+            write_ner_card(built.path, model=str(folder))
 
 
 def train_and_score(

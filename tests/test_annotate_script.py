@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from itertools import count
@@ -181,6 +182,32 @@ def test_progress_tells_documents_speed_and_the_time_that_is_left(
         shown = seen.getvalue().rpartition("\r")[2]
         time_left = r"\[\d\d:\d\d<\d\d:\d\d, "
         assert re.search(rf" {files * 36}/72 {time_left}.*, {files * 4} documents, 1\.0/s\]", shown), shown
+
+
+def test_a_kill_leaves_no_record_of_what_was_there_before(
+    script: ModuleType, tiny_head: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_head, tmp_path / "other")
+    (tmp_path / "other" / "notes.txt").write_text("another model")
+    (tmp_path / "a.txt").write_text("asthma")
+
+    def annotate(model: Path, *more: str) -> None:
+        command = ["annotate.py", "--models", str(model), "--input", str(tmp_path / "a.txt"), "--output_dir"]
+        monkeypatch.setattr(sys, "argv", [*command, str(tmp_path / "out"), *more])
+        script.main()
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    annotate(tiny_head)
+    with monkeypatch.context() as patch:
+        patch.setattr(script, "write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            annotate(tmp_path / "other", "--force")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.jsonl"]
+    annotate(tiny_head)
+    with pytest.raises(InputError, match="was made by other models"):
+        annotate(tmp_path / "other")
 
 
 @pytest.mark.slow

@@ -204,10 +204,11 @@ def test_bfloat16_finds_nearly_the_same() -> None:
 def test_a_document_is_read_passage_by_passage() -> None:
     text = "Aspirin in asthma\nThe mice were renal"
     passages = (Passage(0, 17, 0, {"type": "title"}), Passage(18, len(text), 18, {"type": "abstract"}))
-    plain = Document("1", text)
+    plain = Document("1", text, extra={"relations": [["CID"]], "fields": {}})
     parted = Document("2", text, entities=[Entity(0, 7, "Aspirin", "old")], passages=passages, extra={"year": 1})
     everything = Annotator(build_tiny_head(layers=0, tags=["Thing"]), TOKENIZER)
     one, two = everything.annotate_documents([plain, parted])
+    assert one.extra == {"fields": {}}  # what they are between is gone
     assert places(list(one.entities)) == [(0, len(text), "Thing")]
     assert places(list(two.entities)) == [(0, 17, "Thing"), (18, len(text), "Thing")]
     assert two.extra == {"year": 1}

@@ -80,6 +80,10 @@ def test_of_a_long_text_the_page_shows_the_beginning(app: ModuleType) -> None:
     assert len(app.rows(document)) == 1_000
     assert len(json.loads(Path(app.saved(document)[0]).read_text())["entities"]) == 150_000
     assert "Shown are" not in app.marked(Document("1", text[:700], entities[:100]))
+    assert "Shown are the first 50,000 of 70,000 characters. The" in app.marked(
+        Document("1", text[:70_000], entities[:1])
+    )
+    assert "Shown are the first 1,000 of 1,200 entities. The" in app.marked(Document("1", text[:8400], entities[:1200]))
 
 
 def test_models_are_named_on_the_page_as_text(app: ModuleType) -> None:

@@ -308,6 +308,24 @@ def test_bioc_is_written_with_the_offsets_of_its_source(tmp_path: Path) -> None:
     assert read(tmp_path / "none.json") == []
 
 
+def test_bioc_keeps_what_a_document_says_of_itself(tmp_path: Path) -> None:
+    row = {"id": "1", "_id": "1|None", "pmid": 1, "authors": ["A B"], "infons": {"year": "1999"}, "passages": []}
+    (tmp_path / "a.json").write_text(json.dumps({"documents": [row]}))
+    for source, target in (("a.json", "b.json"), ("a.json", "c.jsonl"), ("c.jsonl", "d.json")):
+        write_documents(tmp_path / target, read(tmp_path / source))
+    (found,) = json.loads((tmp_path / "b.json").read_text())["documents"]
+    assert {name: found[name] for name in ("id", "_id", "pmid", "authors", "infons")} == {
+        name: row[name] for name in ("id", "_id", "pmid", "authors", "infons")
+    }
+    (found,) = json.loads((tmp_path / "d.json").read_text())["documents"]
+    assert (found["pmid"], found["authors"]) == (1, ["A B"])
+    # What another line of JSON has under a name that is BioC's own is no annotation.
+    (tmp_path / "e.jsonl").write_text('{"text": "one", "annotations": 5, "id": 7}')
+    write_documents(tmp_path / "f.json", read(tmp_path / "e.jsonl"))
+    (again,) = read(tmp_path / "f.json")
+    assert (again.id, again.text, again.entities) == ("7", "one", ())
+
+
 def test_an_entity_over_two_passages_is_refused_in_bioc(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps(BIOC))
     document = read(tmp_path / "a.json")[0]
@@ -436,6 +454,28 @@ FAULTY = {
         "document 2, which ends by line 3: id 2: passages must be a list",
     ),
     "a.conll": ("one\tO\n\ntwo\tX\nwords\tO\n\nthree\tO\n", "line 3: unknown tag 'X'"),
+    "c.json": (
+        '{"documents": [{"id": "1", "passages": [{"offset": 0, "text": "one"}]},\n{"id": "2", "passages": [{"offset": '
+        '0, "text": "two", "infons": ["x"]}]},\n{"id": "3", "passages": [{"offset": 0, "text": "three"}]}]}',
+        "document 2, which ends by line 3: id 2: infons must be an object, not ['x']",
+    ),
+    "d.json": (
+        '{"documents": [{"id": "1", "passages": [{"offset": 0, "text": "one"}]},\n{"id": "2", "passages": [{"offset": '
+        '0, "text": "two", "annotations": [{"text": "tw", "locations": [{"offset": 0, "length": 2}], "infons": "x"}]'
+        ']}]},\n{"id": "3", "passages": [{"offset": 0, "text": "three"}]}]}',
+        "document 2, which ends by line 3: id 2: infons must be an object, not x",
+    ),
+    "h.jsonl": (
+        '{"text": "one"}\n{"text": "two", "entities": [{"start": false, "end": 2, "text": "tw", "label": "x"}]}\n'
+        '{"text": "three"}\n',
+        "line 2: an entity's start cannot be False",
+    ),
+    "i.jsonl": (
+        '{"text": "one"}\n{"text": "two", "entities": [{"start": 0, "end": 2, "text": "tw", "label": "x", "score": NaN'
+        '}]}\n{"text": "three"}\n',
+        "line 2: an entity's score cannot be nan",
+    ),
+    "c.conll": ("two\n\none\tO\n\nthree\tO\n", "line 1: a token and its tag are needed, not 'two'"),
     "b.conll": ("one\tO\n\ntwo\nwords\tO\n\nthree\tO\n", "line 3: a token and its tag are needed"),
 }
 
@@ -467,6 +507,9 @@ def test_a_faulty_document_is_named_and_may_be_skipped(
         ("a.json", b"[" * 1000, "nested more than 100 deep"),
         ("a.jsonl.gz", b"no gzip", "is not a whole gzip file"),
         ("a.xml.gz", gzip.compress(PUBMED.encode())[:-20], "is not a whole gzip file"),
+        ("a.XML.GZ", gzip.compress(PUBMED.encode())[:-20], "is not a whole gzip file"),
+        ("a.xml", b'<?xml version="1.0" encoding="GBK"?><PubmedArticleSet/>', "its encoding cannot be read"),
+        ("a.xml", b'<?xml version="1.0" encoding="nothing"?><PubmedArticleSet/>', "(not well-formed|its encoding)"),
     ],
 )
 def test_a_broken_file_cannot_be_skipped(name: str, content: bytes, message: str, tmp_path: Path) -> None:

@@ -118,6 +118,7 @@ def test_conll_of_other_systems_is_read_alike(tmp_path: Path) -> None:
             "Aspirin\tB-Chemical\nhelps\tO\n\n\n \npain\tB-Disease",
             "\ufeffAspirin\tB-Chemical\r\nhelps\tO\r\n\r\npain\tB-Disease\r\n",
             "-DOCSTART- -X- -X- O\n\nAspirin NN x B-Chemical\nhelps VB x O\n\npain NN x B-Disease\n",
+            "-DOCSTART-\n\nAspirin\tB-Chemical\nhelps\tO\n\n-DOCSTART- -X- O O\n\npain\tB-Disease\n",
         )
     ):
         assert read_conll(write(tmp_path / f"{number}.tsv", content)) == expected, content
@@ -606,6 +607,18 @@ def test_grid_is_resumed_where_it_stopped(
     monkeypatch.setattr(sys, "argv", ["finetune_ner.py", *command, "--learning_rate", "1e-3"])
     with pytest.raises(InputError, match=r"was made with other learning_rate \(5e-05 then, 0\.001 now\)"):
         script.main()
+
+    # Seeds that would have no mean with those there, and other test data, are seen before other tasks are trained.
+    write_task(data / "another", GOOD * 20, GOOD * 3, GOOD * 4)
+    changed = [*command, "--tasks", "another", "mine", "--seeds", "7", "8"]
+    monkeypatch.setattr(sys, "argv", ["finetune_ner.py", *changed, "--learning_rate", "1e-3"])
+    with pytest.raises(InputError, match=r"base/0 and .*base/7 are of other inputs or settings, and have no mean"):
+        script.main()
+    (data / "mine" / "test.tsv").write_text(GOOD * 5)
+    monkeypatch.setattr(sys, "argv", ["finetune_ner.py", *changed, "--models", f"third={base}"])
+    with pytest.raises(InputError, match=r"mine/.* and .*third/7 are scored on unlike test data"):
+        script.main()
+    assert not (root / "another").exists()
 
 
 def test_grid_runs_on_two_processes(base: Path, tmp_path: Path, two_ranks: tuple[str, ...]) -> None:

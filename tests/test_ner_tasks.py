@@ -119,7 +119,7 @@ def test_rows_of_the_hub_are_read_as_lines_of_a_file(
     ("changed", "says"),
     [
         ({"validation": None}, "lab/set has no split 'validation': it has train, test"),
-        ({"test": Dataset.from_dict({"text": ["a"]})}, "lab/set, test: the columns `tokens` and `ner_tags`"),
+        ({"test": Dataset.from_dict({"text": ["a"]})}, r"lab/set, test: the columns `tokens` \(texts\) and"),
         (
             {"test": Dataset.from_dict({"tokens": [["a"]], "ner_tags": [[1]]})},
             r"`ner_tags` \(class labels\) are needed",
@@ -129,6 +129,13 @@ def test_rows_of_the_hub_are_read_as_lines_of_a_file(
             {"test": rows({"tokens": [["a"], [" "]], "ner_tags": [[1], [1]]})},
             "lab/set, test, row 1: the token is empty",
         ),
+        (
+            {"test": rows({"tokens": [["a"], ["b", None]], "ner_tags": [[1], [1, 1]]})},
+            "test, row 1: a token or a tag is",
+        ),
+        ({"test": rows({"tokens": [["a"], None], "ner_tags": [[1], None]})}, "test, row 1: a token or a tag is"),
+        ({"test": rows({"tokens": [["a"]], "ner_tags": [[None]]})}, "test, row 0: a token or a tag is missing"),
+        ({"test": rows().cast_column("tokens", List(Value("binary")))}, r"`tokens` \(texts\) and"),
         ({"test": rows({"tokens": [["a"]], "ner_tags": [[-100]]})}, "row 0: a tag is none of the 5 class labels"),
         ({"test": rows(names=["I-Pain", *NAMES[1:]])}, "row 2: tag 'I-Pain' is of an unknown type: known are Chem"),
         ({"train": rows(names=["S-Pain", *NAMES[1:]])}, "lab/set, train, row 2: unknown tag 'S-Pain'"),
@@ -165,7 +172,13 @@ def test_identity_of_a_data_set_is_its_content(serve: Callable[[DatasetDict], li
     renamed = [name.replace("Disease", "Pain") for name in NAMES]
     assert of(DatasetDict({split: rows(names=renamed) for split in first}), "lab/set")["test"] != first["test"]
     sample = load_ner(NerTask("sample"), SAMPLE)
-    assert all(one.startswith("sha256:") for one in task_identity(NerTask("sample"), SAMPLE, sample).values())
+    files = task_identity(NerTask("sample"), SAMPLE, sample)
+    assert all(one.startswith("sha256:") for one in files.values())
+    # The same files with types in another order, which number the labels, are other data.
+    named = NerTask("sample", types=tuple(reversed([name[2:] for name in label_names(sample["train"])[1::2]])))
+    assert len(named.types) > 1
+    for one, other in zip(task_identity(named, SAMPLE, load_ner(named, SAMPLE)).values(), files.values(), strict=True):
+        assert one.startswith(f"{other} O B-{named.types[0]} ")
 
 
 # YAML

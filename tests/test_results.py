@@ -8,6 +8,7 @@ import shutil
 import statistics
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -88,6 +89,9 @@ def test_cells_of_other_settings_are_no_pair() -> None:
     counts = np.array([[1, 2, 2]])
     cells = [cell_of("t", "base", 0, counts, rate=1), cell_of("t", "m", 0, counts, rate=2)]
     assert differences(cells, "base") == []
+    unlike = [replace(cell, settings={}, inputs={"train": cell.model, "model": cell.model}) for cell in cells]
+    assert differences(unlike, "base") == []
+    assert len(differences([replace(cell, inputs={"train": "t", "model": cell.model}) for cell in unlike], "base")) == 1
     assert len(differences([*cells, cell_of("t", "base", 1, counts), cell_of("t", "m", 1, counts)], "base")) == 1
 
 
@@ -205,11 +209,11 @@ def test_unusable_cells_are_refused(tmp_path: Path) -> None:
     other = save_cell(tmp_path, "t", "m", 1, GOLD)
     text = (other / "predictions.tsv").read_text()
     (other / "predictions.tsv").write_text(text.replace("B-Y\tB-Y", "O\tB-Y"))
-    with pytest.raises(InputError, match=r"m/0 and .*m/1 were scored on unlike test data: move the older one away"):
+    with pytest.raises(InputError, match=r"m/0 and .*m/1 are scored on unlike test data: move the older one away"):
         read_cells([first, other])
     (other / "predictions.tsv").write_text("a\tO\n\n")
     third = save_cell(tmp_path, "t", "m", 2, GOLD, rate=2)
-    with pytest.raises(InputError, match=r"m/0 and .*m/2 were made from other inputs or settings, and have no mean"):
+    with pytest.raises(InputError, match=r"m/0 and .*m/2 are of other inputs or settings, and have no mean"):
         read_cells([first, third])
     with pytest.raises(InputError, match=r"predictions\.tsv does not hold the predictions of a head"):
         read_cells([other])
@@ -392,6 +396,15 @@ def test_heads_are_scored_on_one_anothers_test_parts(
         (difference,) = content["differences"]
         assert (difference["model"], difference["mean"], difference["interval"]) == ("v0.1", 0.0, [0.0, 0.0])
         assert f"| {task} | v0.1 |" in (table / "results.md").read_text()
+
+    # Heads that were trained in unlike ways are no pair elsewhere either.
+    monkeypatch.setattr(sys, "argv", [*command, "--models", f"v0.2={base}", "--weight_decay", "0"])
+    script.main()
+    content = json.loads((run / "cross_test" / "results.json").read_text())
+    assert [row["model"] for row in content["rows"]] == ["v0.2", "base", "v0.1"]
+    assert content["differences"] == []
+    for table in ("ner/a", "cross_test/a-on-b"):
+        shutil.rmtree(run / table / "v0.2")
 
     # Another task of the same name is not the one that was trained on.
     elsewhere = tmp_path / "data" / "b"
