@@ -462,7 +462,7 @@ FAULTY = {
     "d.json": (
         '{"documents": [{"id": "1", "passages": [{"offset": 0, "text": "one"}]},\n{"id": "2", "passages": [{"offset": '
         '0, "text": "two", "annotations": [{"text": "tw", "locations": [{"offset": 0, "length": 2}], "infons": "x"}]'
-        ']}]},\n{"id": "3", "passages": [{"offset": 0, "text": "three"}]}]}',
+        '}]},\n{"id": "3", "passages": [{"offset": 0, "text": "three"}]}]}',
         "document 2, which ends by line 3: id 2: infons must be an object, not x",
     ),
     "h.jsonl": (
