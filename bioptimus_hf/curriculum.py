@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -30,6 +31,11 @@ from bioptimus_hf.vocabulary import save_tokenizer
 logger = logging.getLogger(__name__)
 
 PHASE_FILE = "phase.json"
+_VERSION = re.compile(r"\w[\w.-]*")  # names a folder
+
+
+class Finished(InputError):
+    """The checkpoint to go on from is that of a run's last step."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class Phase:
         last_rate: masking rate that the last step reaches, in even steps from that of `masking`. None: it stays.
 
     Raises:
-        InputError: a rate or share that is none.
+        InputError: a rate or share that is none, or a version that is not made of letters, digits, dots and hyphens.
     """
 
     version: str
@@ -52,6 +58,8 @@ class Phase:
     last_rate: float | None = None
 
     def __post_init__(self) -> None:
+        if not _VERSION.fullmatch(self.version):
+            raise InputError(f"a version is made of letters, digits, dots and hyphens, not {self.version!r}")
         if not self.share > 0:
             raise InputError(f"the share of a phase is above 0, not {self.share}")
         if self.last_rate is not None:
@@ -71,8 +79,10 @@ def select_phases(curriculum: Sequence[Phase], versions: Sequence[str]) -> tuple
     """Return the phases of these versions, in the curriculum's order, with shares that add up to 1 again.
 
     Raises:
-        InputError: a version that the curriculum does not have.
+        InputError: a version that the curriculum does not have; or the shares of all phases do not add up to 1, or a
+            version stands twice.
     """
+    _check(curriculum)
     known = [phase.version for phase in curriculum]
     for version in versions:
         if version not in known:
@@ -88,12 +98,7 @@ def phase_ends(curriculum: Sequence[Phase], steps: int) -> list[int]:
     Raises:
         InputError: the shares do not add up to 1, a version stands twice, or a phase would have no step.
     """
-    total = sum(phase.share for phase in curriculum)
-    if abs(total - 1) > 1e-6:
-        raise InputError(f"the shares of a curriculum's phases must add up to 1, not {total:g}")
-    versions = [phase.version for phase in curriculum]
-    if len(set(versions)) < len(versions):
-        raise InputError(f"each phase of a curriculum needs a version of its own, not {', '.join(versions)}")
+    _check(curriculum)
     ends, reached = [], 0.0
     for phase in curriculum:
         reached += phase.share
@@ -102,6 +107,15 @@ def phase_ends(curriculum: Sequence[Phase], steps: int) -> list[int]:
     if any(end <= before for before, end in zip([0, *ends], ends, strict=False)):
         raise InputError(f"{steps} optimizer steps leave a phase of {len(curriculum)} without any: train for longer")
     return ends
+
+
+def _check(curriculum: Sequence[Phase]) -> None:
+    total = sum(phase.share for phase in curriculum)
+    if abs(total - 1) > 1e-6:
+        raise InputError(f"the shares of a curriculum's phases must add up to 1, not {total:g}")
+    versions = [phase.version for phase in curriculum]
+    if len(set(versions)) < len(versions):
+        raise InputError(f"each phase of a curriculum needs a version of its own, not {', '.join(versions)}")
 
 
 def follow_curriculum(
@@ -157,9 +171,9 @@ class CurriculumCallback(TrainerCallback, ExportableState):
         record: facts about the run that every `phase.json` is to keep.
 
     Raises:
-        InputError: (when training begins) the curriculum does not fit the run, a checkpoint to go on from is of a run
-            without it or with other phases, seed, steps, batches or processes, or a setting makes it impossible to
-            tell which row stands where in the run.
+        InputError: (when training begins) the curriculum does not fit the run; a checkpoint to go on from is of a run
+            without it or with other phases, seeds, rows, steps, batches or processes, or of its last step (`Finished`);
+            or a setting makes it impossible to tell which row stands where in the run, or to go on exactly.
     """
 
     def __init__(
@@ -177,7 +191,7 @@ class CurriculumCallback(TrainerCallback, ExportableState):
         self.ends: dict[int, Phase] = {}  # the phase that ends with each step
         self._run: dict[str, Any] = {}
         self._to_export: Phase | None = None  # the phase that has ended and is not on disk yet
-        self._evaluation_checked = False
+        self._evaluated: Any = None  # the evaluation set that was looked at last
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Refuse what would make another callback out of a checkpoint, without a collator."""
@@ -208,19 +222,36 @@ class CurriculumCallback(TrainerCallback, ExportableState):
             )
         if args.auto_find_batch_size:
             raise InputError("auto_find_batch_size changes the batch, which the curriculum counts rows by: name one")
+        if loader is not None and not streamed and "labels" in loader.dataset[0]:
+            raise InputError("the training set has labels, and would be trained on as it is: leave them out")
+        if state.global_step and (args.ignore_data_skip or args.save_only_model or not config.use_seedable_sampler):
+            raise InputError(
+                "ignore_data_skip, save_only_model and use_seedable_sampler: false leave out what it takes to go on "
+                "from a checkpoint exactly: leave them out"
+            )
+        if loader is not None:
+            # Every iterator draws a seed for its workers, from torch's own generator unless there is another. Dropout
+            # draws from that too, and persistent workers are made once, others once an epoch.
+            getattr(loader, "base_dataloader", loader).generator = torch.Generator()
         self._run = {
             "curriculum": [asdict(phase) for phase in self.curriculum],
             "seed": self.collator.seed,
+            "seed of the Trainer": args.seed,
+            "data_seed": args.data_seed,
+            "number of rows": None if loader is None or streamed else len(loader.dataset),
             "max_steps": state.max_steps,
             "per_device_train_batch_size": args.train_batch_size,
             "gradient_accumulation_steps": args.gradient_accumulation_steps,
             "world_size": args.world_size,
+            "save_only_model": args.save_only_model,
         }
         if state.global_step:  # it goes on from a checkpoint, which the Trainer has read
             before = state.stateful_callbacks.get(type(self).__name__)
             if not isinstance(before, dict):
                 raise InputError("the checkpoint is of a run without a curriculum: begin one from its weights instead")
             self._check_same_run(before["attributes"]["_run"])
+            if state.global_step >= state.max_steps:  # the Trainer would go on until the end of the epoch
+                raise Finished(f"the checkpoint is that of the last step, {state.max_steps}: the run is finished")
         self.ends = follow_curriculum(
             self.collator,
             self.curriculum,
@@ -263,10 +294,13 @@ class CurriculumCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Refuse an evaluation set that is not masked: the collator would mask it, and count its rows as training's."""
-        loader = kwargs.get("eval_dataloader")
-        if not self._evaluation_checked and loader is not None and "labels" not in loader.dataset[0]:
+        dataset = getattr(kwargs.get("eval_dataloader"), "dataset", None)
+        if dataset is None or dataset is self._evaluated:
+            return
+        self._evaluated = dataset
+        first = next(iter(dataset), {"labels": ()}) if isinstance(dataset, IterableDataset) else dataset[0]
+        if "labels" not in first:
             raise InputError("the evaluation set has no labels: mask it once, with bioptimus_hf.mask_once, beforehand")
-        self._evaluation_checked = True
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Export the phase that has ended, with its validation loss."""

@@ -33,7 +33,8 @@ def tokenize_and_pack(
         max_length: tokens of a block.
 
     Returns:
-        Data set with the column `input_ids`, of 2 bytes a token where the vocabulary allows it.
+        Data set with the column `input_ids`. On disk it takes 2 bytes a token where the vocabulary allows it, and 4 a
+        document.
 
     Raises:
         InputError: `max_length` is more than the tokenizer says its model can read, or less than 8.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from transformers import (
 from transformers.training_args import ParallelMode
 
 from bioptimus_hf.artifacts import InputError, Terminated
-from bioptimus_hf.curriculum import BIOPTIMUS_CURRICULUM, CurriculumCallback, Phase
+from bioptimus_hf.curriculum import BIOPTIMUS_CURRICULUM, CurriculumCallback, Finished, Phase
 from bioptimus_hf.hardware import prepare_for_cpu
 from bioptimus_hf.masking import BioptimusDataCollator, MaskingStrategy
 from bioptimus_hf.modeling import END_TO_END, BertForMaskedPositions, set_dropout
@@ -42,7 +43,7 @@ _WIDEST_HEAD = 256  # that it takes; and multiples of 8 alone
 _HARMLESS = (
     "output_dir", "run_name", "logging_", "log_", "report_to", "save_", "eval_", "do_", "disable_tqdm", "push_to_hub",
     "dataloader_num_", "dataloader_pin_", "dataloader_persistent_", "dataloader_prefetch_", "hub_", "use_cpu",
-    "project", "resume_from_checkpoint", "include_", "per_device_eval_",
+    "project", "include_", "per_device_eval_",
 )  # fmt: skip
 
 
@@ -109,20 +110,21 @@ def mask_once(
     """Mask a validation set before training, so that all its losses are of the same predictions.
 
     Args:
-        blocks: with the column `input_ids`, of any lengths.
+        blocks: with the column `input_ids`, of any lengths, and maybe others that `BioptimusDataCollator` takes.
 
     Returns:
-        Data set with the columns `input_ids`, `attention_mask` and `labels` (lists of integers, as long as the block;
-        -100 where nothing is to be predicted), which `BioptimusDataCollator` passes on as they are.
+        Data set with the columns `input_ids`, `attention_mask`, `labels` (lists of integers, as long as the block; -100
+        where nothing is to be predicted), and `token_type_ids` if the blocks have them, which `BioptimusDataCollator`
+        passes on as they are.
     """
     collator = BioptimusDataCollator(tokenizer, strategy, seed=seed)
     collator.follow([0], [strategy], batch_size=_ROWS_AT_ONCE, rank=0, world_size=1)  # the same on every process
     masked: list[dict[str, Any]] = []
     for start in range(0, len(blocks), _ROWS_AT_ONCE):
-        rows = blocks[start : start + _ROWS_AT_ONCE]["input_ids"]
-        batch = collator([{"input_ids": row} for row in rows])
+        rows = blocks.select(range(start, min(start + _ROWS_AT_ONCE, len(blocks)))).to_list()
+        batch = collator(rows)
         masked.extend(
-            {name: values[number, : len(row)].numpy() for name, values in batch.items()}
+            {name: values[number, : len(row["input_ids"])].numpy() for name, values in batch.items()}
             for number, row in enumerate(rows)
         )
     return Dataset.from_list(masked)
@@ -146,7 +148,7 @@ def pretrain(
 
     Args:
         train: blocks, from `tokenize_and_pack`.
-        validation: masked blocks, from `mask_once`.
+        validation: masked blocks, from `mask_once`; None with `eval_strategy="no"`.
         export_dir: where each phase's version is written, see `CurriculumCallback`.
         record: facts that each version's `phase.json` is to keep.
         restart_each_phase: whether the learning rate warms up and decays anew in each phase, instead of over the run.
@@ -158,10 +160,12 @@ def pretrain(
 
     Raises:
         InputError: the text is too little for a step, its blocks are longer than the model reads, the curriculum
-            does not fit the number of steps, or training diverged.
+            does not fit the number of steps, an argument is one that this training cannot heed, or training diverged.
         Terminated: the process was told to end; a checkpoint to go on from is there.
     """
     check_blocks(train, model, arguments)
+    if validation is None and arguments.eval_strategy != "no":
+        raise InputError('without a validation set there is none to measure a loss on: give one, or eval_strategy="no"')
     prepare_model(model, tokenizer, arguments, dropout=dropout)
     collator = BioptimusDataCollator(tokenizer, curriculum[0].masking, seed=arguments.seed)
     trainer = PretrainingTrainer(
@@ -176,11 +180,14 @@ def pretrain(
     )
     if on_begin:
         trainer.add_callback(_OnBegin(on_begin))  # after the curriculum's
-    checkpoint = arguments.resume_from_checkpoint or last_checkpoint(Path(arguments.output_dir))
+    checkpoint = last_checkpoint(Path(arguments.output_dir), world_size=arguments.world_size)
     if checkpoint:
         logger.info("going on from %s", checkpoint)
     arguments.eval_on_start = validation is not None and not checkpoint
-    trainer.train(resume_from_checkpoint=checkpoint)
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except Finished:
+        logger.info("its last step was done before")
     if trainer.state.global_step < trainer.state.max_steps:
         raise Terminated(f"ended at step {trainer.state.global_step} of {trainer.state.max_steps}, with a checkpoint")
     history: list[dict[str, Any]] = trainer.state.log_history
@@ -234,6 +241,10 @@ def check_blocks(train: Dataset, model: BertForMaskedLM, arguments: TrainingArgu
     """
     if arguments.label_smoothing_factor:
         raise InputError("--label_smoothing_factor: the loss of pre-training is computed without it; leave it out")
+    if arguments.resume_from_checkpoint:
+        raise InputError("--resume_from_checkpoint: a run goes on from its own last checkpoint by itself; leave it out")
+    if arguments.save_only_model or arguments.save_strategy == "best":
+        raise InputError("--save_only_model, --save_strategy best: a run could not go on from there; leave them out")
     if arguments.train_sampling_strategy != "random":
         raise InputError(
             f"--train_sampling_strategy {arguments.train_sampling_strategy}: blocks are drawn at random; leave it out"
@@ -249,15 +260,19 @@ def check_blocks(train: Dataset, model: BertForMaskedLM, arguments: TrainingArgu
         raise InputError(f"blocks of {len(train[0]['input_ids'])} tokens: the model reads {positions} (--max_length)")
 
 
-def last_checkpoint(folder: Path) -> str | None:
+def last_checkpoint(folder: Path, *, world_size: int = 1) -> str | None:
     """Return the newest whole checkpoint of a run, if there is one; what a kill left half-written is removed.
 
-    The Trainer writes `trainer_state.json` last, and itself would take the newest folder for good without looking.
+    The Trainer writes `trainer_state.json` last, and itself would take the newest folder for good without looking. Of
+    several processes, each writes the state of its random numbers when it comes to that.
     """
-    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: -int(path.name.rpartition("-")[2]))
-    for checkpoint in checkpoints:
+    names = [f"rng_state_{rank}.pth" for rank in range(world_size)] if world_size > 1 else ["rng_state.pth"]
+    checkpoints = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    for checkpoint in sorted(checkpoints, key=lambda path: -int(path.name.rpartition("-")[2])):
         try:
             TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+            for name in names:
+                (checkpoint / name).stat()
         except (OSError, ValueError):
             logger.warning("%s was not written to its end: removed", checkpoint)
             shutil.rmtree(checkpoint, ignore_errors=True)  # of several processes, another may have begun to

@@ -45,7 +45,8 @@ class PretrainingTrainer(Trainer):
     """
 
     def __init__(self, *, phases: CurriculumCallback, restart_each_phase: bool = False, **arguments: Any) -> None:
-        super().__init__(callbacks=[phases, _CheckpointOnTerm()], **arguments)
+        self._on_term = _CheckpointOnTerm()
+        super().__init__(callbacks=[phases, self._on_term], **arguments)
         self.lr_scheduler: Any
         if self.is_fsdp_enabled:
             self._prepare_to_be_sharded()
@@ -68,6 +69,13 @@ class PretrainingTrainer(Trainer):
         # accelerate puts the decoder into a group of its own with the embeddings, whose weight it shares. Its bias is
         # that of the head, in another group, which PyTorch does not allow; the model reads it from there alone.
         self.model.cls.predictions.decoder.register_parameter("bias", None)
+
+    def train(self, *arguments: Any, **options: Any) -> Any:
+        """Train as the parent; SIGTERM does what it did before when this ends, in whatever way."""
+        try:
+            return super().train(*arguments, **options)
+        finally:
+            self._on_term.restore()
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         """Set the learning rate over the run, or over each phase by itself."""
@@ -176,9 +184,10 @@ class _CheckpointOnTerm(TrainerCallback):
         if asked:
             control.should_save = control.should_training_stop = True
 
-    def on_train_end(self, *_: Any, **kwargs: Any) -> None:
+    def restore(self) -> None:
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
+            self._before = None
 
     def _ask(self, *_: Any) -> None:
         logger.warning("told to end: a checkpoint is saved when this step is done")

@@ -122,6 +122,8 @@ def main() -> None:
         settings["decontamination"] = RULE
     folder = root / "-".join(["pretraining", *(phase.version for phase in curriculum if options.phases)])
     versions = [root / f"v{phase.version}" for phase in curriculum]
+    if Path(start).resolve() in [version.resolve() for version in versions]:
+        raise InputError(f"{start} is where a phase would write its version: choose another --output_dir or version")
     this_run = fingerprint(inputs, settings)
     if is_finished(folder, inputs, settings, force=stage.force):
         gone = [str(version) for version in versions if run_of(version) != this_run]

@@ -49,11 +49,15 @@ runpy.run_path(script, run_name="__main__")
 """
 
 
-def run_until_killed(end: str, script: Path, *arguments: str, environment: dict[str, str]) -> None:
-    """Run a script that is killed as soon as it opens a file whose path has that end, or renames something to it."""
+def run_until_killed(end: str, script: Path, *arguments: str, environment: dict[str, str]) -> str:
+    """Run a script that is killed as soon as it opens a file whose path has that end, or renames something to it.
+
+    Returns what it said on stderr.
+    """
     command = [sys.executable, "-c", KILLED, end, str(script), *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == -signal.SIGKILL, done.stderr
+    return done.stderr
 
 
 @pytest.fixture(autouse=True)

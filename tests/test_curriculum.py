@@ -21,7 +21,14 @@ from transformers import (
 )
 
 from bioptimus_hf.artifacts import InputError, write_json
-from bioptimus_hf.curriculum import BIOPTIMUS_CURRICULUM, CurriculumCallback, Phase, phase_ends, select_phases
+from bioptimus_hf.curriculum import (
+    BIOPTIMUS_CURRICULUM,
+    CurriculumCallback,
+    Finished,
+    Phase,
+    phase_ends,
+    select_phases,
+)
 from bioptimus_hf.masking import BioptimusDataCollator, MaskingStrategy
 
 TEXT = "aspirin binding in severe asthma patients with bronchoconstriction of the mice"
@@ -192,6 +199,17 @@ def test_an_evaluation_set_that_is_not_masked_is_refused(tokenizer: BertTokenize
     )
     with pytest.raises(InputError, match=r"has no labels: mask it once, with bioptimus_hf\.mask_once"):
         trainer.train()
+    masked = rows.map(lambda row: {"labels": row["input_ids"]})
+    for one in (rows, rows.to_iterable_dataset()):
+        trainer.eval_dataset = {"masked": masked, "not": one}
+        with pytest.raises(InputError, match="has no labels"):
+            trainer.train()
+    trainer.train_dataset = masked
+    with pytest.raises(InputError, match="the training set has labels, and would be trained on as it is"):
+        trainer.train()
+    trainer.train_dataset = rows
+    trainer.eval_dataset = {"one": masked.to_iterable_dataset(), "two": masked}
+    trainer.train()
 
 
 def test_only_training_exports_and_needs_no_processing_class(tokenizer: BertTokenizer, tmp_path: Path) -> None:
@@ -243,6 +261,9 @@ def test_resuming_gives_the_uninterrupted_weights(tokenizer: BertTokenizer, tmp_
         ({"per_device_train_batch_size": 2}, r"per_device_train_batch_size \(4 then, 2 now\)"),
         ({"gradient_accumulation_steps": 2}, r"gradient_accumulation_steps \(1 then, 2 now\)"),
         ({"max_steps": 24}, r"max_steps \(20 then, 24 now\)"),
+        ({"seed": 43}, r"seed of the Trainer \(42 then, 43 now\)"),
+        ({"data_seed": 9}, r"data_seed \(None then, 9 now\)"),
+        ({"rows": 20}, r"number of rows \(24 then, 20 now\)"),
         ({"dataloader_num_workers": 2}, None),
     ],
 )
@@ -256,6 +277,30 @@ def test_a_checkpoint_of_another_run_is_refused(
         return
     with pytest.raises(InputError, match=f"the checkpoint is of a run with another {said}"):
         train(tokenizer, tmp_path, resume=resume, **change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"ignore_data_skip": True}, {"save_only_model": True}, {"accelerator_config": {"use_seedable_sampler": False}}],
+)
+def test_what_cannot_go_on_exactly_is_refused(tokenizer: BertTokenizer, tmp_path: Path, change: dict[str, Any]) -> None:
+    train(tokenizer, tmp_path, save_strategy="steps", save_steps=7)
+    with pytest.raises(InputError, match="leave out what it takes to go on from a checkpoint exactly"):
+        train(tokenizer, tmp_path, resume=str(tmp_path / "trainer" / "checkpoint-7"), **change)
+    train(tokenizer, tmp_path / "new", max_steps=4, **change)
+
+
+def test_a_checkpoint_without_an_optimizer_is_refused(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    train(tokenizer, tmp_path, save_strategy="steps", save_steps=7, save_only_model=True)
+    with pytest.raises(InputError, match=r"another save_only_model \(True then, False now\)"):
+        train(tokenizer, tmp_path, resume=str(tmp_path / "trainer" / "checkpoint-7"))
+
+
+def test_the_checkpoint_of_the_last_step_is_refused(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    """The Trainer would go on until the end of the epoch: 20 steps are 3 epochs and 2 steps."""
+    train(tokenizer, tmp_path, save_strategy="steps", save_steps=7)
+    with pytest.raises(Finished, match="that of the last step, 20: the run is finished"):
+        train(tokenizer, tmp_path, resume=str(tmp_path / "trainer" / "checkpoint-20"))
 
 
 def test_a_checkpoint_of_more_processes_is_refused(tokenizer: BertTokenizer, tmp_path: Path) -> None:
@@ -335,6 +380,8 @@ def test_a_part_of_a_curriculum() -> None:
     assert phase_ends(part, 10) == [5, 10]
     with pytest.raises(InputError, match=r"has no phase 0\.5: it has 0\.1, 0\.2, 0\.3, 0\.4"):
         select_phases(BIOPTIMUS_CURRICULUM, ["0.5"])
+    with pytest.raises(InputError, match=r"must add up to 1, not 1\.25"):
+        select_phases([*BIOPTIMUS_CURRICULUM, Phase("0.5", BIOPTIMUS_CURRICULUM[0].masking)], ["0.1"])
 
 
 def test_phases_check_themselves() -> None:
@@ -343,6 +390,9 @@ def test_phases_check_themselves() -> None:
         Phase("0.1", word, -1)
     with pytest.raises(InputError, match=r"at most 1, not 1\.5"):
         Phase("0.1", word, last_rate=1.5)
+    for version in ("", "../0.1", "/0.1", "0 1", ".1"):
+        with pytest.raises(InputError, match="a version is made of letters, digits, dots and hyphens"):
+            Phase(version, word)
 
 
 def test_diverged_weights_are_not_exported(tokenizer: BertTokenizer, tmp_path: Path) -> None:

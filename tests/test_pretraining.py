@@ -255,23 +255,22 @@ def test_accumulation_changes_neither_loss_nor_gradient(
         {"dataloader_num_workers": 2},
         {"dataloader_num_workers": 4},
         {"gradient_checkpointing": True},
-        {"dataloader_num_workers": 2, "dataloader_persistent_workers": True, "dropout": 0.0},
+        {"dataloader_num_workers": 2, "dataloader_persistent_workers": True},
     ],
     ids=["evaluation", "2 workers", "4 workers", "gradient checkpointing", "persistent workers"],
 )
 def test_what_changes_no_weight(
     tokenizer: BertTokenizer, tmp_path: Path, change: dict[str, Any], accumulation: int
 ) -> None:
-    """Persistent workers draw one number less from torch's generator in each epoch, which dropout draws from too."""
-    same = {"gradient_accumulation_steps": accumulation, "max_steps": 14, "dropout": change.get("dropout", 0.1)}
+    same = {"gradient_accumulation_steps": accumulation, "max_steps": 14, "dropout": 0.1}
     run_once(tokenizer, tmp_path / "plain", **same)
     run_once(tokenizer, tmp_path / "other", **same | change)
     for version in ("v0.1", "v0.4"):
         assert_same(weights(tmp_path / "plain" / version), weights(tmp_path / "other" / version))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("step", [7, 9])  # an edge, and the middle of a phase and of an epoch
+@pytest.mark.parametrize("workers", [0, 2, -2])  # -2: persistent ones
+@pytest.mark.parametrize("step", [5, 7, 9])  # an edge, and the middle of a phase and of an epoch, the first and a later
 def test_going_on_gives_the_uninterrupted_weights(
     tokenizer: BertTokenizer, tmp_path: Path, step: int, workers: int
 ) -> None:
@@ -281,7 +280,7 @@ def test_going_on_gives_the_uninterrupted_weights(
     )
     options: dict[str, Any] = {"curriculum": rising, "max_steps": 14, "restart_each_phase": True}
     whole = run_once(tokenizer, tmp_path / "whole", **options)
-    options["dataloader_num_workers"] = workers
+    options |= {"dataloader_num_workers": abs(workers), "dataloader_persistent_workers": workers < 0}
     run_once(tokenizer, tmp_path / "cut", save_steps=step, save_total_limit=None, **options)
     for checkpoint in (tmp_path / "cut" / "checkpoints").iterdir():
         if checkpoint.name != f"checkpoint-{step}":
@@ -294,6 +293,34 @@ def test_going_on_gives_the_uninterrupted_weights(
     assert [[row.get(name) for name in kept] for row in history if "loss" in row] == [
         [row.get(name) for name in kept] for row in whole if "loss" in row
     ]
+
+
+def test_a_run_that_only_lacks_its_papers_is_not_trained_on(
+    tokenizer: BertTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written when training is over may fail; the last checkpoint may lie within an epoch."""
+    whole = run_once(tokenizer, tmp_path, max_steps=14)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    again = run_once(tokenizer, tmp_path, max_steps=14)
+    assert [row for row in again if "loss" in row] == [row for row in whole if "loss" in row]
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    with pytest.raises(InputError, match=r"another max_steps \(14 then, 13 now\)"):
+        run_once(tokenizer, tmp_path, max_steps=13)
+
+
+def test_arguments_that_would_not_be_heeded_are_refused(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    model, train = masked_head(tokenizer), blocks(tokenizer)
+    for change, said in (
+        (
+            {"resume_from_checkpoint": "elsewhere"},
+            "--resume_from_checkpoint: a run goes on from its own last checkpoint",
+        ),
+        ({"save_only_model": True}, "--save_only_model, --save_strategy best: a run could not go on from there"),
+        ({"save_strategy": "best", "metric_for_best_model": "loss"}, "--save_strategy best: a run could not go on"),
+        ({"eval_strategy": "steps"}, "without a validation set there is none to measure a loss on"),
+    ):
+        with pytest.raises(InputError, match=said):
+            pretrain(model, tokenizer, train, None, arguments(tmp_path, **change), export_dir=tmp_path)
 
 
 def test_the_learning_rate_over_the_run_or_each_phase(tokenizer: BertTokenizer, tmp_path: Path) -> None:
@@ -343,8 +370,10 @@ def test_a_run_that_diverges_ends_and_keeps_its_checkpoint(
         "curriculum": (Phase("0.1", MaskingStrategy("token", 0.15, True), 1.0),),
         "save_steps": 1,
     }
+    before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(InputError, match=rf"step [23]: the ({said})"):
         run_once(tokenizer, tmp_path, learning_rate=1e38, warmup_steps=4, **options | seldom)
+    assert signal.getsignal(signal.SIGTERM) == before
     if "save_steps" in seldom:
         return
     checkpoint = last_checkpoint(tmp_path / "checkpoints")
@@ -385,6 +414,15 @@ def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(tokenizer: 
     assert [row["step"] for row in history if "loss" in row] == list(range(1, 9))
     assert_same(weights(tmp_path / "whole" / "v0.4"), weights(tmp_path / "cut" / "v0.4"))
     assert last_checkpoint(tmp_path / "nowhere") is None
+    # Of two processes, one was killed before the state of its random numbers was there.
+    (checkpoints / "checkpoint-8-backup").mkdir()
+    newest = checkpoints / "checkpoint-8"
+    for rank in range(2):
+        shutil.copy(newest / "rng_state.pth", newest / f"rng_state_{rank}.pth")
+    assert last_checkpoint(checkpoints, world_size=2) == str(newest)
+    (newest / "rng_state_1.pth").unlink()
+    assert last_checkpoint(checkpoints, world_size=2) is None
+    assert [path.name for path in checkpoints.iterdir()] == ["checkpoint-8-backup"]
 
 
 def test_what_shapes_the_weights_is_told_from_what_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -440,11 +478,13 @@ def test_a_killed_run_goes_on_to_the_same_weights(tokenizer: BertTokenizer, tmp_
             shutil.move(version, tmp_path / version.name)
     for version in tmp_path.glob("v0.*"):
         shutil.move(version, run / version.name)
+    said = run_until_killed("history.json.partial", Path(script), *options, environment=environment)
+    assert f"{half} was not written to its end: removed" in said
+    assert re.search("going on from .*checkpoint-21", said)
     done = subprocess.run(
         command(run, corpus), env=environment, capture_output=True, text=True, check=True, timeout=300
     )
-    assert f"{half} was not written to its end: removed" in done.stderr
-    assert re.search("going on from .*checkpoint-21", done.stderr)
+    assert re.search("going on from .*checkpoint-40", done.stderr)
     subprocess.run(command(tmp_path / "whole", corpus), env=environment, capture_output=True, check=True, timeout=300)
     for version in ("v0.1", "v0.2", "v0.3", "v0.4"):
         assert_same(weights(run / version), weights(tmp_path / "whole" / version))
@@ -464,6 +504,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(tokenizer: BertTokenizer, tmp_
 
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")}
     for option, value, said in (
+        ("--model", str(run / "v0.3"), "v0.3 is where a phase would write its version"),
         ("--max_length", "1000", "--max_length must lie between"),
         ("--max_steps", "3", "3 optimizer steps leave a phase of 4 without any"),
         ("--label_smoothing_factor", "0.1", "the loss of pre-training is computed without it"),
