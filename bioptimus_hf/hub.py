@@ -13,15 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub import GitRefs, HfApi, ModelCard, RepoFile, constants, get_token
 from huggingface_hub.errors import HTTPError, OIDCError, RepositoryNotFoundError  # type: ignore[attr-defined]
 
 from bioptimus_hf.artifacts import InputError, sha256_of_file
-from bioptimus_hf.records import About, version_key
+from bioptimus_hf.records import About, name_of, version_key
 from bioptimus_hf.retrying import again
-from bioptimus_hf.staging import MARK, Release, StagedFile, stage
+from bioptimus_hf.staging import ENCODER, MARK, PLOT, WEIGHTS, Release, StagedFile, stage
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def publish(
     if about is None:
         raise InputError("the cards state a licence, a language and what the text was, which no run knows: give about")
     token = None if dry_run else usable_token(token)
-    beside = run_dir if os.access(run_dir, os.W_OK) else None  # where weights need no copy
+    beside = run_dir if Path(run_dir).is_dir() and os.access(run_dir, os.W_OK) else None  # where weights need no copy
     with tempfile.TemporaryDirectory(prefix="publishing-", dir=beside) as work:
         releases = stage(run_dir, repo_id, Path(work), about, what=what, versions=versions, tasks=tasks)
         plan = [PublishedVersion(one.repo_id, one.tag, one.files, one.card) for one in releases]
@@ -104,7 +104,7 @@ def publish(
             return plan
         api = HfApi(token=token)
         repositories = [
-            _Repository(api, name, tuple(group), private, adopt)
+            _Repository(api, name, tuple(group), Path(run_dir), private, adopt)
             for name, group in groupby(releases, key=lambda one: one.repo_id)
         ]
         if what == "heads":
@@ -140,8 +140,10 @@ def usable_token(token: str | None) -> str:
 class _Repository:
     """A repository to which versions are added."""
 
-    def __init__(self, api: HfApi, repo_id: str, releases: tuple[Release, ...], private: bool, adopt: bool) -> None:
-        self.api, self.repo_id, self.releases = api, repo_id, releases
+    def __init__(
+        self, api: HfApi, repo_id: str, releases: tuple[Release, ...], run: Path, private: bool, adopt: bool
+    ) -> None:
+        self.api, self.repo_id, self.releases, self.run = api, repo_id, releases, run
         self.private, self.adopt, self.ours = private, adopt, True
 
     def open(self) -> None:
@@ -171,6 +173,7 @@ class _Repository:
                 f"{self.repo_id} holds what was not published by this project: choose another --repo_id, or --adopt to "
                 f"add versions as tags, which leaves all of its branches as they are"
             )
+        again(f"look into {self.repo_id}", lambda: self._check_siblings())
 
     def publish(self) -> dict[str, str]:
         """Publish, verify and load back; return the commit of each tag."""
@@ -184,7 +187,8 @@ class _Repository:
             if tags.get(tag) != commit:
                 raise InputError(f"{self.repo_id}: {tag} points at {tags.get(tag)} now, not at {commit}")
         newest = max(filter(_is_version, tags), key=lambda tag: version_key(tag[1:]))
-        if self.ours and _branches(refs).get(_MAIN) != tags[newest]:
+        pending = again(f"look into {self.repo_id}", lambda: self._pending(refs))
+        if self.ours and _branches(refs).get(_MAIN) != tags[newest] and pending is None:
             raise InputError(
                 f"{self.repo_id}: {_MAIN} is not {newest}, its newest version: someone else has changed it"
             )
@@ -200,6 +204,50 @@ class _Repository:
 
     def _is_marked(self, branch: str) -> bool:
         return MARK in self._paths(branch)
+
+    def _check_siblings(self) -> None:
+        """Refuse to add to a repository what is no version of the same model."""
+        refs, first = self._refs(), self.releases[0]
+        tags = {tag: commit for tag, commit in _tags(refs).items() if _is_version(tag)}
+        for tag in sorted(tags, key=lambda tag: version_key(tag[1:]), reverse=True):
+            mark = self._mark(tags[tag])
+            if not mark:
+                continue
+            if mark.get("architecture") != first.architecture:
+                raise InputError(
+                    f"{self.repo_id} {tag} is a {mark.get('architecture')}, and no version of what is published now: "
+                    f"choose another --repo_id"
+                )
+            own = self.run / tag / WEIGHTS
+            # Of this run's versions, those that are there must be these; a head is chosen anew when seeds are added.
+            if first.architecture == ENCODER and own.is_file() and not self._has_weights(tags[tag], own):
+                raise InputError(
+                    f"{self.repo_id} {tag} has other weights than {own.parent}, and is of another run: choose another "
+                    f"--repo_id"
+                )
+
+    def _has_weights(self, revision: str, file: Path) -> bool:
+        return _weights_of(self.api, self.repo_id, revision) == sha256_of_file(file)
+
+    def _pending(self, refs: GitRefs) -> str | None:
+        """Return the version that is the last commit of main, and that another publisher has not yet given its tag."""
+        head = _branches(refs)[_MAIN]
+        return None if head in _tags(refs).values() else self._untagged(head, _tags(refs))
+
+    def _untagged(self, commit: str, tags: dict[str, str]) -> str | None:
+        """Return the version that a commit of ours holds, if its tag was never made."""
+        title = self.api.list_repo_commits(self.repo_id, revision=commit)[0].title
+        version = str(self._mark(commit).get("version"))
+        return version if title == name_of(version) and title not in tags else None
+
+    def _mark(self, revision: str) -> dict[str, Any]:
+        """Return what a version of ours says of itself; nothing, where there is none."""
+        if not self._is_marked(revision):
+            return {}
+        with tempfile.TemporaryDirectory() as cache:
+            path = self.api.hf_hub_download(self.repo_id, MARK, revision=revision, cache_dir=cache)
+            said: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+        return said
 
     def _paths(self, revision: str) -> set[str]:
         return {item.path for item in self.api.list_repo_tree(self.repo_id, revision=revision)}
@@ -217,9 +265,12 @@ class _Repository:
         tags = _tags(refs)
         if release.tag in tags:
             return self._checked(release, tags[release.tag])
-        newer = any(version_key(tag[1:]) > version_key(release.version) for tag in filter(_is_version, tags))
+        there = [tag[1:] for tag in tags if _is_version(tag)]
+        if pending := self._pending(refs):
+            there.append(pending)
+        newer = any(version_key(version) > version_key(release.version) for version in there)
         branch = _MAIN if self.ours and not newer else _ASIDE
-        commit = self._commit(release, branch, _branches(refs))
+        commit = self._commit(release, branch, refs)
         if wrong := self._differences(release, commit):
             raise InputError(
                 f"{self.repo_id}: {wrong[0]} of {release.tag} is not there as it was sent (commit {commit}), and no "
@@ -230,28 +281,38 @@ class _Repository:
         return self._checked(release, _tags(self._refs()).get(release.tag, commit))
 
     def _checked(self, release: Release, commit: str) -> str:
-        """Return the commit that a tag points at, if it holds this version to the byte, whoever made it."""
-        if wrong := self._differences(release, commit):
+        """Return the commit that a tag points at, if it holds this version to the byte, whoever made it.
+
+        What its card says may have grown since, by heads that were trained later.
+        """
+        wrong = self._differences(release, commit)
+        if wrong and all(_is_of_card(path) for path in wrong):
+            logger.warning(
+                "%s %s: the card stays as it was published, since a tag is never moved; it differs in %s",
+                *(self.repo_id, release.tag, ", ".join(wrong)),
+            )
+        elif wrong:
             raise InputError(
                 f"{self.repo_id}: the tag {release.tag} is there, and points at {commit}, where {wrong[0]} is "
                 f"another: a tag is never moved; choose another --repo_id, or delete the tag yourself"
             )
         return commit
 
-    def _commit(self, release: Release, branch: str, branches: dict[str, str]) -> str:
+    def _commit(self, release: Release, branch: str, refs: GitRefs) -> str:
         """Return the commit of a branch that holds this version; make it, if the last one does not."""
+        branches = _branches(refs)
         if branch not in branches:
             self.api.create_branch(self.repo_id, branch=branch, revision=branches[_MAIN], exist_ok=True)
             branches = _branches(self._refs())
         elif branch == _ASIDE and branches[branch] != branches[_MAIN] and not self._is_marked(branch):
             raise InputError(
-                f"{self.repo_id} has a branch {branch} that was not made by this project: rename it, or choose another "
-                f"--repo_id"
+                f"{self.repo_id} has a branch {branch} that holds no version of ours: rename it, or delete it if it "
+                f"is left of a try that was interrupted; or choose another --repo_id"
             )
         if not self._differences(release, branches[branch]):
             return branches[branch]  # its answer was lost, or its tag was never made
         if branch == _MAIN or branches[branch] != branches[_MAIN]:  # else it is new, and nobody's
-            self._check_head(branch, branches[branch])
+            self._check_head(branch, branches[branch], _tags(refs))
         return self.api.upload_folder(
             repo_id=self.repo_id,
             folder_path=release.folder,
@@ -261,13 +322,14 @@ class _Repository:
             delete_patterns="*",
         ).oid
 
-    def _check_head(self, branch: str, head: str) -> None:
+    def _check_head(self, branch: str, head: str, tags: dict[str, str]) -> None:
         """Refuse to build on a branch whose last commit is not ours, since a version replaces all that is there.
 
         It is looked at by its id: another publisher may move the branch meanwhile, which the upload then finds out.
         """
-        last = self.api.list_repo_commits(self.repo_id, revision=head)[0]
-        if not _is_version(last.title) and self._paths(head) - {_ATTRIBUTES}:
+        ours = head in tags.values() or self._untagged(head, tags) or not self._paths(head) - {_ATTRIBUTES}
+        if not ours:
+            last = self.api.list_repo_commits(self.repo_id, revision=head)[0]
             raise InputError(
                 f"{self.repo_id}: the last commit of {branch} is not ours ({last.title}, {last.commit_id[:7]}), and "
                 f"would be undone by the next version: move it to another branch first"
@@ -315,7 +377,6 @@ def load_back(releases: Sequence[Release], token: str | bool | None) -> None:
 
 def _check_trunk(api: HfApi, repo_id: str, run: Path, releases: Sequence[Release]) -> None:
     """Refuse heads on versions of an encoder that nobody can look at, or that are others than the run's."""
-    weights = "model.safetensors"
     try:
         tags = again(f"look at {repo_id}", lambda: _tags(api.list_repo_refs(repo_id)), may_be_absent=True)
     except RepositoryNotFoundError:
@@ -323,13 +384,19 @@ def _check_trunk(api: HfApi, repo_id: str, run: Path, releases: Sequence[Release
     for tag in dict.fromkeys(release.tag for release in releases):
         if tag not in tags:
             raise InputError(f"the heads' cards name {repo_id} {tag}, which is not published: --what all")
-        found = again(
-            f"look into {repo_id}",
-            lambda tag=tag: api.get_paths_info(repo_id, [weights], revision=tag),  # type: ignore[misc]
-        )
-        published = [file.lfs.sha256 for file in found if isinstance(file, RepoFile) and file.lfs]
-        if published != [sha256_of_file(run / tag / weights)]:
+        published = again(f"look into {repo_id}", lambda tag=tag: _weights_of(api, repo_id, tag))  # type: ignore[misc]
+        if published != sha256_of_file(run / tag / WEIGHTS):
             raise InputError(f"the heads' cards name {repo_id} {tag}, whose weights are not those of {run / tag}")
+
+
+def _weights_of(api: HfApi, repo_id: str, revision: str) -> str | None:
+    """Return the sha256 of a version's weights."""
+    found = api.get_paths_info(repo_id, [WEIGHTS], revision=revision)
+    return next((file.lfs.sha256 for file in found if isinstance(file, RepoFile) and file.lfs), None)
+
+
+def _is_of_card(path: str) -> bool:
+    return path in ("README.md", PLOT) or path.startswith(".eval_results/")
 
 
 def _gather(api: HfApi, title: str, repo_ids: Sequence[str], private: bool) -> None:

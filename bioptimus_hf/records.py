@@ -34,7 +34,7 @@ class About:
         corpus: what the text of pre-training is, and where it comes from.
         corpus_license: under which terms.
         ner_licenses: of the annotated data of each task.
-        base_model: name on the Hub of the model that was adapted; only where the run was given a folder.
+        base_model: name on the Hub (`name@revision`) of the model that was adapted; only where the run got a folder.
         hardware: that the run was made on; only where it was made by a version that did not record it.
         ner_datasets: data set on the Hub of a task, `name` or `name:configuration`; tasks without one have none.
     """
@@ -254,7 +254,8 @@ def base_of(tokenizer: Mapping[str, Any], about: About) -> dict[str, str | None]
         return {"name": name, "commit": commit or None}
     if about.base_model is None:
         raise InputError("the run was given its base model as a folder: name that model on the Hub (--base_model_id)")
-    return {"name": about.base_model, "commit": None}
+    name, _, commit = about.base_model.partition("@")
+    return {"name": name, "commit": commit or None}
 
 
 def recipe(made: Mapping[str, Mapping[str, Any]], base: Mapping[str, str | None]) -> str:

@@ -10,20 +10,25 @@ import shutil
 import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import torch
+import transformers
 import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from safetensors import SafetensorError, safe_open
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, BertConfig
 
 from bioptimus_hf.artifacts import InputError, sha256_of_file, write_json
 from bioptimus_hf.cards import encoder_card, evaluation_entries, head_card
 from bioptimus_hf.curriculum import PHASE_FILE
 from bioptimus_hf.plots import plot_history
+from bioptimus_hf.pretraining import PretrainingArguments
 from bioptimus_hf.records import (
     About,
     encoder_facts,
@@ -37,10 +42,11 @@ from bioptimus_hf.records import (
 
 MARK = "bioptimus_hf.json"  # in every version that is published: by it a repository of ours is known
 PLOT = "history.png"
-_MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
+WEIGHTS = "model.safetensors"
+_MODEL_FILES = ("config.json", WEIGHTS, "tokenizer.json", "tokenizer_config.json", "vocab.txt")
 # What a folder of ours never holds, and a user of the published model should not be made to load.
 _STRANGE = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.h5", "*.msgpack", "*.py", "*.safetensors.*")
-_ENCODER, _HEAD = "BertForMaskedLM", "BertForTokenClassification"
+ENCODER, HEAD = "BertForMaskedLM", "BertForTokenClassification"
 _TOKEN = re.compile(rb"\b(?:hf_(?:oauth_|jwt_)?|api_org_)[A-Za-z0-9.-]{20,}")
 _PLACES = re.compile(
     rb"(?<![\w.])/(?:home|Users|root|tmp|mnt|scratch|private)/[\w.-]+|[A-Z]:\\\\?Users\b"
@@ -127,8 +133,9 @@ def stage(
     check_repo_id(repo_id)
     run = Path(run_dir)
     if not run.is_dir():
-        raise InputError(f"{run} is not there: give the folder of a run (--output_dir)")
-    chosen = sorted(dict.fromkeys(versions or run_versions(run)), key=version_key)
+        raise InputError(f"{run} is no folder that is there: give that of a run (--output_dir)")
+    _check_about(run, about)
+    chosen = sorted(dict.fromkeys(map(str, versions or run_versions(run))), key=version_key)
     for version in chosen:
         if not (run / name_of(version) / PHASE_FILE).is_file():
             raise InputError(
@@ -142,6 +149,19 @@ def stage(
             check_repo_id(f"{repo_id}-{task}")
             releases.append(stage_head(run, task, version, f"{repo_id}-{task}", work / task / version, about))
     return releases
+
+
+def _check_about(run: Path, about: About) -> None:
+    if about.base_model is not None:
+        try:
+            validate_repo_id(about.base_model.partition("@")[0])
+        except HFValidationError as error:
+            raise InputError(f"--base_model_id {about.base_model}: {str(error).split(': ')[0]}") from error
+    tasks = sorted(path.name for path in (run / "ner").glob("*") if path.is_dir())
+    for option, given in (("--ner_licenses", about.ner_licenses), ("--ner_datasets", about.ner_datasets)):
+        for task in given:
+            if tasks and task not in tasks:
+                raise InputError(f"{option} {task}=...: {run / 'ner'} has heads for {', '.join(tasks)}")
 
 
 def stage_encoder(run: Path, version: str, repo_id: str, folder: Path, about: About) -> Release:
@@ -160,7 +180,7 @@ def stage_encoder(run: Path, version: str, repo_id: str, folder: Path, about: Ab
         history: Any = read_json(plot.with_suffix(".json"))
         plot_history(folder / PLOT, history, {phase["version"]: phase["last_step"] for phase in facts["phases"]})
     record = read_json(source / PHASE_FILE)
-    return _finished(folder, repo_id, version, _ENCODER, encoder_card(facts), facts["results"], about, record)
+    return _finished(folder, repo_id, version, ENCODER, encoder_card(facts), facts["results"], about, record)
 
 
 def stage_head(run: Path, task: str, version: str, repo_id: str, folder: Path, about: About) -> Release:
@@ -172,7 +192,7 @@ def stage_head(run: Path, task: str, version: str, repo_id: str, folder: Path, a
     facts = head_facts(run, task, version, repo_id, about)
     _copy_model(heads_of(run, version)[task].folder, folder)
     made = {name: facts["finetuning"][name] for name in ("fingerprint", "inputs", "settings")}
-    return _finished(folder, repo_id, version, _HEAD, head_card(facts), [facts["row"]], about, made)
+    return _finished(folder, repo_id, version, HEAD, head_card(facts), [facts["row"]], about, made)
 
 
 def check_folder(folder: Path, architecture: str, owner: str) -> None:
@@ -183,7 +203,7 @@ def check_folder(folder: Path, architecture: str, owner: str) -> None:
             the tokenizer's, a weight is no number, or a file tells of the machine or holds a token (which file).
     """
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    wanted = {*_MODEL_FILES, "README.md", MARK, *([PLOT] if architecture == _ENCODER else [])}
+    wanted = {*_MODEL_FILES, "README.md", MARK, *([PLOT] if architecture == ENCODER else [])}
     results = {path for path in there if re.fullmatch(r"\.eval_results/[\w.-]+\.yaml", path)}
     for name in sorted(wanted - there):
         raise InputError(f"{folder} lacks {name}" + (": pip install 'bioptimus-hf[plots]'" if name == PLOT else ""))
@@ -193,7 +213,7 @@ def check_folder(folder: Path, architecture: str, owner: str) -> None:
     if config.get("architectures") != [architecture] or config.get("model_type") != "bert" or "auto_map" in config:
         raise InputError(f"{folder / 'config.json'} is not that of a plain {architecture}")
     _check_vocabulary(folder, config["vocab_size"])
-    _check_weights(folder / "model.safetensors", config["vocab_size"])
+    _check_weights(folder / WEIGHTS, architecture)
     for name in sorted(there):
         _check_private(folder / name, owner)
 
@@ -240,7 +260,8 @@ def _finished(
 ) -> Release:
     ModelCard(card)  # reads its head, and fails where that is not sound
     (folder / "README.md").write_text(card, encoding="utf-8")
-    write_json(folder / MARK, {"made_by": "bioptimus_hf", "repository": repo_id, "version": version, "record": record})
+    said = {"made_by": "bioptimus_hf", "repository": repo_id, "version": version, "architecture": architecture}
+    write_json(folder / MARK, {**said, "record": record})
     for task, entries in evaluation_entries(rows, about).items():
         path = folder / ".eval_results" / f"{task}.yaml"
         path.parent.mkdir(exist_ok=True)
@@ -265,19 +286,41 @@ def _check_vocabulary(folder: Path, size: int) -> None:
         )
 
 
-def _check_weights(path: Path, size: int) -> None:
+def _check_weights(path: Path, architecture: str) -> None:
+    """Refuse weights that are not those of the model that config.json describes: transformers would draw new ones."""
+    with torch.device("meta"):
+        model = getattr(transformers, architecture)(BertConfig.from_pretrained(str(path.parent)))
+    wanted = {name: tuple(values.shape) for name, values in model.state_dict().items()}
     try:
         with safe_open(path, "pt") as weights:
+            names = set(weights.keys())
+            missing = sorted(wanted.keys() - names - {*(model._tied_weights_keys or ())})
+            if missing or names - wanted.keys():
+                raise InputError(
+                    f"{path} is not of a {architecture}: {', '.join(missing[:3] or sorted(names - wanted.keys())[:3])} "
+                    f"{'is missing' if missing else 'is no part of it'}"
+                )
             if set(weights.metadata() or {}) - {"format"}:
                 raise InputError(f"{path} carries notes beside its weights ({', '.join(weights.metadata())})")
             for name in weights.keys():  # noqa: SIM118 (this is no mapping)
                 values = weights.get_tensor(name)
                 if values.is_floating_point() and not bool(values.isfinite().all()):
                     raise InputError(f"{path}: {name} holds values that are no numbers, or infinite")
-                if name.endswith("word_embeddings.weight") and len(values) != size:
-                    raise InputError(f"{path} has {len(values)} rows of embeddings for {size} tokens")
+                if tuple(values.shape) != wanted[name]:
+                    raise InputError(
+                        f"{path}: {name} is of shape {tuple(values.shape)}, and config.json describes {wanted[name]}"
+                    )
     except SafetensorError as error:
         raise InputError(f"{path} is no whole file of weights ({error})") from error
+
+
+@lru_cache(maxsize=1)
+def _own_words() -> str:
+    """Return the text of the cards' templates, and the names of what is recorded, which tell of no machine."""
+    templates = resources.files("bioptimus_hf.model_card").iterdir()
+    texts = [one.read_text(encoding="utf-8") for one in templates if one.name.endswith((".md", ".bib"))]
+    recorded = [*BertConfig().to_dict(), *PretrainingArguments(use_cpu=True).to_dict(), "architecture", "record"]
+    return " ".join([*texts, *recorded, "inputs", "metrics"])
 
 
 def _check_private(path: Path, owner: str) -> None:
@@ -290,6 +333,7 @@ def _check_private(path: Path, owner: str) -> None:
         names.add(getpass.getuser())
         places.add(str(Path.home()))
     names, places = names - _NOBODY - {owner}, places - {"/"}
+    names -= set(re.findall(r"[\w-]+", _own_words()))  # which stand in every card
     found = _TOKEN.search(content) or _PLACES.search(content)
     words = "|".join(re.escape(name) for name in sorted(names) if len(name) >= _SHORTEST_NAME)
     found = found or next((match for one in places if (match := re.search(re.escape(one).encode(), content))), None)

@@ -41,6 +41,7 @@ from bioptimus_hf.pretraining import (
     VALIDATION_MASKING,
     PretrainingArguments,
     check_blocks,
+    last_checkpoint,
     mask_once,
     pretrain,
     shaping_settings,
@@ -164,6 +165,7 @@ def main() -> None:
         checkpoints.mkdir(parents=True, exist_ok=True)
         write_json(checkpoints / RUN_FILE, this)
 
+    resumed = last_checkpoint(checkpoints, world_size=arguments.world_size) is not None
     set_seed(arguments.seed)
     # What stands here is written by the first process alone; the versions are exported as the run goes.
     with building(folder, inputs, settings) if arguments.process_index == 0 else nullcontext() as built:
@@ -199,6 +201,7 @@ def main() -> None:
                 "validation_blocks": len(validation),
                 "validation_masking": asdict(VALIDATION_MASKING),
                 "validation_losses": {str(row["step"]): row["eval_loss"] for row in history if "eval_loss" in row},
+                "resumed": resumed,  # then the time that is recorded is not the whole
             }
     PartialState().wait_for_everyone()  # the Trainer of a slower process may still list its checkpoints
     if arguments.process_index == 0:

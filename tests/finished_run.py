@@ -43,7 +43,7 @@ def make_run(run: Path, seed: int = 0) -> Path:
     contexts = {"tokenizer": its, **base}
     found = make_stage(run / "contexts", {**corpus, **contexts}, {**share, "per_token": 4}, {"contexts": 80})
     (run / "tokenizer" / "vocab.txt").write_text("".join(f"{token}\n" for token in vocabulary))
-    start = {"new_tokens": 27, "new_tokens_from_contexts": 25, "fallen_back": ["a", "b"]}
+    start = {"new_tokens": 27, "new_tokens_from_contexts": 25, "fallen_back": ["a", "b"], "unknown_to_base": ["b"]}
     distilled = make_stage(run / "v0.0", {**contexts, "contexts": found}, {"initializer": "contextual_mean"}, start)
     make_pretraining(run, {**corpus, "model": distilled}, tokenizer, seed)
     for place, f1 in enumerate((0.5, 0.75)):

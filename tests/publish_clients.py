@@ -44,6 +44,21 @@ def publish_blindly(run: str, repo_id: str, times: int = 1, **options: Any) -> l
     return [one for _ in range(times) for one in publish(run, repo_id, private=False, **options)]
 
 
+def publish_apart(run: str, repo_id: str, older: str, newer: str) -> list[list[list[str]]]:
+    """Publish a version, and an older one, as another process might, while the tag of the newer is yet to be made."""
+    found: list[list[list[str]]] = []
+    create_tag = HfApi.create_tag
+
+    def late(api: HfApi, *arguments: Any, **options: Any) -> None:
+        HfApi.create_tag = create_tag  # type: ignore[method-assign]
+        found.append(publish_blindly(run, repo_id, versions=[older]))
+        create_tag(api, *arguments, **options)
+
+    HfApi.create_tag = late  # type: ignore[assignment,method-assign]
+    newest = publish_blindly(run, repo_id, versions=[newer])
+    return [*found, newest]
+
+
 def sweep(run: str, repo_ids: list[str]) -> dict[str, Any]:
     """Publish the same to many repositories, one after the other, in little time."""
     retrying._PAUSES = (0.02,) * 20
@@ -59,9 +74,9 @@ def attempts(cases: dict[str, Any]) -> dict[str, Any]:
     return {name: publish(run, repo_id, **options) for name, (run, repo_id, options) in cases.items()}
 
 
-def edit(repo_id: str) -> None:
+def edit(repo_id: str, title: str) -> None:
     """Add a file, as an owner may in the browser."""
-    HfApi().upload_file(path_or_fileobj=b"MIT", path_in_repo="LICENSE", repo_id=repo_id, commit_message="A word more")
+    HfApi().upload_file(path_or_fileobj=b"MIT", path_in_repo="LICENSE", repo_id=repo_id, commit_message=title)
 
 
 def stages(scripts: str, commands: list[list[str]], run: str, names: list[str]) -> list[Any]:

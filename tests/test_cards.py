@@ -147,12 +147,27 @@ def test_a_card_tells_of_a_curriculum_and_a_start_of_ones_own(tmp_path: Path) ->
 
 def test_a_card_claims_no_contexts_where_there_were_none(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
-    facts = read_made(run / "v0.0")["facts"] | {"new_tokens_from_contexts": 0, "fallen_back": []}
+    facts = read_made(run / "v0.0")["facts"]
+    facts |= {"new_tokens_from_contexts": 0, "fallen_back": [], "unknown_to_base": []}
     change(run / "v0.0" / "made.json", facts=facts, settings={"initializer": "random"})
     card = encoder_card(encoder_facts(run, "0.4", "lab/encoder", ABOUT))
     assert "out of their contexts" not in card
     assert "started from `random` embeddings" in card
     assert "of 27 new tokens, 27 started from\n  `random`" in card
+
+
+def test_a_card_tells_of_the_machine_that_was_recorded(tmp_path: Path) -> None:
+    """And what is not known for sure: the time of a run that was interrupted is that of its last session."""
+    run, about = make_run(tmp_path / "run"), replace(ABOUT, hardware="8 A100")
+    card = encoder_card(encoder_facts(run, "0.4", "lab/encoder", about))
+    assert "6 minutes on 2 cores of A Processor" in card
+    made = read_made(run / "pretraining")
+    change(run / "pretraining" / "made.json", facts=made["facts"] | {"resumed": True})
+    card = encoder_card(encoder_facts(run, "0.4", "lab/encoder", about))
+    assert "6 minutes (of the last session alone: it was interrupted before) on 2 cores" in card
+    del made["hardware"]
+    write_json(run / "pretraining" / "made.json", made)
+    assert "6 minutes on 8 A100" in encoder_card(encoder_facts(run, "0.4", "lab/encoder", about))
 
 
 def test_no_fact_of_a_published_card_may_be_missing(finished: Path) -> None:

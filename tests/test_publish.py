@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -227,6 +228,17 @@ def test_two_publishers_at_once(hub: Hub, finished: Path, xet: bool) -> None:
     assert titles(hub, name) == ["initial commit", *TAGS[:2]]
 
 
+def test_two_publishers_of_different_versions(hub: Hub, finished: Path) -> None:
+    """The older one comes while the newer is on main, and has no tag yet."""
+    environment, name = {"token": hub.token("ada"), "xet": False}, "ada/apart"
+    call(hub, publish_clients.publish_blindly, finished, name, versions=["0.1"], environment=environment)
+    both = call(hub, publish_clients.publish_apart, finished, name, "0.3", "0.4", environment=environment)
+    commits = refs(hub, name)
+    assert both == [[[name, tag, commits[tag]]] for tag in ("v0.3", "v0.4")]
+    assert (commits["main"], commits["versions"]) == (commits["v0.4"], commits["v0.3"])
+    assert titles(hub, name) == ["initial commit", "v0.1", "v0.4"]
+
+
 def test_what_is_refused_by_the_state_of_the_hub(
     hub: Hub, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,6 +252,8 @@ def test_what_is_refused_by_the_state_of_the_hub(
     keep = hub.world.store.add_regular
     monkeypatch.setattr(hub.world.store, "add_regular", lambda one: keep(one.replace(b"ada/altered", b"ada/another")))
     before, other = dict(refs(hub, "ada/bare")), make_run(tmp_path / "other", seed=1)
+    young = shutil.copytree(finished, tmp_path / "young")
+    shutil.rmtree(young / "ner")
     cases: dict[str, tuple[Path, str, dict[str, Any]]] = {
         "reader": (finished, "ada/reader", {"token": hub.token("ada", "read")}),
         "nobody's token": (finished, "ada/nobody", {"token": "hf_" + "x" * 34}),
@@ -256,13 +270,21 @@ def test_what_is_refused_by_the_state_of_the_hub(
         "older": (finished, "ada/late", {"versions": ["0.2"]}),
         "heads": (finished, "ada/late", {"what": "heads"}),
         "another run": (other, "ada/late", {"versions": ["0.4"]}),
+        "another version of another run": (other, "ada/late", {"versions": ["0.3"]}),
+        "an encoder where a head is": (finished, "ada/late-own", {"versions": ["0.1"]}),
+        "without heads": (young, "ada/grown", {"versions": ["0.4"]}),
+        "heads trained since": (finished, "ada/grown", {"versions": ["0.4"], "what": "all"}),
         "heads of another run": (other, "ada/late", {"what": "heads"}),
         "written by others": (finished, "ada/shared", {"versions": ["0.2"]}),
+        "as if a version": (finished, "ada/titled", {"versions": ["0.2"]}),
+        "as if this version": (finished, "ada/named", {"versions": ["0.2"]}),
     }
-    shared = {"ada/shared": (finished, "ada/shared", {"versions": ["0.1"]})}
+    theirs = {"ada/shared": "A word more", "ada/titled": "v1.1", "ada/named": "v0.1"}
+    shared = {name: (finished, name, {"versions": ["0.1"]}) for name in theirs}
     call(hub, publish_clients.attempts, shared, environment=environment)
-    call(hub, publish_clients.edit, "ada/shared", environment=environment)
-    edited = refs(hub, "ada/shared")
+    for name, title in theirs.items():
+        call(hub, publish_clients.edit, name, title, environment=environment)
+    edited = {name: dict(refs(hub, name)) for name in theirs}
     seen = call(hub, publish_clients.attempts, cases, environment=environment)
     error = {name: ended[0][1] for name, ended in seen.items() if ended[0][0] == "error"}
     assert "the token may not do this" in error.pop("reader")
@@ -270,7 +292,7 @@ def test_what_is_refused_by_the_state_of_the_hub(
     assert "the token may not do this" in error.pop("someone else's")
     assert "ada/bare holds what was not published by this project: choose another --repo_id" in error.pop("foreign")
     assert "ada/bare is public, and was to be private: give --public" in error.pop("visible")
-    assert "ada/aside has a branch versions that was not made by this" in error.pop("a branch of theirs")
+    assert "ada/aside has a branch versions that holds no version of ours" in error.pop("a branch of theirs")
     assert aside.refs["refs/heads/versions"] == old
     assert re.search(
         r"ada/altered: README\.md of v0\.1 is not there as it was sent .* no tag was", error.pop("altered")
@@ -278,10 +300,14 @@ def test_what_is_refused_by_the_state_of_the_hub(
     assert "v0.1" not in refs(hub, "ada/altered")
     assert re.search(r"the tag v0\.2 is there, and points at [0-9a-f]{40}, where", error.pop("moved"))
     assert "ada/alone v0.4, which is not published: --what all" in error.pop("heads alone")
-    assert "ada/late: the tag v0.4 is there, and points at" in error.pop("another run")
+    for case in ("another run", "another version of another run"):
+        assert re.search(r"ada/late v0\.4 has other weights than .*, and is of another run", error.pop(case))
+    assert "ada/late-own v0.4 is a BertForTokenClassification" in error.pop("an encoder where a head is")
     assert "ada/late v0.4, whose weights are not those of" in error.pop("heads of another run")
     assert "the last commit of main is not ours (A word more, " in error.pop("written by others")
-    assert refs(hub, "ada/shared") == edited
+    assert "the last commit of main is not ours (v1.1, " in error.pop("as if a version")
+    assert "the last commit of main is not ours (v0.1, " in error.pop("as if this version")
+    assert {name: refs(hub, name) for name in theirs} == edited
     assert not error
     unmade = {"ada/reader", "ada/nobody", "bob/encoder", "ada/alone-own"}
     assert not unmade & {id for _, id in hub.world.store.repositories}
@@ -293,6 +319,7 @@ def test_what_is_refused_by_the_state_of_the_hub(
     clean = hub.world.store.repositories["models", "ada/bare"].commits[adopted["v0.1"]].files
     assert not [name for name in clean if name.endswith((".bin", ".pt"))]
 
+    assert seen["heads trained since"][:1] == seen["without heads"]
     late = refs(hub, "ada/late")
     assert late["main"] == late["v0.4"] != late["v0.2"] == late["versions"]
 
@@ -373,7 +400,19 @@ SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a folder": (lambda run: (run / "v0.2" / "checkpoints").mkdir(), r"v0\.2 holds checkpoints/"),
     "no metric": (lambda run: change(run / "v0.2" / "phase.json", metrics={}), "no validation loss, which its card"),
     "vocabulary": (lambda run: change(run / "v0.2" / "config.json", vocab_size=126), "config.json says 126 tokens"),
-    "rows": (lambda run: shorten(run / "v0.2"), "has 127 rows of embeddings for 126 tokens"),
+    "rows": (lambda run: shorten(run / "v0.2"), r"is of shape \(127.*, and config\.json describes \(126"),
+    "no classifier": (
+        lambda run: rename(run, "classifier.weight", None),
+        r"is not of a BertForTokenClassification: classifier\.weight is missing",
+    ),
+    "another tensor": (
+        lambda run: rename(run, "classifier.bias", "classifier.extra"),
+        r"is not of a BertForTokenClassification: classifier\.bias is missing",
+    ),
+    "a further tensor": (
+        lambda run: rename(run, "classifier.bias", "classifier.extra", keep=True),
+        r"is not of a BertForTokenClassification: classifier\.extra is no part of it",
+    ),
     "NaN": (spoil_nan, "LayerNorm.bias holds values that are no numbers"),
     "cut off": (lambda run: (run / "v0.2" / "model.safetensors").write_bytes(b"x" * 99), "no whole file of weights"),
     "other class": (lambda run: change(run / "v0.2" / "config.json", architectures=["X"]), "not that of a plain Bert"),
@@ -403,6 +442,16 @@ SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
         "lacks a score, which the card",
     ),
 }
+
+
+def rename(run: Path, name: str, other: str | None, *, keep: bool = False) -> None:
+    """Rename a tensor of the heads, or leave it out, or copy it."""
+    for file in run.glob("ner/own/v0.4/*/model.safetensors"):
+        weights = load_file(file)
+        values = weights[name].clone()
+        if not keep:
+            del weights[name]
+        save_file({**weights, **({other: values} if other else {})}, file, metadata={"format": "pt"})
 
 
 def shorten(version: Path) -> None:
@@ -438,6 +487,10 @@ def test_an_owner_may_have_the_name_of_the_account(finished: Path, monkeypatch: 
     monkeypatch.setenv("USER", "adalovelace")
     monkeypatch.setenv("LOGNAME", "adalovelace")
     assert publish(finished, "adalovelace/encoder", versions=["0.1"], about=ABOUT)
+    for account in ("test", "data", "model", "seed", "corpus"):  # words of every card
+        monkeypatch.setattr("getpass.getuser", lambda account=account: account)
+        monkeypatch.setattr("socket.gethostname", lambda account=account: account)
+        assert publish(finished, "ada/encoder", versions=["0.4"], what="all", about=ABOUT)
     monkeypatch.setattr("getpass.getuser", lambda: {}[0])  # as where a number has no account
     assert publish(finished, "ada/encoder", versions=["0.1"], about=ABOUT)
 
@@ -471,8 +524,17 @@ def test_a_repository_needs_a_name_that_can_be(finished: Path, repo_id: str) -> 
 def test_what_a_run_cannot_know_is_asked_for(finished: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="a licence, a language and what the text was"):
         publish(finished, "ada/encoder")
-    with pytest.raises(InputError, match="is not there: give the folder of a run"):
-        publish(tmp_path / "nowhere", "ada/encoder", about=ABOUT)
+    (tmp_path / "file").touch()
+    for place in ("nowhere", "file"):
+        with pytest.raises(InputError, match="is no folder that is there: give that of a run"):
+            publish(tmp_path / place, "ada/encoder", about=ABOUT)
+    for name in ("no name at all", "a/b/c"):
+        with pytest.raises(InputError, match=f"--base_model_id {name}: "):
+            publish(finished, "ada/encoder", about=replace(ABOUT, base_model=name))
+    with pytest.raises(InputError, match=r"--ner_datasets ner=\.\.\.: .*ner has heads for own"):
+        publish(finished, "ada/encoder", about=replace(ABOUT, ner_datasets={"ner": "lab/entities"}))
+    numbers: list[Any] = [0.1]  # as YAML has them
+    assert publish(finished, "ada/encoder", versions=numbers, about=ABOUT)[0].tag == "v0.1"
     with pytest.raises(InputError, match=r"v0\.9 has no phase\.json"):
         publish(finished, "ada/encoder", versions=["0.9"], about=ABOUT)
     with pytest.raises(InputError, match=r"no head for ner on v0\.1"):
