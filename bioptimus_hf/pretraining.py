@@ -43,7 +43,7 @@ _WIDEST_HEAD = 256  # that it takes; and multiples of 8 alone
 _HARMLESS = (
     "output_dir", "run_name", "logging_", "log_", "report_to", "save_", "eval_", "do_", "disable_tqdm", "push_to_hub",
     "dataloader_num_", "dataloader_pin_", "dataloader_persistent_", "dataloader_prefetch_", "hub_", "use_cpu",
-    "project", "include_", "per_device_eval_",
+    "project", "trackio_", "include_", "per_device_eval_",
 )  # fmt: skip
 
 

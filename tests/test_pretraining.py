@@ -569,9 +569,14 @@ def test_a_part_of_a_curriculum_of_ones_own(tokenizer: BertTokenizer, tmp_path: 
     )
     (tmp_path / "own.yaml").write_text(rows)
     options = ("--curriculum", str(tmp_path / "own.yaml"), "--phases", "1.2", "1.5", "--model", str(run / "v0.0"))
-    options += ("--disable_tqdm", "False")
+    options += ("--disable_tqdm", "False", "--report_to", "trackio", "--run_name", "own")
+    environment["TRACKIO_DIR"] = str(tmp_path / "trackio")
     done = subprocess.run(command(run, corpus, *options), env=environment, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr
+    trackio = (str(Path(sys.executable).with_name("trackio")), "get", "metric", "--project", "huggingface", "--json")
+    seen = subprocess.run([*trackio, "--run", "own", "--metric", "train/rate"], env=environment, stdout=subprocess.PIPE)
+    logged = [row["value"] for row in json.loads(seen.stdout)["values"]]
+    assert [logged[step - 1] for step in (1, 20, 21, 40)] == pytest.approx([0.1, 0.2, 0.1, 0.5])
     assert re.search(rb"v1\.5: 100%\|.+\| 40/40 \[\d\d:\d\d<00:00, .+ steps/s, [\d,]+ tokens/s\]", done.stderr)
     assert sorted(path.name for path in run.glob("v*")) == ["v0.0", "v1.2", "v1.5"]
     history = json.loads((run / "pretraining-1.2-1.5" / "history.json").read_text())
