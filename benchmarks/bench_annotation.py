@@ -187,7 +187,7 @@ def main() -> None:
         return
     sizes = {}
     for precision in ("fp32", "int8") if DEVICE == "cpu" else ():
-        if not (options.work / f"onnx-{precision}").exists():
+        if not (options.work / f"onnx-{precision}" / ONNX_FILE).is_file():
             export_onnx(options.model, options.work / f"onnx-{precision}", precision=precision)
         sizes[precision] = (options.work / f"onnx-{precision}" / ONNX_FILE).stat().st_size / 1e6
     print("| | documents/s | x pipeline | a million: hours | entities unlike the pipeline's | test F1 |")

@@ -199,10 +199,10 @@ def _entity(annotation: dict[str, Any], text: str, passages: Sequence[Passage]) 
 def _number(score: Any) -> float:
     try:
         number = float(score)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"the score {score!r} is no number") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"the score {str(score)[:80]} is no number") from error
     if not math.isfinite(number):
-        raise InputError(f"the score {score!r} is no number")
+        raise InputError(f"the score {score} is no number")
     return number
 
 

@@ -232,7 +232,8 @@ class CurriculumCallback(TrainerCallback, ExportableState):
         if loader is not None:
             # Every iterator draws a seed for its workers, from torch's own generator unless there is another. Dropout
             # draws from that too, and persistent workers are made once, others once an epoch.
-            getattr(loader, "base_dataloader", loader).generator = torch.Generator()
+            generator = torch.Generator().manual_seed(args.seed)
+            getattr(loader, "base_dataloader", loader).generator = generator
         self._run = {
             "curriculum": [asdict(phase) for phase in self.curriculum],
             "seed": self.collator.seed,

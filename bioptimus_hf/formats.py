@@ -6,7 +6,7 @@ import gzip
 import io
 import json
 import logging
-import math
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 _KINDS: dict[str, Any] = {
     "start": int, "end": int, "text": str, "label": str, "score": (int, float), "identifier": str
 }  # fmt: skip
+
+_LARGEST = sys.float_info.max  # of a score; JSON knows larger numbers, and some that are none
 
 Found = Iterator[Document | InputError]
 SUFFIXES: dict[str, tuple[str, ...]] = {
@@ -228,7 +230,7 @@ def _json_entity(row: Any) -> Entity:
         )
     for name, value in row.items():
         known = isinstance(value, _KINDS[name]) and not isinstance(value, bool)
-        if not known or (name == "score" and not math.isfinite(value)):
+        if not known or (name == "score" and not abs(value) <= _LARGEST):
             raise InputError(f"an entity's {name} cannot be {value!r}")
     return Entity(**row)
 

@@ -231,8 +231,7 @@ class _Repository:
 
     def _pending(self, refs: GitRefs) -> str | None:
         """Return the version that is the last commit of main, and that another publisher has not yet given its tag."""
-        head = _branches(refs)[_MAIN]
-        return None if head in _tags(refs).values() else self._untagged(head, _tags(refs))
+        return self._untagged(_branches(refs)[_MAIN], _tags(refs))
 
     def _untagged(self, commit: str, tags: dict[str, str]) -> str | None:
         """Return the version that a commit of ours holds, if its tag was never made."""
@@ -327,8 +326,8 @@ class _Repository:
 
         It is looked at by its id: another publisher may move the branch meanwhile, which the upload then finds out.
         """
-        ours = head in tags.values() or self._untagged(head, tags) or not self._paths(head) - {_ATTRIBUTES}
-        if not ours:
+        is_tagged = any(commit == head and _is_version(tag) for tag, commit in tags.items())
+        if not is_tagged and not self._untagged(head, tags) and self._paths(head) - {_ATTRIBUTES}:
             last = self.api.list_repo_commits(self.repo_id, revision=head)[0]
             raise InputError(
                 f"{self.repo_id}: the last commit of {branch} is not ours ({last.title}, {last.commit_id[:7]}), and "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import shutil
 import tempfile
 import warnings
 from importlib import resources
@@ -48,9 +49,7 @@ def export_onnx(model: str | Path, folder: str | Path, *, precision: Literal["in
     # Plain attention: the fused one is exported with a search for rows without any key, slower than attention itself.
     head = load_by_name(AutoModelForTokenClassification, model, dtype=torch.float32, attn_implementation="eager").eval()
     tokenizer = load_by_name(AutoTokenizer, model)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the folder, which it becomes only when it is whole.
-    with tempfile.TemporaryDirectory(prefix=f"{folder.name}.", dir=folder.parent) as place:
+    with tempfile.TemporaryDirectory() as place:  # so that what fails leaves the folder as it was
         whole, plain = Path(place) / "whole", Path(place) / ONNX_FILE
         head.config.save_pretrained(whole)
         save_tokenizer(tokenizer, whole)
@@ -61,7 +60,7 @@ def export_onnx(model: str | Path, folder: str | Path, *, precision: Literal["in
             _quantize(plain, whole / ONNX_FILE)
         else:
             plain.rename(whole / ONNX_FILE)
-        whole.replace(folder)
+        shutil.copytree(whole, folder, dirs_exist_ok=True)
 
 
 class OnnxHead:

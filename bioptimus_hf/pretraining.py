@@ -43,7 +43,7 @@ _WIDEST_HEAD = 256  # that it takes; and multiples of 8 alone
 _HARMLESS = (
     "output_dir", "run_name", "logging_", "log_", "report_to", "save_", "eval_", "do_", "disable_tqdm", "push_to_hub",
     "dataloader_num_", "dataloader_pin_", "dataloader_persistent_", "dataloader_prefetch_", "hub_", "use_cpu",
-    "project", "trackio_", "include_", "per_device_eval_",
+    "project", "resume_from_checkpoint", "trackio_", "include_", "per_device_eval_",
 )  # fmt: skip
 
 
@@ -122,7 +122,7 @@ def mask_once(
     masked: list[dict[str, Any]] = []
     for start in range(0, len(blocks), _ROWS_AT_ONCE):
         rows = blocks.select(range(start, min(start + _ROWS_AT_ONCE, len(blocks)))).to_list()
-        batch = collator(rows)
+        batch = collator([{name: values for name, values in row.items() if name != "labels"} for row in rows])
         masked.extend(
             {name: values[number, : len(row["input_ids"])].numpy() for name, values in batch.items()}
             for number, row in enumerate(rows)
@@ -163,6 +163,7 @@ def pretrain(
             does not fit the number of steps, an argument is one that this training cannot heed, or training diverged.
         Terminated: the process was told to end; a checkpoint to go on from is there.
     """
+    check_arguments(arguments)
     check_blocks(train, model, arguments)
     if validation is None and arguments.eval_strategy != "no":
         raise InputError('without a validation set there is none to measure a loss on: give one, or eval_strategy="no"')
@@ -180,7 +181,7 @@ def pretrain(
     )
     if on_begin:
         trainer.add_callback(_OnBegin(on_begin))  # after the curriculum's
-    checkpoint = last_checkpoint(Path(arguments.output_dir), world_size=arguments.world_size)
+    checkpoint = last_checkpoint(Path(arguments.output_dir), shared=not arguments.save_on_each_node)
     if checkpoint:
         logger.info("going on from %s", checkpoint)
     arguments.eval_on_start = validation is not None and not checkpoint
@@ -233,11 +234,11 @@ def prepare_model(
             arguments.dataloader_pin_memory = False  # memory that a thread pins meanwhile would end the recording
 
 
-def check_blocks(train: Dataset, model: BertForMaskedLM, arguments: TrainingArguments) -> None:
-    """Refuse blocks that cannot be trained on.
+def check_arguments(arguments: TrainingArguments) -> None:
+    """Refuse arguments that this training cannot heed.
 
     Raises:
-        InputError: as for `pretrain`.
+        InputError: there is one.
     """
     if arguments.label_smoothing_factor:
         raise InputError("--label_smoothing_factor: the loss of pre-training is computed without it; leave it out")
@@ -249,6 +250,14 @@ def check_blocks(train: Dataset, model: BertForMaskedLM, arguments: TrainingArgu
         raise InputError(
             f"--train_sampling_strategy {arguments.train_sampling_strategy}: blocks are drawn at random; leave it out"
         )
+
+
+def check_blocks(train: Dataset, model: BertForMaskedLM, arguments: TrainingArguments) -> None:
+    """Refuse blocks that cannot be trained on.
+
+    Raises:
+        InputError: as for `pretrain`.
+    """
     rows = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     positions = model.config.max_position_embeddings
     if len(train) < rows:
@@ -260,18 +269,22 @@ def check_blocks(train: Dataset, model: BertForMaskedLM, arguments: TrainingArgu
         raise InputError(f"blocks of {len(train[0]['input_ids'])} tokens: the model reads {positions} (--max_length)")
 
 
-def last_checkpoint(folder: Path, *, world_size: int = 1) -> str | None:
+def last_checkpoint(folder: Path, *, shared: bool = True) -> str | None:
     """Return the newest whole checkpoint of a run, if there is one; what a kill left half-written is removed.
 
     The Trainer writes `trainer_state.json` last, and itself would take the newest folder for good without looking. Of
     several processes, each writes the state of its random numbers when it comes to that.
+
+    Args:
+        shared: whether the folder is that of all processes, and not of one machine among several.
     """
-    names = [f"rng_state_{rank}.pth" for rank in range(world_size)] if world_size > 1 else ["rng_state.pth"]
     checkpoints = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     for checkpoint in sorted(checkpoints, key=lambda path: -int(path.name.rpartition("-")[2])):
         try:
-            TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-            for name in names:
+            state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+            its: Any = state.stateful_callbacks.get(CurriculumCallback.__name__, {})
+            ranks = its.get("attributes", {}).get("_run", {}).get("world_size", 1) if shared else 0
+            for name in ["rng_state.pth"] if ranks == 1 else [f"rng_state_{rank}.pth" for rank in range(ranks)]:
                 (checkpoint / name).stat()
         except (OSError, ValueError):
             logger.warning("%s was not written to its end: removed", checkpoint)

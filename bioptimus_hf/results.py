@@ -209,13 +209,15 @@ def _read_cell(folder: Path) -> Cell:
         raise InputError(f"{folder / 'scores.json'} is not of a finished head: train it again with --force") from error
     words, gold, predicted = read_predictions(folder / "predictions.tsv")
     made = read_made(folder)
+    trained = what.get("trained", made)  # of a head that is scored elsewhere
+    inputs = {**trained["inputs"], **made["inputs"]}
     return Cell(
         **name,
         gold=hash_of_gold(words, gold),
         scores=entity_scores(gold, predicted),
         counts=entity_counts(gold, predicted),
-        settings={key: value for key, value in made["settings"].items() if key != "seed"},
-        inputs={key: value for key, value in made["inputs"].items() if key != "head"},
+        settings={key: value for key, value in trained["settings"].items() if key != "seed"},
+        inputs={key: value for key, value in inputs.items() if key != "head"},
     )
 
 

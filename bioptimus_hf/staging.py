@@ -27,6 +27,7 @@ from transformers import AutoTokenizer, BertConfig
 from bioptimus_hf.artifacts import InputError, sha256_of_file, write_json
 from bioptimus_hf.cards import encoder_card, evaluation_entries, head_card
 from bioptimus_hf.curriculum import PHASE_FILE
+from bioptimus_hf.ner import NER_TASKS
 from bioptimus_hf.plots import plot_history
 from bioptimus_hf.pretraining import PretrainingArguments
 from bioptimus_hf.records import (
@@ -157,11 +158,11 @@ def _check_about(run: Path, about: About) -> None:
             validate_repo_id(about.base_model.partition("@")[0])
         except HFValidationError as error:
             raise InputError(f"--base_model_id {about.base_model}: {str(error).split(': ')[0]}") from error
-    tasks = sorted(path.name for path in (run / "ner").glob("*") if path.is_dir())
+    tasks = {*NER_TASKS, *(path.name for path in (run / "ner").glob("*") if path.is_dir())}
     for option, given in (("--ner_licenses", about.ner_licenses), ("--ner_datasets", about.ner_datasets)):
         for task in given:
-            if tasks and task not in tasks:
-                raise InputError(f"{option} {task}=...: {run / 'ner'} has heads for {', '.join(tasks)}")
+            if task not in tasks:
+                raise InputError(f"{option} {task}=...: known are {', '.join(sorted(tasks))}")
 
 
 def stage_encoder(run: Path, version: str, repo_id: str, folder: Path, about: About) -> Release:

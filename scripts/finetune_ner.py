@@ -229,14 +229,15 @@ def score_elsewhere(
     """Score a finished head on the test part of another task."""
     cell = json.loads((head / "scores.json").read_text(encoding="utf-8"))
     folder = root / f"{cell['task']}-on-{other}" / head.parent.name / head.name
-    made = read_made(head)
-    inputs, settings = {**made["inputs"], **files, "head": identity(head)}, made["settings"]
+    inputs, settings = {**files, "head": identity(head)}, {"max_length": options.max_length, "seed": cell["seed"]}
     if is_finished(folder, inputs, settings, force=stage.force):
         return
     with building(folder, inputs, settings) as built:
         scores = score(built, head, data, options.max_length)
         what = {"task": f"{cell['task']}, tested on {other}", "model": cell["model"], "seed": cell["seed"]}
-        write_json(built.path / "scores.json", {**what, "scorer": SCORER, "test": scores})
+        made = read_made(head)
+        trained = {name: made[name] for name in ("inputs", "settings")}
+        write_json(built.path / "scores.json", {**what, "scorer": SCORER, "test": scores, "trained": trained})
         logger.info("%s, model %s, seed %d: F1 %.2f", *what.values(), 100 * scores["f1"])
 
 
@@ -307,7 +308,10 @@ def train_cell(
     stage: StageOptions,
 ) -> None:
     """Train one head, and save it with its scores and its card."""
-    with built_by_main_process(folder, cell.inputs, {**cell.settings, "seed": cell.seed}) as built:
+    settings = {**cell.settings, "seed": cell.seed}
+    if is_finished(folder, cell.inputs, settings, force=stage.force):
+        return  # by another process, since this one looked
+    with built_by_main_process(folder, cell.inputs, settings) as built:
         logger.info("task %s, model %s, seed %d", cell.task, cell.model, cell.seed)
         scores = train_and_score(built, source, dataset, cell.seed, options, training, stage.num_proc)
         if PartialState().is_main_process:

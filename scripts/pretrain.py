@@ -40,6 +40,7 @@ from bioptimus_hf.plots import plot_history
 from bioptimus_hf.pretraining import (
     VALIDATION_MASKING,
     PretrainingArguments,
+    check_arguments,
     check_blocks,
     last_checkpoint,
     mask_once,
@@ -96,6 +97,7 @@ def main() -> None:
     options, corpus, stage, arguments = parse(
         Options, CorpusOptions, StageOptions, PretrainingArguments, section="pretrain", description=__doc__
     )
+    check_arguments(arguments)
     root = Path(arguments.output_dir)
     start = options.model or str(root / "v0.0")
     if options.model is None and not Path(start).is_dir():
@@ -165,7 +167,7 @@ def main() -> None:
         checkpoints.mkdir(parents=True, exist_ok=True)
         write_json(checkpoints / RUN_FILE, this)
 
-    resumed = last_checkpoint(checkpoints, world_size=arguments.world_size) is not None
+    resumed = last_checkpoint(checkpoints, shared=not arguments.save_on_each_node) is not None
     set_seed(arguments.seed)
     # What stands here is written by the first process alone; the versions are exported as the run goes.
     with building(folder, inputs, settings) if arguments.process_index == 0 else nullcontext() as built:

@@ -169,6 +169,14 @@ def test_a_version_is_there_whole_or_not_at_all(
     assert sorted(folder.name for folder in (tmp_path / "out").iterdir()) == ["v0.1", "v0.2", "v0.3", "v0.4"]
 
 
+def test_workers_draw_other_numbers_with_another_seed(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    drawn = []
+    for seed in (1, 1, 2):
+        trainer, _ = train(tokenizer, tmp_path / str(seed), max_steps=4, seed=seed)
+        drawn.append(trainer.callback_handler.train_dataloader.generator.initial_seed())
+    assert drawn == [1, 1, 2]
+
+
 def test_the_log_names_the_phase(tokenizer: BertTokenizer, tmp_path: Path) -> None:
     trainer, _ = train(tokenizer, tmp_path)
     by_step = {row["step"]: row for row in trainer.state.log_history if "loss" in row}

@@ -92,6 +92,10 @@ def test_validation_is_masked_once_and_fixed(tokenizer: BertTokenizer) -> None:
     once = mask_once(packed, tokenizer, seed=1)
     assert once.to_dict() == mask_once(packed, tokenizer, seed=1).to_dict()
     assert once.to_dict() != mask_once(packed, tokenizer, seed=2).to_dict()
+    labelled = packed.map(lambda row: {"labels": row["input_ids"], "token_type_ids": [0] * len(row["input_ids"])})
+    other = mask_once(labelled, tokenizer, seed=1)  # as run_mlm.py groups texts
+    assert "token_type_ids" in other.column_names
+    assert other.select_columns(once.column_names).to_dict() == once.to_dict()
     hidden = 0
     for before, after in zip(packed["input_ids"], once, strict=True):
         assert len(after["input_ids"]) == len(before) == sum(after["attention_mask"])
@@ -417,12 +421,17 @@ def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(tokenizer: 
     # Of two processes, one was killed before the state of its random numbers was there.
     (checkpoints / "checkpoint-8-backup").mkdir()
     newest = checkpoints / "checkpoint-8"
+    state = newest / "trainer_state.json"
+    state.write_text(state.read_text().replace('"world_size": 1', '"world_size": 2'))
     for rank in range(2):
         shutil.copy(newest / "rng_state.pth", newest / f"rng_state_{rank}.pth")
-    assert last_checkpoint(checkpoints, world_size=2) == str(newest)
+    assert last_checkpoint(checkpoints) == str(newest)
+    with pytest.raises(InputError, match=r"another world_size \(2 then, 1 now\)"):
+        run_once(tokenizer, tmp_path / "cut", save_steps=3, save_total_limit=None)
     (newest / "rng_state_1.pth").unlink()
-    assert last_checkpoint(checkpoints, world_size=2) is None
-    assert [path.name for path in checkpoints.iterdir()] == ["checkpoint-8-backup"]
+    assert last_checkpoint(checkpoints, shared=False) == str(newest)
+    assert last_checkpoint(checkpoints) == str(checkpoints / "checkpoint-6")
+    assert not newest.exists()
 
 
 def test_what_shapes_the_weights_is_told_from_what_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -489,6 +498,11 @@ def test_a_killed_run_goes_on_to_the_same_weights(tokenizer: BertTokenizer, tmp_
     for version in ("v0.1", "v0.2", "v0.3", "v0.4"):
         assert_same(weights(run / version), weights(tmp_path / "whole" / version))
     assert not (run / "checkpoints").exists()
+    resumed = [
+        json.loads((one / "pretraining" / "made.json").read_text())["facts"]["resumed"]
+        for one in (run, tmp_path / "whole")
+    ]
+    assert resumed == [True, False]
     history = json.loads((run / "pretraining" / "history.json").read_text())
     assert [row["step"] for row in history if "loss" in row] == list(range(1, 41))
 
@@ -504,6 +518,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(tokenizer: BertTokenizer, tmp_
 
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")}
     for option, value, said in (
+        ("--resume_from_checkpoint", "elsewhere", "a run goes on from its own last checkpoint by itself"),
         ("--model", str(run / "v0.3"), "v0.3 is where a phase would write its version"),
         ("--max_length", "1000", "--max_length must lie between"),
         ("--max_steps", "3", "3 optimizer steps leave a phase of 4 without any"),

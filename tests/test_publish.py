@@ -277,13 +277,16 @@ def test_what_is_refused_by_the_state_of_the_hub(
         "heads of another run": (other, "ada/late", {"what": "heads"}),
         "written by others": (finished, "ada/shared", {"versions": ["0.2"]}),
         "as if a version": (finished, "ada/titled", {"versions": ["0.2"]}),
+        "tagged by others": (finished, "ada/tagged", {"versions": ["0.2"]}),
         "as if this version": (finished, "ada/named", {"versions": ["0.2"]}),
     }
-    theirs = {"ada/shared": "A word more", "ada/titled": "v1.1", "ada/named": "v0.1"}
+    theirs = {"ada/shared": "A word more", "ada/titled": "v1.1", "ada/named": "v0.1", "ada/tagged": "A word more"}
     shared = {name: (finished, name, {"versions": ["0.1"]}) for name in theirs}
     call(hub, publish_clients.attempts, shared, environment=environment)
     for name, title in theirs.items():
         call(hub, publish_clients.edit, name, title, environment=environment)
+    tagged = hub.world.store.repositories["models", "ada/tagged"].refs
+    tagged["refs/tags/paper"] = tagged["refs/heads/main"]
     edited = {name: dict(refs(hub, name)) for name in theirs}
     seen = call(hub, publish_clients.attempts, cases, environment=environment)
     error = {name: ended[0][1] for name, ended in seen.items() if ended[0][0] == "error"}
@@ -304,7 +307,8 @@ def test_what_is_refused_by_the_state_of_the_hub(
         assert re.search(r"ada/late v0\.4 has other weights than .*, and is of another run", error.pop(case))
     assert "ada/late-own v0.4 is a BertForTokenClassification" in error.pop("an encoder where a head is")
     assert "ada/late v0.4, whose weights are not those of" in error.pop("heads of another run")
-    assert "the last commit of main is not ours (A word more, " in error.pop("written by others")
+    for case in ("written by others", "tagged by others"):
+        assert "the last commit of main is not ours (A word more, " in error.pop(case)
     assert "the last commit of main is not ours (v1.1, " in error.pop("as if a version")
     assert "the last commit of main is not ours (v0.1, " in error.pop("as if this version")
     assert {name: refs(hub, name) for name in theirs} == edited
@@ -531,7 +535,9 @@ def test_what_a_run_cannot_know_is_asked_for(finished: Path, tmp_path: Path) -> 
     for name in ("no name at all", "a/b/c"):
         with pytest.raises(InputError, match=f"--base_model_id {name}: "):
             publish(finished, "ada/encoder", about=replace(ABOUT, base_model=name))
-    with pytest.raises(InputError, match=r"--ner_datasets ner=\.\.\.: .*ner has heads for own"):
+    more = {**ABOUT.ner_licenses, "jnlpba": "of a task without a head"}
+    assert publish(finished, "ada/encoder", versions=["0.1"], about=replace(ABOUT, ner_licenses=more))
+    with pytest.raises(InputError, match=r"--ner_datasets ner=\.\.\.: known are bc2gm, .*, own"):
         publish(finished, "ada/encoder", about=replace(ABOUT, ner_datasets={"ner": "lab/entities"}))
     numbers: list[Any] = [0.1]  # as YAML has them
     assert publish(finished, "ada/encoder", versions=numbers, about=ABOUT)[0].tag == "v0.1"
