@@ -197,6 +197,8 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> No
     """Save a tokenizer for `AutoTokenizer`, with the `vocab.txt` that transformers 5 no longer writes."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    for how_it_was_loaded in ("is_local", "local_files_only"):  # which transformers would save with it
+        tokenizer.init_kwargs.pop(how_it_was_loaded, None)
     tokenizer.save_pretrained(folder)
     (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in tokens_in_order(tokenizer)), encoding="utf-8")
 

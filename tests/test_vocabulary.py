@@ -291,6 +291,11 @@ def test_real_text_is_encoded_exactly_as_bert_does(tokenizer: BertTokenizer, tmp
     assert all(same_encoding(loaded, bert, text) for text in texts)
 
 
+def test_how_a_tokenizer_was_loaded_is_not_saved(saved: Path, tmp_path: Path) -> None:
+    save_tokenizer(AutoTokenizer.from_pretrained(saved, local_files_only=True), tmp_path)
+    assert not {"is_local", "local_files_only"} & json.loads((tmp_path / "tokenizer_config.json").read_text()).keys()
+
+
 def test_vocab_txt_holds_a_token_a_line(trained: tuple[list[str], BertTokenizer], saved: Path) -> None:
     vocabulary, _ = trained
     assert (saved / "vocab.txt").read_text(encoding="utf-8").split("\n") == [*vocabulary, ""]
