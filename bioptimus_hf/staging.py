@@ -158,11 +158,11 @@ def _check_about(run: Path, about: About) -> None:
             validate_repo_id(about.base_model.partition("@")[0])
         except HFValidationError as error:
             raise InputError(f"--base_model_id {about.base_model}: {str(error).split(': ')[0]}") from error
-    tasks = {*NER_TASKS, *(path.name for path in (run / "ner").glob("*") if path.is_dir())}
+    heads = {path.name for path in (run / "ner").glob("*") if path.is_dir()}
     for option, given in (("--ner_licenses", about.ner_licenses), ("--ner_datasets", about.ner_datasets)):
         for task in given:
-            if task not in tasks:
-                raise InputError(f"{option} {task}=...: known are {', '.join(sorted(tasks))}")
+            if heads and task not in {*NER_TASKS, *heads}:  # before there are heads, any name may be that of one
+                raise InputError(f"{option} {task}=...: known are {', '.join(sorted({*NER_TASKS, *heads}))}")
 
 
 def stage_encoder(run: Path, version: str, repo_id: str, folder: Path, about: About) -> Release:
