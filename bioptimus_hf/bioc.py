@@ -7,7 +7,6 @@ with a line break between two of them; the offsets of the file, which may count 
 from __future__ import annotations
 
 import json
-import math
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -18,7 +17,7 @@ import ijson
 from ijson.common import ObjectBuilder
 
 from bioptimus_hf.artifacts import InputError
-from bioptimus_hf.documents import Document, Entity, Passage, check_entity, join_passages
+from bioptimus_hf.documents import Document, Entity, Passage, check_entity, join_passages, read_score
 
 _LISTS = ("documents", "PubTator3")  # the second is what PubTator's own service calls it
 _OF_DOCUMENTS = ("id", "infons", "passages", "annotations", "relations")  # what is written anew
@@ -189,21 +188,11 @@ def _entity(annotation: dict[str, Any], text: str, passages: Sequence[Passage]) 
         start + last - first,
         mention,
         _of(infons, "type", str),
-        _number(score),
+        read_score(score),
         identifier=str(infons.get("identifier") or ""),
     )
     check_entity(text, entity)
     return entity
-
-
-def _number(score: Any) -> float:
-    try:
-        number = float(score)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"the score {str(score)[:80]} is no number") from error
-    if not math.isfinite(number):
-        raise InputError(f"the score {score} is no number")
-    return number
 
 
 def _dicts(holder: Any, name: str) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -98,6 +99,21 @@ def check_entity(text: str, entity: Entity) -> None:
             f"at {entity.start}:{entity.end} stands {there[:60]!r}, not {entity.text[:60]!r}: mend the offsets, which "
             f"count Unicode characters from 0"
         )
+
+
+def read_score(score: Any) -> float:
+    """Return a score as a number.
+
+    Raises:
+        InputError: it is none, or infinite.
+    """
+    try:
+        number = float(score)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise InputError(f"the score {str(score)[:80]} is no number")
+    return number
 
 
 def join_passages(parts: Iterable[tuple[str, int | None, Mapping[str, Any]]]) -> tuple[str, tuple[Passage, ...]]:

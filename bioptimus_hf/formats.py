@@ -6,7 +6,6 @@ import gzip
 import io
 import json
 import logging
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any, BinaryIO, Literal, TextIO, cast
 
 from bioptimus_hf.artifacts import InputError
 from bioptimus_hf.bioc import bioc_text, read_bioc
-from bioptimus_hf.documents import Document, Entity
+from bioptimus_hf.documents import Document, Entity, read_score
 from bioptimus_hf.files import numbered_bytes, opened
 from bioptimus_hf.pubmed import read_pubmed
 from bioptimus_hf.pubtator import pubtator_text, read_pubtator
@@ -26,8 +25,6 @@ logger = logging.getLogger(__name__)
 _KINDS: dict[str, Any] = {
     "start": int, "end": int, "text": str, "label": str, "score": (int, float), "identifier": str
 }  # fmt: skip
-
-_LARGEST = sys.float_info.max  # of a score; JSON knows larger numbers, and some that are none
 
 Found = Iterator[Document | InputError]
 SUFFIXES: dict[str, tuple[str, ...]] = {
@@ -229,9 +226,9 @@ def _json_entity(row: Any) -> Entity:
             "if it holds something else"
         )
     for name, value in row.items():
-        known = isinstance(value, _KINDS[name]) and not isinstance(value, bool)
-        if not known or (name == "score" and not abs(value) <= _LARGEST):
+        if not isinstance(value, _KINDS[name]) or isinstance(value, bool):
             raise InputError(f"an entity's {name} cannot be {value!r}")
+    read_score(row.get("score", 1.0))
     return Entity(**row)
 
 

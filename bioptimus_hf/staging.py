@@ -9,7 +9,7 @@ import re
 import shutil
 import socket
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -316,12 +316,14 @@ def _check_weights(path: Path, architecture: str) -> None:
 
 
 @lru_cache(maxsize=1)
-def _own_words() -> str:
-    """Return the text of the cards' templates, and the names of what is recorded, which tell of no machine."""
+def _own_words() -> frozenset[str]:
+    """Return the words of the cards' templates, and the names of what is recorded, which tell of no machine."""
     templates = resources.files("bioptimus_hf.model_card").iterdir()
     texts = [one.read_text(encoding="utf-8") for one in templates if one.name.endswith((".md", ".bib"))]
-    recorded = [*BertConfig().to_dict(), *PretrainingArguments(use_cpu=True).to_dict(), "architecture", "record"]
-    return " ".join([*texts, *recorded, "inputs", "metrics"])
+    recorded = {*BertConfig().to_dict(), *(field.name for field in fields(PretrainingArguments))}
+    return frozenset(
+        {*re.findall(r"[\w-]+", " ".join(texts)), *recorded, "architecture", "record", "inputs", "metrics"}
+    )
 
 
 def _check_private(path: Path, owner: str) -> None:
@@ -334,7 +336,7 @@ def _check_private(path: Path, owner: str) -> None:
         names.add(getpass.getuser())
         places.add(str(Path.home()))
     names, places = names - _NOBODY - {owner}, places - {"/"}
-    names -= set(re.findall(r"[\w-]+", _own_words()))  # which stand in every card
+    names -= _own_words()  # which stand in every card
     found = _TOKEN.search(content) or _PLACES.search(content)
     words = "|".join(re.escape(name) for name in sorted(names) if len(name) >= _SHORTEST_NAME)
     found = found or next((match for one in places if (match := re.search(re.escape(one).encode(), content))), None)

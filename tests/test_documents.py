@@ -473,12 +473,12 @@ FAULTY = {
     "i.jsonl": (
         '{"text": "one"}\n{"text": "two", "entities": [{"start": 0, "end": 2, "text": "tw", "label": "x", "score": NaN'
         '}]}\n{"text": "three"}\n',
-        "line 2: an entity's score cannot be nan",
+        "line 2: the score nan is no number",
     ),
     "j.jsonl": (
         '{"text": "one"}\n{"text": "two", "entities": [{"start": 0, "end": 2, "text": "tw", "label": "x", "score": '
         + f'{10**400}}}]}}\n{{"text": "three"}}\n',
-        "line 2: an entity's score cannot be 1000",
+        "line 2: the score 1000",
     ),
     "c.conll": ("two\n\none\tO\n\nthree\tO\n", "line 1: a token and its tag are needed, not 'two'"),
     "b.conll": ("one\tO\n\ntwo\nwords\tO\n\nthree\tO\n", "line 3: a token and its tag are needed"),

@@ -65,6 +65,7 @@ ORDER = (
     "staging",
     "loading",
     "retrying",
+    "repository",
     "hub",
     "recipes",
 )
