@@ -14,7 +14,6 @@ import numpy.typing as npt
 import torch
 from tokenizers import Tokenizer
 from transformers import (
-    AutoModelForTokenClassification,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
@@ -26,7 +25,7 @@ from bioptimus_hf.corpus import sentence_starts
 from bioptimus_hf.documents import Document, Entity
 from bioptimus_hf.hardware import prepare_for_cpu
 from bioptimus_hf.onnx_export import ONNX_FILE, OnnxHead
-from bioptimus_hf.sources import load_by_name
+from bioptimus_hf.sources import check_token_classifier, load_by_name, load_token_classifier
 from bioptimus_hf.windows import window_spans
 
 Array = npt.NDArray[Any]
@@ -57,8 +56,8 @@ class Annotator:
         device: where the model runs; by default the accelerator, if there is one and no model is an ONNX file.
 
     Raises:
-        InputError: no such model, or no tokenizer for one given as an object, or one that does not tell where its
-            pieces stand; an ONNX file with a `dtype` or a GPU; batches without windows.
+        InputError: no such model, or one that is not a trained token classifier; no tokenizer for one given as an
+            object, or one without offsets; an ONNX file with a `dtype` or a GPU; a batch size below 1.
     """
 
     def __init__(
@@ -144,6 +143,8 @@ class Annotator:
             ends = np.cumsum([len(window.places) for _, window in batch])[:-1]
             for number, model in enumerate(reading.models):
                 scores, labels = model(**given).logits[rows, places].float().softmax(-1).max(-1)
+                if not bool(scores.isfinite().all()):
+                    raise InputError("the model computes NaN: its weights are damaged or its training diverged")
                 parts = (np.split(values.cpu().numpy(), ends) for values in (labels, scores))
                 for (words, window), its_labels, its_scores in zip(batch, *parts, strict=True):
                     own = slice(window.first_word, window.first_word + len(window.places))
@@ -314,7 +315,9 @@ def _load(model: str | Path | PreTrainedModel, device: torch.device, dtype: torc
             if dtype is not None or device.type != "cpu":
                 raise InputError(f"{model} is an ONNX file: it runs on a CPU, in the numbers it holds")
             return OnnxHead(model)
-        model = load_by_name(AutoModelForTokenClassification, model, dtype=torch.float32)
+        model = load_token_classifier(model)
+    else:
+        check_token_classifier("the model", model)
     model = model.to(device, dtype or model.dtype).eval()
     prepare_for_cpu(model, device)
     return model

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoConfig, BertForMaskedLM, PreTrainedTokenizerBase, set_seed
 
 from bioptimus_hf.artifacts import InputError
-from bioptimus_hf.sources import UNREADABLE, find_model, why
+from bioptimus_hf.sources import UNREADABLE, check_finite, find_model, why
 from bioptimus_hf.vocabulary import MARK, compare_vocabularies, real_ids, tokens_in_order
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def load_masked_lm(name: str, *, kind: type[BertForMaskedLM] = BertForMaskedLM, 
         The model, and the names of the weights that it had to make up.
 
     Raises:
-        InputError: there is no such model, or it is no BERT.
+        InputError: there is no such model, it is no BERT, or a weight of it is missing or not finite.
     """
     set_seed(seed)
     try:
@@ -72,6 +72,7 @@ def load_masked_lm(name: str, *, kind: type[BertForMaskedLM] = BertForMaskedLM, 
         raise InputError(f"{name} lacks weights of a BERT encoder ({', '.join(strange[:3])}): give another base model")
     if made_up:
         logger.warning("%s has no masked-LM head: it gets a new one (%s)", name, ", ".join(made_up))
+    check_finite(model.named_parameters(), f"{name} is not usable: give another base model")
     return model, made_up
 
 

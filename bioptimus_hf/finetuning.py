@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -30,11 +31,13 @@ from bioptimus_hf.hardware import prepare_for_cpu
 from bioptimus_hf.masking import IGNORED
 from bioptimus_hf.ner import tags_of
 from bioptimus_hf.scores import entity_scores
-from bioptimus_hf.sources import UNREADABLE, find_model, why
+from bioptimus_hf.sources import UNREADABLE, check_finite, find_model, why
 from bioptimus_hf.vocabulary import MAX_LENGTH, save_tokenizer
 from bioptimus_hf.windows import sentence_windows
 
 logger = logging.getLogger(__name__)
+
+DIVERGED = "Training of the head diverged: nothing was saved. Try a lower --learning_rate or more --warmup_steps"
 
 
 def new_head(base: str | Path, labels: Sequence[str], *, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -48,7 +51,7 @@ def new_head(base: str | Path, labels: Sequence[str], *, seed: int) -> tuple[Pre
         A `BertForTokenClassification` in float32 and its tokenizer.
 
     Raises:
-        InputError: there is no such model, or it is no BERT.
+        InputError: there is no such model, it is no BERT, or a weight of it is missing or not finite.
     """
     set_seed(seed)
     try:
@@ -66,9 +69,11 @@ def new_head(base: str | Path, labels: Sequence[str], *, seed: int) -> tuple[Pre
         raise InputError(f"{base} cannot be loaded as a BertForTokenClassification ({why(error)})") from error
     if not isinstance(model, BertForTokenClassification):
         raise InputError(f"{base} is a {model.config.model_type} model: give a BERT")
-    others = [name for name, *_ in loaded["mismatched_keys"] if not name.startswith("classifier.")]
-    if others:
-        raise InputError(f"{base} cannot be loaded as a BertForTokenClassification ({others[0]} has another shape)")
+    wrong = [f"{name} has another shape" for name, *_ in loaded["mismatched_keys"]]
+    wrong += [f"{name} is missing" for name in sorted(loaded["missing_keys"])]
+    if wrong := [what for what in wrong if not what.startswith("classifier.")]:
+        raise InputError(f"{base} cannot be loaded as a BertForTokenClassification ({wrong[0]})")
+    check_finite(model.named_parameters(), f"{base} is not usable: give another model to fine-tune")
     if "classifier.weight" not in loaded["missing_keys"]:  # one of its own, of another task or of another size
         set_seed(seed)
         torch.nn.init.normal_(model.classifier.weight, std=model.config.initializer_range)
@@ -105,6 +110,9 @@ def finetune(
 
     Returns:
         For each epoch: `epoch`, and on `validation` `precision`, `recall` and `f1` in shares between 0 and 1.
+
+    Raises:
+        InputError: training diverged: the loss or a weight is NaN or infinite.
     """
     max_length = min(max_length, model.config.max_position_embeddings)
     prepare_for_cpu(model, arguments.device, dropout=model.config.attention_probs_dropout_prob)
@@ -120,6 +128,7 @@ def finetune(
         max_length=max_length,
     )
     trainer.train()
+    check_finite(model.named_parameters(), DIVERGED)
     return [
         {name.removeprefix("eval_"): value for name, value in row.items() if name != "step"}
         for row in trainer.state.log_history
@@ -137,6 +146,7 @@ def evaluates_each_epoch(output_dir: str | Path, **arguments: Any) -> TrainingAr
         metric_for_best_model="f1",
         greater_is_better=True,
         load_best_model_at_end=True,
+        logging_nan_inf_filter=False,  # which would hide that training diverged
         save_only_model=True,
         save_total_limit=1,
         ddp_find_unused_parameters=False,
@@ -164,6 +174,16 @@ class HeadTrainer(Trainer):
             lengths=[len(ids) for ids in dataset["input_ids"]],
             generator=torch.Generator().manual_seed(self.args.seed),
         )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log as the parent; end a training that has diverged.
+
+        Raises:
+            InputError: the loss is NaN or infinite.
+        """
+        if not math.isfinite(logs.get("loss", 0.0)):
+            raise InputError(f"the loss is {logs['loss']} in epoch {self.state.epoch:.0f}. {DIVERGED}")
+        super().log(logs, start_time)
 
     def evaluate(
         self, eval_dataset: Dataset | None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"

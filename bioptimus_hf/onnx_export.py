@@ -15,14 +15,13 @@ from typing import Any, Literal
 import torch
 from transformers import (
     AutoConfig,
-    AutoModelForTokenClassification,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedTokenizerBase,
 )
 
 from bioptimus_hf.artifacts import InputError
-from bioptimus_hf.sources import load_by_name
+from bioptimus_hf.sources import load_by_name, load_token_classifier
 from bioptimus_hf.vocabulary import save_tokenizer
 
 ONNX_FILE = "model.onnx"
@@ -40,14 +39,15 @@ def export_onnx(model: str | Path, folder: str | Path, *, precision: Literal["in
             they come: a quarter of the size, and faster. Predictions change a little.
 
     Raises:
-        InputError: the packages are missing (extra `onnx`), the folder is not empty, or there is no such model.
+        InputError: the packages are missing (extra `onnx`), the folder is not empty, there is no such model, or it is
+            not a trained token classifier.
     """
     _check_packages("onnx", "onnxruntime", "onnxscript")
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty: choose another folder for the ONNX file")
     # Plain attention: the fused one is exported with a search for rows without any key, slower than attention itself.
-    head = load_by_name(AutoModelForTokenClassification, model, dtype=torch.float32, attn_implementation="eager").eval()
+    head = load_token_classifier(model, attn_implementation="eager").eval()
     tokenizer = load_by_name(AutoTokenizer, model)
     with tempfile.TemporaryDirectory() as place:  # so that what fails leaves the folder as it was
         whole, plain = Path(place) / "whole", Path(place) / ONNX_FILE

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -17,6 +17,8 @@ from bioptimus_hf.artifacts import InputError, identity
 _CONFIGURATION = ("config.json", "vocab.txt", "tokenizer*.json", "special_tokens_map.json", "added_tokens.json")
 _SAFE = ("model*.safetensors", "model.safetensors.index.json")
 _PICKLED = ("pytorch_model*.bin", "pytorch_model.bin.index.json")  # which transformers unpickles as mere tensors
+
+_TOKEN_CLASSIFIER = "ForTokenClassification"  # ends the name of every such class of transformers
 
 UNREADABLE = (OSError, ValueError, UnpicklingError)
 """What transformers raises for a folder that does not hold what is wanted."""
@@ -75,6 +77,70 @@ def load_by_name(kind: Any, name: str | Path, **arguments: Any) -> Any:
     if isinstance(loaded, PreTrainedTokenizerBase) and len(loaded) <= len(loaded.all_special_tokens):
         raise InputError(f"{name} holds no vocabulary: give a folder with tokenizer.json or vocab.txt, or a Hub name")
     return loaded
+
+
+def load_token_classifier(name: str | Path, **arguments: Any) -> Any:
+    """Load a token classifier whose weights are all in its files, in float32.
+
+    Args:
+        name: folder or Hub name, as for `find_model`.
+        arguments: passed on to `from_pretrained`.
+
+    Raises:
+        InputError: there is no such model; it is another kind of model, whose classifier transformers would initialise
+            at random; or some weights are missing, of another shape, or not finite.
+    """
+    import torch  # here, since what reads text alone does not need it
+    from transformers import AutoModelForTokenClassification
+
+    model, loaded = load_by_name(
+        AutoModelForTokenClassification,
+        name,
+        dtype=torch.float32,
+        ignore_mismatched_sizes=True,  # reported below
+        output_loading_info=True,
+        **arguments,
+    )
+    check_token_classifier(name, model)
+    saved_as = model.config.architectures or []
+    keys = sorted([*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])])
+    # Heads of other tasks may carry the same names: a sequence classifier's loads without a missing weight.
+    if keys or not all(kind.endswith(_TOKEN_CLASSIFIER) for kind in saved_as):
+        lacks = f", and lacks weights of one ({', '.join(keys[:3])})" if keys else ""
+        raise InputError(
+            f"{name} was saved as {', '.join(saved_as) or 'an unknown kind of model'}, not as a trained token "
+            f"classifier{lacks}: give a NER head; an encoder has to be fine-tuned first"
+        )
+    return model
+
+
+def check_token_classifier(name: str | Path, model: Any) -> None:
+    """Refuse a model that cannot label tokens, or whose weights are NaN or infinite.
+
+    Args:
+        name: what the error calls the model.
+
+    Raises:
+        InputError: it is another kind of model, or a weight is not finite (which one).
+    """
+    if not any(kind.__name__.endswith(_TOKEN_CLASSIFIER) for kind in type(model).__mro__):
+        raise InputError(f"{name} is a {type(model).__name__}, not a token classifier: give a fine-tuned NER head")
+    check_finite(model.state_dict().items(), f"{name}: its training diverged; give another head, or train it again")
+
+
+def check_finite(weights: Iterable[tuple[str, Any]], advice: str) -> None:
+    """Refuse weights that contain NaN or infinity.
+
+    Args:
+        weights: names and tensors.
+        advice: follows the name of the weight in the error.
+
+    Raises:
+        InputError: some weight is not finite.
+    """
+    for name, values in weights:
+        if values.is_floating_point() and not bool(values.isfinite().all()):
+            raise InputError(f"{name} contains NaN or infinity. {advice}")
 
 
 def why(error: Exception) -> str:

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from datasets import Dataset, DatasetDict
-from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from bioptimus_hf.artifacts import MADE, InputError, Stage, building, identity, is_finished, read_made, write_json
 from bioptimus_hf.cards import write_ner_card
@@ -45,7 +45,7 @@ from bioptimus_hf.ner import (
 from bioptimus_hf.recipes import StageOptions, parse, run
 from bioptimus_hf.results import Cell, check_alike, hash_of_gold, read_cells
 from bioptimus_hf.scores import SCORER, entity_scores
-from bioptimus_hf.sources import find_model, load_by_name
+from bioptimus_hf.sources import find_model, load_by_name, load_token_classifier
 from bioptimus_hf.tables import write_results
 
 logger = logging.getLogger("finetune_ner")
@@ -351,7 +351,7 @@ def train_and_score(
 def score(built: Stage, head: Path, data: Dataset, max_length: int) -> dict[str, float]:
     """Score a saved head on a test part, and save what it predicts there."""
     device = PartialState().device
-    model = load_by_name(AutoModelForTokenClassification, str(head), dtype=torch.float32).to(device)
+    model = load_token_classifier(head).to(device)
     words, gold = data["tokens"], tags_of(data)
     tokenizer = load_by_name(AutoTokenizer, str(head))
     predicted = predict_tags(model, tokenizer, words, max_length=max_length)

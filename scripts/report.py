@@ -12,12 +12,13 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import pipeline
+from transformers import AutoTokenizer, pipeline
 
 from bioptimus_hf.artifacts import MADE, InputError, read_made
 from bioptimus_hf.curriculum import PHASE_FILE
 from bioptimus_hf.recipes import parse, run
 from bioptimus_hf.records import read_json, start_of, version_key
+from bioptimus_hf.sources import load_by_name, load_token_classifier
 
 logger = logging.getLogger("report")
 
@@ -136,7 +137,8 @@ def newness(label: str) -> tuple[int, ...]:
 
 def entity_lines(head: Path, text: str) -> list[str]:
     """Return the entities that a head finds in a text, through the stock pipeline."""
-    entities = pipeline("ner", model=str(head), aggregation_strategy="first")(text)
+    model, tokenizer = load_token_classifier(head), load_by_name(AutoTokenizer, head)
+    entities = pipeline("ner", model=model, tokenizer=tokenizer, aggregation_strategy="first")(text)
     found = [f"- {text[e['start'] : e['end']]}: {e['entity_group']} ({e['score']:.2f})" for e in entities]
     return [f"Entities that {head} finds in: {text}", "", *(found or ["- none"])]
 

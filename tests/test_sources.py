@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import build_tiny_bert, tiny_vocabulary
+import torch
+from conftest import build_tiny_bert, build_tiny_head, build_tiny_tokenizer, tiny_vocabulary
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForMaskedLM,
     AutoModelForTokenClassification,
     AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
+    BertForSequenceClassification,
     BertTokenizer,
 )
 
@@ -22,6 +26,7 @@ from bioptimus_hf.annotation import Annotator
 from bioptimus_hf.artifacts import InputError
 from bioptimus_hf.distillation import load_masked_lm
 from bioptimus_hf.finetuning import new_head
+from bioptimus_hf.onnx_export import export_onnx
 from bioptimus_hf.sources import load_by_name
 from bioptimus_hf.vocabulary import save_tokenizer
 
@@ -79,3 +84,92 @@ def test_pickled_weights_run_no_code(tmp_path: Path, load: Callable[[str], Any])
         load(str(tmp_path))
     assert "\n" not in str(error.value)
     assert not (tmp_path / "ran").exists()
+
+
+def spoiled(folder: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor | None]) -> None:
+    """Change one weight of a saved model, or take it out."""
+    weights = load_file(folder / "model.safetensors")
+    changed = change(weights.pop(name))
+    save_file(
+        weights if changed is None else {**weights, name: changed}, folder / "model.safetensors", {"format": "pt"}
+    )
+
+
+NOT_HEADS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "encoder": (
+        lambda folder: build_tiny_bert(127).save_pretrained(folder),
+        r"BertForMaskedLM, not .*classifier.weight",
+    ),
+    "bare encoder": (lambda folder: build_tiny_bert(127).bert.save_pretrained(folder), "BertModel, not as a trained"),
+    "classifier of texts": (
+        lambda folder: BertForSequenceClassification(build_tiny_bert(127).config).save_pretrained(folder),
+        "BertForSequenceClassification, not as a trained",
+    ),
+    "missing weight": (
+        lambda folder: spoiled(folder, "bert.encoder.layer.0.output.dense.weight", lambda _: None),
+        "lacks weights of one .*layer.0.output.dense.weight",
+    ),
+    "another shape": (
+        lambda folder: spoiled(folder, "classifier.bias", lambda values: values[:3].clone()),
+        "lacks weights",
+    ),
+    "NaN": (lambda folder: spoiled(folder, "classifier.bias", lambda values: values * math.nan), "contains NaN or inf"),
+    "infinity": (
+        lambda folder: spoiled(folder, "classifier.bias", lambda values: values + math.inf),
+        "NaN or infinity",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_HEADS)
+@pytest.mark.parametrize("use", [Annotator, lambda name: export_onnx(name, name.with_name("onnx"))])
+def test_only_a_trained_head_is_used_as_one(kind: str, use: Callable[[Path], Any], tmp_path: Path) -> None:
+    """transformers would initialise what is missing at random, and go on."""
+    folder = tmp_path / "head"
+    build_tiny_head(layers=1).save_pretrained(folder)
+    save_tokenizer(build_tiny_tokenizer(), folder)
+    Annotator(folder)
+    spoil, says = NOT_HEADS[kind]
+    spoil(folder)
+    with pytest.raises(InputError, match=says) as error:
+        use(folder)
+    assert str(error.value).startswith((str(folder), "classifier.bias"))
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_given_as_an_object_is_looked_at_too() -> None:
+    with pytest.raises(InputError, match="is a BertForMaskedLM, not a token classifier"):
+        Annotator(build_tiny_bert(127), build_tiny_tokenizer())
+    head = build_tiny_head(layers=1)
+    head.classifier.bias.data[0] = math.nan
+    with pytest.raises(InputError, match=r"classifier\.bias contains NaN"):
+        Annotator(head, build_tiny_tokenizer())
+
+
+def test_a_model_that_computes_nan_annotates_nothing() -> None:
+    """Finite weights may be too large to be added up, and an ONNX file's weights are not looked at."""
+    head = build_tiny_head(layers=1)
+    annotator = Annotator(head, build_tiny_tokenizer())
+    head.bert.encoder.layer[0].output.LayerNorm.weight.data[:] = 1e38
+    head.classifier.weight.data *= 1e38
+    with pytest.raises(InputError, match="the model computes NaN"):
+        list(annotator.annotate(["aspirin in asthma"]))
+
+
+@pytest.mark.parametrize(
+    ("load", "change", "says"),
+    [
+        (lambda name: new_head(name, ["O"], seed=0), lambda _: None, "layer.0.output.dense.weight is missing"),
+        (lambda name: new_head(name, ["O"], seed=0), lambda values: values * math.nan, "contains NaN or infinity"),
+        (lambda name: load_masked_lm(name), lambda _: None, "lacks weights of a BERT encoder"),
+        (lambda name: load_masked_lm(name), lambda values: values * math.nan, "contains NaN or infinity"),
+    ],
+)
+def test_an_encoder_to_train_on_is_whole(
+    load: Callable[[Path], Any], change: Callable[[torch.Tensor], torch.Tensor | None], says: str, tmp_path: Path
+) -> None:
+    build_tiny_bert(127).save_pretrained(tmp_path)
+    save_tokenizer(build_tiny_tokenizer(), tmp_path)
+    spoiled(tmp_path, "bert.encoder.layer.0.output.dense.weight", change)
+    with pytest.raises(InputError, match=says):
+        load(tmp_path)
