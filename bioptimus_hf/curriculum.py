@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from transformers.trainer_callback import ExportableState
 
 from bioptimus_hf.artifacts import InputError, write_json
 from bioptimus_hf.masking import BioptimusDataCollator, MaskingStrategy
+from bioptimus_hf.sources import check_finite
 from bioptimus_hf.vocabulary import save_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -333,7 +334,7 @@ class CurriculumCallback(TrainerCallback, ExportableState):
         weights = _gathered(model)  # on all processes
         if not state.is_world_process_zero:
             return
-        check_finite((weights or model.state_dict()).values(), state.global_step)
+        check_finite((weights or model.state_dict()).items(), diverged_at(state.global_step))
         folder = Path(self.export_dir) / f"v{phase.version}"
         partial = folder.with_name(folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
@@ -362,17 +363,12 @@ def _gathered(model: Any) -> dict[str, Any] | None:
     return {name: values for name, values in weights.items() if name not in model.all_tied_weights_keys}
 
 
-def check_finite(weights: Iterable[torch.Tensor], step: int) -> None:
-    """Refuse to keep weights that training has destroyed.
-
-    Raises:
-        InputError: some weight is infinite or not a number.
-    """
-    if not all(bool(torch.isfinite(values).all()) for values in weights):
-        raise InputError(
-            f"step {step}: the weights are no numbers any more, training has diverged; nothing of it is saved, the "
-            f"checkpoints before it are as they were. Try a lower --learning_rate or more --warmup_steps"
-        )
+def diverged_at(step: int) -> str:
+    """Return what to tell the user whose training has diverged."""
+    return (
+        f"Training diverged by step {step}: nothing was saved at this step; earlier checkpoints are intact. Try a "
+        f"lower --learning_rate or more --warmup_steps"
+    )
 
 
 def save_masked_lm(

@@ -27,9 +27,10 @@ from transformers import (
 )
 
 from bioptimus_hf.artifacts import InputError
-from bioptimus_hf.curriculum import CurriculumCallback, check_finite, phase_ends
+from bioptimus_hf.curriculum import CurriculumCallback, diverged_at, phase_ends
 from bioptimus_hf.masking import IGNORED, BioptimusDataCollator
 from bioptimus_hf.modeling import BertForMaskedPositions
+from bioptimus_hf.sources import check_finite
 from bioptimus_hf.vocabulary import save_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -114,10 +115,7 @@ class PretrainingTrainer(Trainer):
         if "loss" in logs:
             step = self.state.global_step
             if not math.isfinite(logs["loss"]):
-                raise InputError(
-                    f"step {step}: the loss is {logs['loss']}, training has diverged; the last checkpoint is as it "
-                    f"was. Try a lower --learning_rate or more --warmup_steps"
-                )
+                raise InputError(f"the loss is {logs['loss']}. {diverged_at(step)}")
             before, then = self._timed
             self._timed = (step, time.monotonic())
             logs["rate"] = self.phases.collator.strategy_at(step - 1).rate
@@ -154,7 +152,7 @@ class PretrainingTrainer(Trainer):
         return RandomSampler(dataset, num_samples=len(dataset) - len(dataset) % rows)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        check_finite(model.parameters(), self.state.global_step)
+        check_finite(model.named_parameters(), diverged_at(self.state.global_step))
         super()._save_checkpoint(model, trial)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:

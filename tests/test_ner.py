@@ -401,6 +401,14 @@ def test_same_seed_same_weights(base: Path, sample: DatasetDict, tmp_path: Path)
     assert not torch.equal(once["classifier.weight"], other["classifier.weight"])
 
 
+def test_a_head_that_diverges_is_refused(base: Path, sample: DatasetDict, tmp_path: Path) -> None:
+    """The Trainer by default logs the mean of the other losses in place of one that is NaN."""
+    few = DatasetDict({split: part.select(range(24)) for split, part in sample.items()})
+    for epochs in (1, 2):  # after one step the weights are not finite; the loss shows it a step later
+        with pytest.raises(InputError, match="Training of the head diverged: nothing was saved"):
+            train(base, few, tmp_path / str(epochs), seed=5, learning_rate=1e38, num_train_epochs=epochs)
+
+
 def test_weights_come_from_the_training_part_alone(base: Path, sample: DatasetDict, tmp_path: Path) -> None:
     few = sample["train"].select(range(24))
     once, again = (
