@@ -19,7 +19,7 @@ from tokenizers.normalizers import BertNormalizer
 from transformers import BertTokenizer, PreTrainedTokenizerBase
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
-from bioptimus_hf.artifacts import InputError
+from bioptimus_hf.artifacts import InputError, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -194,12 +194,20 @@ def build_tokenizer(vocabulary: Sequence[str], *, like: PreTrainedTokenizerBase)
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
-    """Save a tokenizer for `AutoTokenizer`, with the `vocab.txt` that transformers 5 no longer writes."""
+    """Save a tokenizer so that `AutoTokenizer` of transformers 4 and 5 loads it.
+
+    transformers 5 no longer writes `vocab.txt`, and its empty list of extra special tokens is an error in version 4.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for how_it_was_loaded in ("is_local", "local_files_only"):  # which transformers would save with it
         tokenizer.init_kwargs.pop(how_it_was_loaded, None)
     tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if config.get("extra_special_tokens") == []:
+        del config["extra_special_tokens"]
+        write_json(path, config)
     (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in tokens_in_order(tokenizer)), encoding="utf-8")
 
 

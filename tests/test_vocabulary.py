@@ -412,3 +412,14 @@ def test_real_ids_are_neither_special_nor_unused(tokenizer: BertTokenizer) -> No
     left_out = set(range(len(tokenizer))) - set(ids.tolist())
     assert sorted(tokenizer.convert_ids_to_tokens(sorted(left_out))) == sorted(SPECIAL)
     assert (np.diff(ids) > 0).all()
+
+
+def test_a_saved_tokenizer_has_no_empty_list_of_special_tokens(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    """transformers 4.57 takes it for a mapping, and fails."""
+    save_tokenizer(tokenizer, tmp_path / "none")
+    assert "extra_special_tokens" not in json.loads((tmp_path / "none" / "tokenizer_config.json").read_text())
+    more = build_tokenizer([*tokenizer.convert_ids_to_tokens(range(len(tokenizer))), "[DRUG]"], like=tokenizer)
+    more.add_special_tokens({"extra_special_tokens": ["[DRUG]"]})
+    save_tokenizer(more, tmp_path / "some")
+    assert json.loads((tmp_path / "some" / "tokenizer_config.json").read_text())["extra_special_tokens"] == ["[DRUG]"]
+    assert AutoTokenizer.from_pretrained(tmp_path / "some").extra_special_tokens == ["[DRUG]"]
