@@ -11,7 +11,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError  # type: ignore[attr-defined]
 
-from bioptimus_hf.artifacts import InputError, identity
+from bioptimus_hf.artifacts import MADE, InputError, identity, read_made
 
 # What a model is read from. Published folders may hold other things, such as the state of an optimizer.
 _CONFIGURATION = ("config.json", "vocab.txt", "tokenizer*.json", "special_tokens_map.json", "added_tokens.json")
@@ -58,6 +58,33 @@ def find_model(name: str | Path) -> Source:
     if not any(Path(found.folder).glob(_SAFE[0])):
         found = _fetched(str(name), "model", (*_CONFIGURATION, *_PICKLED))
     return found
+
+
+def base_of_run(run: str | Path, given: str | None = None) -> Source:
+    """Find the model that a run adapts.
+
+    Args:
+        run: folder of the run, whose `tokenizer` records it.
+        given: folder or Hub name, as for `find_model`; by default the recorded one.
+
+    Raises:
+        InputError: the run records no model and none is given; or the model is not the one that was adapted.
+    """
+    folder = Path(run) / "tokenizer"
+    made: dict[str, Any] = read_made(folder) if (folder / MADE).is_file() else {"inputs": {}, "facts": {}}
+    adapted = made["inputs"].get("base_model")
+    kind, _, name = str(adapted).partition(":")
+    recorded = made["facts"].get("base_model") or (name if kind == "name" else None)
+    if not (given or recorded):
+        raise InputError(f"{folder} does not record the base model of the run: name it with --base_model")
+    source = find_model(str(given or recorded))
+    if adapted and source.identity != adapted:
+        raise InputError(
+            f"{given or recorded} is not the model that {folder} was made for"
+            + (f", which is {recorded}" if given and recorded else "; it may have changed since: name that one")
+            + ("" if given else " with --base_model")
+        )
+    return source
 
 
 def load_by_name(kind: Any, name: str | Path, **arguments: Any) -> Any:

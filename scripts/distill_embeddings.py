@@ -30,7 +30,7 @@ from bioptimus_hf.distillation import (
 from bioptimus_hf.inspection import inspect_rows
 from bioptimus_hf.reading import PIECES, contextual_embeddings
 from bioptimus_hf.recipes import RunOptions, StageOptions, parse, run
-from bioptimus_hf.sources import find_model, load_by_name
+from bioptimus_hf.sources import base_of_run, load_by_name
 from bioptimus_hf.token_distillation import distill_tokens
 
 logger = logging.getLogger("distill_embeddings")
@@ -40,8 +40,8 @@ logger = logging.getLogger("distill_embeddings")
 class Options:
     """What the new rows are made of."""
 
-    base_model: str = field(
-        default="google-bert/bert-base-uncased", metadata={"help": "Folder or Hub name of the model to be adapted"}
+    base_model: str | None = field(
+        default=None, metadata={"help": "Folder or Hub name of the model to adapt; default: the base of the run"}
     )
     initializer: str = field(
         default="contextual_mean_scaled",
@@ -90,14 +90,14 @@ def main() -> None:
             raise InputError(
                 f"{root / name} is not there: run the script that makes it first, or name its --output_dir"
             )
-    base_model = find_model(options.base_model)
+    base_model = base_of_run(root, options.base_model)
     # A tokenizer or contexts of one's own have no record; contexts of words (--words) know no base model.
     records = {name: read_made(root / name)["inputs"] for name in needed if (root / name / MADE).is_file()}
     for name, its in records.items():
         made_for = its.get("base_model")
         if made_for is not None and made_for != base_model.identity:
             raise InputError(
-                f"{root / name} was made for another --base_model than {options.base_model}: name that one"
+                f"{root / name} was made for another base model than {root / 'tokenizer'}: make it again with --force"
             )
     if "contexts" in records and records["contexts"].get("tokenizer") != identity(root / "tokenizer"):
         raise InputError(f"{root / 'contexts'} was found for another tokenizer: run find_contexts.py --force first")

@@ -29,7 +29,7 @@ from bioptimus_hf.contexts import select_tokens
 from bioptimus_hf.coverage import FEW, report_contexts
 from bioptimus_hf.recipes import CorpusOptions, RunOptions, StageOptions, parse, run
 from bioptimus_hf.search import search_documents
-from bioptimus_hf.sources import find_model, load_by_name
+from bioptimus_hf.sources import base_of_run, find_model, load_by_name
 from bioptimus_hf.vocabulary import compare_vocabularies
 
 logger = logging.getLogger("find_contexts")
@@ -39,9 +39,9 @@ logger = logging.getLogger("find_contexts")
 class Options:
     """What is looked for."""
 
-    base_model: str = field(
-        default="google-bert/bert-base-uncased",
-        metadata={"help": "Folder or Hub name of the model that does not know the new tokens"},
+    base_model: str | None = field(
+        default=None,
+        metadata={"help": "Folder or Hub name of the model that lacks the new tokens; default: the base of the run"},
     )
     tokenizer: str | None = field(
         default=None,
@@ -95,7 +95,8 @@ def main() -> None:
     if options.words:
         inputs["words"] = identity(options.words)
     else:
-        inputs["base_model"] = find_model(options.base_model).identity
+        base_model = base_of_run(run_options.output_dir, options.base_model)
+        inputs["base_model"] = base_model.identity
     settings = {
         **corpus.settings(),
         "seed": run_options.seed,
@@ -108,7 +109,7 @@ def main() -> None:
     if is_finished(folder, inputs, settings, force=stage.force):
         return
     tokenizer = load_by_name(AutoTokenizer, source.folder)
-    tokens = tokens_of_interest(options, tokenizer)
+    tokens = tokens_of_interest(options, tokenizer) if options.words else new_tokens(base_model.folder, tokenizer)
     parts = folder.with_name("contexts.parts")
     with building(folder, inputs, settings) as built:
         search: dict[str, Any] = {
@@ -168,12 +169,14 @@ def in_bands(coverage: Mapping[int, int], per_token: int) -> str:
     return ", ".join(bands)
 
 
+def new_tokens(base_model: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return the tokens that the base model does not have."""
+    return list(compare_vocabularies(load_by_name(AutoTokenizer, base_model), tokenizer).new)
+
+
 def tokens_of_interest(options: Options, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Return the words of the file, or the tokens that the base model does not have."""
-    if not options.words:
-        base = load_by_name(AutoTokenizer, options.base_model)
-        return list(compare_vocabularies(base, tokenizer).new)
-    words = read_words(Path(options.words))
+    """Return the words of the file that can be found."""
+    words = read_words(Path(str(options.words)))
     unusable = select_tokens(words, tokenizer).unusable
     if unusable and not options.skip_unusable:
         word, reason = next(iter(unusable.items()))

@@ -45,7 +45,7 @@ from bioptimus_hf.ner import (
 from bioptimus_hf.recipes import StageOptions, parse, run
 from bioptimus_hf.results import Cell, check_alike, hash_of_gold, read_cells
 from bioptimus_hf.scores import SCORER, entity_scores
-from bioptimus_hf.sources import find_model, load_by_name, load_token_classifier
+from bioptimus_hf.sources import base_of_run, find_model, load_by_name, load_token_classifier
 from bioptimus_hf.tables import write_results
 
 logger = logging.getLogger("finetune_ner")
@@ -74,13 +74,15 @@ class Options:
     models: list[str] = field(
         default_factory=lambda: ["base", "v0.4"],
         metadata={
-            "help": "Models: base (BASE_MODEL), v0.4 (OUTPUT_DIR/v0.4), a folder or a Hub name (name@revision); "
+            "help": "Models: base (the unadapted one), v0.4 (OUTPUT_DIR/v0.4), a folder or a Hub name (name@revision); "
             "label=FOLDER chooses the name that the results are filed under"
         },
     )
-    base_model: str = field(
-        default="google-bert/bert-base-uncased",
-        metadata={"help": "Folder or Hub name of the unadapted model, which --models knows as base"},
+    base_model: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder or Hub name of the unadapted model, `base` in --models; default: the base of the run"
+        },
     )
     seeds: list[int] = field(
         default_factory=lambda: [3],
@@ -269,7 +271,11 @@ def chosen_models(options: Options) -> dict[str, str]:
         label, equals, source = given.partition("=")
         if not equals:
             version = Path(options.output_dir) / given
-            source = options.base_model if given == "base" else str(version) if version.is_dir() else given
+            if given == "base":
+                base = base_of_run(options.output_dir, options.base_model)
+                source = base.commit or base.folder
+            else:
+                source = str(version) if version.is_dir() else given
             label = "base" if given == "base" else Path(given).name
         if re.fullmatch(r"v\d+\.\d+", source):
             raise InputError(f"--models {given}: there is no {Path(options.output_dir) / given}")

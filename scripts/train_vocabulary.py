@@ -87,6 +87,8 @@ def main() -> None:
         write_json(built.path / "report.json", report.facts())
         report.plot(built.path / "fertility.png")
         built.facts |= {
+            # For later stages to find it again; the fingerprint holds what the model is, wherever it is.
+            "base_model": base_model.commit or str(Path(base_model.folder).resolve()),
             "tokens": len(tokenizer),
             "shared": len(difference.shared),
             "new": len(difference.new),

@@ -532,13 +532,16 @@ def test_names_of_tasks_and_models(script: ModuleType, tmp_path: Path) -> None:
     assert script.chosen_tasks(["all"]) == list(BLURB_NER.values())
     assert script.chosen_tasks(["bc2gm", "mine"]) == [BLURB_NER["bc2gm"], NerTask("mine", "mine")]
     (tmp_path / "v0.4").mkdir()
+    (tmp_path / "bert").mkdir()
 
     def chosen(*models: str) -> Any:
-        options = script.Options("data", output_dir=str(tmp_path), base_model="org/bert", models=list(models))
-        return script.chosen_models(options)
+        base = str(tmp_path / "bert")
+        return script.chosen_models(
+            script.Options("data", output_dir=str(tmp_path), base_model=base, models=list(models))
+        )
 
     assert chosen("base", "v0.4", "other/v0.1", "x=org/y") == {
-        "base": "org/bert",
+        "base": f"{tmp_path}/bert",
         "v0.4": f"{tmp_path}/v0.4",
         "v0.1": "other/v0.1",
         "x": "org/y",

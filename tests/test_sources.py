@@ -23,11 +23,11 @@ from transformers import (
 )
 
 from bioptimus_hf.annotation import Annotator
-from bioptimus_hf.artifacts import InputError
+from bioptimus_hf.artifacts import InputError, identity, write_made
 from bioptimus_hf.distillation import load_masked_lm
 from bioptimus_hf.finetuning import new_head
 from bioptimus_hf.onnx_export import export_onnx
-from bioptimus_hf.sources import load_by_name
+from bioptimus_hf.sources import base_of_run, load_by_name
 from bioptimus_hf.vocabulary import save_tokenizer
 
 
@@ -173,3 +173,21 @@ def test_an_encoder_to_train_on_is_whole(
     spoiled(tmp_path, "bert.encoder.layer.0.output.dense.weight", change)
     with pytest.raises(InputError, match=says):
         load(tmp_path)
+
+
+def test_the_base_of_a_run_is_the_one_it_records(tmp_path: Path) -> None:
+    for name, seed in (("base", 0), ("other", 1)):
+        build_tiny_bert(127, seed=seed).save_pretrained(tmp_path / name)
+    base, other, run = (str(tmp_path / name) for name in ("base", "other", "run"))
+    with pytest.raises(InputError, match="tokenizer does not record the base model of the run: name it"):
+        base_of_run(run)
+    assert base_of_run(run, other).folder == other  # a tokenizer of one's own says nothing
+    (tmp_path / "run" / "tokenizer").mkdir(parents=True)
+    inputs = {"base_model": identity(base)}
+    write_made(tmp_path / "run" / "tokenizer", inputs, {}, facts={"base_model": base}, seconds=0)
+    assert base_of_run(run).folder == base_of_run(run, base).folder == base
+    with pytest.raises(InputError, match=f"{other} is not the model that .*tokenizer was made for, which is {base}"):
+        base_of_run(run, other)
+    build_tiny_bert(127, seed=2).save_pretrained(base)
+    with pytest.raises(InputError, match="it may have changed since: name that one with --base_model"):
+        base_of_run(run)
