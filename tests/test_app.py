@@ -246,7 +246,9 @@ def check_what_is_seen(page: Any, expected: list[Entity]) -> None:
     texts = [text.removesuffix(label) for text, label in zip(marks.all_text_contents(), labels, strict=True)]
     assert list(zip(texts, labels, strict=True)) == [(one.text, one.label) for one in expected]
     table = page.inner_text("#table").split()
-    assert [str(expected[0].start), str(expected[0].end), f"{expected[0].score:.3f}"] == table[8:11]
+    assert [str(expected[0].start), str(expected[0].end)] == table[8:10]
+    assert re.fullmatch(r"0\.\d{1,3}", table[10])
+    assert float(table[10]) == pytest.approx(expected[0].score, abs=6e-4)  # read there by another number of threads
     with page.expect_download() as download:
         page.click("#jsonl")
     row = json.loads(Path(download.value.path()).read_text(encoding="utf-8"))
