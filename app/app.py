@@ -26,12 +26,13 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 import gradio as gr
 from gradio.utils import get_upload_folder
 
-from bioptimus_hf.annotation import Annotator
-from bioptimus_hf.artifacts import InputError
-from bioptimus_hf.documents import Document
-from bioptimus_hf.formats import SUFFIXES, write_documents
-from bioptimus_hf.recipes import parse, run
-from bioptimus_hf.rendering import DARK, LIGHT, STYLE, html_part
+from bioptimus_hf.annotation.annotator import Annotator
+from bioptimus_hf.cli.launch import run
+from bioptimus_hf.cli.options import parse
+from bioptimus_hf.corpus.documents import Document
+from bioptimus_hf.corpus.formats import SUFFIXES, write_documents
+from bioptimus_hf.corpus.html import DARK, LIGHT, STYLE, html_part
+from bioptimus_hf.errors import InputError
 
 VARIABLE = "BIOPTIMUS_MODELS"
 MOST_CHARACTERS = 2_000_000

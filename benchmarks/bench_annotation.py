@@ -27,11 +27,12 @@ import torch
 from transformers import AutoTokenizer, pipeline
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from bioptimus_hf.annotation import _TEXTS_AT_ONCE, Annotator
-from bioptimus_hf.conll import read_conll
-from bioptimus_hf.corpus import load_corpus, sentences_of
-from bioptimus_hf.formats import DocumentReader
-from bioptimus_hf.onnx_export import ONNX_FILE, export_onnx
+from bioptimus_hf.annotation.annotator import _TEXTS_AT_ONCE, Annotator
+from bioptimus_hf.annotation.onnx_export import ONNX_FILE, export_onnx
+from bioptimus_hf.corpus.conll import read_conll
+from bioptimus_hf.corpus.dataset import load_corpus
+from bioptimus_hf.corpus.formats import DocumentReader
+from bioptimus_hf.corpus.sentences import sentences_of
 
 Places = list[list[tuple[int, int, str]]]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

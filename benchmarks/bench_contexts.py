@@ -43,11 +43,12 @@ from datasets import Dataset, disable_caching, disable_progress_bars, enable_cac
 from memory_watch import MemoryWatch
 from transformers import AutoTokenizer, BertTokenizer
 
-from bioptimus_hf import kernels, matching
-from bioptimus_hf.contexts import BatchFinder, find_contexts
-from bioptimus_hf.corpus import load_corpus, split_sentences
-from bioptimus_hf.matching import Matcher, word_rules
-from bioptimus_hf.vocabulary import compare_vocabularies
+from bioptimus_hf.contexts import kernels, matching
+from bioptimus_hf.contexts.finder import BatchFinder, find_contexts
+from bioptimus_hf.contexts.matching import Matcher, word_rules
+from bioptimus_hf.corpus.dataset import load_corpus
+from bioptimus_hf.corpus.sentences import split_sentences
+from bioptimus_hf.vocabulary.tokenizer import compare_vocabularies
 
 ROWS = 10_000
 UNICODE_RIPGREP_SHARE = 50

@@ -21,8 +21,8 @@ from datasets import Dataset, disable_progress_bars, load_from_disk
 from transformers import AutoTokenizer, BertForMaskedLM, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from bioptimus_hf.distillation import load_masked_lm
-from bioptimus_hf.reading import contextual_embeddings
+from bioptimus_hf.distillation.contextual import contextual_embeddings
+from bioptimus_hf.models import load_masked_lm
 
 PLAIN_BATCH = 32
 

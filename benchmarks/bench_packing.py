@@ -23,8 +23,8 @@ from datasets import concatenate_datasets, disable_progress_bars
 from memory_watch import MemoryWatch
 from transformers import AutoTokenizer
 
-from bioptimus_hf.corpus import load_corpus
-from bioptimus_hf.packing import tokenize_and_pack
+from bioptimus_hf.corpus.dataset import load_corpus
+from bioptimus_hf.pretraining.packing import tokenize_and_pack
 
 
 def pack(corpus: Sequence[str], name: str, megabytes: float, processes: int) -> dict[str, float]:

@@ -47,14 +47,16 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from bioptimus_hf.corpus import load_corpus
-from bioptimus_hf.curriculum import CurriculumCallback, Phase
-from bioptimus_hf.distillation import load_masked_lm
-from bioptimus_hf.masking import BioptimusDataCollator, MaskingStrategy
-from bioptimus_hf.modeling import BertForMaskedPositions, set_dropout
-from bioptimus_hf.packing import tokenize_and_pack
-from bioptimus_hf.pretraining import PretrainingArguments, prepare_model
-from bioptimus_hf.trainer import PretrainingTrainer
+from bioptimus_hf.corpus.dataset import load_corpus
+from bioptimus_hf.models import load_masked_lm
+from bioptimus_hf.pretraining.arguments import PretrainingArguments
+from bioptimus_hf.pretraining.callback import CurriculumCallback
+from bioptimus_hf.pretraining.curriculum import Phase
+from bioptimus_hf.pretraining.masking import BioptimusDataCollator, MaskingStrategy
+from bioptimus_hf.pretraining.modeling import BertForMaskedPositions, set_dropout
+from bioptimus_hf.pretraining.packing import tokenize_and_pack
+from bioptimus_hf.pretraining.run import prepare_model
+from bioptimus_hf.pretraining.trainer import PretrainingTrainer
 
 TOKENS, WORDS = MaskingStrategy("token", 0.15, True), MaskingStrategy("word", 0.15, True)
 

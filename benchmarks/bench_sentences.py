@@ -34,7 +34,7 @@ from typing import NamedTuple
 import blingfire
 import sentencex
 
-from bioptimus_hf.corpus import sentences_of
+from bioptimus_hf.corpus.sentences import sentences_of
 
 Splitter = Callable[[str], Sequence[str]]
 

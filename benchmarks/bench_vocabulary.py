@@ -26,8 +26,8 @@ from memory_watch import MemoryWatch, anonymous_mb
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
-from bioptimus_hf.corpus import load_corpus
-from bioptimus_hf.vocabulary import extend_vocabulary, train_vocabulary
+from bioptimus_hf.corpus.dataset import load_corpus
+from bioptimus_hf.vocabulary.training import extend_vocabulary, train_vocabulary
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 TEXTS_AT_ONCE = 1000

@@ -37,17 +37,14 @@ import torch
 from scipy.stats import t
 from transformers import AutoTokenizer
 
-from bioptimus_hf.corpus import load_corpus, split_validation
-from bioptimus_hf.curriculum import Phase, save_masked_lm
-from bioptimus_hf.distillation import load_masked_lm
-from bioptimus_hf.masking import MaskingStrategy
-from bioptimus_hf.modeling import BertForMaskedPositions
-from bioptimus_hf.packing import tokenize_and_pack
-from bioptimus_hf.pretraining import (
-    PretrainingArguments,
-    mask_once,
-    pretrain,
-)
+from bioptimus_hf.corpus.dataset import load_corpus, split_validation
+from bioptimus_hf.models import load_masked_lm, save_masked_lm
+from bioptimus_hf.pretraining.arguments import PretrainingArguments
+from bioptimus_hf.pretraining.curriculum import Phase
+from bioptimus_hf.pretraining.masking import MaskingStrategy
+from bioptimus_hf.pretraining.modeling import BertForMaskedPositions
+from bioptimus_hf.pretraining.packing import tokenize_and_pack
+from bioptimus_hf.pretraining.run import mask_once, pretrain
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 BLOCK = 128

@@ -17,6 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
+from bioptimus_hf.errors import InputError
+
 if TYPE_CHECKING:  # everything imports this module, and some of it has no need of data sets
     from datasets import Dataset
 
@@ -24,14 +28,6 @@ logger = logging.getLogger(__name__)
 
 MADE = "made.json"
 _VERSIONS_RECORDED = ("bioptimus-hf", "torch", "transformers", "datasets", "tokenizers", "accelerate")
-
-
-class InputError(ValueError):
-    """Something the user gave cannot be used. The message is one line: what is wrong, where, and what to do."""
-
-
-class Terminated(Exception):
-    """The process was told to end (SIGTERM), and has saved what it takes to go on."""
 
 
 @dataclass
@@ -188,6 +184,20 @@ def write_json(path: Path, content: Any) -> None:
     temporary = path.with_name(path.name + ".partial")
     temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     temporary.replace(path)
+
+
+def read_yaml(path: str | Path) -> Any:
+    """Read a YAML file.
+
+    Raises:
+        InputError: it cannot be read, or is not YAML.
+    """
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
 
 
 def peak_memory_mb() -> dict[str, int]:

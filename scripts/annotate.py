@@ -23,12 +23,14 @@ from typing import Any, Literal
 import torch
 from tqdm.auto import tqdm
 
-from bioptimus_hf.annotation import Annotator
-from bioptimus_hf.artifacts import InputError, fingerprint, identity, write_json
-from bioptimus_hf.documents import Document
-from bioptimus_hf.formats import READABLE, SUFFIXES, WRITABLE, DocumentReader, format_of, write_documents
-from bioptimus_hf.recipes import parse, run
-from bioptimus_hf.sources import find_model
+from bioptimus_hf.annotation.annotator import Annotator
+from bioptimus_hf.artifacts import fingerprint, identity, write_json
+from bioptimus_hf.cli.launch import run
+from bioptimus_hf.cli.options import parse
+from bioptimus_hf.corpus.documents import Document
+from bioptimus_hf.corpus.formats import READABLE, SUFFIXES, WRITABLE, DocumentReader, format_of, write_documents
+from bioptimus_hf.errors import InputError
+from bioptimus_hf.models import find_model
 
 logger = logging.getLogger("annotate")
 

@@ -18,20 +18,16 @@ import torch
 from datasets import load_from_disk
 from transformers import AutoTokenizer
 
-from bioptimus_hf.artifacts import MADE, InputError, building, identity, is_finished, read_made, write_json
-from bioptimus_hf.curriculum import save_masked_lm
-from bioptimus_hf.distillation import (
-    FROM_CONTEXTS,
-    INITIALIZERS,
-    initial_rows,
-    load_masked_lm,
-    transplant_vocabulary,
-)
-from bioptimus_hf.inspection import inspect_rows
-from bioptimus_hf.reading import PIECES, contextual_embeddings
-from bioptimus_hf.recipes import RunOptions, StageOptions, parse, run
-from bioptimus_hf.sources import base_of_run, load_by_name
-from bioptimus_hf.token_distillation import distill_tokens
+from bioptimus_hf.artifacts import MADE, building, identity, is_finished, read_made, write_json
+from bioptimus_hf.cli.launch import run
+from bioptimus_hf.cli.options import RunOptions, StageOptions, parse
+from bioptimus_hf.distillation.contextual import PIECES, contextual_embeddings
+from bioptimus_hf.distillation.initialization import FROM_CONTEXTS, INITIALIZERS, initial_rows
+from bioptimus_hf.distillation.report import inspect_rows
+from bioptimus_hf.distillation.token_distillation import distill_tokens
+from bioptimus_hf.distillation.transplant import transplant_vocabulary
+from bioptimus_hf.errors import InputError
+from bioptimus_hf.models import base_of_run, load_by_name, load_masked_lm, save_masked_lm
 
 logger = logging.getLogger("distill_embeddings")
 

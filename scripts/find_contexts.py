@@ -23,14 +23,16 @@ from typing import Any, Literal
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from bioptimus_hf.artifacts import MADE, InputError, building, digest_of_rows, identity, is_finished
-from bioptimus_hf.cluster import find_contexts_on_ray
-from bioptimus_hf.contexts import select_tokens
-from bioptimus_hf.coverage import FEW, report_contexts
-from bioptimus_hf.recipes import CorpusOptions, RunOptions, StageOptions, parse, run
-from bioptimus_hf.search import search_documents
-from bioptimus_hf.sources import base_of_run, find_model, load_by_name
-from bioptimus_hf.vocabulary import compare_vocabularies
+from bioptimus_hf.artifacts import MADE, building, digest_of_rows, identity, is_finished
+from bioptimus_hf.cli.launch import run
+from bioptimus_hf.cli.options import CorpusOptions, RunOptions, StageOptions, parse
+from bioptimus_hf.contexts.finder import select_tokens
+from bioptimus_hf.contexts.local import search_documents
+from bioptimus_hf.contexts.on_ray import find_contexts_on_ray
+from bioptimus_hf.contexts.report import FEW, report_contexts
+from bioptimus_hf.errors import InputError
+from bioptimus_hf.models import base_of_run, find_model, load_by_name
+from bioptimus_hf.vocabulary.tokenizer import compare_vocabularies
 
 logger = logging.getLogger("find_contexts")
 

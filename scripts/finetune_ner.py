@@ -28,11 +28,17 @@ from accelerate import PartialState
 from datasets import Dataset, DatasetDict
 from transformers import AutoConfig, AutoTokenizer
 
-from bioptimus_hf.artifacts import MADE, InputError, Stage, building, identity, is_finished, read_made, write_json
-from bioptimus_hf.cards import write_ner_card
-from bioptimus_hf.conll import write_conll
-from bioptimus_hf.finetuning import evaluates_each_epoch, finetune, new_head, predict_tags, save_head
-from bioptimus_hf.ner import (
+from bioptimus_hf.artifacts import MADE, Stage, building, identity, is_finished, read_made, write_json
+from bioptimus_hf.cli.launch import run
+from bioptimus_hf.cli.options import StageOptions, parse
+from bioptimus_hf.corpus.conll import write_conll
+from bioptimus_hf.errors import InputError
+from bioptimus_hf.models import base_of_run, find_model, load_by_name, load_token_classifier, new_head, save_head
+from bioptimus_hf.ner.finetuning import evaluates_each_epoch, finetune, predict_tags
+from bioptimus_hf.ner.results import Cell, check_alike, hash_of_gold, read_cells
+from bioptimus_hf.ner.scores import SCORER, entity_scores
+from bioptimus_hf.ner.tables import write_results
+from bioptimus_hf.ner.tasks import (
     BLURB_NER,
     NER_TASKS,
     NerTask,
@@ -42,11 +48,7 @@ from bioptimus_hf.ner import (
     tags_of,
     task_identity,
 )
-from bioptimus_hf.recipes import StageOptions, parse, run
-from bioptimus_hf.results import Cell, check_alike, hash_of_gold, read_cells
-from bioptimus_hf.scores import SCORER, entity_scores
-from bioptimus_hf.sources import base_of_run, find_model, load_by_name, load_token_classifier
-from bioptimus_hf.tables import write_results
+from bioptimus_hf.publishing.cards import write_ner_card
 
 logger = logging.getLogger("finetune_ner")
 
@@ -68,7 +70,7 @@ class Options:
             "help": f"Tasks of BLURB ({', '.join(BLURB_NER)}, or all of them: all), or jnlpba-types. Any other name is "
             "a task of your own: the files are NER_DATA/<name>/{train,dev,test}.tsv, or NER_DATA/{train,dev,test}.tsv, "
             "and the entity types are those that occur in them. name=SOURCE takes another folder, or a data set of the "
-            "Hub (owner/name or owner/name@revision); FILE.yaml describes a task (see bioptimus_hf.ner.NerTask)"
+            "Hub (owner/name or owner/name@revision); FILE.yaml describes a task (see bioptimus_hf.ner.tasks.NerTask)"
         },
     )
     models: list[str] = field(

@@ -28,27 +28,21 @@ import pyarrow.compute as pc
 from accelerate import PartialState
 from transformers import AutoTokenizer, set_seed
 
-from bioptimus_hf.artifacts import InputError, building, differences, fingerprint, identity, is_finished, write_json
-from bioptimus_hf.cards import write_pretrained_card
-from bioptimus_hf.corpus import split_validation
-from bioptimus_hf.curriculum import BIOPTIMUS_CURRICULUM, PHASE_FILE, phase_ends, select_phases
-from bioptimus_hf.decontamination import RULE, decontaminate, ner_test_files, read_test_sentences, write_dropped
-from bioptimus_hf.distillation import load_masked_lm
-from bioptimus_hf.modeling import BertForMaskedPositions
-from bioptimus_hf.packing import tokenize_and_pack
+from bioptimus_hf.artifacts import building, differences, fingerprint, identity, is_finished, write_json
+from bioptimus_hf.cli.launch import run
+from bioptimus_hf.cli.options import CorpusOptions, StageOptions, parse
+from bioptimus_hf.corpus.dataset import split_validation
+from bioptimus_hf.corpus.decontamination import RULE, decontaminate, ner_test_files, read_test_sentences, write_dropped
+from bioptimus_hf.errors import InputError
+from bioptimus_hf.models import find_files, find_model, load_by_name, load_masked_lm
 from bioptimus_hf.plots import plot_history
-from bioptimus_hf.pretraining import (
-    VALIDATION_MASKING,
-    PretrainingArguments,
-    check_arguments,
-    check_blocks,
-    last_checkpoint,
-    mask_once,
-    pretrain,
-    shaping_settings,
-)
-from bioptimus_hf.recipes import CorpusOptions, StageOptions, parse, read_curriculum, run
-from bioptimus_hf.sources import find_files, find_model, load_by_name
+from bioptimus_hf.pretraining.arguments import PretrainingArguments, check_arguments, shaping_settings
+from bioptimus_hf.pretraining.callback import PHASE_FILE
+from bioptimus_hf.pretraining.curriculum import BIOPTIMUS_CURRICULUM, phase_ends, read_curriculum, select_phases
+from bioptimus_hf.pretraining.modeling import BertForMaskedPositions
+from bioptimus_hf.pretraining.packing import tokenize_and_pack
+from bioptimus_hf.pretraining.run import VALIDATION_MASKING, check_blocks, last_checkpoint, mask_once, pretrain
+from bioptimus_hf.publishing.cards import write_pretrained_card
 
 logger = logging.getLogger("pretrain")
 

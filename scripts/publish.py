@@ -18,10 +18,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from bioptimus_hf.artifacts import InputError
-from bioptimus_hf.hub import PublishedVersion, publish
-from bioptimus_hf.recipes import parse, run
-from bioptimus_hf.records import About
+from bioptimus_hf.cli.launch import run
+from bioptimus_hf.cli.options import parse
+from bioptimus_hf.errors import InputError
+from bioptimus_hf.publishing.facts import About
+from bioptimus_hf.publishing.publish import PublishedVersion, publish
 
 logger = logging.getLogger("publish")
 

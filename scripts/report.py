@@ -14,11 +14,13 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, pipeline
 
-from bioptimus_hf.artifacts import MADE, InputError, read_made
-from bioptimus_hf.curriculum import PHASE_FILE
-from bioptimus_hf.recipes import parse, run
-from bioptimus_hf.records import read_json, start_of, version_key
-from bioptimus_hf.sources import load_by_name, load_token_classifier
+from bioptimus_hf.artifacts import MADE, read_made
+from bioptimus_hf.cli.launch import run
+from bioptimus_hf.cli.options import parse
+from bioptimus_hf.errors import InputError
+from bioptimus_hf.models import load_by_name, load_token_classifier
+from bioptimus_hf.pretraining.callback import PHASE_FILE
+from bioptimus_hf.publishing.facts import read_json, start_of, version_key
 
 logger = logging.getLogger("report")
 

@@ -18,16 +18,12 @@ from typing import Literal
 from transformers import AutoTokenizer
 
 from bioptimus_hf.artifacts import building, is_finished, write_json
-from bioptimus_hf.recipes import CorpusOptions, RunOptions, StageOptions, parse, run
-from bioptimus_hf.segmentation import report_vocabulary
-from bioptimus_hf.sources import find_model, load_by_name
-from bioptimus_hf.vocabulary import (
-    build_tokenizer,
-    compare_vocabularies,
-    extend_vocabulary,
-    save_tokenizer,
-    train_vocabulary,
-)
+from bioptimus_hf.cli.launch import run
+from bioptimus_hf.cli.options import CorpusOptions, RunOptions, StageOptions, parse
+from bioptimus_hf.models import find_model, load_by_name, save_tokenizer
+from bioptimus_hf.vocabulary.fertility import report_vocabulary
+from bioptimus_hf.vocabulary.tokenizer import build_tokenizer, compare_vocabularies
+from bioptimus_hf.vocabulary.training import extend_vocabulary, train_vocabulary
 
 logger = logging.getLogger("train_vocabulary")
 

@@ -16,7 +16,6 @@ import pytest
 from datasets import Dataset, concatenate_datasets
 
 from bioptimus_hf.artifacts import (
-    InputError,
     building,
     digest_of_rows,
     fingerprint,
@@ -26,6 +25,7 @@ from bioptimus_hf.artifacts import (
     sha256_of_file,
     write_json,
 )
+from bioptimus_hf.errors import InputError
 
 INPUTS = {"corpus": "sha256:0123", "base_model": "name:some/model"}
 SETTINGS: dict[str, Any] = {"size": 100, "rate": 0.15, "phases": ["0.1", "0.2"], "column": None}

@@ -9,11 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import build_tiny_bert
+from helpers import build_tiny_bert
 from safetensors.torch import load_file
 from transformers import BertTokenizer
 
-from bioptimus_hf.curriculum import BIOPTIMUS_CURRICULUM, save_masked_lm
+from bioptimus_hf.models import save_masked_lm
+from bioptimus_hf.pretraining.curriculum import BIOPTIMUS_CURRICULUM
 
 EXAMPLES = Path(__file__).parent.parent / "scripts" / "examples"
 WATCHED = """

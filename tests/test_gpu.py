@@ -12,21 +12,20 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import build_tiny_bert, build_tiny_head
 from datasets import Dataset
+from helpers import ROOT, build_tiny_bert, build_tiny_head
 from safetensors.torch import load_file
 from test_modeling import with_and_without_replay
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
-from bioptimus_hf.annotation import Annotator
-from bioptimus_hf.curriculum import save_masked_lm
-from bioptimus_hf.modeling import END_TO_END, BertForMaskedPositions, set_dropout
-from bioptimus_hf.reading import contextual_embeddings
+from bioptimus_hf.annotation.annotator import Annotator
+from bioptimus_hf.distillation.contextual import contextual_embeddings
+from bioptimus_hf.models import save_masked_lm
+from bioptimus_hf.pretraining.modeling import END_TO_END, BertForMaskedPositions, set_dropout
 
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA GPU", allow_module_level=True)
 
-ROOT = Path(__file__).parent.parent
 TEXT = "Aspirin binding in severe asthma patients was induced by protein expression in the mice. "
 
 

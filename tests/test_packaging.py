@@ -16,12 +16,11 @@ from importlib import metadata, resources
 from pathlib import Path
 
 import pytest
+from helpers import ROOT
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import bioptimus_hf
-
-ROOT = Path(__file__).parents[1]
 
 
 def requirements() -> list[Requirement]:
@@ -86,8 +85,8 @@ OUTSIDE = """
 import json, sys
 from importlib import metadata, resources
 import bioptimus_hf
-from bioptimus_hf.corpus import load_corpus
-import bioptimus_hf.recipes
+from bioptimus_hf.corpus.dataset import load_corpus
+import bioptimus_hf.cli.options
 package = resources.files("bioptimus_hf")
 print(json.dumps({
     "at": bioptimus_hf.__file__,

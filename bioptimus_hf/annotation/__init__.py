@@ -1,0 +1,1 @@
+"""Find entities in text with NER heads."""

@@ -1,0 +1,1 @@
+"""Find sentences that contain each token of interest."""

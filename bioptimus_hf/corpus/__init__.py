@@ -1,0 +1,1 @@
+"""Read and write documents: files, formats, sentences, decontamination."""

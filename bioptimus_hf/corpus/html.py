@@ -1,0 +1,116 @@
+"""A page of HTML that shows documents with their entities marked: one file, without a network and without a script."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+import jinja2
+
+from bioptimus_hf.corpus.documents import Document, Entity, without_overlaps
+
+# Far apart on the circle of colours, however many labels there are: steps of the golden angle, in degrees.
+_STEP = 137.508
+LIGHT = "--mark: 75% 84%; --edge: 45% 40%; --ink: #1a1a1a; --paper: #fff; --faint: #595959;"
+DARK = "--mark: 45% 22%; --edge: 50% 62%; --ink: #eee; --paper: #161616; --faint: #a6a6a6;"
+"""The colours that `STYLE` uses, as CSS, in a light and in a dark page."""
+STYLE = """\
+.legend { position: sticky; top: 0; display: flex; flex-wrap: wrap; gap: .2rem .6rem; padding: .6rem 0;
+  background: var(--paper); border-bottom: 1px solid var(--faint); }
+h2 { margin: 1.6rem 0 .2rem; font-size: .85rem; font-weight: 600; color: var(--faint); overflow-wrap: anywhere; }
+p { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
+p.note { color: var(--faint); font-size: .85rem; }
+mark { padding: .1em .25em; border-radius: .3em; color: inherit; box-decoration-break: clone;
+  -webkit-box-decoration-break: clone; background: hsl(var(--hue) var(--mark));
+  border-bottom: 2px solid hsl(var(--hue) var(--edge)); }
+.legend mark { overflow-wrap: anywhere; }
+small { display: inline-block; margin-left: .35em; font-size: .68em; font-weight: 600; line-height: 1.2;
+  letter-spacing: .02em; color: inherit; }
+"""
+"""What a page needs that holds an `html_part`, as CSS."""
+_HEAD = f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Entities</title>
+<style>
+:root {{ color-scheme: light dark; {LIGHT} }}
+@media (prefers-color-scheme: dark) {{
+  :root {{ {DARK} }}
+}}
+body {{ display: flex; flex-direction: column; max-width: 50rem; margin: 0 auto; padding: 0 1rem 3rem;
+  background: var(--paper); color: var(--ink); font: 1rem/1.9 system-ui, sans-serif; }}
+{STYLE}.legend {{ order: -1; }}
+@media print {{ .legend {{ position: static; }} mark {{ print-color-adjust: exact; }} }}
+</style>
+</head>
+<body>
+"""
+# The entity's type is written beside it, so that nothing hangs on colour alone.
+_DOCUMENT = """<article>{% if heading %}<h2>{{ heading }}</h2>
+{% endif %}<p dir="auto">{% for text, entity, hue in pieces %}{% if entity %}<mark style="--hue: {{ hue }}" title="\
+{{ entity.label }}, {{ entity.start }} to {{ entity.end }}, score {{ "%.2f" | format(entity.score) }}\
+{% if entity.identifier %}, {{ entity.identifier }}{% endif %}">{{ text }}<small>{{ entity.label }}</small></mark>\
+{% else %}{{ text }}{% endif %}{% endfor %}</p>
+{% if hidden %}<p class="note">overlapping entities not shown: {{ hidden }}</p>
+{% endif %}</article>
+"""
+_LEGEND = """<div class="legend">{% for label, count in counts.items() %}<mark style="--hue: {{ hues[label] }}">\
+{{ label }}<small>{{ count }}</small></mark>{% else %}no entities{% endfor %}</div>
+"""
+_FOOT = "</body>\n</html>\n"
+_ENVIRONMENT = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+
+
+def html_text(documents: Iterable[Document]) -> Iterator[str]:
+    """Yield a page, one document after the other.
+
+    Of entities that overlap only the longest is marked, and the page says of how many that is so. Each label has a
+    colour, light or dark as the reader's system is set; colours and numbers stand at the top, though they come last.
+    """
+    marked = _Marked()
+    yield _HEAD
+    for document in documents:
+        yield marked.article(document, heading=document.id)
+    yield marked.legend() + _FOOT
+
+
+def html_part(document: Document) -> str:
+    """Return a document as `html_text` shows it, without its id, as a part of a page that has `STYLE` and colours."""
+    marked = _Marked()
+    article = marked.article(document, heading="")
+    return marked.legend() + article
+
+
+class _Marked:
+    """Documents of one page, whose labels have the same colours."""
+
+    def __init__(self) -> None:
+        self._article = _ENVIRONMENT.from_string(_DOCUMENT)
+        self._hues: dict[str, float] = {}
+        self._counts: Counter[str] = Counter()
+
+    def article(self, document: Document, *, heading: str) -> str:
+        """Return a document with its entities marked."""
+        shown = without_overlaps(document.entities)
+        for entity in shown:
+            self._hues.setdefault(entity.label, round(205 + len(self._hues) * _STEP) % 360)
+            self._counts[entity.label] += 1
+        hidden = len(document.entities) - len(shown)
+        pieces = _pieces(document.text, shown, self._hues)
+        return self._article.render(heading=heading, pieces=pieces, hidden=hidden)
+
+    def legend(self) -> str:
+        """Return the labels of all documents so far."""
+        return _ENVIRONMENT.from_string(_LEGEND).render(counts=self._counts, hues=self._hues)
+
+
+def _pieces(text: str, entities: list[Entity], hues: dict[str, float]) -> Iterator[tuple[str, Entity | None, float]]:
+    """Yield the text in pieces, those between the entities and those of the entities themselves."""
+    end = 0
+    for entity in entities:
+        yield text[end : entity.start], None, 0
+        yield entity.text, entity, hues[entity.label]
+        end = entity.end
+    yield text[end:], None, 0

@@ -1,0 +1,89 @@
+"""Split documents into sentences."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterator
+from itertools import accumulate
+from typing import Any, cast
+
+import sentencex
+from datasets import (
+    Dataset,
+)
+
+from bioptimus_hf.corpus.dataset import FEATURES
+
+# Stands among the arguments of the step, whose cache sees neither our code nor that of the library.
+SPLITTER = f"sentencex {importlib.metadata.version('sentencex')}, masked 1"
+
+_LONG_SENTENCE = 1000  # characters
+
+# The library falls over a capital with such a space between it and a full stop, and takes the process with it.
+_WIDE_SPACES = (
+    "\x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
+)
+
+# To it, "3)" and "(iii)" are numbers of list items, which reach to the next one, and "<" and ">" are brackets, within
+# which no sentence ends. Curly brackets are brackets to it too, but number nothing.
+_MASKED = {"(": "{", ")": "}", "<": "=", ">": "="}
+
+_WITHOUT_PAIRS = str.maketrans(dict.fromkeys("{}[]\"'`“”„‟‘’‚‛«»‹›《》「」•⁃⁌⁍■□▪▫▶▸►◆◇○●◦★☆➢➣➤", " "))
+
+
+def split_sentences(dataset: Dataset, *, num_proc: int | None = None) -> Dataset:
+    """Cut documents into sentences with sentencex, which knows "e.g.", "Fig. 2" and "et al.".
+
+    Returns:
+        Data set with a row for each sentence: `text` (stripped) and `document`.
+    """
+    return cast(
+        Dataset,
+        dataset.select_columns(["text", "document"]).map(
+            _sentences,
+            batched=True,
+            fn_kwargs={"splitter": SPLITTER},
+            features=FEATURES,
+            num_proc=num_proc if num_proc and num_proc > 1 else None,
+            desc="Splitting sentences",
+        ),
+    )
+
+
+def sentences_of(text: str) -> Iterator[str]:
+    """Yield the sentences of a document, stripped."""
+    for sentence in _segment(text):
+        stripped = sentence.strip()
+        if stripped:
+            yield stripped
+
+
+def sentence_starts(text: str) -> list[int]:
+    """Return the characters at which the sentences of a text begin."""
+    return list(accumulate(map(len, _segment(text)), initial=0))[:-1]
+
+
+def _sentences(batch: dict[str, list[Any]], splitter: str) -> dict[str, list[Any]]:
+    rows: dict[str, list[Any]] = {"text": [], "document": []}
+    for text, document in zip(batch["text"], batch["document"], strict=True):
+        for sentence in sentences_of(text):
+            rows["text"].append(sentence)
+            rows["document"].append(document)
+    return rows
+
+
+def _segment(text: str) -> Iterator[str]:
+    """Yield the sentences of a text, which is all of them put together."""
+    masked = text  # of the same length, character by character
+    for character, harmless in _MASKED.items():
+        masked = masked.replace(character, harmless)
+    if not text.isascii():
+        for space in _WIDE_SPACES:
+            masked = masked.replace(space, " ")
+    start = 0
+    for part in sentencex.segment("en", masked):
+        # Between a bracket or a quotation mark and one that closes it, however far off, the library ends no sentence.
+        pieces = [part] if len(part) <= _LONG_SENTENCE else sentencex.segment("en", part.translate(_WITHOUT_PAIRS))
+        for piece in pieces:
+            yield text[start : start + len(piece)]
+            start += len(piece)

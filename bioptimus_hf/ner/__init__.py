@@ -1,0 +1,1 @@
+"""Fine-tune, score and compare NER heads."""

@@ -1,0 +1,73 @@
+"""Published figures on the five tasks of BLURB, to stand beside one's own: facts, each with its source and protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from bioptimus_hf.ner.tasks import BLURB_NER
+
+
+@dataclass(frozen=True)
+class Published:
+    """A row of a published table.
+
+    Attributes:
+        model: as the source calls it.
+        f1: entity F1 in percent as printed, of each task of `BLURB_NER`.
+        source: the table it was read in.
+        protocol: what the source says of seeds and spread.
+    """
+
+    model: str
+    f1: Mapping[str, str]
+    source: str
+    protocol: str
+
+
+def _rows(source: str, protocol: str, figures: Mapping[str, str]) -> tuple[Published, ...]:
+    return tuple(
+        Published(model, dict(zip(BLURB_NER, row.split(), strict=True)), source, protocol)
+        for model, row in figures.items()
+    )
+
+
+PUBLISHED = (
+    *_rows(
+        "arXiv 2308.08625, table 5",
+        "neither seeds nor spread given",
+        {
+            "BIOptimus v0.1": "93.52 83.41 88.44 83.53 78.71",
+            "BIOptimus v0.2": "93.87 83.43 87.99 84.16 79.12",
+            "BIOptimus v0.3": "93.70 85.06 88.17 84.54 79.28",
+            "BIOptimus v0.4": "94.10 84.98 89.54 85.25 79.46",
+        },
+    ),
+    # Other tables have 80.06 for PubMedBERT on JNLPBA, and figures that belong to that column: never mix the two.
+    *_rows(
+        "arXiv 2007.15779, table 6",
+        "mean of 5 seeds",
+        {
+            "BERT-base uncased": "89.25 81.44 85.67 80.90 77.69",
+            "RoBERTa-base": "89.43 80.65 86.62 80.90 77.86",
+            "ClinicalBERT": "90.80 83.04 86.32 81.71 78.07",
+            "BlueBERT": "91.19 83.69 88.04 81.87 77.71",
+            "SciBERT uncased": "92.49 84.54 88.10 83.36 78.68",
+            "BioBERT v1.1": "92.85 84.70 89.13 83.82 78.55",
+            "PubMedBERT": "93.33 85.62 87.82 84.52 79.10",
+        },
+    ),
+    *_rows(
+        "arXiv 2405.10725, table 4",
+        "mean of 10 seeds, deviation 0.1 to 0.6",
+        {
+            "PubMedBERT, run again": "93.2 85.4 88.2 84.3 79.3",
+            "BioLinkBERT-base, run again": "93.3 85.3 88.2 84.7 78.9",
+            "INDUS-base": "93.3 85.2 88.3 84.0 80.3",
+            "INDUS-small": "90.7 81.3 85.6 79.7 75.7",
+            "MiniLM, 6 layers": "86.1 77.4 83.1 77.1 73.4",
+            "TinyBERT, 4 layers": "84.6 74.0 81.2 74.7 70.3",
+        },
+    ),
+)
+"""Read in the named tables. None of them says which scorer was used, so that ours of conlleval stands beside them."""

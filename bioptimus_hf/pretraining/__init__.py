@@ -1,0 +1,1 @@
+"""Pre-train through a masking curriculum."""

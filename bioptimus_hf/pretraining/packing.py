@@ -1,0 +1,110 @@
+"""Documents to blocks of tokens: one stream, cut into blocks of one length, mapped from the cache of `datasets`."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, Features, LargeList, List, Value
+from datasets.fingerprint import Hasher
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase
+
+from bioptimus_hf.errors import InputError
+
+_AT_ONCE = 1_000_000  # bytes of text
+
+
+def tokenize_and_pack(
+    documents: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int, num_proc: int | None = None
+) -> Dataset:
+    """Turn documents into one stream of tokens, cut into blocks.
+
+    Every document stands in the stream as `[CLS] ... [SEP]`, whole, in the order given. Nothing is left out: the last
+    block is as long as what remains. The blocks do not depend on `num_proc`. Tokens lie in the cache of `datasets`,
+    which knows when text or tokenizer have changed; the blocks are views of it, so that memory does not grow with them.
+
+    Args:
+        documents: with a column `text`.
+        max_length: tokens of a block.
+
+    Returns:
+        Data set with the column `input_ids`. On disk it takes 2 bytes a token where the vocabulary allows it, and 4 a
+        document.
+
+    Raises:
+        InputError: `max_length` is more than the tokenizer says its model can read, or less than 8.
+    """
+    if not 8 <= max_length <= tokenizer.model_max_length:
+        raise InputError(f"--max_length must lie between 8 and the model's {tokenizer.model_max_length}")
+    kind = "uint16" if len(tokenizer) <= 2**16 else "int32"
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_truncation()
+    backend.no_padding()
+    features = Features(input_ids=LargeList(Value(kind)))
+    if not len(documents):
+        return Dataset.from_dict({"input_ids": []}, features=features)
+    tokenized = (
+        documents.select_columns(["text"])
+        .with_format("arrow")
+        .map(
+            _tokenize,
+            batched=True,
+            # As text: the cache would see another tokenizer in the same one after each use.
+            fn_kwargs={"backend": backend.to_str(), "kind": kind},
+            remove_columns=["text"],
+            features=Features(input_ids=List(Value(kind))),
+            num_proc=num_proc if num_proc and num_proc > 1 else None,
+            desc="Tokenizing",
+        )
+    )
+    chunks = tokenized.data.column("input_ids").chunks
+    # With a fingerprint of its own it is not hashed, for which all of it would be copied into memory.
+    return Dataset(
+        pa.concat_tables(_cut(chunks, max_length)), fingerprint=Hasher.hash((tokenized._fingerprint, max_length))
+    )
+
+
+def _cut(chunks: list[pa.ListArray], max_length: int) -> list[pa.Table]:
+    """Return tables of blocks: views of the chunks, and a copy of each block that reaches over the edge of one."""
+    tables = []
+    rest = None  # of the chunks so far: less than a block
+    for chunk in chunks:
+        values = chunk.flatten()
+        if rest is not None:
+            missing = max_length - len(rest)
+            rest = pa.concat_arrays([rest, values[:missing]])
+            values = values[missing:]
+            if len(rest) < max_length:
+                continue
+            tables.append(_table(rest, max_length))
+        whole = len(values) - len(values) % max_length
+        tables.append(_table(values[:whole], max_length))
+        rest = values[whole:] if len(values) > whole else None
+    return tables if rest is None else [*tables, _table(rest, max_length)]
+
+
+def _table(values: pa.Array, max_length: int) -> pa.Table:
+    offsets = np.append(np.arange(0, len(values), max_length), len(values))
+    return pa.table({"input_ids": pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), values)})
+
+
+def _tokenize(table: pa.Table, backend: str, kind: str) -> pa.Table:
+    sizes = pc.binary_length(table["text"]).to_numpy()
+    ids: list[npt.NDArray[Any]] = []
+    # Not all at once: what the tokenizer returns takes a hundred times the memory of the ids.
+    for rows in np.split(table["text"].to_numpy(), np.flatnonzero(np.diff(np.cumsum(sizes) // _AT_ONCE)) + 1):
+        encodings = _tokenizer(backend).encode_batch_fast(rows.tolist())
+        ids += [np.array(encoding.ids, dtype=kind) for encoding in encodings]
+    offsets = np.cumsum([0, *map(len, ids)], dtype=np.int32)
+    lists = pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(ids)))
+    return pa.table({"input_ids": lists})
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(backend: str) -> Tokenizer:
+    return Tokenizer.from_str(backend)

@@ -1,0 +1,1 @@
+"""Publish versions and heads on the Hugging Face Hub."""

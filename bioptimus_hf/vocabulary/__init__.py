@@ -1,0 +1,1 @@
+"""Train WordPiece vocabularies, build tokenizers, and measure how they split text."""

@@ -1,0 +1,261 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import ROOT, TAGS, assert_same_entities, build_tiny_head, build_tiny_tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    BertTokenizer,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForTokenClassification,
+    pipeline,
+)
+
+from bioptimus_hf.annotation import annotator as annotation
+from bioptimus_hf.annotation.annotator import Annotator
+from bioptimus_hf.corpus.dataset import load_corpus
+from bioptimus_hf.corpus.documents import Document, Entity, Passage
+from bioptimus_hf.corpus.sentences import sentence_starts
+from bioptimus_hf.errors import InputError
+
+SAMPLE = ROOT / "bioptimus_hf" / "sample"
+LONGEST = 24
+TOKENIZER = build_tiny_tokenizer()
+ONE_WINDOW = Annotator(build_tiny_head(layers=0), TOKENIZER)
+MANY_WINDOWS = Annotator(build_tiny_head(layers=0, positions=LONGEST), TOKENIZER, batch_size=3)
+
+
+def places(entities: list[Entity]) -> list[tuple[int, int, str]]:
+    return [(entity.start, entity.end, entity.label) for entity in entities]
+
+
+def test_entities_are_those_of_the_pipeline(tmp_path: Path) -> None:
+    head = build_tiny_head(layers=2)
+    texts = load_corpus(SAMPLE / "corpus.txt")["text"][:]
+    texts = [text[:150] for text in texts] + [text.upper()[40:90] for text in texts]
+    expected = pipeline("ner", model=head, tokenizer=TOKENIZER, aggregation_strategy="first", device="cpu")(texts)
+    found = list(Annotator(head, TOKENIZER).annotate(texts))
+    assert sum(map(len, found)) > 500
+    for text, theirs, ours in zip(texts, expected, found, strict=True):
+        assert places(ours) == [(one["start"], one["end"], one["entity_group"]) for one in theirs], text
+        assert [one.score for one in ours] == pytest.approx([float(one["score"]) for one in theirs], abs=1e-5)
+
+
+# What tokenizers drop, join, split and measure in their own way.
+pieces = st.one_of(
+    st.sampled_from(
+        ["aspirin", "the severe asthma", "bronchoconstriction", "IL-2.", " ", "\r\n", "\t", "\u200b", "e\u0301"]
+    ),
+    st.sampled_from(
+        ["漢字", "🧬", "👩‍🔬", "İ", "[SEP]", "[MASK]", "qwx" * 9, "-" * 40, "(p < 0.05). ", "\ufeff", "\x00"]
+    ),
+    st.text(max_size=8),
+)
+any_text = st.lists(pieces, max_size=60).map("".join)
+
+
+@given(any_text)
+@settings(max_examples=150, deadline=None)
+def test_places_are_exact_and_windows_change_nothing(text: str) -> None:
+    (whole,) = ONE_WINDOW.annotate([text])
+    (cut,) = MANY_WINDOWS.annotate([text])
+    assert_same_entities(cut, whole)  # tags depend on the piece alone: the cuts are all that could tell
+    for entity in whole:
+        assert text[entity.start : entity.end] == entity.text
+        assert entity.text
+        assert 0 < entity.score <= 1
+    for one, following in pairwise(whole):
+        assert one.end <= following.start
+
+
+def test_windows_are_whole_sentences_that_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(annotation, "_OVERLAP", 0.5)  # of these short windows
+    text = " ".join(f"The patients were severe in {'renal ' * number}failure." for number in (1, 5, 2, 4, 3, 1, 6))
+    (reading,) = MANY_WINDOWS._readings
+    (words,) = reading.words_of([text])
+    starts = set(sentence_starts(text))
+    assert len(words.windows) > 2
+    first = 0
+    for window in words.windows:
+        assert len(window.ids) <= LONGEST
+        assert int(words.starts[window.first_word]) in starts
+        assert window.first_word == first
+        first += len(window.places)
+    assert first == len(words.starts)
+    assert sum(len(window.ids) - 2 for window in words.windows) > len(TOKENIZER(text)["input_ids"]) - 2
+
+
+def test_a_megabyte_is_read_whole() -> None:
+    text = "Aspirin induced asthma in the mice. " * 28_000
+    (found,) = Annotator(build_tiny_head(layers=0), TOKENIZER, batch_size=64).annotate([text])
+    per_sentence = places(next(ONE_WINDOW.annotate(["Aspirin induced asthma in the mice."])))
+    assert len(text) > 1_000_000
+    assert len(per_sentence) > 0
+    assert len(found) in (28_000 * len(per_sentence), 28_000 * (len(per_sentence) - 1) + 1)
+    assert text.endswith(found[-1].text + text[found[-1].end :])
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n\n", "\u200b"])
+def test_nothing_is_found_in_nothing(text: str) -> None:
+    assert list(ONE_WINDOW.annotate([text, text])) == [[], []]
+
+
+def test_an_inside_that_continues_nothing_begins_an_entity() -> None:
+    head = build_tiny_head(layers=0)
+    tags = {"aspirin": "I-Chemical", "asthma": "I-Disease", "mice": "B-Disease", "renal": "I-Disease"}
+    with torch.no_grad():
+        head.classifier.weight.zero_()
+        head.bert.embeddings.word_embeddings.weight.zero_()
+        head.bert.embeddings.token_type_embeddings.weight.zero_()
+        head.bert.embeddings.LayerNorm = torch.nn.Identity()
+        head.classifier.bias.copy_(torch.tensor([1.0, 0, 0, 0, 0]))
+        for number, (word, tag) in enumerate(tags.items()):
+            head.bert.embeddings.word_embeddings.weight[TOKENIZER.convert_tokens_to_ids(word), number] = 9
+            head.classifier.weight[TAGS.index(tag), number] = 1
+    text = "Aspirin asthma renal; mice mice renal the renal"
+    (found,) = Annotator(head, TOKENIZER).annotate([text])
+    assert [(one.text, one.label) for one in found] == [
+        ("Aspirin", "Chemical"),
+        ("asthma renal", "Disease"),
+        ("mice", "Disease"),
+        ("mice renal", "Disease"),
+        ("renal", "Disease"),
+    ]
+
+
+def test_an_accent_of_its_own_stays_with_its_letter() -> None:
+    head = build_tiny_head(layers=0, tags=["Thing"])
+    (found,) = Annotator(head, TOKENIZER).annotate(["cafe\u0301 the"])
+    assert [one.text for one in found] == ["cafe\u0301 the"]
+    (found,) = Annotator(head, TOKENIZER).annotate(["the cafe\u0301"])
+    assert [one.text for one in found] == ["the cafe\u0301"]
+
+
+def test_an_accent_that_begins_a_word_is_in_one_entity_alone() -> None:
+    cased = BertTokenizer(vocab=TOKENIZER.get_vocab(), do_lower_case=False, model_max_length=512)
+    (found,) = Annotator(build_tiny_head(layers=0, tags=["B-Thing"]), cased).annotate(["the-\u0301of"])
+    assert [one.text for one in found] == ["the", "-", "\u0301of"]
+
+
+def test_names_of_special_tokens_in_a_text_are_text() -> None:
+    (reading,) = ONE_WINDOW._readings
+    (words,) = reading.words_of(["the [SEP] of [MASK] [CLS]"])
+    (window,) = words.windows
+    assert not set(window.ids[1:-1].tolist()) & {
+        TOKENIZER.sep_token_id,
+        TOKENIZER.mask_token_id,
+        TOKENIZER.cls_token_id,
+    }
+    assert len(words.starts) == 2 + 3 * 3  # brackets are words of their own
+
+
+def test_several_heads_share_one_reading(tmp_path: Path) -> None:
+    texts = load_corpus(SAMPLE / "corpus.txt")["text"][:20]
+    genes = build_tiny_head(layers=1, seed=1, tags=["O", "B-GENE", "I-GENE"])
+    heads = [build_tiny_head(layers=1), genes]
+    for number, head in enumerate(heads):
+        head.save_pretrained(tmp_path / str(number))
+        TOKENIZER.save_pretrained(tmp_path / str(number))
+    together = Annotator([tmp_path / "0", str(tmp_path / "1")])
+    assert len(together._readings) == 1
+    alone = [list(Annotator(head, TOKENIZER).annotate(texts)) for head in heads]
+    for found, first, second in zip(together.annotate(texts), *alone, strict=True):
+        assert_same_entities(found, sorted(first + second, key=lambda one: (one.start, one.end, one.label)))
+    apart = Annotator([heads[0], build_tiny_head(layers=0, positions=LONGEST)], TOKENIZER)
+    assert len(apart._readings) == 2
+
+
+def test_texts_stream_and_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(annotation, "_TEXTS_AT_ONCE", 4)
+    texts = load_corpus(SAMPLE / "corpus.txt")["text"][:30]
+    taken = 0
+
+    def source() -> Iterator[str]:
+        nonlocal taken
+        for text in texts:
+            taken += 1
+            yield text
+
+    head = build_tiny_head(layers=2)
+    found = Annotator(head, TOKENIZER, batch_size=1).annotate(source())
+    first = next(found)
+    assert taken == 4
+    assert list(map(places, [first, *found])) == list(
+        map(places, Annotator(head, TOKENIZER, batch_size=7).annotate(texts))
+    )
+
+
+def test_bfloat16_finds_nearly_the_same() -> None:
+    texts = load_corpus(SAMPLE / "corpus.txt")["text"][:40]
+    exact = list(Annotator(build_tiny_head(layers=1), TOKENIZER).annotate(texts))
+    rough = list(Annotator(build_tiny_head(layers=1), TOKENIZER, dtype=torch.bfloat16).annotate(texts))
+    same = sum(len({*places(left)} & {*places(right)}) for left, right in zip(exact, rough, strict=True))
+    assert same > 0.8 * sum(map(len, exact))
+
+
+def test_a_document_is_read_passage_by_passage() -> None:
+    text = "Aspirin in asthma\nThe mice were renal"
+    passages = (Passage(0, 17, 0, {"type": "title"}), Passage(18, len(text), 18, {"type": "abstract"}))
+    plain = Document("1", text, extra={"relations": [["CID"]], "fields": {}})
+    parted = Document("2", text, entities=[Entity(0, 7, "Aspirin", "old")], passages=passages, extra={"year": 1})
+    everything = Annotator(build_tiny_head(layers=0, tags=["Thing"]), TOKENIZER)
+    one, two = everything.annotate_documents([plain, parted])
+    assert one.extra == {"fields": {}}  # what they are between is gone
+    assert places(list(one.entities)) == [(0, len(text), "Thing")]
+    assert places(list(two.entities)) == [(0, 17, "Thing"), (18, len(text), "Thing")]
+    assert two.extra == {"year": 1}
+
+
+def test_blanks_that_are_counted_to_a_word_are_no_part_of_an_entity() -> None:
+    """As SentencePiece does, where a blank may even be a word of its own."""
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "▁", "▁take", "▁aspirin"]
+    backend = Tokenizer(models.WordLevel({piece: number for number, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+    text = "take  aspirin "
+    (apart,) = Annotator(build_tiny_head(layers=0, tags=["B-Drug"]), tokenizer).annotate([text])
+    (together,) = Annotator(build_tiny_head(layers=0, tags=["Drug"]), tokenizer).annotate([text])
+    assert places(apart) == [(0, 4, "Drug"), (6, 13, "Drug")]
+    assert places(together) == [(0, 13, "Drug")]
+    assert [one.text for one in (*apart, *together)] == ["take", "aspirin", "take  aspirin"]
+
+
+def test_models_that_count_positions_from_their_padding_on() -> None:
+    config = RobertaConfig(
+        vocab_size=len(TOKENIZER), hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+    )
+    config.max_position_embeddings = 34
+    tokenizer = build_tiny_tokenizer()
+    tokenizer.model_max_length = int(1e30)  # as where none is recorded
+    (found,) = Annotator(RobertaForTokenClassification(config), tokenizer).annotate(["asthma " * 200])
+    assert found
+
+
+def test_what_cannot_annotate_is_refused() -> None:
+    for number in (0, -1):
+        with pytest.raises(InputError, match=f"batches of {number} windows: give 1 or more"):
+            Annotator(build_tiny_head(layers=0), TOKENIZER, batch_size=number)
+    with pytest.raises(InputError, match="needs its tokenizer"):
+        Annotator(build_tiny_head(layers=0))
+    with pytest.raises(InputError, match="needs a model"):
+        Annotator([], TOKENIZER)
+
+
+@pytest.mark.parametrize("wrong", ["\ud83d", None, b"bytes", 3])
+def test_what_is_no_text_is_named(wrong: Any) -> None:
+    with pytest.raises(InputError, match="text 1, counted from 0, is no text"):
+        list(ONE_WINDOW.annotate(["Aspirin", wrong]))
+
+
+def test_one_text_is_no_list_of_texts() -> None:
+    with pytest.raises(InputError, match="give a list of texts, not one text"):
+        list(ONE_WINDOW.annotate("Aspirin"))

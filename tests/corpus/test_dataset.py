@@ -1,0 +1,494 @@
+"""Text in: every format read alike, every fault told with its place, sentences without loss, a stable split."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+import sentencex
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import bioptimus_hf.corpus.dataset
+import bioptimus_hf.corpus.files
+from bioptimus_hf.corpus.dataset import corpus_identity, load_corpus, split_validation
+from bioptimus_hf.corpus.sentences import sentences_of, split_sentences
+from bioptimus_hf.errors import InputError
+from bioptimus_hf.models import Source
+
+TEXTS = ["Aspirin reduced pain (p < 0.05).", "β-catenin, naïve T cells; 中文 🧬.", "", "   ", "A third document."]
+KEPT = [text for text in TEXTS if text.strip()]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+
+def write_txt(path: Path, texts: list[str]) -> None:
+    path.write_bytes("".join(f"{text}\n" for text in texts).encode())
+
+
+def write_jsonl(path: Path, texts: list[str], column: str = "text") -> None:
+    path.write_text("".join(json.dumps({"id": 1, column: text}) + "\n" for text in texts))
+
+
+def write_parquet(path: Path, texts: list[str | None], column: str = "text") -> None:
+    pyarrow.parquet.write_table(pa.table({"id": list(range(len(texts))), column: texts}), path)
+
+
+def pack(path: Path, write: Callable[[Path, list[str]], None], texts: list[str]) -> None:
+    write(path, texts)
+    path.write_bytes(gzip.compress(path.read_bytes()))
+
+
+def test_each_format_is_read_alike(tmp_path: Path) -> None:
+    write_txt(tmp_path / "a.txt", TEXTS)
+    pack(tmp_path / "a.txt.gz", write_txt, TEXTS)
+    write_jsonl(tmp_path / "a.jsonl", TEXTS)
+    pack(tmp_path / "a.jsonl.gz", write_jsonl, TEXTS)
+    write_parquet(tmp_path / "a.parquet", [*TEXTS[:2], None, *TEXTS[3:]])
+    (tmp_path / "windows.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(TEXTS).encode())
+    (tmp_path / "bom.jsonl").write_bytes(
+        b"\xef\xbb\xbf" + b"".join(json.dumps({"text": t}).encode() + b"\n" for t in TEXTS)
+    )
+    (tmp_path / "null.jsonl").write_text("\n".join(json.dumps({"text": text or None}) for text in TEXTS) + "\n\n")
+    for file in sorted(tmp_path.iterdir()):
+        dataset = load_corpus(file)
+        assert dataset.column_names == ["text", "document"], file.name
+        assert list(dataset["text"]) == KEPT, file.name
+        assert list(dataset["document"]) == [0, 1, 2], file.name
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_text_column(tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"a.{suffix}"
+    (write_jsonl if suffix == "jsonl" else write_parquet)(file, TEXTS, "abstract")  # type: ignore[operator]
+    assert list(load_corpus(file, text_column="abstract")["text"]) == KEPT
+    with pytest.raises(InputError, match=rf"a\.{suffix}.*'text'"):
+        load_corpus(file)
+
+
+def test_folders_patterns_and_several_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    for name in ("b.txt", "a.txt", "deep/c.txt", "deep/er/d.txt", "deep/notes.md", "deep/table.tsv.gz"):
+        write_txt(tmp_path / name, [Path(name).stem])
+
+    def read(*sources: Any) -> list[str]:
+        return list(load_corpus(sources[0] if len(sources) == 1 else sources)["text"])
+
+    assert read(tmp_path) == ["a", "b", "c", "d"]
+    assert read(str(tmp_path / "*.txt")) == ["a", "b"]
+    assert read(str(tmp_path / "**" / "[cd].*")) == ["c", "d"]
+    assert read(tmp_path / "deep", str(tmp_path / "b*")) == ["c", "d", "b"]
+    monkeypatch.chdir(tmp_path)
+    assert read("deep") == ["c", "d"]
+    assert read("*.txt") == ["a", "b"]
+    write_txt(tmp_path / "strange[1].txt", ["a file, though it looks like a pattern"])
+    assert read("strange[1].txt") == ["a file, though it looks like a pattern"]
+    documents = load_corpus([tmp_path / "a.txt", tmp_path / "b.txt"])["document"]
+    assert list(documents) == [0, 1]
+
+
+def test_changed_content_is_never_served_from_the_cache(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    write_txt(file, ["old text"])
+    stamp = file.stat()
+    assert list(load_corpus(file)["text"]) == ["old text"]
+    assert list(load_corpus(file)["text"]) == ["old text"]
+    write_txt(file, ["new text"])  # of the same size, at the same time
+    os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert file.stat().st_size == stamp.st_size
+    dataset = load_corpus(file)
+    assert list(dataset["text"]) == ["new text"]
+    assert list(split_sentences(dataset)["text"]) == ["new text"]
+
+
+def test_another_version_of_the_package_reads_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache does not see changed code; what is derived from a corpus (sentences, contexts) is keyed by it."""
+    write_txt(tmp_path / "a.txt", ["text"])
+    before, again = load_corpus(tmp_path), load_corpus(tmp_path)
+    assert before._fingerprint == again._fingerprint
+    monkeypatch.setattr(bioptimus_hf.corpus.dataset, "__version__", "99.0")
+    assert load_corpus(tmp_path)._fingerprint != before._fingerprint
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_invalid_utf8_names_file_and_byte(tmp_path: Path, packed: bool) -> None:
+    content = "naïve\nline two\n".encode() + b"caf\xe9 au lait\nmore\n"
+    file = tmp_path / ("a.txt.gz" if packed else "a.txt")
+    file.write_bytes(gzip.compress(content) if packed else content)
+    with pytest.raises(InputError) as error:
+        load_corpus(file)
+    where = " of the unpacked text" if packed else ""
+    assert str(error.value) == (
+        f"{file} is not valid UTF-8 at byte {content.index(0xE9)}{where}: convert or mend it, or --errors replace"
+    )
+
+
+def test_replacing_what_is_no_utf8(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_txt(tmp_path / "a.txt", ["all right, and \ufffd was there before"])
+    (tmp_path / "b.txt").write_bytes(b"caf\xe9 au lait\nna\xefve \xff\xfe\n")
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(b'{"text": "caf\xe9"}\n'))
+    invalid = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff")])
+    pyarrow.parquet.write_table(pa.table({"text": invalid}), tmp_path / "d.parquet")
+    for _ in range(2):  # from the cache too
+        caplog.clear()
+        texts = list(load_corpus(tmp_path, errors="replace")["text"])
+        assert texts[1:] == ["caf\ufffd au lait", "na\ufffdve \ufffd\ufffd", "caf\ufffd", "\ufffd"]
+        assert [record.getMessage().split(" ")[:2] for record in caplog.records] == [
+            [f"{tmp_path / name}:", count] for name, count in (("b.txt", "4"), ("c.jsonl.gz", "1"), ("d.parquet", "1"))
+        ]
+
+
+def test_files_that_can_be_read_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(5):
+        write_txt(tmp_path / f"{number}.txt", [f"text {number}", "", f"more {number}"])
+    (tmp_path / "1.txt").write_bytes(b"\xff")
+    (tmp_path / "3.txt").write_text("\n \n")  # no documents, which does not matter beside others
+    (tmp_path / "4.txt.gz").write_bytes(b"no gzip")
+    read: list[str] = []
+    contents = bioptimus_hf.corpus.files._contents
+    monkeypatch.setattr(
+        bioptimus_hf.corpus.files, "_contents", lambda path, *rest: read.append(path.name) or contents(path, *rest)
+    )
+    with pytest.raises(InputError) as error:
+        load_corpus(tmp_path)
+    assert str(error.value) == (
+        f"{tmp_path / '1.txt'} is not valid UTF-8 at byte 0: convert or mend it, or --errors replace; "
+        f"{tmp_path / '4.txt.gz'} is not a whole gzip file (Not a gzipped file (b'no')): fetch it again; "
+        f"read and kept for the next time: 3 others"
+    )
+    assert read == ["0.txt", "1.txt", "2.txt", "3.txt", "4.txt", "4.txt.gz"]
+    read.clear()
+    (tmp_path / "4.txt.gz").unlink()
+    write_txt(tmp_path / "1.txt", ["mended"])
+    corpus = load_corpus(tmp_path)
+    assert read == ["1.txt", "3.txt"]
+    assert list(corpus["text"]) == ["text 0", "more 0", "mended", "text 2", "more 2", "text 4", "more 4"]
+    assert list(corpus["document"]) == list(range(7))
+    assert corpus._fingerprint == load_corpus(tmp_path)._fingerprint
+
+
+def test_invalid_utf8_behind_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfab\xff")
+    with pytest.raises(InputError, match="at byte 5"):
+        load_corpus(tmp_path / "a.txt")
+
+
+def test_the_end_of_a_name_says_what_a_file_is(tmp_path: Path) -> None:
+    write_txt(tmp_path / "notes.jsonl.txt", ["Plain text."])
+    assert list(load_corpus(tmp_path)["text"]) == ["Plain text."]
+
+
+def test_the_faulty_file_among_many_is_named(tmp_path: Path) -> None:
+    write_txt(tmp_path / "a.txt", ["fine"])
+    (tmp_path / "b.txt").write_bytes(b"\xff")
+    with pytest.raises(InputError, match=r"b\.txt is not valid UTF-8 at byte 0"):
+        load_corpus(tmp_path)
+
+
+def test_broken_gzip(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    whole = gzip.compress("".join(rng.choice("abcdef \n") for _ in range(20_000)).encode())
+    broken = {
+        "cut": whole[: len(whole) // 2],
+        "changed": whole[:2000] + bytes(64) + whole[2064:],
+        "checksum": whole[:-8] + bytes(8),
+        "plain": b"not packed at all\n",
+    }
+    for name, content in broken.items():
+        file = tmp_path / f"{name}.txt.gz"
+        file.write_bytes(content)
+        with pytest.raises(InputError, match=rf"{name}\.txt\.gz is not a whole gzip file"):
+            load_corpus(file)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": "cut', "not JSON"),
+        ('"a string"', "no text under 'text'"),
+        ('{"title": "x"}', "no text under 'text'"),
+        ('{"text": 5}', "no text under 'text'"),
+        ('{"text": "\\ud83d"}', "surrogate"),
+    ],
+)
+def test_bad_jsonl_names_the_line(tmp_path: Path, line: str, message: str) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text": "fine"}\n\n' + line + "\n")
+    with pytest.raises(InputError, match=rf"a\.jsonl, line 3: .*{message}"):
+        load_corpus(file)
+
+
+def test_bad_parquet(tmp_path: Path) -> None:
+    file = tmp_path / "a.parquet"
+    write_parquet(file, ["x"], "abstract")
+    with pytest.raises(InputError, match=r"a\.parquet has no column 'text': it has id, abstract"):
+        load_corpus(file)
+    with pytest.raises(InputError, match="'id' holds no text"):
+        load_corpus(file, text_column="id")
+    for content in (b"", b"no parquet", file.read_bytes()[:-20], b"PAR1" + bytes(50) + b"PAR1"):
+        (tmp_path / "b.parquet").write_bytes(content)
+        with pytest.raises(InputError, match=r"b\.parquet is not a whole parquet file") as error:
+            load_corpus(tmp_path / "b.parquet")
+        assert "\n" not in str(error.value)
+    invalid = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff")])
+    pyarrow.parquet.write_table(pa.table({"text": invalid}), tmp_path / "c.parquet")
+    with pytest.raises(InputError, match=r"c\.parquet is not valid UTF-8 at byte 0 of row 1"):
+        load_corpus(tmp_path / "c.parquet")
+
+
+def test_no_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_hub(*_: Any, **__: Any) -> None:
+        pytest.fail("what stands here is no name of a Hub data set")
+
+    monkeypatch.setattr(bioptimus_hf.corpus.dataset, "load_dataset", no_hub)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.md").write_text("x")
+    for nothing in ("missing.txt", "./missing", "a/b/c", "*.txt", "empty", str(tmp_path / "empty"), "**x/*.txt"):
+        with pytest.raises(InputError, match="no corpus at"):
+            load_corpus(nothing)
+        with pytest.raises(InputError, match="no corpus at"):
+            corpus_identity(nothing)
+    with pytest.raises(InputError, match=r"notes\.md is of no kind known here: give one of \.txt"):
+        load_corpus("notes.md")
+    with pytest.raises(InputError, match="no corpus at missing: "):  # a Hub name only when it stands alone
+        load_corpus(["missing", tmp_path])
+    with pytest.raises(InputError, match="no corpus given"):
+        load_corpus([])
+
+
+def test_empty_corpus(tmp_path: Path) -> None:
+    for content in ("", "\n \n\t\n"):
+        (tmp_path / "a.txt").write_text(content)
+        with pytest.raises(InputError, match=r"no text in .*a\.txt: every document is empty"):
+            load_corpus(tmp_path)
+
+
+def test_max_megabytes(tmp_path: Path) -> None:
+    texts = ["ä" * 100] * 10  # 200 bytes of UTF-8 each
+    write_txt(tmp_path / "a.txt", texts)
+    write_txt(tmp_path / "b.txt", texts)
+    assert [len(load_corpus(tmp_path, max_megabytes=size / 1e6)) for size in (1, 200, 999, 1000, 2400, 1e6)] == [
+        1,  # never nothing
+        1,
+        4,
+        5,
+        12,
+        20,
+    ]
+    for size in (0, -1):
+        with pytest.raises(InputError, match="--max_megabytes must be above 0"):
+            load_corpus(tmp_path, max_megabytes=size)
+
+
+def test_hub_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str, str]] = []
+
+    def load_dataset(name: str, *, revision: str, split: str) -> Dataset:
+        asked.append((name, revision, split))
+        return Dataset.from_dict(
+            {"pmid": list(range(len(TEXTS) + 1)), "abstract": [*TEXTS, None], "document": ["x"] * 6}
+        )
+
+    def find_files(name: str, patterns: list[str]) -> Source:
+        name, _, revision = name.partition("@")
+        return Source("anywhere", f"{name}@commit-of-{revision or 'main'}")
+
+    monkeypatch.setattr(bioptimus_hf.corpus.dataset, "load_dataset", load_dataset)
+    monkeypatch.setattr(bioptimus_hf.corpus.dataset, "find_files", find_files)
+    monkeypatch.setattr(bioptimus_hf.corpus.dataset.constants, "HF_HUB_OFFLINE", False)
+    dataset = load_corpus("some/abstracts", text_column="abstract")
+    assert dataset.column_names == ["text", "document"]
+    assert list(dataset["text"]) == KEPT
+    assert list(dataset["document"]) == [0, 1, 2]
+    assert len(load_corpus("abstracts@v1:validation[:10%]", text_column="abstract", max_megabytes=60e-6)) == 1
+    assert asked == [
+        ("some/abstracts", "commit-of-main", "train"),
+        ("abstracts", "commit-of-v1", "validation[:10%]"),
+    ]
+    with pytest.raises(InputError, match="some/abstracts has no column 'text': it has pmid, abstract, document"):
+        load_corpus("some/abstracts")
+    with pytest.raises(InputError, match="'pmid' holds no text"):
+        load_corpus("some/abstracts", text_column="pmid")
+    monkeypatch.setattr(bioptimus_hf.corpus.dataset.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match="commit commit-of-main is not in the cache: load it once without"):
+        load_corpus("some/abstracts", text_column="abstract")
+    assert corpus_identity("some/abstracts:test") == "name:some/abstracts@commit-of-main:test"
+
+
+def test_hub_data_set_that_cannot_be_had() -> None:
+    with pytest.raises(InputError, match="no corpus at some/abstracts: neither a file here nor a data set") as error:
+        load_corpus("some/abstracts")
+    assert "\n" not in str(error.value)
+
+
+def test_corpus_identity_is_its_content_in_order(tmp_path: Path) -> None:
+    for name, text in (("a.txt", "one"), ("b.txt", "two"), ("other/first.txt", "one"), ("other/second.txt", "two")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_txt(tmp_path / name, [text])
+    a, b = tmp_path / "a.txt", tmp_path / "b.txt"
+    assert corpus_identity([a, b]) == corpus_identity(tmp_path / "other") == corpus_identity(str(tmp_path / "[ab].txt"))
+    assert corpus_identity([a, b]) != corpus_identity([b, a])
+    assert corpus_identity([a]) == corpus_identity(a) == corpus_identity(tmp_path / "other" / "first.txt")
+    before = corpus_identity([a, b])
+    write_txt(b, ["twO"])
+    assert corpus_identity([a, b]) != before
+
+
+HARD = (
+    "Several drugs, e.g. aspirin, were tested (Fig. 2). Smith et al. reported a difference (p < 0.05). "
+    "Cells of E. coli grew at 37.5 °C, i.e. body temperature. Dr. Jones disagreed, cf. Table 3. Is it true? It is."
+)
+HARD_SENTENCES = [
+    "Several drugs, e.g. aspirin, were tested (Fig. 2).",
+    "Smith et al. reported a difference (p < 0.05).",
+    "Cells of E. coli grew at 37.5 °C, i.e. body temperature.",
+    "Dr. Jones disagreed, cf. Table 3.",
+    "Is it true?",
+    "It is.",
+]
+
+
+def as_corpus(texts: list[str]) -> Dataset:
+    return Dataset.from_dict({"text": texts, "document": list(range(10, 10 + len(texts))), "pmid": texts})
+
+
+def test_sentences_survive_abbreviations() -> None:
+    sentences = split_sentences(as_corpus([HARD, "Another document."]))
+    assert sentences.column_names == ["text", "document"]
+    assert list(sentences["text"]) == [*HARD_SENTENCES, "Another document."]
+    assert list(sentences["document"]) == [10] * len(HARD_SENTENCES) + [11]
+
+
+PROSE = st.lists(
+    st.sampled_from(
+        ["e.g. ", "Fig. ", "et al. ", "p < 0.05", ". ", "? ", "! ", '"', "(", ")", "A", "b", "1", ".", "\n", "…"]
+    )
+    | st.text(max_size=4),
+    max_size=25,
+).map("".join)
+
+
+@settings(max_examples=300, deadline=None)
+@given(PROSE, st.sampled_from([5, 1000]))
+def test_sentences_lose_no_character(text: str, long_sentence: int) -> None:
+    with mock.patch.object(bioptimus_hf.corpus.dataset, "_LONG_SENTENCE", long_sentence):
+        rows = bioptimus_hf.corpus.sentences._sentences({"text": [text], "document": [3]}, splitter="")
+    assert "".join("".join(rows["text"]).split()) == "".join(text.split())
+    assert rows["document"] == [3] * len(rows["text"])
+    assert all(sentence and sentence == sentence.strip() for sentence in rows["text"])
+
+
+@pytest.mark.parametrize(
+    "expected",
+    [
+        ["(iii) The dose was doubled.", "Twelve patients had a relapse."],
+        ["There were two groups: 1) The dose was doubled.", "It helped.", "2) Nothing was given.", "None died."],
+        ["The rate was <5% in men.", "It was higher in women (9%).", "None died."],
+        ["We saw P<.05 in men.", "Women had more pain.", "Men had P>.05 at last."],
+        ["Levels fell (changes in AUC0-->4. Glucose from baseline) in all.", "None died."],
+    ],
+)
+def test_neither_list_numbers_nor_comparisons_hide_a_full_stop(expected: list[str]) -> None:
+    text = " ".join(expected)
+    assert list(sentences_of(text)) == expected
+    as_it_comes = [sentence.strip() for sentence in sentencex.segment("en", text)]
+    assert as_it_comes != expected, "the library has mended it"
+
+
+@pytest.mark.parametrize("marks", ["[]", "()", "“”", "»«", '""', "{}"])
+def test_a_pair_of_marks_that_are_far_apart_hides_no_full_stop(marks: str) -> None:
+    sentences = [f"The dose {marks[0]} was doubled.", *["Twelve patients had a relapse in the first year."] * 30]
+    sentences += [f"It was good {marks[1]} at last.", "None died."]
+    assert list(sentences_of(" ".join(sentences))) == sentences
+    assert len(list(sentences_of(" ".join([*sentences[:5], *sentences[-2:]])))) == 2  # a quotation within a sentence
+
+
+def test_sentences_are_the_same_for_any_number_of_processes() -> None:
+    corpus = as_corpus([f"{HARD} Number {number}." for number in range(50)])
+    alone = split_sentences(corpus, num_proc=1)
+    together = split_sentences(corpus, num_proc=2)
+    assert alone[:] == together[:]
+    assert len(alone) == 50 * (len(HARD_SENTENCES) + 1)
+
+
+@pytest.mark.parametrize("space", ["\u00a0", "\u2009", "\u3000", "\u2028", "\u00a0\u00a0", "\u00a0 ", " \u2009\n"])
+def test_a_text_that_the_library_falls_over(space: str) -> None:
+    """It panics, which no `except Exception` catches: one document would end the run."""
+    text = f"We gave vitamin B{space}. Rats grew. Mice{space}did not."
+    sentences = list(sentences_of(text))
+    assert "".join("".join(sentences).split()) == "".join(text.split())
+    assert sentences[-1] == f"Mice{space}did not."
+
+
+def test_sentences_of_real_text(data_dir: Path) -> None:
+    corpus = load_corpus(data_dir / "corpus" / "abstracts.txt.gz", max_megabytes=1)
+    sentences = split_sentences(corpus)
+    assert "".join("".join(sentences["text"]).split()) == "".join("".join(corpus["text"]).split())
+    lengths = [len(sentence.split()) for sentence in sentences["text"]]
+    assert 15 < sum(lengths) / len(lengths) < 35
+    ends_badly = [text for text in sentences["text"] if text.endswith((" e.g.", " i.e.", " Fig.", " vs.", " et al."))]
+    assert len(ends_badly) < len(sentences) / 1000, ends_badly[:5]
+
+
+def sides(texts: list[str], **options: Any) -> tuple[list[str], list[str]]:
+    parts = split_validation(Dataset.from_dict({"text": texts}), **options)
+    return list(parts["train"]["text"]), list(parts["validation"]["text"])
+
+
+DOCUMENTS = [f"document {number}" for number in range(2000)]
+
+
+def test_split_depends_neither_on_order_nor_on_company() -> None:
+    train, validation = sides(DOCUMENTS, share=0.1)
+    assert sorted(train + validation) == sorted(DOCUMENTS)
+    assert train == [text for text in DOCUMENTS if text in set(train)]  # the order of the corpus is kept
+    shuffled = random.Random(0).sample(DOCUMENTS, len(DOCUMENTS))
+    assert set(sides(shuffled, share=0.1)[1]) == set(validation)
+    assert set(sides(DOCUMENTS[::2], share=0.1)[1]) == set(validation) & set(DOCUMENTS[::2])
+
+
+def test_copies_fall_on_one_side() -> None:
+    train, validation = sides(DOCUMENTS * 2, share=0.3)
+    assert not set(train) & set(validation)
+    assert len(train) == 2 * len(set(train))
+
+
+def test_split_has_the_expected_share() -> None:
+    for share in (0.05, 0.5):
+        spread = (len(DOCUMENTS) * share * (1 - share)) ** 0.5
+        assert abs(len(sides(DOCUMENTS, share=share)[1]) - len(DOCUMENTS) * share) < 4 * spread
+    # Held-out documents of a small share are among those of a larger one, so that a share can be lowered later.
+    assert set(sides(DOCUMENTS, share=0.1)[1]) < set(sides(DOCUMENTS, share=0.2)[1])
+
+
+def test_split_is_this_very_one() -> None:
+    """It stands in made.json by its share alone, so it must not change from version to version."""
+    assert sides(DOCUMENTS, share=0.002)[1] == ["document 41", "document 465", "document 1123"]
+
+
+@pytest.mark.parametrize("share", [0, 1, -0.1, 1.5])
+def test_split_refuses_an_impossible_share(share: float) -> None:
+    with pytest.raises(InputError, match="must lie between 0 and 1"):
+        sides(DOCUMENTS, share=share)
+
+
+def test_split_refuses_an_empty_side() -> None:
+    with pytest.raises(InputError, match="1 documents leave no validation part"):
+        sides(["a"], share=0.01)
+    with pytest.raises(InputError, match="1 documents leave no training part"):
+        sides(["a"], share=0.999)

@@ -1,0 +1,739 @@
+"""Documents in and out: exact offsets in every format, every fault told with its place, files that stay whole."""
+
+from __future__ import annotations
+
+import colorsys
+import gzip
+import json
+import re
+import tracemalloc
+from collections.abc import Iterator
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import bioptimus_hf.corpus.html
+from bioptimus_hf.corpus.conll import read_conll
+from bioptimus_hf.corpus.documents import Document, Entity, without_overlaps
+from bioptimus_hf.corpus.formats import READABLE, DocumentReader, write_documents
+from bioptimus_hf.corpus.html import html_part
+from bioptimus_hf.errors import InputError
+
+TITLE = "Naloxone reverses the antihypertensive effect of clonidine."
+ABSTRACT = "β-Blockers 🧬 and e\u0301pinephrine: naloxone alone did not affect blood pressure."
+STRANGE = [*"abé1中β🧬|\\\"'<&>-.", "e\u0301", "👩\u200d⚕️", *"\u200b\ufeff\t\n\r\u2028\u2029\x85\x0b\x1c\xa0", "\r\n"]
+
+
+def read(path: Path, **options: Any) -> list[Document]:
+    return list(DocumentReader(path, **options))
+
+
+def entity(text: str, start: int, end: int, label: str = "Chemical", **more: Any) -> Entity:
+    return Entity(start, end, text[start:end], label, **more)
+
+
+@st.composite
+def documents(draw: st.DrawFn, alphabet: list[str] = STRANGE, overlapping: bool = True) -> Document:
+    text = "".join(draw(st.lists(st.sampled_from([*alphabet, " "]), max_size=60)))
+    entities = []
+    for _ in range(draw(st.integers(0, 4)) if text else 0):
+        start = draw(st.integers(0, len(text) - 1))
+        end = draw(st.integers(start + 1, min(len(text), start + 9)))
+        label = draw(st.sampled_from(["Gene", "cell-type", "Chemical"]))
+        entities.append(entity(text, start, end, label, score=draw(st.floats(0, 1))))
+    return Document("7", text, tuple(entities if overlapping else without_overlaps(entities)))
+
+
+def squeezed(text: str) -> str:
+    return "".join(text.replace("\ufeff", " ").split())
+
+
+WITHIN = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+
+
+@given(document=documents())
+@WITHIN
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.json.gz"])
+def test_json_loses_nothing(name: str, document: Document, tmp_path: Path) -> None:
+    assert write_documents(tmp_path / name, [document, document]) == 2
+    for found in read(tmp_path / name):
+        assert (found.id, found.text, found.entities) == (document.id, document.text, document.entities)
+
+
+@given(document=documents())
+@WITHIN
+def test_pubtator_keeps_every_offset(document: Document, tmp_path: Path) -> None:
+    """What cannot stand in a field is one blank; the first line break is that between title and abstract."""
+    write_documents(tmp_path / "a.pubtator", [document, document])
+    title, abstract = document.text.partition("\n")[::2]
+    blank = re.compile("[\t\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
+    expected = blank.sub(" ", title) + ("\n" if "\n" in document.text else "") + blank.sub(" ", abstract)
+    first, second = read(tmp_path / "a.pubtator")
+    assert first == second
+    assert first.text == expected
+    assert [(e.start, e.end, e.label) for e in first.entities] == [(e.start, e.end, e.label) for e in document.entities]
+    assert all(expected[e.start : e.end].replace("\n", " ") == e.text.replace("\n", " ") for e in first.entities)
+
+
+@given(document=documents(overlapping=False))
+@WITHIN
+def test_conll_keeps_every_character_and_entity(document: Document, tmp_path: Path) -> None:
+    write_documents(tmp_path / "a.conll", [document])
+    found = read(tmp_path / "a.conll")
+    assert "".join(squeezed(d.text) for d in found) == squeezed(document.text)
+    written = [(squeezed(e.text), e.label) for e in document.entities]
+    assert [(squeezed(e.text), e.label) for d in found for e in d.entities] == [e for e in written if e[0]]
+    # What was read is written and read alike from then on.
+    write_documents(tmp_path / "b.conll", found)
+    assert (tmp_path / "b.conll").read_bytes() == (tmp_path / "a.conll").read_bytes()
+
+
+def test_a_megabyte_of_text(tmp_path: Path) -> None:
+    text = "".join(f"{TITLE} {ABSTRACT}\r\n" for _ in range(8000))
+    entities = tuple(entity(text, found.start(), found.end()) for found in re.finditer("naloxone|🧬", text))
+    document = Document("1", text, entities)
+    assert len(text) > 1_000_000
+    for name in ("a.jsonl", "a.json", "a.pubtator", "a.conll"):
+        write_documents(tmp_path / name, [document])
+        found = read(tmp_path / name)
+        assert [e.text for d in found for e in d.entities] == [e.text for e in entities], name
+        if name != "a.conll":
+            assert [e.start for e in found[0].entities] == [e.start for e in entities]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.pubtator"])
+def test_an_empty_text_is_a_document(name: str, tmp_path: Path) -> None:
+    write_documents(tmp_path / name, [Document("1", ""), Document("2", "x")])
+    assert [(d.id, d.text) for d in read(tmp_path / name)] == [("1", ""), ("2", "x")]
+
+
+def test_packed_files_are_read_and_written_alike(tmp_path: Path) -> None:
+    document = Document("1", TITLE)
+    for name in ("a.jsonl", "a.pubtator", "a.json", "a.conll"):
+        for packed in ("", ".gz"):
+            write_documents(tmp_path / f"{name}{packed}", [document])
+        assert gzip.decompress((tmp_path / f"{name}.gz").read_bytes()) == (tmp_path / name).read_bytes()
+        assert read(tmp_path / f"{name}.gz") == read(tmp_path / name)
+        once = (tmp_path / f"{name}.gz").read_bytes()
+        write_documents(tmp_path / f"{name}.gz", [document])
+        assert (tmp_path / f"{name}.gz").read_bytes() == once
+
+
+def test_txt_has_a_document_a_line(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf" + f"  {TITLE}\r\n\r\n \n{ABSTRACT}\u2028end".encode())
+    assert read(tmp_path / "a.txt") == [Document("1", f"  {TITLE}"), Document("4", f"{ABSTRACT}\u2028end")]
+
+
+def test_json_lines_keep_their_other_fields(tmp_path: Path) -> None:
+    rows = [
+        {"id": 12, "text": TITLE, "year": 1981, "nested": {"entities": [1.5, None, "\ud83d"]}, "infons": 3},
+        {"text": ABSTRACT, "relations": "none"},
+        {"id": "x", "text": TITLE, "entities": [{"start": 0, "end": 8, "text": "Naloxone", "label": "Chemical"}]},
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    found = read(tmp_path / "a.jsonl")
+    assert [d.id for d in found] == ["12", "2", "x"]
+    assert found[0].extra["fields"]["year"] == 1981
+    assert found[2].entities == (Entity(0, 8, "Naloxone", "Chemical"),)
+    write_documents(tmp_path / "b.jsonl", found)
+    written = [json.loads(line) for line in (tmp_path / "b.jsonl").read_text().splitlines()]
+    assert written[0] == {**rows[0], "entities": []}
+    assert written[1] == {**rows[1], "id": "2", "entities": []}
+    assert written[2]["entities"] == [{"start": 0, "end": 8, "text": "Naloxone", "label": "Chemical", "score": 1.0}]
+    for name in ("a.json", "a.pubtator", "a.conll", "a.html"):  # to which such fields mean nothing
+        write_documents(tmp_path / name, found)
+
+
+PUBTATOR = f"""227508|t|{TITLE}
+227508|a|{ABSTRACT}
+227508\t0\t8\tNaloxone\tChemical\tD009270
+227508\t60\t68\tβ-Blocke\tChemical
+227508\t91\t99\tnaloxone\tChemical\tD009270|X\tsecond column
+227508\tCID\tD009270\tD003000
+
+
+2|t|A | bar | in it
+2|a|
+2\t0\t1\tA\tGene
+"""
+
+
+def test_pubtator_as_it_is_exchanged(tmp_path: Path) -> None:
+    (tmp_path / "a.PubTator.txt").write_text(PUBTATOR)
+    first, second = read(tmp_path / "a.PubTator.txt")
+    assert first.id == "227508"
+    assert first.text == f"{TITLE}\n{ABSTRACT}"
+    assert [first.text[p.start : p.end] for p in first.passages] == [TITLE, ABSTRACT]
+    assert [e.identifier for e in first.entities] == ["D009270", "", "D009270|X\tsecond column"]
+    assert (second.text, second.entities[0].text) == ("A | bar | in it\n", "A")
+    write_documents(tmp_path / "b.pubtator", [first, second])
+    assert (tmp_path / "b.pubtator").read_text() == PUBTATOR.replace("\n\n\n", "\n\n") + "\n"
+    (tmp_path / "windows.pubtator").write_bytes(PUBTATOR.replace("\n", "\r\n").encode())
+    assert read(tmp_path / "windows.pubtator") == [first, second]
+
+
+@pytest.mark.parametrize("name", ["", " ", "1|t", "1\t2", "1\n2", "1\x852"])
+def test_pubtator_takes_no_such_id(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^.*a\.pubtator: document .*: PubTator takes no such id"):
+        write_documents(tmp_path / "a.pubtator", [Document("1", "fine"), Document(name, "x")])
+    assert not list(tmp_path.iterdir())
+
+
+BIOC: dict[str, Any] = {
+    "source": "PMC",
+    "date": "20200101",
+    "key": "own.key",
+    "infons": {},
+    "documents": [
+        {
+            "id": "PMC1",
+            "infons": {"license": "CC0"},
+            "passages": [
+                {
+                    "offset": 0,
+                    "infons": {"type": "title"},
+                    "text": TITLE,
+                    "annotations": [
+                        {
+                            "id": "9",
+                            "infons": {"type": "Chemical", "identifier": "MESH:D009270", "score": "0.5"},
+                            "text": "Naloxone",
+                            "locations": [{"offset": 0, "length": 8}],
+                        }
+                    ],
+                },
+                {"offset": 40, "infons": {}, "annotations": [], "sentences": []},
+                {
+                    "offset": 5000,  # a table before it was left out
+                    "infons": {"type": "abstract"},
+                    "sentences": [
+                        {"offset": 5000, "text": "β-Blockers 🧬."},
+                        {
+                            "offset": 5020,
+                            "text": "Left and right heart failure.",
+                            "annotations": [
+                                {
+                                    "infons": {"type": "Disease"},
+                                    "text": "Left heart failure",
+                                    "locations": [{"offset": 5035, "length": 13}, {"offset": 5020, "length": 4}],
+                                }
+                            ],
+                        },
+                    ],
+                },
+            ],
+            "annotations": [
+                {
+                    "infons": {"type": "Chemical"},
+                    "text": "β-Blockers",
+                    "locations": [{"offset": 5000, "length": 10}],
+                }
+            ],
+        },
+        {"id": 2, "passages": []},
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        json.dumps(BIOC),
+        json.dumps(BIOC, indent=1).replace("\n", "\r\n"),
+        json.dumps([BIOC]),
+        json.dumps({"PubTator3": BIOC["documents"]}),
+        "\n".join(map(json.dumps, BIOC["documents"])),
+        json.dumps(BIOC["documents"]),
+        json.dumps([{**document, "last": {"a": [{}]}} for document in BIOC["documents"]]),
+        "\n".join(json.dumps({**document, "last": {"a": [{}]}}) for document in BIOC["documents"]),
+        "\ufeff" + json.dumps({"documents": BIOC["documents"], "source": "late"}),
+    ],
+)
+def test_bioc_in_its_shapes(content: str, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(content)
+    first, second = read(tmp_path / "a.json")
+    assert (first.id, second.id, second.text) == ("PMC1", "2", "")
+    assert first.text == f"{TITLE}\n\nβ-Blockers 🧬.\nLeft and right heart failure."
+    assert [(e.text, e.label, e.score, e.identifier) for e in first.entities] == [
+        ("β-Blockers", "Chemical", 1.0, ""),
+        ("Naloxone", "Chemical", 0.5, "MESH:D009270"),
+        ("Left and right heart failure"[:28], "Disease", 1.0, ""),
+    ]
+
+
+def test_bioc_with_texts_and_offsets_as_others_write_them(tmp_path: Path) -> None:
+    """An empty text beside sentences, every offset 0, no passages at all."""
+    infons = {"type": "Chemical"}
+    mention = {"infons": infons, "text": "Aspirin", "locations": [{"offset": 0, "length": 7}]}
+    documents = [
+        {"id": "1", "passages": [{"offset": 0, "text": "", "sentences": [{"offset": 0, "text": "Aspirin works."}]}]},
+        {
+            "id": "2",
+            "passages": [
+                {"offset": 0, "text": "Aspirin here"},
+                {"offset": 0, "text": "Aspirin there", "annotations": [mention]},
+                {"offset": 0, "sentences": [{"offset": 0, "text": "Aspirin too", "annotations": [mention]}]},
+            ],
+        },
+        {"id": "3", "passages": None},
+        {"id": "4"},
+    ]
+    (tmp_path / "a.json").write_text(json.dumps({"documents": documents}))
+    first, second, third, fourth = read(tmp_path / "a.json")
+    assert (first.text, third.text, fourth.text) == ("Aspirin works.", "", "")
+    assert second.text == "Aspirin here\nAspirin there\nAspirin too"
+    assert [one.start for one in second.entities] == [13, 27]
+
+
+def test_bioc_is_written_with_the_offsets_of_its_source(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(BIOC))
+    found = read(tmp_path / "a.json")
+    assert write_documents(tmp_path / "b.json", iter(found)) == 2
+    written = json.loads((tmp_path / "b.json").read_text())
+    assert (written["source"], written["date"], written["key"]) == ("PMC", "20200101", "own.key")
+    passages = written["documents"][0]["passages"]
+    assert [passage["offset"] for passage in passages] == [0, 40, 5000, 5020]
+    assert passages[0]["infons"] == {"type": "title"}
+    assert passages[3]["annotations"][0]["locations"] == [{"offset": 5020, "length": 28}]
+    again = read(tmp_path / "b.json")
+    assert (again[0].text, again[0].passages) == (found[0].text, found[0].passages)
+    assert set(again[0].entities) == set(found[0].entities)
+    assert write_documents(tmp_path / "none.json", []) == 0
+    assert json.loads((tmp_path / "none.json").read_text())["documents"] == []
+    assert read(tmp_path / "none.json") == []
+
+
+def test_bioc_keeps_what_a_document_says_of_itself(tmp_path: Path) -> None:
+    row = {"id": "1", "_id": "1|None", "pmid": 1, "authors": ["A B"], "infons": {"year": "1999"}, "passages": []}
+    (tmp_path / "a.json").write_text(json.dumps({"documents": [row]}))
+    for source, target in (("a.json", "b.json"), ("a.json", "c.jsonl"), ("c.jsonl", "d.json")):
+        write_documents(tmp_path / target, read(tmp_path / source))
+    (found,) = json.loads((tmp_path / "b.json").read_text())["documents"]
+    assert {name: found[name] for name in ("id", "_id", "pmid", "authors", "infons")} == {
+        name: row[name] for name in ("id", "_id", "pmid", "authors", "infons")
+    }
+    (found,) = json.loads((tmp_path / "d.json").read_text())["documents"]
+    assert (found["pmid"], found["authors"]) == (1, ["A B"])
+    # What another line of JSON has under a name that is BioC's own is no annotation.
+    (tmp_path / "e.jsonl").write_text('{"text": "one", "annotations": 5, "id": 7}')
+    write_documents(tmp_path / "f.json", read(tmp_path / "e.jsonl"))
+    (again,) = read(tmp_path / "f.json")
+    assert (again.id, again.text, again.entities) == ("7", "one", ())
+
+
+def test_an_entity_over_two_passages_is_refused_in_bioc(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(BIOC))
+    document = read(tmp_path / "a.json")[0]
+    across = replace(document, entities=(entity(document.text, len(TITLE) - 3, len(TITLE) + 4),))
+    with pytest.raises(InputError, match=r"document PMC1: the entity .* does not lie within one passage"):
+        write_documents(tmp_path / "b.json", [across])
+
+
+PUBMED = """<?xml version="1.0" encoding="UTF-8"?>
+<!DOCTYPE PubmedArticleSet PUBLIC "-//NLM//DTD PubMedArticle, 1st January 2019//EN" "https://dtd.nlm.nih.gov/x.dtd">
+<PubmedArticleSet>
+<PubmedArticle><MedlineCitation><PMID Version="1">11</PMID><Article>
+  <ArticleTitle>Role of <i>IL-6</i> &amp; CO<sub>2</sub>
+    in asthma.</ArticleTitle>
+  <Abstract><AbstractText Label="AIM" NlmCategory="OBJECTIVE">To see &#x3b2;-cells.</AbstractText>
+  <AbstractText Label="METHODS">None <b>at
+     all</b>.</AbstractText><AbstractText/><CopyrightInformation>(c) Us</CopyrightInformation></Abstract>
+</Article><OtherAbstract Language="spa"><AbstractText>Nada.</AbstractText></OtherAbstract>
+<CommentsCorrectionsList><CommentsCorrections><PMID>99</PMID></CommentsCorrections></CommentsCorrectionsList>
+</MedlineCitation><PubmedData><ReferenceList><Reference><ArticleIdList><ArticleId>5</ArticleId></ArticleIdList></Reference>
+</ReferenceList></PubmedData></PubmedArticle>
+<PubmedArticle><MedlineCitation><PMID>12</PMID><Article><ArticleTitle>No abstract.</ArticleTitle></Article>
+</MedlineCitation></PubmedArticle>
+<PubmedBookArticle><BookDocument><PMID>13</PMID><ArticleTitle>A chapter</ArticleTitle>
+<Abstract><AbstractText>Its text.</AbstractText></Abstract></BookDocument></PubmedBookArticle>
+<DeleteCitation><PMID>1</PMID></DeleteCitation>
+</PubmedArticleSet>
+"""
+
+
+def test_pubmed_articles(tmp_path: Path) -> None:
+    (tmp_path / "a.xml").write_text(PUBMED)
+    (tmp_path / "a.xml.gz").write_bytes(gzip.compress(PUBMED.encode()))
+    found = read(tmp_path / "a.xml")
+    assert found == read(tmp_path / "a.xml.gz")
+    assert [(d.id, d.text) for d in found] == [
+        ("11", "Role of IL-6 & CO2 in asthma.\nAIM: To see β-cells.\nMETHODS: None at all."),
+        ("12", "No abstract."),
+        ("13", "A chapter\nIts text."),
+    ]
+    assert [p.infons for p in found[0].passages] == [
+        {"type": "title"},
+        {"type": "abstract", "section": "AIM"},
+        {"type": "abstract", "section": "METHODS"},
+    ]
+    write_documents(tmp_path / "b.pubtator", found)
+    assert read(tmp_path / "b.pubtator")[0].text == (
+        "Role of IL-6 & CO2 in asthma.\nAIM: To see β-cells. METHODS: None at all."
+    )
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("</ArticleTitle>", "</Title>", r"line 6: not well-formed XML \(mismatched tag\)"),
+        ("None <b>", "None &beta; <b>", "line 8: the entity &beta; is known to no one"),
+        ('x.dtd">', 'x.dtd" [<!ENTITY a "aaa">]>', "line 2: declares the entity 'a'"),
+        ('x.dtd">', 'x.dtd" [<!ENTITY a SYSTEM "file:///etc/passwd">]>', "line 2: declares the entity 'a'"),
+        ("</PubmedArticleSet>", "", r"line 20: not well-formed XML \(no element found\)"),
+        ("<PMID Version", "<Pmid Version", r"line 4: not well-formed|line 4: the article has no PMID"),
+    ],
+)
+def test_bad_xml_is_told_with_its_line(before: str, after: str, message: str, tmp_path: Path) -> None:
+    content = PUBMED.replace(before, after)
+    (tmp_path / "a.xml").write_text(content.replace("11</PMID>", "11</Pmid>") if "Pmid" in after else content)
+    with pytest.raises(InputError, match=rf"a\.xml, {message}"):
+        read(tmp_path / "a.xml")
+
+
+def test_entities_of_xml_are_never_expanded(tmp_path: Path) -> None:
+    """A kilobyte that would be three gigabytes."""
+    levels = "".join(f'<!ENTITY l{n} "{f"&l{n - 1};" * 10}">' for n in range(1, 10))
+    laughs = f'<!DOCTYPE PubmedArticleSet [<!ENTITY l0 "ha">{levels}]><PubmedArticleSet>&l9;</PubmedArticleSet>'
+    (tmp_path / "a.xml").write_text(laughs)
+    tracemalloc.start()
+    with pytest.raises(InputError, match="declares the entity 'l0'"):
+        read(tmp_path / "a.xml")
+    assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    tracemalloc.stop()
+
+
+def test_other_xml_is_no_pubmed(tmp_path: Path) -> None:
+    (tmp_path / "a.xml").write_text("<collection><document/></collection>")
+    with pytest.raises(InputError, match="holds no PubmedArticle"):
+        read(tmp_path / "a.xml")
+    (tmp_path / "a.xml").write_text("<PubmedArticleSet></PubmedArticleSet>")  # what a search without a hit is answered
+    assert read(tmp_path / "a.xml") == []
+
+
+FAULTY = {
+    "a.jsonl": ('{"text": "one"}\n{"text": 5}\n{"text": "three"}\n', "line 2: no text under 'text'"),
+    "b.jsonl": ('{"text": "one"}\n{"text": \n{"text": "three"}\n', "line 2: not JSON"),
+    "c.jsonl": ('{"text": "one"}\n{"text": "\\ud83d"}\n{"text": "three"}\n', "line 2: document 2: half a surrogate"),
+    "d.jsonl": (
+        '{"text": "one"}\n{"text": "two", "entities": ["Gene"]}\n{"text": "three"}\n',
+        "line 2: 'entities' must be objects",
+    ),
+    "e.jsonl": (
+        '{"text": "one"}\n{"text": "two", "entities": [{"start": 0, "end": 2, "text": "wt", "label": "x"}]}\n'
+        '{"text": "three"}\n',
+        "line 2: document 2: at 0:2 stands 'tw', not 'wt'",
+    ),
+    "f.jsonl": (
+        '{"text": "one"}\n{"text": "two", "entities": [{"start": "0", "end": 2, "text": "tw", "label": "x"}]}\n'
+        '{"text": "three"}\n',
+        "line 2: an entity's start cannot be '0'",
+    ),
+    "g.jsonl": ('{"text": "one"}\n' + "[" * 100_000 + '\n{"text": "three"}\n', "line 2: not JSON"),
+    "a.txt": ("one\ncaf\udce9\nthree\n", "line 2: not valid UTF-8 at byte 3"),
+    "a.pubtator": (
+        "1|t|one\n\n2|t|two\n2\t0\t3\tTwo\tGene\n\n3|t|three\n",
+        "line 4: at 0:3 stands 'two', not 'Two'",
+    ),
+    "b.pubtator": ("1|t|one\n\n2|a|two\n\n3|t|three\n", "line 3: a document begins with its title"),
+    "c.pubtator": ("1|t|one\n\n2|t|two\n3\t0\t1\tt\tGene\n\n3|t|three\n", "line 4: a line of '3' among those of 2"),
+    "d.pubtator": ("1|t|one\n\n2|t|two\n2\t0\t1\n\n3|t|three\n", "line 4: an annotation has the columns"),
+    "e.pubtator": ("1|t|one\n\n2|t|two\n2\t2\t5\to\tGene\n\n3|t|three\n", "line 4: the entity 'o' at 2:5 does not lie"),
+    "a.json": (
+        '{"documents": [{"id": "1", "passages": [{"offset": 0, "text": "one"}]},\n{"id": "2", "passages": [{"text": '
+        '"two"}]},\n{"id": "3", "passages": [{"offset": 0, "text": "three"}]}]}',
+        "document 2, which ends by line 3: id 2: offset is missing",
+    ),
+    "b.json": (
+        '{"documents": [{"id": "1", "passages": [{"offset": 0, "text": "one"}]},\n{"id": "2", "passages": 5},\n{"id": '
+        '"3", "passages": [{"offset": 0, "text": "three"}]}]}',
+        "document 2, which ends by line 3: id 2: passages must be a list",
+    ),
+    "a.conll": ("one\tO\n\ntwo\tX\nwords\tO\n\nthree\tO\n", "line 3: unknown tag 'X'"),
+    "c.json": (
+        '{"documents": [{"id": "1", "passages": [{"offset": 0, "text": "one"}]},\n{"id": "2", "passages": [{"offset": '
+        '0, "text": "two", "infons": ["x"]}]},\n{"id": "3", "passages": [{"offset": 0, "text": "three"}]}]}',
+        "document 2, which ends by line 3: id 2: infons must be an object, not ['x']",
+    ),
+    "d.json": (
+        '{"documents": [{"id": "1", "passages": [{"offset": 0, "text": "one"}]},\n{"id": "2", "passages": [{"offset": '
+        '0, "text": "two", "annotations": [{"text": "tw", "locations": [{"offset": 0, "length": 2}], "infons": "x"}]'
+        '}]},\n{"id": "3", "passages": [{"offset": 0, "text": "three"}]}]}',
+        "document 2, which ends by line 3: id 2: infons must be an object, not x",
+    ),
+    "h.jsonl": (
+        '{"text": "one"}\n{"text": "two", "entities": [{"start": false, "end": 2, "text": "tw", "label": "x"}]}\n'
+        '{"text": "three"}\n',
+        "line 2: an entity's start cannot be False",
+    ),
+    "i.jsonl": (
+        '{"text": "one"}\n{"text": "two", "entities": [{"start": 0, "end": 2, "text": "tw", "label": "x", "score": NaN'
+        '}]}\n{"text": "three"}\n',
+        "line 2: the score nan is no number",
+    ),
+    "j.jsonl": (
+        '{"text": "one"}\n{"text": "two", "entities": [{"start": 0, "end": 2, "text": "tw", "label": "x", "score": '
+        + f'{10**400}}}]}}\n{{"text": "three"}}\n',
+        "line 2: the score 1000",
+    ),
+    "c.conll": ("two\n\none\tO\n\nthree\tO\n", "line 1: a token and its tag are needed, not 'two'"),
+    "b.conll": ("one\tO\n\ntwo\nwords\tO\n\nthree\tO\n", "line 3: a token and its tag are needed"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTY)
+def test_a_faulty_document_is_named_and_may_be_skipped(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content, message = FAULTY[name]
+    file = tmp_path / name
+    file.write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(InputError, match=re.escape(f"{file}, {message}")):
+        read(file)
+    reader = DocumentReader(file, on_error="skip")
+    for _ in range(2):
+        assert [document.text for document in reader] == ["one", "three"]
+        assert len(reader.skipped) == 1
+    assert reader.skipped[0].startswith(f"{file}, {message}")
+    assert caplog.records[-1].getMessage() == f"{file}: 1 documents could not be read and were skipped"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", b'{"documents": [{"id": "1",\n "passages": [}]}', "lines 1 to 2: not JSON"),
+        ("a.json", b'{"infons": {}}', "holds no document of BioC"),
+        ("a.json", b'[{"text": "x"}, 3]', "holds no document of BioC"),
+        ("a.json", b"", "lines 1 to 1: not JSON"),
+        ("a.json", b"[" * 1000, "nested more than 100 deep"),
+        ("a.jsonl.gz", b"no gzip", "is not a whole gzip file"),
+        ("a.xml.gz", gzip.compress(PUBMED.encode())[:-20], "is not a whole gzip file"),
+        ("a.XML.GZ", gzip.compress(PUBMED.encode())[:-20], "is not a whole gzip file"),
+        ("a.xml", b'<?xml version="1.0" encoding="GBK"?><PubmedArticleSet/>', "its encoding cannot be read"),
+        ("a.xml", b'<?xml version="1.0" encoding="nothing"?><PubmedArticleSet/>', "(not well-formed|its encoding)"),
+    ],
+)
+def test_a_broken_file_cannot_be_skipped(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message) as error:
+        read(tmp_path / name, on_error="skip")
+    assert str(tmp_path / name) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_what_cannot_be_had(tmp_path: Path) -> None:
+    for name in ("a.html", "a.doc", "a"):
+        with pytest.raises(InputError, match=r"no format .* here: name one of pubtator|no format .*: name one of txt"):
+            DocumentReader(tmp_path / name)
+    with pytest.raises(InputError, match="no format 'xml' here"):
+        DocumentReader(tmp_path / "a.txt", format="xml")
+    for kind in READABLE:
+        with pytest.raises(InputError, match="cannot be read"):
+            read(tmp_path / "missing", format=kind)
+    with pytest.raises(InputError, match="no format 'txt' here"):
+        write_documents(tmp_path / "a.txt", [])
+    (tmp_path / "file").touch()
+    for place in ("none/a.jsonl", "file/a.jsonl"):
+        with pytest.raises(InputError, match="cannot write"):
+            write_documents(tmp_path / place, [Document("1", "x")])
+
+
+def test_a_format_given_goes_before_the_name(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(PUBTATOR)
+    assert [document.id for document in read(tmp_path / "a.txt", format="pubtator")] == ["227508", "2"]
+
+
+def test_what_fails_leaves_the_old_file(tmp_path: Path) -> None:
+    write_documents(tmp_path / "a.jsonl", [Document("1", "old")])
+
+    def failing() -> Iterator[Document]:
+        yield Document("1", "new")
+        raise InputError("no more")
+
+    with pytest.raises(InputError, match=r"^no more"):  # what a source says stays as it is
+        write_documents(tmp_path / "a.jsonl", failing())
+    assert [document.text for document in read(tmp_path / "a.jsonl")] == ["old"]
+    assert len(list(tmp_path.iterdir())) == 1
+    write_documents(tmp_path / "a.jsonl", DocumentReader(tmp_path / "a.jsonl"))  # in its own place
+    assert [document.text for document in read(tmp_path / "a.jsonl")] == ["old"]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.pubtator", "a.json", "a.xml", "a.conll", "a.txt"])
+def test_memory_does_not_grow_with_the_file(name: str, tmp_path: Path) -> None:
+    file = tmp_path / name
+    if name == "a.xml":
+        start, article, end = PUBMED.partition("<PubmedArticle>")[0], PUBMED[PUBMED.index("<PubmedArticle>") :], ""
+        article, end = article[: article.index("<DeleteCitation>")], "</PubmedArticleSet>"
+        file.write_text(start + article * 3000 + end)
+    elif name == "a.txt":
+        file.write_text(f"{ABSTRACT * 5}\n" * 5000)
+    else:
+        write_documents(file, (Document(str(n), ABSTRACT * 5, (entity(ABSTRACT, 0, 4),)) for n in range(5000)))
+    tracemalloc.start()
+    assert sum(1 for _ in DocumentReader(file)) >= 5000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert file.stat().st_size > 2_000_000
+    assert peak < 1_000_000
+
+
+def test_an_entity_is_what_stands_there() -> None:
+    Document("1", TITLE, (entity(TITLE, 0, len(TITLE)),))
+    for start, end, text in ((0, 8, "naloxone"), (0, 0, ""), (-8, -1, TITLE[-8:-1]), (50, 99, TITLE[50:])):
+        with pytest.raises(InputError, match=r"document 1: .*mend"):
+            Document("1", TITLE, (Entity(start, end, text, "Chemical"),))
+
+
+def test_of_overlapping_entities_the_longest_stays() -> None:
+    text = "acute renal failure of both"
+    inner, outer, beside, after = (entity(text, *span) for span in ((6, 11), (0, 19), (12, 22), (23, 27)))
+    assert without_overlaps([after, inner, beside, outer]) == [outer, after]
+    assert without_overlaps([inner, beside]) == [inner, beside]
+    same = [entity(text, 0, 5, label) for label in "BA"]
+    assert without_overlaps(same) == [same[1]]
+
+
+def test_conll_says_how_many_entities_it_cannot_hold(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    entities = (entity(TITLE, 0, 8), entity(TITLE, 0, 17, "Sentence"), entity(TITLE, 0, 8, "Drug"))
+    write_documents(tmp_path / "a.conll", [Document("1", TITLE, entities), Document("2", TITLE, entities[:1])])
+    assert "2 entities that overlap longer ones are left out" in caplog.text
+    assert [[e.label for e in d.entities] for d in read(tmp_path / "a.conll")] == [["Sentence"], ["Chemical"]]
+
+
+def test_conll_cuts_tokens_and_keeps_sentences_together(tmp_path: Path) -> None:
+    text = "IL-2-induced cells. In E. coli, too.\nNothing more."
+    entities = (entity(text, 0, 4, "protein"), entity(text, 23, 30, "species"), entity(text, 13, 22, "odd"))
+    write_documents(tmp_path / "a.conll", [Document("1", text, entities), Document("2", "  ")])
+    assert read_conll(tmp_path / "a.conll") == [
+        (
+            ["IL", "-", "2", "-", "induced", "cells", ".", "In", "E", ".", "coli", ",", "too", "."],
+            [f"{prefix}-protein" for prefix in "BII"]
+            + ["O", "O"]
+            + [f"{prefix}-{kind}" for kind in ("odd", "species") for prefix in "BII"]
+            + ["O", "O", "O"],
+        ),
+        (["Nothing", "more", "."], ["O", "O", "O"]),
+    ]
+
+
+@pytest.mark.parametrize("label", ["", "-x", "x-", "a b", "a\tb"])
+def test_conll_takes_no_such_type(label: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"document 1: .* cannot be a type in CoNLL"):
+        write_documents(tmp_path / "a.conll", [Document("1", TITLE, (entity(TITLE, 0, 8, label),))])
+
+
+@pytest.mark.parametrize("text", ["a\tb", "a\nb", "-DOCSTART-", " ", " a"])
+def test_conll_takes_no_such_token(text: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="document 1: CoNLL takes no token"):
+        write_documents(tmp_path / "a.conll", [Document("1", text, tokens=[(0, len(text))])])
+
+
+@pytest.mark.parametrize("split", ["BC5-chem/test", "JNLPBA/dev"])
+def test_real_conll_is_written_as_it_was(split: str, data_dir: Path, tmp_path: Path) -> None:
+    source = data_dir / "ner" / f"{split}.tsv"
+    reader = DocumentReader(source)
+    assert write_documents(tmp_path / "a.tsv", reader) > 1000
+    assert read_conll(tmp_path / "a.tsv") == read_conll(source)
+    documents = list(reader)
+    assert sum(len(d.entities) for d in documents) == sum(
+        tag.startswith("B-") for _, tags in read_conll(source) for tag in tags
+    )
+    for name in ("a.jsonl", "a.json", "a.pubtator"):  # and goes through the other formats with its offsets
+        write_documents(tmp_path / name, documents)
+        assert [(d.text, d.entities) for d in read(tmp_path / name)] == [(d.text, d.entities) for d in documents]
+
+
+class _Page(HTMLParser):
+    """Takes a page apart: the texts of its documents, without the labels, and its marks."""
+
+    def __init__(self, content: str) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+        self.marks: list[str] = []
+        self.tags: set[str] = set()
+        self._open: list[str] = []
+        self.feed(content)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        if tag not in {"meta"}:
+            self._open.append(tag)
+        if tag == "p":
+            self.texts.append("")
+        if self._open[-2:] == ["p", "mark"]:
+            self.marks.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open[-1:] == ["p"] or self._open[-2:] == ["p", "mark"]:
+            self.texts[-1] += data
+        if self._open[-2:] == ["p", "mark"]:
+            self.marks[-1] += data
+
+
+@given(document=documents(overlapping=False))
+@WITHIN
+def test_html_shows_the_text_and_marks_each_entity(document: Document, tmp_path: Path) -> None:
+    write_documents(tmp_path / "a.html", [document])
+    page = _Page((tmp_path / "a.html").read_bytes().decode())
+    assert page.texts == [document.text]
+    assert page.marks == [entity.text for entity in document.entities]
+
+
+def test_html_runs_nothing_and_fetches_nothing(tmp_path: Path) -> None:
+    evil = '<script>alert(1)</script>"><img src=x onerror=alert(1)>'
+    document = Document(evil, evil, (Entity(0, 8, "<script>", evil, identifier=evil),))
+    write_documents(tmp_path / "a.html", [document])
+    content = (tmp_path / "a.html").read_text()
+    page = _Page(content)
+    assert page.texts == [evil]
+    assert not page.tags & {"script", "img", "link", "iframe"}
+    assert not re.search(r"https?:|url\(|@import", content)
+
+
+def test_html_says_what_it_hides_and_counts_labels(tmp_path: Path) -> None:
+    text = "acute renal failure"
+    entities = (entity(text, 0, 19, "Disease"), entity(text, 6, 11, "Organ"))
+    write_documents(tmp_path / "a.html", [Document("1", text, entities), Document("2", text, entities[1:])])
+    content = (tmp_path / "a.html").read_text()
+    assert content.count("overlapping entities not shown: 1") == 1
+    legend = content[content.index('class="legend"') :]
+    assert re.findall(r">(\w+)<small>(\d+)</small>", legend) == [("Disease", "1"), ("Organ", "1")]
+    write_documents(tmp_path / "b.html", [])
+    assert "no entities" in (tmp_path / "b.html").read_text()
+
+
+def test_a_part_of_a_page_is_what_the_page_shows(tmp_path: Path) -> None:
+    text = "acute <b> failure"
+    document = Document("an id", text, (entity(text, 0, 9, "Disease"), entity(text, 6, 9, "Tag")))
+    write_documents(tmp_path / "a.html", [document])
+    content = (tmp_path / "a.html").read_text()
+    legend, article = html_part(document).split("</div>")
+    assert legend in content
+    assert article.strip().removeprefix("<article>") in content
+    assert "an id" not in article
+
+
+def luminance(hue: float, saturation: float, lightness: float) -> float:
+    """Relative luminance of WCAG 2, of a colour in degrees and percent."""
+    channels = colorsys.hls_to_rgb(hue / 360, lightness / 100, saturation / 100)
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def test_every_colour_of_the_html_is_readable() -> None:
+    """7:1 between letters and their ground, the stricter level of WCAG 2."""
+    marks = re.findall(r"--mark: (\d+)% (\d+)%", bioptimus_hf.corpus.html._HEAD)
+    inks = [luminance(0, 0, 100 * int(digits[:2], 16) / 255) for digits in ("1a", "ee")]
+    assert len(marks) == 2
+    for (saturation, lightness), ink in zip(marks, inks, strict=True):
+        for hue in range(360):
+            ground = luminance(hue, float(saturation), float(lightness))
+            high, low = max(ground, ink), min(ground, ink)
+            assert (high + 0.05) / (low + 0.05) > 7, (hue, saturation)

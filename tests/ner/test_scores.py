@@ -1,0 +1,209 @@
+"""Entity scores: by their definition, by seqeval in both of its modes, by conlleval's own way, and through evaluate."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import build_tiny_bert, build_tiny_tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from seqeval.metrics import classification_report, f1_score, precision_score, recall_score
+from seqeval.metrics.sequence_labeling import precision_recall_fscore_support as seqeval_by_default
+from seqeval.metrics.v1 import precision_recall_fscore_support as seqeval_strict
+from seqeval.scheme import IOB2
+
+from bioptimus_hf.corpus.conll import read_conll
+from bioptimus_hf.errors import InputError
+from bioptimus_hf.models import new_head
+from bioptimus_hf.ner.finetuning import predict_tags
+from bioptimus_hf.ner.scores import entity_counts, entity_scores
+from bioptimus_hf.ner.tasks import BLURB_NER, task_files
+
+MODULE = resources.files("bioptimus_hf.ner") / "entity_f1.py"
+Tags = list[list[str]]
+
+KINDS = ("X", "Y", "a-b", "O", "B")
+TAGS = ["O", "O", *(f"{prefix}-{kind}" for prefix in "BI" for kind in KINDS)]
+tag_pairs = st.lists(st.lists(st.tuples(st.sampled_from(TAGS), st.sampled_from(TAGS)), max_size=9), max_size=6)
+
+
+def parted(pairs: list[list[tuple[str, str]]]) -> tuple[Tags, Tags]:
+    return [[right for right, _ in row] for row in pairs], [[guess for _, guess in row] for row in pairs]
+
+
+def spans(sequences: Tags) -> set[tuple[int, int, int, str]]:
+    """All entities by their definition: try every stretch of words and every type."""
+    return {
+        (number, start, end, kind)
+        for number, tags in enumerate(sequences)
+        for kind in KINDS
+        for start in range(len(tags))
+        for end in range(start + 1, len(tags) + 1)
+        if tags[start] == f"B-{kind}"
+        and all(tag == f"I-{kind}" for tag in tags[start + 1 : end])
+        and (end == len(tags) or tags[end] != f"I-{kind}")
+    }
+
+
+def conlleval(gold: Tags, predicted: Tags) -> tuple[int, int, int]:
+    """Count as conlleval does, a line at a time: entities that are right, predicted, and there."""
+
+    def starts(before: str, tag: str) -> bool:
+        return tag != "O" and (tag[0] == "B" or before == "O" or before[2:] != tag[2:])
+
+    def ends(before: str, tag: str) -> bool:
+        return before != "O" and (tag == "O" or tag[0] == "B" or before[2:] != tag[2:])
+
+    right = found = true = 0
+    for both in zip(gold, predicted, strict=True):
+        before, open_alike = ("O", "O"), False
+        for now in [*zip(*both, strict=True), ("O", "O")]:
+            closing = [ends(*pair) for pair in zip(before, now, strict=True)]
+            opening = [starts(*pair) for pair in zip(before, now, strict=True)]
+            if open_alike and any(closing):
+                right += all(closing)
+                open_alike = False
+            if all(opening) and now[0][2:] == now[1][2:]:
+                open_alike = True
+            true += opening[0]
+            found += opening[1]
+            before = now
+    return right, found, true
+
+
+@given(tag_pairs)
+@settings(max_examples=300, deadline=None)
+def test_scores_agree_with_brute_force_and_with_seqeval_strict(pairs: list[list[tuple[str, str]]]) -> None:
+    gold, predicted = parted(pairs)
+    scores = entity_scores(gold, predicted)
+    assert all(type(value) is float for value in scores.values())
+    true, found = spans(gold), spans(predicted)
+    for prefix, kinds in (("", KINDS), *((f"{kind}_", (kind,)) for kind in KINDS)):
+        ours_true, ours_found = ({one for one in all_ if one[3] in kinds} for all_ in (true, found))
+        if prefix and not ours_true | ours_found:
+            assert f"{prefix}f1" not in scores
+            continue
+        assert scores[f"{prefix}support"] == len(ours_true)
+        assert scores[f"{prefix}precision"] == len(ours_true & ours_found) / max(len(ours_found), 1)
+        assert scores[f"{prefix}recall"] == len(ours_true & ours_found) / max(len(ours_true), 1)
+        both = len(ours_true) + len(ours_found)
+        assert scores[f"{prefix}f1"] == pytest.approx(2 * len(ours_true & ours_found) / both if both else 0.0)
+    counts = entity_counts(gold, predicted)
+    assert counts.shape == (len(gold), 3)
+    assert counts.sum(axis=0).tolist() == [len(true & found), len(found), len(true)]
+    if true | found:
+        report = classification_report(gold, predicted, mode="strict", scheme=IOB2, output_dict=True, zero_division=0)
+        for row, prefix in (("micro avg", ""), *((kind, f"{kind}_") for kind in KINDS)):
+            for theirs, ours in (("precision",) * 2, ("recall",) * 2, ("f1-score", "f1"), ("support",) * 2):
+                assert row not in report or scores[prefix + ours] == report[row][theirs]
+
+
+@given(tag_pairs)
+@settings(max_examples=300, deadline=None)
+def test_lenient_scores_agree_with_conlleval_and_with_seqeval_by_default(pairs: list[list[tuple[str, str]]]) -> None:
+    gold, predicted = parted(pairs)
+    scores = entity_scores(gold, predicted)
+    right, found, true = conlleval(gold, predicted)
+    assert scores["conlleval_precision"] == (right / found if found else 0.0)
+    assert scores["conlleval_recall"] == (right / true if true else 0.0)
+    assert scores["conlleval_f1"] == pytest.approx(2 * right / (found + true) if found + true else 0.0)
+    if found or true:
+        for name, theirs in (("precision", precision_score), ("recall", recall_score), ("f1", f1_score)):
+            assert scores[f"conlleval_{name}"] == theirs(gold, predicted, zero_division=0)
+
+
+def test_entity_that_starts_inside_is_wrong_but_to_conlleval() -> None:
+    gold, predicted = [["B-X", "I-X", "O"]], [["I-X", "I-X", "O"]]
+    assert f1_score(gold, predicted) == 1.0  # seqeval's default
+    scores = entity_scores(gold, predicted)
+    assert (scores["f1"], scores["conlleval_f1"]) == (0.0, 1.0)
+
+
+def test_scores_of_unlike_lengths_or_tags_are_refused() -> None:
+    for score in (entity_scores, entity_counts):
+        with pytest.raises(InputError, match="2 sentences in gold, 1 predicted"):
+            score([["O"], ["O"]], [["O"]])
+        with pytest.raises(InputError, match="sentence 1 has 2 tags in gold, 1 predicted"):
+            score([["O"], ["O", "O"]], [["O"], ["O"]])
+        for tag in ("X-Y", "S-X", "", "B", "B-", "o", "B-x-"):
+            with pytest.raises(InputError, match="tags must be O, B-<type> or I-<type>, not"):
+                score([["O"]], [[tag]])
+
+
+def test_scores_of_nothing_are_zero() -> None:
+    for gold in ([], [[]], [["O"]]):
+        scores = entity_scores(gold, gold)
+        assert set(scores.values()) == {0.0}
+        assert entity_counts(gold, gold).tolist() == [[0, 0, 0]] * len(gold)
+
+
+# Real data
+
+
+def real_predictions(data_dir: Path, folder: Path) -> Iterator[tuple[Tags, Tags]]:
+    """Yield the gold tags of the five test parts with a share of them drawn anew, and what an untrained head says."""
+    tokenizer = build_tiny_tokenizer()
+    build_tiny_bert(len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    for name in BLURB_NER:
+        words, gold = map(list, zip(*read_conll(task_files(name, data_dir / "ner")["test"]), strict=True))
+        names, draw = sorted({tag for tags in gold for tag in tags}), random.Random(name)
+        yield gold, [[draw.choice(names) if draw.random() < 0.1 else tag for tag in tags] for tags in gold]
+        head, _ = new_head(folder, names, seed=1)
+        yield gold[:300], predict_tags(head, tokenizer, words[:300])
+
+
+def test_real_predictions_score_as_with_seqeval(data_dir: Path, tmp_path: Path) -> None:
+    differ = 0
+    for gold, predicted in real_predictions(data_dir, tmp_path):
+        scores = entity_scores(gold, predicted)
+        assert 0 < scores["precision"] < 1
+        strict = seqeval_strict(gold, predicted, average="micro", scheme=IOB2)
+        assert (scores["precision"], scores["recall"], scores["f1"], scores["support"]) == strict
+        assert (
+            tuple(scores[f"conlleval_{name}"] for name in ("precision", "recall", "f1"))
+            == (seqeval_by_default(gold, predicted, average="micro")[:3])
+        )
+        differ += scores["f1"] != scores["conlleval_f1"]
+    assert differ > 5  # else the two were never told apart
+
+
+# evaluate
+
+CLIENT = """
+import json, sys
+import evaluate
+metric = evaluate.load(sys.argv[1])
+gold, predicted = json.loads(sys.argv[2])
+print(json.dumps([metric.name, metric.compute(references=gold, predictions=predicted)]))
+for reference, prediction in zip(gold, predicted):
+    metric.add(reference=reference, prediction=prediction)
+print(json.dumps(metric.compute()))
+"""
+
+
+def test_evaluate_loads_the_module_from_the_package_without_a_network(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    gold, predicted = (
+        [[TAGS[tag] for tag in rng.integers(len(TAGS), size=length)] for length in (5, 1, 9, 30)] for _ in range(2)
+    )
+    predicted[0][:3] = gold[0][:3] = ["B-X", "I-X", "O"]
+    blocked = {f"{name}_PROXY": "http://127.0.0.1:9" for name in ("HTTP", "HTTPS", "ALL")}
+    environment = {**os.environ, **blocked, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty")}
+    environment = {name: value for name, value in environment.items() if not name.startswith("HF_EVALUATE")}
+    command = [sys.executable, "-c", CLIENT, str(MODULE), json.dumps([gold, predicted])]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert ended.returncode == 0, ended.stderr
+    at_once, one_by_one = map(json.loads, ended.stdout.splitlines())
+    assert at_once == ["entity_f1", entity_scores(gold, predicted)]
+    assert one_by_one == entity_scores(gold, predicted)
+    assert 0 < one_by_one["f1"] < 1

@@ -1,0 +1,404 @@
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset, IterableDataset
+from helpers import build_tiny_bert
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    BertForMaskedLM,
+    BertTokenizer,
+    Trainer,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from bioptimus_hf.artifacts import write_json
+from bioptimus_hf.errors import InputError
+from bioptimus_hf.pretraining.callback import CurriculumCallback, Finished
+from bioptimus_hf.pretraining.curriculum import BIOPTIMUS_CURRICULUM, Phase, phase_ends, select_phases
+from bioptimus_hf.pretraining.masking import BioptimusDataCollator, MaskingStrategy
+
+TEXT = "aspirin binding in severe asthma patients with bronchoconstriction of the mice"
+
+
+class Recorder(BioptimusDataCollator):
+    """Remembers every training batch."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.batches: list[dict[str, torch.Tensor]] = []
+
+    def __call__(self, examples: Any) -> dict[str, torch.Tensor]:
+        batch = super().__call__(examples)
+        if "labels" not in examples[0]:
+            self.batches.append(batch)
+        return batch
+
+
+def arguments(folder: Path, **changes: Any) -> TrainingArguments:
+    return TrainingArguments(
+        **{
+            "output_dir": str(folder),
+            "use_cpu": True,
+            "max_steps": 20,
+            "per_device_train_batch_size": 4,
+            "disable_tqdm": True,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            **changes,
+        }
+    )
+
+
+def train(
+    tokenizer: BertTokenizer, folder: Path, *, resume: str | None = None, rows: int = 24, **changes: Any
+) -> tuple[Trainer, Recorder]:
+    """A stock Trainer: our two lines are the collator and the callback."""
+    collator = Recorder(tokenizer, seed=5)
+    dataset = Dataset.from_dict({"input_ids": [tokenizer(TEXT)["input_ids"] for _ in range(rows)]})
+    ready = Dataset.from_list([{"input_ids": [4, 40, 5], "labels": [-100, 41, -100]}] * 6)
+    trainer = Trainer(
+        model=build_tiny_bert(len(tokenizer)),
+        args=arguments(folder / "trainer", **changes),
+        train_dataset=dataset,
+        eval_dataset=ready,
+        data_collator=collator,
+        processing_class=tokenizer,
+        callbacks=[CurriculumCallback(collator, export_dir=folder / "out")],
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer, collator
+
+
+def test_the_published_rows() -> None:
+    table = [(p.version, p.masking.unit, p.masking.rate, p.masking.corrupt, p.share) for p in BIOPTIMUS_CURRICULUM]
+    assert table == [
+        ("0.1", "token", 0.15, True, 0.25),
+        ("0.2", "word", 0.15, True, 0.25),
+        ("0.3", "word", 0.20, True, 0.25),
+        ("0.4", "word", 0.20, False, 0.25),
+    ]
+
+
+@pytest.mark.parametrize(("steps", "ends"), [(4, [1, 2, 3, 4]), (20, [5, 10, 15, 20]), (1001, [250, 500, 751, 1001])])
+def test_phase_ends(steps: int, ends: list[int]) -> None:
+    assert phase_ends(BIOPTIMUS_CURRICULUM, steps) == ends
+
+
+def test_bad_curricula_are_refused() -> None:
+    word = MaskingStrategy("word", 0.2, corrupt=True)
+    with pytest.raises(InputError, match=r"add up to 1, not 0\.9"):
+        phase_ends([Phase("0.1", word, 0.5), Phase("0.2", word, 0.4)], 10)
+    with pytest.raises(InputError, match="3 optimizer steps leave a phase of 4 without any"):
+        phase_ends(BIOPTIMUS_CURRICULUM, 3)
+    with pytest.raises(InputError, match="a version of its own"):
+        phase_ends([Phase("0.1", word, 0.5), Phase("0.1", word, 0.5)], 10)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_phases_switch_at_the_declared_step(tokenizer: BertTokenizer, tmp_path: Path, accumulation: int) -> None:
+    # 24 rows make 6 micro-batches an epoch, so the edges (5, 10 and 15 steps) fall inside epochs.
+    _, collator = train(tokenizer, tmp_path, gradient_accumulation_steps=accumulation, per_device_train_batch_size=4)
+    assert len(collator.batches) >= 20 * accumulation
+    bare = BioptimusDataCollator(tokenizer, seed=5)
+    for micro_batch, batch in enumerate(collator.batches[: 20 * accumulation]):
+        phase = BIOPTIMUS_CURRICULUM[micro_batch // accumulation // 5]
+        bare.follow([0], [phase.masking], batch_size=4, rank=0, world_size=1)
+        bare.begin(micro_batch)
+        expected = bare([{"input_ids": tokenizer(TEXT)["input_ids"]}] * 4)
+        assert torch.equal(batch["labels"], expected["labels"]), micro_batch
+        assert torch.equal(batch["input_ids"], expected["input_ids"]), micro_batch
+
+
+def test_each_phase_exports_a_plain_model(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    trainer, _ = train(tokenizer, tmp_path, eval_strategy="steps", eval_steps=1000)
+    out = tmp_path / "out"
+    assert sorted(folder.name for folder in out.iterdir()) == ["v0.1", "v0.2", "v0.3", "v0.4"]
+    weights = []
+    for number, phase in enumerate(BIOPTIMUS_CURRICULUM):
+        folder = out / f"v{phase.version}"
+        record = json.loads((folder / "phase.json").read_text())
+        assert record["version"] == phase.version
+        assert record["last_step"] == 5 * (number + 1)
+        assert record["masking"] == {
+            "unit": phase.masking.unit,
+            "rate": phase.masking.rate,
+            "corrupt": phase.masking.corrupt,
+        }
+        assert record["metrics"]["eval_loss"] > 0
+        model = AutoModelForMaskedLM.from_pretrained(folder)
+        assert type(model) is BertForMaskedLM
+        assert model.config.architectures == ["BertForMaskedLM"]
+        weights.append(model.state_dict())
+        assert len(AutoTokenizer.from_pretrained(folder)) == len(tokenizer)
+        assert (folder / "vocab.txt").read_text().splitlines()[4] == "[CLS]"
+        assert not list(folder.glob("*.bin"))
+    for before, after in itertools.pairwise(weights):
+        assert any(not torch.equal(before[name], after[name]) for name in before)
+    final = trainer.model.state_dict()
+    assert all(torch.equal(final[name], weights[-1][name]) for name in final)
+
+
+def test_a_version_is_there_whole_or_not_at_all(
+    tokenizer: BertTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(path: Path, content: Any) -> None:
+        if content["version"] == "0.2":
+            raise KeyboardInterrupt
+        write_json(path, content)
+
+    monkeypatch.setattr("bioptimus_hf.pretraining.curriculum.write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(tokenizer, tmp_path)
+    assert sorted(folder.name for folder in (tmp_path / "out").iterdir()) == ["v0.1", "v0.2.partial"]
+    monkeypatch.undo()
+    train(tokenizer, tmp_path)
+    assert sorted(folder.name for folder in (tmp_path / "out").iterdir()) == ["v0.1", "v0.2", "v0.3", "v0.4"]
+
+
+def test_workers_draw_other_numbers_with_another_seed(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    drawn = []
+    for seed in (1, 1, 2):
+        trainer, _ = train(tokenizer, tmp_path / str(seed), max_steps=4, seed=seed)
+        drawn.append(trainer.callback_handler.train_dataloader.generator.initial_seed())
+    assert drawn == [1, 1, 2]
+
+
+def test_the_log_names_the_phase(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    trainer, _ = train(tokenizer, tmp_path)
+    by_step = {row["step"]: row for row in trainer.state.log_history if "loss" in row}
+    assert [by_step[step]["phase"] for step in (1, 5, 6, 10, 11, 20)] == ["0.1", "0.1", "0.2", "0.2", "0.3", "0.4"]
+    assert (by_step[20]["unit"], by_step[20]["rate"], by_step[20]["corrupt"]) == ("word", 0.2, False)
+
+
+def test_evaluation_moves_no_mask(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    # The Trainer evaluates with the same collator.
+    _, quiet_collator = train(tokenizer, tmp_path / "quiet")
+    _, busy_collator = train(tokenizer, tmp_path / "busy", eval_strategy="steps", eval_steps=3)
+    for expected, got in zip(quiet_collator.batches, busy_collator.batches, strict=True):
+        assert torch.equal(expected["input_ids"], got["input_ids"])
+        assert torch.equal(expected["labels"], got["labels"])
+
+
+def test_an_evaluation_set_that_is_not_masked_is_refused(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    # The collator would mask it, and count its rows as training's: all later phases would come too early.
+    collator = BioptimusDataCollator(tokenizer)
+    rows = Dataset.from_dict({"input_ids": [tokenizer(TEXT)["input_ids"]] * 24})
+    trainer = Trainer(
+        model=build_tiny_bert(len(tokenizer)),
+        args=arguments(tmp_path, eval_strategy="steps", eval_steps=2),
+        train_dataset=rows,
+        eval_dataset=rows,
+        data_collator=collator,
+        callbacks=[CurriculumCallback(collator)],
+    )
+    with pytest.raises(InputError, match=r"has no labels: mask it once, with bioptimus_hf\.mask_once"):
+        trainer.train()
+    masked = rows.map(lambda row: {"labels": row["input_ids"]})
+    for one in (rows, rows.to_iterable_dataset()):
+        trainer.eval_dataset = {"masked": masked, "not": one}
+        with pytest.raises(InputError, match="has no labels"):
+            trainer.train()
+    trainer.train_dataset = masked
+    with pytest.raises(InputError, match="the training set has labels, and would be trained on as it is"):
+        trainer.train()
+    trainer.train_dataset = rows
+    trainer.eval_dataset = {"one": masked.to_iterable_dataset(), "two": masked}
+    trainer.train()
+
+
+def test_only_training_exports_and_needs_no_processing_class(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    collator = BioptimusDataCollator(tokenizer)
+    rows = Dataset.from_dict({"input_ids": [tokenizer(TEXT)["input_ids"]] * 24})
+    trainer = Trainer(
+        model=build_tiny_bert(len(tokenizer)),
+        args=arguments(tmp_path / "trainer", eval_strategy="steps", eval_steps=1000, logging_steps=1000),
+        train_dataset=rows,
+        eval_dataset=Dataset.from_list([{"input_ids": [4, 40, 5], "labels": [-100, 41, -100]}] * 6),
+        data_collator=collator,
+        callbacks=[CurriculumCallback(collator, export_dir=tmp_path / "out")],
+    )
+    trainer.train()
+    last = tmp_path / "out" / "v0.4" / "model.safetensors"
+    written = last.stat().st_mtime_ns
+    trainer.evaluate()  # as run_mlm.py does when training is over
+    assert last.stat().st_mtime_ns == written
+    assert [row["step"] for row in trainer.state.log_history if "loss" in row] == [5, 10, 15, 20]
+    assert not [row for row in trainer.state.log_history if "eval_loss" in row and "phase" in row]
+
+
+def test_rows_that_go_where_nobody_counts_them_are_refused(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    callback = CurriculumCallback(BioptimusDataCollator(tokenizer))
+    split = arguments(tmp_path, accelerator_config={"split_batches": True})
+    with pytest.raises(InputError, match="split_batches, dispatch_batches, and a streamed data set on several"):
+        callback.on_train_begin(split, TrainerState(max_steps=20), TrainerControl())
+    sent = arguments(tmp_path, accelerator_config={"dispatch_batches": True})
+    with pytest.raises(InputError, match="split_batches, dispatch_batches, and a streamed data set on several"):
+        callback.on_train_begin(sent, TrainerState(max_steps=20), TrainerControl())
+    found = arguments(tmp_path, auto_find_batch_size=True)
+    with pytest.raises(InputError, match="auto_find_batch_size changes the batch"):
+        callback.on_train_begin(found, TrainerState(max_steps=20), TrainerControl())
+
+
+@pytest.mark.parametrize("step", [5, 7])  # an edge, and the middle of a phase and of an epoch
+def test_resuming_gives_the_uninterrupted_weights(tokenizer: BertTokenizer, tmp_path: Path, step: int) -> None:
+    options: dict[str, Any] = {"save_strategy": "steps", "save_steps": step}
+    whole, _ = train(tokenizer, tmp_path, **options)
+    resumed, _ = train(tokenizer, tmp_path, resume=str(tmp_path / "trainer" / f"checkpoint-{step}"), **options)
+    assert resumed.state.global_step == 20
+    for (name, expected), got in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(expected, got), name
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"per_device_train_batch_size": 2}, r"per_device_train_batch_size \(4 then, 2 now\)"),
+        ({"gradient_accumulation_steps": 2}, r"gradient_accumulation_steps \(1 then, 2 now\)"),
+        ({"max_steps": 24}, r"max_steps \(20 then, 24 now\)"),
+        ({"seed": 43}, r"seed of the Trainer \(42 then, 43 now\)"),
+        ({"data_seed": 9}, r"data_seed \(None then, 9 now\)"),
+        ({"rows": 20}, r"number of rows \(24 then, 20 now\)"),
+        ({"dataloader_num_workers": 2}, None),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(
+    tokenizer: BertTokenizer, tmp_path: Path, change: dict[str, Any], said: str | None
+) -> None:
+    train(tokenizer, tmp_path, save_strategy="steps", save_steps=7)
+    resume = str(tmp_path / "trainer" / "checkpoint-7")
+    if said is None:  # this changes nothing
+        assert train(tokenizer, tmp_path, resume=resume, **change)[0].state.global_step == 20
+        return
+    with pytest.raises(InputError, match=f"the checkpoint is of a run with another {said}"):
+        train(tokenizer, tmp_path, resume=resume, **change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"ignore_data_skip": True}, {"save_only_model": True}, {"accelerator_config": {"use_seedable_sampler": False}}],
+)
+def test_what_cannot_go_on_exactly_is_refused(tokenizer: BertTokenizer, tmp_path: Path, change: dict[str, Any]) -> None:
+    train(tokenizer, tmp_path, save_strategy="steps", save_steps=7)
+    with pytest.raises(InputError, match="leave out what it takes to go on from a checkpoint exactly"):
+        train(tokenizer, tmp_path, resume=str(tmp_path / "trainer" / "checkpoint-7"), **change)
+    train(tokenizer, tmp_path / "new", max_steps=4, **change)
+
+
+def test_a_checkpoint_without_an_optimizer_is_refused(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    train(tokenizer, tmp_path, save_strategy="steps", save_steps=7, save_only_model=True)
+    with pytest.raises(InputError, match=r"another save_only_model \(True then, False now\)"):
+        train(tokenizer, tmp_path, resume=str(tmp_path / "trainer" / "checkpoint-7"))
+
+
+def test_the_checkpoint_of_the_last_step_is_refused(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    """The Trainer would go on until the end of the epoch: 20 steps are 3 epochs and 2 steps."""
+    train(tokenizer, tmp_path, save_strategy="steps", save_steps=7)
+    with pytest.raises(Finished, match="that of the last step, 20: the run is finished"):
+        train(tokenizer, tmp_path, resume=str(tmp_path / "trainer" / "checkpoint-20"))
+
+
+def test_a_checkpoint_of_more_processes_is_refused(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    train(tokenizer, tmp_path, save_strategy="steps", save_steps=7)
+    state = tmp_path / "trainer" / "checkpoint-7" / "trainer_state.json"
+    state.write_text(state.read_text().replace('"world_size": 1', '"world_size": 2'))
+    with pytest.raises(InputError, match=r"the checkpoint is of a run with another world_size \(2 then, 1 now\)"):
+        train(tokenizer, tmp_path, resume=str(state.parent))
+
+
+def test_a_checkpoint_with_another_curriculum_or_seed_is_refused(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    train(tokenizer, tmp_path, save_strategy="steps", save_steps=7)
+    rows = Dataset.from_dict({"input_ids": [tokenizer(TEXT)["input_ids"]] * 24})
+    for seed, curriculum, said in ((6, BIOPTIMUS_CURRICULUM, "seed"), (5, BIOPTIMUS_CURRICULUM[::-1], "curriculum")):
+        collator = BioptimusDataCollator(tokenizer, seed=seed)
+        trainer = Trainer(
+            model=build_tiny_bert(len(tokenizer)),
+            args=arguments(tmp_path / "trainer"),
+            train_dataset=rows,
+            data_collator=collator,
+            callbacks=[CurriculumCallback(collator, curriculum)],
+        )
+        with pytest.raises(InputError, match=f"the checkpoint is of a run with another {said}"):
+            trainer.train(resume_from_checkpoint=str(tmp_path / "trainer" / "checkpoint-7"))
+
+
+def test_a_checkpoint_without_a_curriculum_is_refused(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    train(tokenizer, tmp_path, save_strategy="steps", save_steps=7)
+    state = tmp_path / "trainer" / "checkpoint-7" / "trainer_state.json"
+    content = json.loads(state.read_text())
+    del content["stateful_callbacks"]["CurriculumCallback"]
+    state.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="the checkpoint is of a run without a curriculum"):
+        train(tokenizer, tmp_path, resume=str(state.parent))
+
+
+def test_callbacks_are_not_made_out_of_a_checkpoint(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="restore_callback_states_from_checkpoint makes callbacks anew"):
+        train(tokenizer, tmp_path, restore_callback_states_from_checkpoint=True)
+
+
+def test_the_last_phase_ends_with_the_run() -> None:
+    """Shares that nearly add up to 1 would miss it by a step, in a long run."""
+    for share, number, steps in ((0.1428571, 7, 2_000_000), (0.1666667, 6, 3_000_000)):
+        phases = [Phase(str(place), MaskingStrategy("token", 0.15, corrupt=True), share) for place in range(number)]
+        assert phase_ends(phases, steps)[-1] == steps
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_streamed_data_set_without_length(tokenizer: BertTokenizer, tmp_path: Path, workers: int) -> None:
+    """One process counts its rows as they come; several workers would each read it from its beginning."""
+    ids = tokenizer(TEXT)["input_ids"]
+    streamed = IterableDataset.from_generator(lambda: ({"input_ids": ids} for _ in range(24)))
+    collator = Recorder(tokenizer, seed=5)
+    trainer = Trainer(
+        model=build_tiny_bert(len(tokenizer)),
+        args=arguments(tmp_path, dataloader_num_workers=workers, save_strategy="steps", save_steps=7),
+        train_dataset=streamed,
+        data_collator=collator,
+        callbacks=[CurriculumCallback(collator)],
+    )
+    if workers:
+        with pytest.raises(InputError, match="a streamed data set on several processes or with worker processes"):
+            trainer.train()
+        return
+    trainer.train()
+    _, whole = train(tokenizer, tmp_path / "whole")  # the rows are all the same
+    for got, expected in zip(collator.batches[:20], whole.batches[:20], strict=True):
+        assert torch.equal(got["labels"], expected["labels"])
+    with pytest.raises(InputError, match="a streamed data set cannot go on from a checkpoint"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-7"))
+
+
+def test_a_part_of_a_curriculum() -> None:
+    part = select_phases(BIOPTIMUS_CURRICULUM, ["0.4", "0.2"])
+    assert [(phase.version, phase.share) for phase in part] == [("0.2", 0.5), ("0.4", 0.5)]
+    assert phase_ends(part, 10) == [5, 10]
+    with pytest.raises(InputError, match=r"has no phase 0\.5: it has 0\.1, 0\.2, 0\.3, 0\.4"):
+        select_phases(BIOPTIMUS_CURRICULUM, ["0.5"])
+    with pytest.raises(InputError, match=r"must add up to 1, not 1\.25"):
+        select_phases([*BIOPTIMUS_CURRICULUM, Phase("0.5", BIOPTIMUS_CURRICULUM[0].masking)], ["0.1"])
+
+
+def test_phases_check_themselves() -> None:
+    word = MaskingStrategy("word", 0.2, corrupt=True)
+    with pytest.raises(InputError, match="above 0, not -1"):
+        Phase("0.1", word, -1)
+    with pytest.raises(InputError, match=r"at most 1, not 1\.5"):
+        Phase("0.1", word, last_rate=1.5)
+    for version in ("", "../0.1", "/0.1", "0 1", ".1"):
+        with pytest.raises(InputError, match="a version is made of letters, digits, dots and hyphens"):
+            Phase(version, word)
+
+
+def test_diverged_weights_are_not_exported(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"contains NaN or infinity\. Training diverged by step 5"):
+        train(tokenizer, tmp_path, learning_rate=1e38)
+    assert not list((tmp_path / "out").glob("v*"))

@@ -1,0 +1,191 @@
+"""Models by folder or name; how the Hub serves them is tested in `test_publish`."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import build_tiny_bert, build_tiny_head, build_tiny_tokenizer, tiny_vocabulary
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertTokenizer,
+)
+
+from bioptimus_hf.annotation.annotator import Annotator
+from bioptimus_hf.annotation.onnx_export import export_onnx
+from bioptimus_hf.artifacts import identity, write_made
+from bioptimus_hf.errors import InputError
+from bioptimus_hf.models import base_of_run, load_by_name, load_masked_lm, new_head, save_tokenizer
+
+
+def test_load_by_name(tokenizer: BertTokenizer, tiny_bert: BertForMaskedLM, tmp_path: Path) -> None:
+    save_tokenizer(tokenizer, tmp_path)
+    tiny_bert.save_pretrained(tmp_path)
+    assert load_by_name(AutoTokenizer, str(tmp_path)).get_vocab() == tokenizer.get_vocab()
+    assert type(load_by_name(AutoModelForMaskedLM, str(tmp_path))) is BertForMaskedLM
+
+
+@pytest.mark.parametrize("kind", [AutoTokenizer, AutoModelForMaskedLM])
+def test_what_is_not_there_is_refused_in_one_line(kind: Any, tmp_path: Path) -> None:
+    for name in (str(tmp_path / "missing"), "nobody/no-such-model", str(tmp_path)):
+        with pytest.raises(InputError, match="neither a folder of a model nor one to be had") as error:
+            load_by_name(kind, name)
+        assert "\n" not in str(error.value)
+        assert str(error.value).startswith(name)
+
+
+def test_a_tokenizer_without_vocabulary_is_refused(tmp_path: Path) -> None:
+    """Of a folder that holds a config alone, transformers 5 makes a tokenizer of five tokens, in silence."""
+    BertConfig().save_pretrained(tmp_path)
+    assert len(AutoTokenizer.from_pretrained(tmp_path)) == 5
+    with pytest.raises(InputError, match="holds no vocabulary"):
+        load_by_name(AutoTokenizer, str(tmp_path))
+
+
+WAYS: list[Callable[[str], Any]] = [
+    lambda name: load_masked_lm(name),
+    lambda name: new_head(name, ["O"], seed=0),
+    lambda name: Annotator(name),
+    lambda name: load_by_name(AutoModelForTokenClassification, name),
+]
+
+
+class Harmful:
+    """What runs code when it is unpickled by a reader that lets it."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.file,)
+
+
+@pytest.mark.parametrize("load", WAYS)
+def test_pickled_weights_run_no_code(tmp_path: Path, load: Callable[[str], Any]) -> None:
+    build_tiny_bert(127).config.save_pretrained(tmp_path)
+    (tmp_path / "vocab.txt").write_text("".join(f"{token}\n" for token in tiny_vocabulary()))
+    with pytest.raises(InputError, match="no file named"):  # as in a repository of an ONNX file, which is not fetched
+        load(str(tmp_path))
+    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps({"a": Harmful(tmp_path / "ran")}, protocol=2))
+    with pytest.raises(InputError, match="no mere tensors, and might run code") as error:
+        load(str(tmp_path))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "ran").exists()
+
+
+def spoiled(folder: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor | None]) -> None:
+    """Change one weight of a saved model, or take it out."""
+    weights = load_file(folder / "model.safetensors")
+    changed = change(weights.pop(name))
+    save_file(
+        weights if changed is None else {**weights, name: changed}, folder / "model.safetensors", {"format": "pt"}
+    )
+
+
+NOT_HEADS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "encoder": (
+        lambda folder: build_tiny_bert(127).save_pretrained(folder),
+        r"BertForMaskedLM, not .*classifier.weight",
+    ),
+    "bare encoder": (lambda folder: build_tiny_bert(127).bert.save_pretrained(folder), "BertModel, not as a trained"),
+    "classifier of texts": (
+        lambda folder: BertForSequenceClassification(build_tiny_bert(127).config).save_pretrained(folder),
+        "BertForSequenceClassification, not as a trained",
+    ),
+    "missing weight": (
+        lambda folder: spoiled(folder, "bert.encoder.layer.0.output.dense.weight", lambda _: None),
+        "lacks weights of one .*layer.0.output.dense.weight",
+    ),
+    "another shape": (
+        lambda folder: spoiled(folder, "classifier.bias", lambda values: values[:3].clone()),
+        "lacks weights",
+    ),
+    "NaN": (lambda folder: spoiled(folder, "classifier.bias", lambda values: values * math.nan), "contains NaN or inf"),
+    "infinity": (
+        lambda folder: spoiled(folder, "classifier.bias", lambda values: values + math.inf),
+        "NaN or infinity",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_HEADS)
+@pytest.mark.parametrize("use", [Annotator, lambda name: export_onnx(name, name.with_name("onnx"))])
+def test_only_a_trained_head_is_used_as_one(kind: str, use: Callable[[Path], Any], tmp_path: Path) -> None:
+    """transformers would initialise what is missing at random, and go on."""
+    folder = tmp_path / "head"
+    build_tiny_head(layers=1).save_pretrained(folder)
+    save_tokenizer(build_tiny_tokenizer(), folder)
+    Annotator(folder)
+    spoil, says = NOT_HEADS[kind]
+    spoil(folder)
+    with pytest.raises(InputError, match=says) as error:
+        use(folder)
+    assert str(error.value).startswith((str(folder), "classifier.bias"))
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_given_as_an_object_is_looked_at_too() -> None:
+    with pytest.raises(InputError, match="is a BertForMaskedLM, not a token classifier"):
+        Annotator(build_tiny_bert(127), build_tiny_tokenizer())
+    head = build_tiny_head(layers=1)
+    head.classifier.bias.data[0] = math.nan
+    with pytest.raises(InputError, match=r"classifier\.bias contains NaN"):
+        Annotator(head, build_tiny_tokenizer())
+
+
+def test_a_model_that_computes_nan_annotates_nothing() -> None:
+    """Finite weights may be too large to be added up, and an ONNX file's weights are not looked at."""
+    head = build_tiny_head(layers=1)
+    annotator = Annotator(head, build_tiny_tokenizer())
+    head.bert.encoder.layer[0].output.LayerNorm.weight.data[:] = 1e38
+    head.classifier.weight.data *= 1e38
+    with pytest.raises(InputError, match="the model computes NaN"):
+        list(annotator.annotate(["aspirin in asthma"]))
+
+
+@pytest.mark.parametrize(
+    ("load", "change", "says"),
+    [
+        (lambda name: new_head(name, ["O"], seed=0), lambda _: None, "layer.0.output.dense.weight is missing"),
+        (lambda name: new_head(name, ["O"], seed=0), lambda values: values * math.nan, "contains NaN or infinity"),
+        (lambda name: load_masked_lm(name), lambda _: None, "lacks weights of a BERT encoder"),
+        (lambda name: load_masked_lm(name), lambda values: values * math.nan, "contains NaN or infinity"),
+    ],
+)
+def test_an_encoder_to_train_on_is_whole(
+    load: Callable[[Path], Any], change: Callable[[torch.Tensor], torch.Tensor | None], says: str, tmp_path: Path
+) -> None:
+    build_tiny_bert(127).save_pretrained(tmp_path)
+    save_tokenizer(build_tiny_tokenizer(), tmp_path)
+    spoiled(tmp_path, "bert.encoder.layer.0.output.dense.weight", change)
+    with pytest.raises(InputError, match=says):
+        load(tmp_path)
+
+
+def test_the_base_of_a_run_is_the_one_it_records(tmp_path: Path) -> None:
+    for name, seed in (("base", 0), ("other", 1)):
+        build_tiny_bert(127, seed=seed).save_pretrained(tmp_path / name)
+    base, other, run = (str(tmp_path / name) for name in ("base", "other", "run"))
+    with pytest.raises(InputError, match="tokenizer does not record the base model of the run: name it"):
+        base_of_run(run)
+    assert base_of_run(run, other).folder == other  # a tokenizer of one's own says nothing
+    (tmp_path / "run" / "tokenizer").mkdir(parents=True)
+    inputs = {"base_model": identity(base)}
+    write_made(tmp_path / "run" / "tokenizer", inputs, {}, facts={"base_model": base}, seconds=0)
+    assert base_of_run(run).folder == base_of_run(run, base).folder == base
+    with pytest.raises(InputError, match=f"{other} is not the model that .*tokenizer was made for, which is {base}"):
+        base_of_run(run, other)
+    build_tiny_bert(127, seed=2).save_pretrained(base)
+    with pytest.raises(InputError, match="it may have changed since: name that one with --base_model"):
+        base_of_run(run)
