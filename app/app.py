@@ -27,8 +27,7 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 
 from bioptimus_hf.annotation.annotator import Annotator
-from bioptimus_hf.cli.launch import run
-from bioptimus_hf.cli.options import parse
+from bioptimus_hf.cli.legacy import parse, run
 from bioptimus_hf.corpus.documents import Document
 from bioptimus_hf.corpus.formats import SUFFIXES, write_documents
 from bioptimus_hf.corpus.html import DARK, LIGHT, STYLE, html_part

@@ -1,4 +1,9 @@
-"""Finished stages on disk: built under a temporary name, described by `made.json`, never mistaken for one another."""
+"""Keep the result of a stage on disk: write it atomically, record how it was made, and tell one result from another.
+
+Every result has the same record, `made.json`: the identities of its inputs, the settings that shape it, their
+fingerprint, facts about the result, and time, memory, hardware and versions. A stage is skipped if its record has the
+fingerprint that is asked for, and refused if it has another one.
+"""
 
 from __future__ import annotations
 
@@ -21,22 +26,42 @@ import yaml
 
 from bioptimus_hf.errors import InputError
 
-if TYPE_CHECKING:  # everything imports this module, and some of it has no need of data sets
+if TYPE_CHECKING:  # this module is imported everywhere, mostly without data sets
     from datasets import Dataset
 
 logger = logging.getLogger(__name__)
 
-MADE = "made.json"
+RECORD = "made.json"
 _VERSIONS_RECORDED = ("bioptimus-hf", "torch", "transformers", "datasets", "tokenizers", "accelerate")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a run is kept, and how its stages are run."""
+
+    output_dir: str = field(
+        default="runs/default",
+        metadata={"help": "Folder of the run: each stage reads what earlier stages left there", "path": "output"},
+    )
+    seed: int = field(
+        default=0, metadata={"help": "Random seed: the same inputs, settings and seed give the same bytes"}
+    )
+    force: bool = field(default=False, metadata={"help": "Redo the stage and replace its result"})
+    num_proc: int | None = field(default=None, metadata={"help": "Processes for work on text; doesn't change results"})
+
+    @property
+    def root(self) -> Path:
+        """The folder of the run."""
+        return Path(self.output_dir)
 
 
 @dataclass
 class Stage:
-    """A stage being built.
+    """A stage in progress.
 
     Attributes:
-        path: folder to write into; it takes its final name when the stage ends without an error.
-        facts: what the stage wants remembered in `made.json` (counts, losses, scores).
+        path: folder to write into. It gets its final name when the stage succeeds.
+        facts: what the record is to say about the result (counts, losses, scores).
     """
 
     path: Path
@@ -50,16 +75,17 @@ def sha256_of_file(path: str | Path) -> str:
 
 
 def identity(source: str | Path) -> str:
-    """Return what makes an input itself, wherever it lies: the same content gives the same string.
+    """Return a string that identifies the content of an input, wherever it is stored.
 
-    A stage folder is known by the fingerprint in its `made.json`, another folder by the hashes of its files, a file by
-    its sha256, and anything else (a Hub model or data set) by its name, with `@revision` where the caller adds one.
+    A folder with a record is identified by the record's fingerprint, any other folder by the hashes of its files, a
+    file by its sha256, and anything else (a model or data set on the Hub) by its name, with `@commit` if the caller
+    adds it.
     """
     path = Path(source)
-    if (path / MADE).is_file():
-        return f"stage:{read_made(path)['fingerprint']}"
+    if (path / RECORD).is_file():
+        return f"stage:{read_record(path)['fingerprint']}"
     if path.is_dir():
-        # What people write about a model is no part of it.
+        # A README describes the model and isn't part of it.
         files = sorted(file for file in path.rglob("*") if file.is_file() and file.name != "README.md")
         digest = _digest([(file.relative_to(path).as_posix(), sha256_of_file(file)) for file in files])
         return f"folder:{digest}"
@@ -69,12 +95,12 @@ def identity(source: str | Path) -> str:
 
 
 def fingerprint(inputs: Mapping[str, str], settings: Mapping[str, Any]) -> str:
-    """Return the identity of a stage: a hash of its inputs' identities and of every setting that shapes the result."""
+    """Return a hash of the identities of all inputs and of every setting that shapes the result."""
     return _digest({"inputs": dict(inputs), "settings": dict(settings)})
 
 
 def digest_of_rows(dataset: Dataset) -> str:
-    """Return a hash of a data set's columns and rows in their order, however they are stored."""
+    """Return a hash of the columns and rows of a data set, in order and independent of how they are stored."""
     digest = hashlib.sha256(json.dumps(dataset.column_names).encode())
     for table in dataset.with_format("arrow").iter(batch_size=10_000):
         for batch in table.combine_chunks().to_batches():
@@ -82,90 +108,130 @@ def digest_of_rows(dataset: Dataset) -> str:
     return digest.hexdigest()[:32]
 
 
-def read_made(folder: str | Path) -> dict[str, Any]:
-    """Read a stage's `made.json`.
+def read_record(path: str | Path) -> dict[str, Any]:
+    """Read a record.
+
+    Args:
+        path: the file, or a folder that contains it as `made.json`.
 
     Raises:
-        InputError: the file is not as `write_made` leaves it.
+        InputError: it can't be read, or isn't a record.
     """
-    path = Path(folder) / MADE
-    try:
-        made: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}): redo the stage with --force") from error
-    if not isinstance(made, dict) or not {"fingerprint", "inputs", "settings"} <= made.keys():
-        raise InputError(f"{path} does not say how its stage was made: redo the stage with --force")
-    return made
+    path = Path(path)
+    path = path / RECORD if path.is_dir() else path
+    record: dict[str, Any] = read_json(path)
+    if not isinstance(record, dict) or not {"fingerprint", "inputs", "settings"} <= record.keys():
+        raise InputError(f"{path} doesn't say how the result was made: redo the stage with force")
+    return record
 
 
 def is_finished(
-    folder: str | Path, inputs: Mapping[str, str], settings: Mapping[str, Any], *, force: bool = False
+    path: str | Path, inputs: Mapping[str, str], settings: Mapping[str, Any], *, force: bool = False
 ) -> bool:
-    """Say whether this very stage already lies in `folder`.
+    """Check whether this very result is already in place.
+
+    Args:
+        path: the folder of a stage, or the record of a single file.
 
     Raises:
-        InputError: the folder holds a stage made from other inputs or settings (which ones is named), or files that
-            are no stage at all, and `force` is false; or it is a file.
+        InputError: there is a result of other inputs or settings (the error names them), a folder that isn't a stage,
+            or a file instead of a folder; and `force` is false.
     """
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file, and a folder of that name is to be made: choose another --output_dir")
-    if force or not folder.exists() or not any(folder.iterdir()):
+    path = Path(path)
+    folder = path if path.suffix != ".json" else None
+    if folder and folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file, but a folder of that name is needed: choose another output_dir")
+    if force or not path.exists() or (folder and not any(folder.iterdir())):
         return False
-    if not (folder / MADE).is_file():
-        raise InputError(f"{folder} exists and is not a stage of ours: choose another --output_dir, or --force")
-    made = read_made(folder)
-    if made["fingerprint"] == fingerprint(inputs, settings):
-        logger.info("%s is already there, made from the same inputs and settings: skipped", folder)
+    if folder and not (folder / RECORD).is_file():
+        raise InputError(
+            f"{folder} exists but is not a result of this project: choose another output_dir, or use force"
+        )
+    record = read_record(path)
+    if record["fingerprint"] == fingerprint(inputs, settings):
+        logger.info("%s: already finished with the same inputs and settings, skipped", path)
         return True
-    changed = differences(made, inputs, settings)
-    raise InputError(f"{folder} was made with other {changed}: choose another --output_dir, or --force to redo it")
+    changed = differences(record, inputs, settings)
+    raise InputError(f"{path} was made with different {changed}: choose another output_dir, or use force to redo it")
 
 
 @contextmanager
 def building(folder: str | Path, inputs: Mapping[str, str], settings: Mapping[str, Any]) -> Iterator[Stage]:
-    """Build a stage under a temporary name beside `folder`; give it its name, with `made.json`, only if all went well.
+    """Build the result of a stage atomically, and write its record.
 
-    A stage that fails or is killed leaves what was in `folder` before untouched.
+    If the stage fails or is killed, what was in `folder` before is untouched.
+
+    Raises:
+        InputError: nothing can be written there.
+    """
+    started = time.monotonic()
+    with atomic_folder(folder) as temporary:
+        stage = Stage(temporary)
+        yield stage
+        write_record(temporary / RECORD, inputs, settings, facts=stage.facts, seconds=time.monotonic() - started)
+    logger.info("saved %s", folder)
+
+
+@contextmanager
+def atomic_folder(folder: str | Path) -> Iterator[Path]:
+    """Yield a temporary folder that takes the place of `folder` if the block succeeds, and is removed if it fails.
 
     Raises:
         InputError: nothing can be written there.
     """
     folder = Path(folder)
-    partial, replaced = (folder.with_name(folder.name + suffix) for suffix in (".partial", ".replaced"))
+    temporary, replaced = (folder.with_name(folder.name + suffix) for suffix in (".partial", ".replaced"))
     try:
-        if partial.exists():  # left over by a process that was killed
-            shutil.rmtree(partial)
-        partial.mkdir(parents=True)
+        if temporary.exists():  # left behind by a process that was killed
+            shutil.rmtree(temporary)
+        temporary.mkdir(parents=True)
     except OSError as error:
-        raise InputError(f"cannot write {folder} ({error.strerror}): choose another --output_dir") from error
-    stage = Stage(partial)
-    started = time.monotonic()
+        raise InputError(f"cannot write {folder} ({error.strerror}): choose another output_dir") from error
     try:
-        yield stage
-        write_made(partial, inputs, settings, facts=stage.facts, seconds=time.monotonic() - started)
-        if folder.exists():  # set aside whole: a kill in mid-deletion would leave half a stage beside its made.json
+        yield temporary
+        if folder.exists():  # moved away whole: a kill while it is being deleted would leave half of it in place
             shutil.rmtree(replaced, ignore_errors=True)
             folder.rename(replaced)
-        partial.rename(folder)
+        temporary.rename(folder)
         shutil.rmtree(replaced, ignore_errors=True)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    logger.info("saved %s", folder)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_made(
-    folder: Path, inputs: Mapping[str, str], settings: Mapping[str, Any], *, facts: Mapping[str, Any], seconds: float
-) -> None:
-    """Write `made.json`: inputs, settings, versions, facts, hardware, seconds of wall time, peak MB of a process.
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path that takes the place of `path` if the block succeeds, and is removed if it fails.
 
-    The time is that of the session that finished the stage, from `building` on; the memory that of its process until
-    then, whatever else the process has done before.
+    Raises:
+        OSError: nothing can be written there, or the disk is full.
     """
-    from bioptimus_hf.hardware import describe_hardware  # here, since it brings torch, which most importers need not
+    path = Path(path)
+    temporary = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        temporary.replace(path)
+    finally:
+        if temporary.is_file():
+            temporary.unlink()
+
+
+def write_record(
+    path: Path, inputs: Mapping[str, str], settings: Mapping[str, Any], *, facts: Mapping[str, Any], seconds: float
+) -> None:
+    """Write a record.
+
+    Args:
+        path: of the file.
+        inputs: name of each input to its identity.
+        settings: that shape the result.
+        facts: about the result.
+        seconds: wall time of the session that finished the result.
+    """
+    from bioptimus_hf.hardware import describe_hardware  # imports torch, which most users of this module don't need
 
     write_json(
-        folder / MADE,
+        path,
         {
             "fingerprint": fingerprint(inputs, settings),
             "inputs": dict(inputs),
@@ -180,10 +246,23 @@ def write_made(
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON readable by people, whole or not at all."""
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    """Write indented JSON atomically."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file that a stage has written.
+
+    Raises:
+        InputError: the file can't be read, or isn't JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} can't be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}): redo its stage with force") from error
 
 
 def read_yaml(path: str | Path) -> Any:
@@ -195,13 +274,13 @@ def read_yaml(path: str | Path) -> Any:
     try:
         return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise InputError(f"{path} can't be read: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
 
 
 def peak_memory_mb() -> dict[str, int]:
-    """Return the largest resident size so far, in MB, of this process and of the largest of its finished children."""
+    """Return the peak resident size in MB of this process, and of the largest child process that has finished."""
     bytes_per_unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB on Linux
     return {
         name: resource.getrusage(who).ru_maxrss * bytes_per_unit // 2**20
@@ -214,7 +293,7 @@ def _versions() -> dict[str, str]:
     for name in _VERSIONS_RECORDED:
         try:
             versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
+        except importlib.metadata.PackageNotFoundError:  # running from a checkout that isn't installed
             continue
     return versions
 
@@ -223,15 +302,15 @@ def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def differences(made: Mapping[str, Any], inputs: Mapping[str, str], settings: Mapping[str, Any]) -> str:
-    """Name which inputs and settings differ from those that something was made of, as its record has them."""
+def differences(record: Mapping[str, Any], inputs: Mapping[str, str], settings: Mapping[str, Any]) -> str:
+    """List the inputs and settings that differ from those in a record, as `name (then, now)`."""
     now: dict[str, Mapping[str, Any]] = {"inputs": inputs, "settings": settings}
     changed = [
         f"{key} ({then} then, {new} now)"
         for part in ("inputs", "settings")
-        for key in sorted({*made[part], *now[part]})
-        # Compared as JSON, which the fingerprint is made of: there 5 and 5.0 differ, and a tuple is a list.
-        if (then := _json(made[part], key)) != (new := _json(now[part], key))
+        for key in sorted({*record[part], *now[part]})
+        # Compared as JSON, which the fingerprint hashes: 5 and 5.0 differ, and a tuple equals a list.
+        if (then := _json(record[part], key)) != (new := _json(now[part], key))
     ]
     return ", ".join(changed)
 

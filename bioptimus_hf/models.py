@@ -1,52 +1,55 @@
-"""Models and data that may be a folder or a name on the Hub, maybe with `@revision`: found, fetched, identified."""
+"""Find, load, validate and save models and tokenizers, given as a folder or by name on the Hub.
+
+A name on the Hub is `owner/name` or `owner/name@revision`: a branch, a tag or a commit. PyTorch is
+imported only by functions that load weights, since many users of this module read nothing but text.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError  # type: ignore[attr-defined]
-from transformers import (
-    AutoConfig,
-    AutoModelForTokenClassification,
-    AutoTokenizer,
-    BertForMaskedLM,
-    BertForTokenClassification,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    set_seed,
-)
 
-from bioptimus_hf.artifacts import MADE, identity, read_made, write_json
+from bioptimus_hf.artifacts import RECORD, identity, read_record, write_json
 from bioptimus_hf.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import BertForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
-# What a model is read from. Published folders may hold other things, such as the state of an optimizer.
-_CONFIGURATION = ("config.json", "vocab.txt", "tokenizer*.json", "special_tokens_map.json", "added_tokens.json")
-_SAFE = ("model*.safetensors", "model.safetensors.index.json")
-_PICKLED = ("pytorch_model*.bin", "pytorch_model.bin.index.json")  # which transformers unpickles as mere tensors
-
-_TOKEN_CLASSIFIER = "ForTokenClassification"  # ends the name of every such class of transformers
-
+IGNORED_LABEL = -100
+"""The label of positions that no loss is computed for, as everywhere in transformers."""
+MAX_LENGTH = 512
+"""The longest input of BERT, for models that state no limit: transformers 5 would save 1e30, which breaks pipelines."""
 UNREADABLE = (OSError, ValueError, UnpicklingError)
-"""What transformers raises for a folder that does not hold what is wanted."""
+"""The errors that transformers raises if a folder doesn't contain what is to be loaded."""
+
+# The files of a model. Published folders may contain others, such as the state of an optimizer.
+_CONFIGURATION = ("config.json", "vocab.txt", "tokenizer*.json", "special_tokens_map.json", "added_tokens.json")
+_SAFETENSORS = ("model*.safetensors", "model.safetensors.index.json")
+_PICKLED = ("pytorch_model*.bin", "pytorch_model.bin.index.json")  # transformers unpickles tensors only
+_TOKEN_CLASSIFIER = "ForTokenClassification"  # ends the names of such classes in transformers
+_HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?(@[\w./-]+)?")
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model or data, wherever it was asked for.
+    """A model or data set that was found.
 
     Attributes:
-        folder: where its files are on this machine.
-        commit: that it is of, as `name@commit`; None for a folder.
+        folder: local folder of its files.
+        commit: `name@commit` on the Hub; None for a local folder.
     """
 
     folder: str
@@ -54,90 +57,203 @@ class Source:
 
     @property
     def identity(self) -> str:
-        """What makes it itself, for `artifacts`."""
+        """The identity of the content, for records."""
         return identity(self.commit or self.folder)
 
 
+def is_hub_name(name: str | Path) -> bool:
+    """Check whether a string is not a local path and could be a name on the Hub."""
+    return not Path(name).exists() and _HUB_NAME.fullmatch(str(name)) is not None
+
+
+def split_revision(name: str) -> tuple[str, str | None]:
+    """Split `name@revision` into name and revision; without a revision, the second value is None."""
+    name, _, revision = name.partition("@")
+    return name, revision or None
+
+
 def find_model(name: str | Path) -> Source:
-    """Find a model, and fetch what is missing of it: its configuration, its tokenizer and one form of its weights.
+    """Find a model, and download its configuration, tokenizer and weights if they aren't in the cache.
 
     Args:
-        name: a folder, or a name on the Hub: `owner/name` or `owner/name@revision` (a branch, a tag, a commit). With
-            HF_HUB_OFFLINE=1, or without a network, it is what the cache holds.
+        name: local folder or name on the Hub. Offline, or with HF_HUB_OFFLINE=1, the cache is used.
 
     Raises:
-        InputError: it is neither.
+        InputError: neither a local folder nor available on the Hub.
     """
     if Path(name).exists():
         return Source(str(name))
-    found = _fetched(str(name), "model", (*_CONFIGURATION, *_SAFE))
-    if not any(Path(found.folder).glob(_SAFE[0])):
-        found = _fetched(str(name), "model", (*_CONFIGURATION, *_PICKLED))
+    found = _download(str(name), "model", (*_CONFIGURATION, *_SAFETENSORS))
+    if not any(Path(found.folder).glob(_SAFETENSORS[0])):
+        found = _download(str(name), "model", (*_CONFIGURATION, *_PICKLED))
     return found
 
 
-def base_of_run(run: str | Path, given: str | None = None) -> Source:
+def find_files(name: str | Path, patterns: Sequence[str]) -> Source:
+    """Find a data set, and download files that aren't in the cache.
+
+    Args:
+        name: local folder or name on the Hub.
+        patterns: of the files to download.
+
+    Raises:
+        InputError: neither a local folder nor available on the Hub.
+    """
+    return Source(str(name)) if Path(name).exists() else _download(str(name), "dataset", patterns)
+
+
+def base_of_run(run_dir: str | Path, given: str | None = None) -> Source:
     """Find the model that a run adapts.
 
     Args:
-        run: folder of the run, whose `tokenizer` records it.
-        given: folder or Hub name, as for `find_model`; by default the recorded one.
+        run_dir: folder of the run, whose `tokenizer` records the base model.
+        given: local folder or name on the Hub; default: the recorded one.
 
     Raises:
-        InputError: the run records no model and none is given; or the model is not the one that was adapted.
+        InputError: no model is recorded or given, or it isn't the one that was adapted.
     """
-    folder = Path(run) / "tokenizer"
-    made: dict[str, Any] = read_made(folder) if (folder / MADE).is_file() else {"inputs": {}, "facts": {}}
-    adapted = made["inputs"].get("base_model")
+    folder = Path(run_dir) / "tokenizer"
+    record: dict[str, Any] = read_record(folder) if (folder / RECORD).is_file() else {"inputs": {}, "facts": {}}
+    adapted = record["inputs"].get("base_model")
     kind, _, name = str(adapted).partition(":")
-    recorded = made["facts"].get("base_model") or (name if kind == "name" else None)
+    recorded = record["facts"].get("base_model") or (name if kind == "name" else None)
     if not (given or recorded):
-        raise InputError(f"{folder} does not record the base model of the run: name it with --base_model")
+        raise InputError(f"{folder} doesn't record the base model of the run: name it", argument="base_model")
     source = find_model(str(given or recorded))
     if adapted and source.identity != adapted:
+        advice = f"name {recorded}" if given and recorded else "it may have changed since: name the original model"
         raise InputError(
-            f"{given or recorded} is not the model that {folder} was made for"
-            + (f", which is {recorded}" if given and recorded else "; it may have changed since: name that one")
-            + ("" if given else " with --base_model")
+            f"{given or recorded} isn't the model that {folder} was made for; {advice}", argument="base_model"
         )
     return source
 
 
 def load_by_name(kind: Any, name: str | Path, **arguments: Any) -> Any:
-    """Load a model or tokenizer (`kind.from_pretrained`) from a folder or by its name on the Hub (`name@revision`).
+    """Load a model or tokenizer with `kind.from_pretrained`.
+
+    Args:
+        kind: a class of transformers, such as `AutoTokenizer`.
+        name: local folder or name on the Hub.
+        arguments: passed to `from_pretrained`.
 
     Raises:
-        InputError: it cannot be had, or is not of this kind.
+        InputError: it isn't available, or is of another kind.
     """
-    from transformers import PreTrainedTokenizerBase  # here, since what reads text alone does not need it
-
     folder = find_model(name).folder
     try:
         loaded = kind.from_pretrained(folder, **arguments)
     except UNREADABLE as error:
-        raise _not_had(str(name), "a model", error) from error
-    # Without its files, transformers makes a tokenizer of the special tokens alone, and says nothing.
-    if isinstance(loaded, PreTrainedTokenizerBase) and len(loaded) <= len(loaded.all_special_tokens):
-        raise InputError(f"{name} holds no vocabulary: give a folder with tokenizer.json or vocab.txt, or a Hub name")
+        raise _unavailable(str(name), "model", error) from error
+    # Without its files, transformers silently makes a tokenizer of the special tokens alone.
+    if isinstance(loaded, transformers.PreTrainedTokenizerBase) and len(loaded) <= len(loaded.all_special_tokens):
+        raise InputError(
+            f"{name} has no vocabulary: give a folder with tokenizer.json or vocab.txt, or a name on the Hub"
+        )
     return loaded
 
 
-def load_token_classifier(name: str | Path, **arguments: Any) -> Any:
-    """Load a token classifier whose weights are all in its files, in float32.
+def load_masked_lm(
+    name: str | Path, *, kind: type[BertForMaskedLM] | None = None, seed: int = 0
+) -> tuple[Any, list[str]]:
+    """Load a BERT with a masked-LM head, in float32.
+
+    A model without such a head, for instance a sentence encoder, gets a new one, initialised from `seed`.
 
     Args:
-        name: folder or Hub name, as for `find_model`.
-        arguments: passed on to `from_pretrained`.
+        name: local folder or name on the Hub.
+        kind: `BertForMaskedLM` (the default) or a subclass.
+
+    Returns:
+        The model, and the names of the weights that were newly initialised.
 
     Raises:
-        InputError: there is no such model; it is another kind of model, whose classifier transformers would initialise
-            at random; or some weights are missing, of another shape, or not finite.
+        InputError: the model isn't available or isn't a BERT, or a weight of the encoder is missing or not finite.
     """
-    import torch  # here, since what reads text alone does not need it
-    from transformers import AutoModelForTokenClassification
+    import torch
 
-    model, loaded = load_by_name(
-        AutoModelForTokenClassification,
+    transformers.set_seed(seed)
+    try:
+        folder = find_model(name).folder
+        model_type = transformers.AutoConfig.from_pretrained(folder).model_type
+        if model_type == "bert":
+            # Without a dtype, transformers would keep that of the file, and half precision trains badly.
+            model, info = (kind or transformers.BertForMaskedLM).from_pretrained(
+                folder, dtype=torch.float32, output_loading_info=True
+            )
+    except UNREADABLE as error:
+        raise InputError(f"{name} can't be loaded as a BertForMaskedLM ({format_error(error)})") from error
+    if model_type != "bert":
+        raise InputError(f"{name} is a {model_type} model, which can't become a BertForMaskedLM: give a BERT")
+    initialised = sorted(info["missing_keys"])
+    missing = [key for key in initialised if not key.startswith("cls.")]
+    if missing:
+        raise InputError(f"{name} lacks weights of a BERT encoder ({', '.join(missing[:3])}): give another base model")
+    if initialised:
+        logger.warning("%s has no masked-LM head, a new one is initialised (%s)", name, ", ".join(initialised))
+    check_finite(model.named_parameters(), f"{name} isn't usable: give another base model")
+    return model, initialised
+
+
+def new_head(base: str | Path, labels: Sequence[str], *, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Put a new linear token-classification head on an encoder; the same seed gives the same head.
+
+    Args:
+        base: local folder or name on the Hub of a BERT. A head of another task is replaced.
+        labels: names of the tags, in the order of their ids.
+
+    Returns:
+        A `BertForTokenClassification` in float32 and its tokenizer.
+
+    Raises:
+        InputError: the model isn't available or isn't a BERT, or a weight of the encoder is missing or not finite.
+    """
+    import torch
+
+    transformers.set_seed(seed)
+    try:
+        folder = find_model(base).folder
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        model, info = transformers.AutoModelForTokenClassification.from_pretrained(
+            folder,
+            id2label=dict(enumerate(labels)),
+            label2id={name: number for number, name in enumerate(labels)},
+            dtype=torch.float32,  # as in load_masked_lm
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except UNREADABLE as error:
+        raise InputError(f"{base} can't be loaded as a BertForTokenClassification ({format_error(error)})") from error
+    if not isinstance(model, transformers.BertForTokenClassification):
+        raise InputError(f"{base} is a {model.config.model_type} model: give a BERT")
+    wrong = [f"{name} has another shape" for name, *_ in info["mismatched_keys"]]
+    wrong += [f"{name} is missing" for name in sorted(info["missing_keys"])]
+    if wrong := [what for what in wrong if not what.startswith("classifier.")]:
+        raise InputError(f"{base} can't be loaded as a BertForTokenClassification ({wrong[0]})")
+    check_finite(model.named_parameters(), f"{base} isn't usable: give another model to fine-tune")
+    if "classifier.weight" not in info["missing_keys"]:  # the head of another task, of any size
+        transformers.set_seed(seed)
+        torch.nn.init.normal_(model.classifier.weight, std=model.config.initializer_range)
+        torch.nn.init.zeros_(model.classifier.bias)
+    return model, tokenizer
+
+
+def load_token_classifier(name: str | Path, **arguments: Any) -> Any:
+    """Load a trained token classifier in float32.
+
+    transformers would initialise missing weights at random, and go on.
+
+    Args:
+        name: local folder or name on the Hub.
+        arguments: passed to `from_pretrained`.
+
+    Raises:
+        InputError: the model isn't available, is of another kind, or lacks weights; or a weight has another shape or
+            isn't finite.
+    """
+    import torch
+
+    model, info = load_by_name(
+        transformers.AutoModelForTokenClassification,
         name,
         dtype=torch.float32,
         ignore_mismatched_sizes=True,  # reported below
@@ -146,8 +262,8 @@ def load_token_classifier(name: str | Path, **arguments: Any) -> Any:
     )
     check_token_classifier(name, model)
     saved_as = model.config.architectures or []
-    keys = sorted([*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])])
-    # Heads of other tasks may carry the same names: a sequence classifier's loads without a missing weight.
+    keys = sorted([*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])])
+    # The weights of other heads may have the same names: a sequence classifier lacks none.
     if keys or not all(kind.endswith(_TOKEN_CLASSIFIER) for kind in saved_as):
         lacks = f", and lacks weights of one ({', '.join(keys[:3])})" if keys else ""
         raise InputError(
@@ -158,135 +274,67 @@ def load_token_classifier(name: str | Path, **arguments: Any) -> Any:
 
 
 def check_token_classifier(name: str | Path, model: Any) -> None:
-    """Refuse a model that cannot label tokens, or whose weights are NaN or infinite.
+    """Raise if a model can't label tokens or contains weights that aren't finite.
 
     Args:
-        name: what the error calls the model.
+        name: what to call the model in the error.
 
     Raises:
-        InputError: it is another kind of model, or a weight is not finite (which one).
+        InputError: it is of another kind, or a weight is NaN or infinite.
     """
     if not any(kind.__name__.endswith(_TOKEN_CLASSIFIER) for kind in type(model).__mro__):
         raise InputError(f"{name} is a {type(model).__name__}, not a token classifier: give a fine-tuned NER head")
     check_finite(model.state_dict().items(), f"{name}: its training diverged; give another head, or train it again")
 
 
-def check_finite(weights: Iterable[tuple[str, Any]], advice: str) -> None:
-    """Refuse weights that contain NaN or infinity.
+def check_finite(weights: Iterable[tuple[str, torch.Tensor]], advice: str) -> None:
+    """Raise if a weight contains NaN or infinity.
 
     Args:
         weights: names and tensors.
-        advice: follows the name of the weight in the error.
+        advice: what the error says after the name of the weight.
 
     Raises:
-        InputError: some weight is not finite.
+        InputError: a weight isn't finite.
     """
     for name, values in weights:
         if values.is_floating_point() and not bool(values.isfinite().all()):
             raise InputError(f"{name} contains NaN or infinity. {advice}")
 
 
-def why(error: Exception) -> str:
-    """Return in a line why something cannot be read."""
-    if isinstance(error, UnpicklingError):  # whose message tells how to read it nevertheless
-        return "its weights are no mere tensors, and might run code when they are read"
-    return " ".join(str(error).split())[:200]
-
-
-def find_files(name: str | Path, patterns: Sequence[str]) -> Source:
-    """Find a folder of data, and fetch what is missing of it.
-
-    Args:
-        name: a folder, or the name of a data set on the Hub, as for `find_model`.
-        patterns: of the files that are wanted.
-
-    Raises:
-        InputError: it is neither.
-    """
-    if Path(name).exists():
-        return Source(str(name))
-    return _fetched(str(name), "dataset", patterns)
-
-
-def split_revision(name: str) -> tuple[str, str | None]:
-    """Return a name on the Hub, and the revision that may stand behind it."""
-    name, _, revision = name.partition("@")
-    return name, revision or None
-
-
-def _fetched(given: str, kind: str, patterns: Sequence[str]) -> Source:
-    name, revision = split_revision(given)
-    try:
-        folder = snapshot_download(name, repo_type=kind, revision=revision, allow_patterns=list(patterns))
-    except (HFValidationError, HfHubHTTPError, HTTPError, OSError) as error:
-        raise _not_had(given, "a model" if kind == "model" else "data", error) from error
-    return Source(folder, f"{name}@{Path(folder).name}")
-
-
-def _not_had(given: str, what: str, error: Exception) -> InputError:
-    return InputError(f"{given}: neither a folder of {what} nor one to be had from the Hub ({why(error)})")
-
-
-def new_head(base: str | Path, labels: Sequence[str], *, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Put a new linear head on an encoder; the same seed gives the same head.
+def save_masked_lm(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    *,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """Save a model (safetensors) and its tokenizer.
 
     Args:
-        base: folder or Hub name (`name@revision`) of a BERT, with or without another head (which is dropped).
-        labels: names of the tags, in the order of their ids.
-
-    Returns:
-        A `BertForTokenClassification` in float32 and its tokenizer.
-
-    Raises:
-        InputError: there is no such model, it is no BERT, or a weight of it is missing or not finite.
+        weights: to save instead of those of the model.
     """
-    set_seed(seed)
-    try:
-        folder = find_model(base).folder
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        model, loaded = AutoModelForTokenClassification.from_pretrained(
-            folder,
-            id2label=dict(enumerate(labels)),
-            label2id={name: number for number, name in enumerate(labels)},
-            dtype=torch.float32,  # by default that of the file, and half precision trains badly
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-    except UNREADABLE as error:
-        raise InputError(f"{base} cannot be loaded as a BertForTokenClassification ({why(error)})") from error
-    if not isinstance(model, BertForTokenClassification):
-        raise InputError(f"{base} is a {model.config.model_type} model: give a BERT")
-    wrong = [f"{name} has another shape" for name, *_ in loaded["mismatched_keys"]]
-    wrong += [f"{name} is missing" for name in sorted(loaded["missing_keys"])]
-    if wrong := [what for what in wrong if not what.startswith("classifier.")]:
-        raise InputError(f"{base} cannot be loaded as a BertForTokenClassification ({wrong[0]})")
-    check_finite(model.named_parameters(), f"{base} is not usable: give another model to fine-tune")
-    if "classifier.weight" not in loaded["missing_keys"]:  # one of its own, of another task or of another size
-        set_seed(seed)
-        torch.nn.init.normal_(model.classifier.weight, std=model.config.initializer_range)
-        torch.nn.init.zeros_(model.classifier.bias)
-    return model, tokenizer
+    model.save_pretrained(folder, state_dict=weights)
+    save_tokenizer(tokenizer, folder)
 
 
 def save_head(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
-    """Save a model and its tokenizer so that `pipeline("ner", model=folder)` needs nothing else."""
+    """Save a token classifier and its tokenizer, so that `pipeline("ner", model=folder)` needs nothing else."""
     model.save_pretrained(folder)
     tokenizer.model_max_length = min(MAX_LENGTH, model.config.max_position_embeddings)
     save_tokenizer(tokenizer, folder)
 
 
-MAX_LENGTH = 512  # where the base names no limit, BERT's own; v5 would save 1e30, and long texts crash pipelines
-
-
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
-    """Save a tokenizer so that `AutoTokenizer` of transformers 4 and 5 loads it.
+    """Save a tokenizer so that `AutoTokenizer` loads it in transformers 4 and 5.
 
-    transformers 5 no longer writes `vocab.txt`, and its empty list of extra special tokens is an error in version 4.
+    transformers 5 no longer writes `vocab.txt`, and writes an empty list of extra special tokens, which is an error in
+    version 4.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for how_it_was_loaded in ("is_local", "local_files_only"):  # which transformers would save with it
-        tokenizer.init_kwargs.pop(how_it_was_loaded, None)
+    for name in ("is_local", "local_files_only"):  # how the tokenizer was loaded, which transformers would save too
+        tokenizer.init_kwargs.pop(name, None)
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
@@ -297,67 +345,36 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> No
 
 
 def tokens_in_order(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Return all tokens in the order of their ids, so that a token's place is its id.
+    """Return all tokens in the order of their ids: the index of a token is its id.
 
     Raises:
-        InputError: no token has some id below the largest.
+        InputError: the ids have gaps.
     """
     vocabulary = tokenizer.get_vocab()
     tokens = sorted(vocabulary, key=vocabulary.__getitem__)
     if tokens and vocabulary[tokens[-1]] != len(tokens) - 1:
         raise InputError(
-            f"{type(tokenizer).__name__} has holes in its ids: {len(tokens)} tokens up to id "
+            f"the ids of {type(tokenizer).__name__} have gaps: {len(tokens)} tokens up to id "
             f"{vocabulary[tokens[-1]]}; give a tokenizer that numbers its tokens without gaps"
         )
     return tokens
 
 
-def load_masked_lm(name: str, *, kind: type[BertForMaskedLM] = BertForMaskedLM, seed: int = 0) -> tuple[Any, list[str]]:
-    """Load a base model with a masked-LM head, in float32.
+def format_error(error: Exception) -> str:
+    """Return the message of an error in one line of at most 200 characters."""
+    if isinstance(error, UnpicklingError):  # its message explains how to load the file anyway
+        return "the pickled weights contain more than tensors, and could run code when they are loaded"
+    return " ".join(str(error).split())[:200]
 
-    A model without such a head (a sentence encoder, say) gets a new one: BERT's own initialisation, drawn from `seed`.
 
-    Args:
-        name: folder, or name on the Hub, as `sources.find_model` takes it.
-        kind: `BertForMaskedLM` or a subclass of it.
-
-    Returns:
-        The model, and the names of the weights that it had to make up.
-
-    Raises:
-        InputError: there is no such model, it is no BERT, or a weight of it is missing or not finite.
-    """
-    set_seed(seed)
+def _download(given: str, kind: str, patterns: Sequence[str]) -> Source:
+    name, revision = split_revision(given)
     try:
-        folder = find_model(name).folder
-        model_type = AutoConfig.from_pretrained(folder).model_type
-        if model_type == "bert":
-            # By default the dtype of the file would be kept, and half precision trains badly.
-            model, info = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    except UNREADABLE as error:
-        raise InputError(f"{name} cannot be loaded as a BertForMaskedLM ({why(error)})") from error
-    if model_type != "bert":
-        raise InputError(f"{name} is a {model_type} model, which cannot become a BertForMaskedLM: give a BERT")
-    made_up = sorted(info["missing_keys"])
-    strange = [key for key in made_up if not key.startswith("cls.")]
-    if strange:
-        raise InputError(f"{name} lacks weights of a BERT encoder ({', '.join(strange[:3])}): give another base model")
-    if made_up:
-        logger.warning("%s has no masked-LM head: it gets a new one (%s)", name, ", ".join(made_up))
-    check_finite(model.named_parameters(), f"{name} is not usable: give another base model")
-    return model, made_up
+        folder = snapshot_download(name, repo_type=kind, revision=revision, allow_patterns=list(patterns))
+    except (HFValidationError, HfHubHTTPError, HTTPError, OSError) as error:
+        raise _unavailable(given, "model" if kind == "model" else "data", error) from error
+    return Source(folder, f"{name}@{Path(folder).name}")
 
 
-IGNORED = -100  # label of a position that is not predicted, as everywhere in transformers
-
-
-def save_masked_lm(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: str | Path,
-    *,
-    weights: dict[str, torch.Tensor] | None = None,
-) -> None:
-    """Save weights (safetensors; by default those that the model holds) and the whole tokenizer."""
-    model.save_pretrained(folder, state_dict=weights)
-    save_tokenizer(tokenizer, folder)
+def _unavailable(given: str, what: str, error: Exception) -> InputError:
+    return InputError(f"{given}: not a local {what} folder and not available on the Hub ({format_error(error)})")

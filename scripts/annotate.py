@@ -25,8 +25,7 @@ from tqdm.auto import tqdm
 
 from bioptimus_hf.annotation.annotator import Annotator
 from bioptimus_hf.artifacts import fingerprint, identity, write_json
-from bioptimus_hf.cli.launch import run
-from bioptimus_hf.cli.options import parse
+from bioptimus_hf.cli.legacy import parse, run
 from bioptimus_hf.corpus.documents import Document
 from bioptimus_hf.corpus.formats import READABLE, SUFFIXES, WRITABLE, DocumentReader, format_of, write_documents
 from bioptimus_hf.errors import InputError

@@ -18,9 +18,8 @@ import torch
 from datasets import load_from_disk
 from transformers import AutoTokenizer
 
-from bioptimus_hf.artifacts import MADE, building, identity, is_finished, read_made, write_json
-from bioptimus_hf.cli.launch import run
-from bioptimus_hf.cli.options import RunOptions, StageOptions, parse
+from bioptimus_hf.artifacts import RECORD, building, identity, is_finished, read_record, write_json
+from bioptimus_hf.cli.legacy import RunOptions, StageOptions, parse, run
 from bioptimus_hf.distillation.contextual import PIECES, contextual_embeddings
 from bioptimus_hf.distillation.initialization import FROM_CONTEXTS, INITIALIZERS, initial_rows
 from bioptimus_hf.distillation.report import inspect_rows
@@ -88,7 +87,7 @@ def main() -> None:
             )
     base_model = base_of_run(root, options.base_model)
     # A tokenizer or contexts of one's own have no record; contexts of words (--words) know no base model.
-    records = {name: read_made(root / name)["inputs"] for name in needed if (root / name / MADE).is_file()}
+    records = {name: read_record(root / name)["inputs"] for name in needed if (root / name / RECORD).is_file()}
     for name, its in records.items():
         made_for = its.get("base_model")
         if made_for is not None and made_for != base_model.identity:

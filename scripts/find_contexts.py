@@ -23,9 +23,8 @@ from typing import Any, Literal
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from bioptimus_hf.artifacts import MADE, building, digest_of_rows, identity, is_finished
-from bioptimus_hf.cli.launch import run
-from bioptimus_hf.cli.options import CorpusOptions, RunOptions, StageOptions, parse
+from bioptimus_hf.artifacts import RECORD, building, digest_of_rows, identity, is_finished
+from bioptimus_hf.cli.legacy import CorpusOptions, RunOptions, StageOptions, parse, run
 from bioptimus_hf.contexts.finder import select_tokens
 from bioptimus_hf.contexts.local import search_documents
 from bioptimus_hf.contexts.on_ray import find_contexts_on_ray
@@ -157,7 +156,7 @@ def main() -> None:
     )
     if report.not_found:
         named = ", ".join(report.not_found[:10]) + (", ..." if report.not_found[10:] else "")
-        logger.info("not found: %s (all of them, and those with few contexts, in %s)", named, folder / MADE)
+        logger.info("not found: %s (all of them, and those with few contexts, in %s)", named, folder / RECORD)
     logger.info("tokens by their number of contexts: %s", in_bands(report.coverage, options.per_token))
 
 

@@ -28,9 +28,8 @@ from accelerate import PartialState
 from datasets import Dataset, DatasetDict
 from transformers import AutoConfig, AutoTokenizer
 
-from bioptimus_hf.artifacts import MADE, Stage, building, identity, is_finished, read_made, write_json
-from bioptimus_hf.cli.launch import run
-from bioptimus_hf.cli.options import StageOptions, parse
+from bioptimus_hf.artifacts import RECORD, Stage, building, identity, is_finished, read_record, write_json
+from bioptimus_hf.cli.legacy import StageOptions, parse, run
 from bioptimus_hf.corpus.conll import write_conll
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import base_of_run, find_model, load_by_name, load_token_classifier, new_head, save_head
@@ -239,7 +238,7 @@ def score_elsewhere(
     with building(folder, inputs, settings) as built:
         scores = score(built, head, data, options.max_length)
         what = {"task": f"{cell['task']}, tested on {other}", "model": cell["model"], "seed": cell["seed"]}
-        made = read_made(head)
+        made = read_record(head)
         trained = {name: made[name] for name in ("inputs", "settings")}
         write_json(built.path / "scores.json", {**what, "scorer": SCORER, "test": scores, "trained": trained})
         logger.info("%s, model %s, seed %d: F1 %.2f", *what.values(), 100 * scores["f1"])
@@ -263,7 +262,7 @@ def tabulate(root: Path, models: list[str]) -> None:
 
 def finished_cells(root: Path) -> list[Path]:
     """Return the folders of all cells that are finished."""
-    return [made.parent for made in root.glob("*/*/*/" + MADE) if made.parent.name.isdecimal()]
+    return [made.parent for made in root.glob("*/*/*/" + RECORD) if made.parent.name.isdecimal()]
 
 
 def chosen_models(options: Options) -> dict[str, str]:

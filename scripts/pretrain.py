@@ -29,8 +29,7 @@ from accelerate import PartialState
 from transformers import AutoTokenizer, set_seed
 
 from bioptimus_hf.artifacts import building, differences, fingerprint, identity, is_finished, write_json
-from bioptimus_hf.cli.launch import run
-from bioptimus_hf.cli.options import CorpusOptions, StageOptions, parse
+from bioptimus_hf.cli.legacy import CorpusOptions, StageOptions, parse, run
 from bioptimus_hf.corpus.dataset import split_validation
 from bioptimus_hf.corpus.decontamination import RULE, decontaminate, ner_test_files, read_test_sentences, write_dropped
 from bioptimus_hf.errors import InputError

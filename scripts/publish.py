@@ -18,8 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from bioptimus_hf.cli.launch import run
-from bioptimus_hf.cli.options import parse
+from bioptimus_hf.cli.legacy import parse, run
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.publishing.facts import About
 from bioptimus_hf.publishing.publish import PublishedVersion, publish

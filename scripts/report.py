@@ -14,13 +14,12 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, pipeline
 
-from bioptimus_hf.artifacts import MADE, read_made
-from bioptimus_hf.cli.launch import run
-from bioptimus_hf.cli.options import parse
+from bioptimus_hf.artifacts import RECORD, read_json, read_record
+from bioptimus_hf.cli.legacy import parse, run
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import load_by_name, load_token_classifier
 from bioptimus_hf.pretraining.callback import PHASE_FILE
-from bioptimus_hf.publishing.facts import read_json, start_of, version_key
+from bioptimus_hf.publishing.facts import start_of, version_key
 
 logger = logging.getLogger("report")
 
@@ -39,10 +38,10 @@ def main() -> None:
     """Gather, save and print."""
     (options,) = parse(Options, section="report", description=__doc__)
     root = Path(options.output_dir)
-    pretrainings = sorted(path.parent for path in root.glob("pretraining*/" + MADE))
-    stages = [root / name for name in ("tokenizer", "contexts", "v0.0") if (root / name / MADE).is_file()]
+    pretrainings = sorted(path.parent for path in root.glob("pretraining*/" + RECORD))
+    stages = [root / name for name in ("tokenizer", "contexts", "v0.0") if (root / name / RECORD).is_file()]
     stages += pretrainings
-    heads = [path.parent for path in sorted((root / "ner").glob("*/*/*/" + MADE)) if path.parts[-2].isdecimal()]
+    heads = [path.parent for path in sorted((root / "ner").glob("*/*/*/" + RECORD)) if path.parts[-2].isdecimal()]
     if not stages and not heads:
         raise InputError(f"{root} holds no finished stage: run the other scripts first")
     parts = [
@@ -72,13 +71,13 @@ def stage_facts(stages: list[Path]) -> list[str]:
         ("tokenizer", "fertility_before"): "{:.3f} pieces per word with the base's vocabulary",
         ("tokenizer", "fertility_after"): "{:.3f} pieces per word with the new one",
     }
-    facts = {(stage.name, name): fact for stage in stages for name, fact in read_made(stage)["facts"].items()}
+    facts = {(stage.name, name): fact for stage in stages for name, fact in read_record(stage)["facts"].items()}
     return ["", *(f"- {text.format(facts[key])}" for key, text in wording.items() if key in facts)]
 
 
 def decontamination_lines(folder: Path) -> list[str]:
     """Say whether test sentences were kept out of a pre-training."""
-    found = read_made(folder)["facts"].get("decontamination")
+    found = read_record(folder)["facts"].get("decontamination")
     if found is None:
         return [
             f"- **The text of {folder.name} was not searched for test sentences of the NER sets, so that scores on "
@@ -97,7 +96,7 @@ def phase_table(root: Path, pretrainings: list[Path]) -> list[str]:
         return []
     lines = ["", "| version | masking | last step | validation loss |", "| --- | --- | --- | --- |"]
     for folder in pretrainings:
-        made = read_made(folder)
+        made = read_record(folder)
         loss = made["facts"]["validation_losses"].get("0")
         if loss is not None:
             label = start_of(root, made) or "another model"
@@ -123,7 +122,7 @@ def cost_table(root: Path, folders: list[Path]) -> list[str]:
     """Return wall time of every stage, and the peak memory that its process had reached when it ended."""
     lines = ["", "| stage | wall time | peak memory so far |", "| --- | --- | --- |"]
     for folder in folders:
-        made = read_made(folder)
+        made = read_record(folder)
         memory = made["peak_memory_mb"]
         lines.append(f"| {folder.relative_to(root)} | {made['seconds']:.0f} s | {max(memory.values()):,} MB |")
     return lines

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -16,14 +17,16 @@ import pytest
 from datasets import Dataset, concatenate_datasets
 
 from bioptimus_hf.artifacts import (
+    atomic_file,
     building,
     digest_of_rows,
     fingerprint,
     identity,
     is_finished,
-    read_made,
+    read_record,
     sha256_of_file,
     write_json,
+    write_record,
 )
 from bioptimus_hf.errors import InputError
 
@@ -87,7 +90,7 @@ def test_a_stage_is_known_by_its_fingerprint_not_by_its_place_or_its_clock(tmp_p
 
 def test_made_json_says_how_the_stage_was_made(tmp_path: Path) -> None:
     make(tmp_path / "stage")
-    made = read_made(tmp_path / "stage")
+    made = read_record(tmp_path / "stage")
     assert made["inputs"] == INPUTS
     assert made["settings"] == SETTINGS
     assert made["facts"] == {"letters": 5}
@@ -128,19 +131,19 @@ def test_another_setting_is_refused_and_named(tmp_path: Path, changed: dict[str,
     make(tmp_path / "stage")
     with pytest.raises(InputError) as error:
         is_finished(tmp_path / "stage", INPUTS, SETTINGS | changed)
-    assert f"was made with other {named}: choose another --output_dir, or --force" in str(error.value)
+    assert f"was made with different {named}: choose another output_dir, or use force" in str(error.value)
     assert not is_finished(tmp_path / "stage", INPUTS, SETTINGS | changed, force=True)
 
 
 def test_another_input_is_refused_and_named(tmp_path: Path) -> None:
     make(tmp_path / "stage")
-    with pytest.raises(InputError, match=r'other corpus \("sha256:0123" then, "sha256:9" now\)'):
+    with pytest.raises(InputError, match=r'different corpus \("sha256:0123" then, "sha256:9" now\)'):
         is_finished(tmp_path / "stage", INPUTS | {"corpus": "sha256:9"}, SETTINGS)
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(InputError, match="not a stage of ours"):
+    with pytest.raises(InputError, match="not a result of this project"):
         is_finished(tmp_path, INPUTS, SETTINGS)
 
 
@@ -154,7 +157,7 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path, force: boo
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"inputs": {}}'])
 def test_a_broken_made_json_is_told_in_one_line(tmp_path: Path, content: str) -> None:
     (tmp_path / "made.json").write_text(content)
-    with pytest.raises(InputError, match=r"made\.json .*--force") as error:
+    with pytest.raises(InputError, match=r"made\.json .*force") as error:
         is_finished(tmp_path, INPUTS, SETTINGS)
     assert "\n" not in str(error.value)
 
@@ -173,7 +176,7 @@ def test_an_error_leaves_the_old_stage_and_nothing_else(tmp_path: Path, error: t
     def fail() -> None:
         with building(tmp_path / "stage", INPUTS, SETTINGS | {"size": 1}) as stage:
             (stage.path / "data.txt").write_text("half")
-            raise error
+            raise error("stopped")
 
     with pytest.raises(error):
         fail()
@@ -187,7 +190,7 @@ def test_redoing_replaces_all_of_the_old_stage(tmp_path: Path) -> None:
     make(tmp_path / "stage", content="new", size=7)
     assert snapshot(tmp_path).keys() == {"stage/made.json", "stage/data.txt"}
     assert (tmp_path / "stage" / "data.txt").read_text() == "new"
-    assert read_made(tmp_path / "stage")["settings"]["size"] == 7
+    assert read_record(tmp_path / "stage")["settings"]["size"] == 7
 
 
 def run_until_killed(code: str, folder: Path) -> None:
@@ -265,3 +268,38 @@ def test_the_digest_of_rows_hangs_on_rows_alone() -> None:
         Dataset.from_dict({"text": [*rows["text"][:-1], "β"], "start": order}),
     ]
     assert len({digest, *map(digest_of_rows, others)}) == 5
+
+
+def test_an_atomic_file_appears_only_when_it_is_complete(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file.txt"
+    with atomic_file(path) as temporary:
+        temporary.write_text("one")
+        assert not path.exists()
+    assert path.read_text() == "one"
+
+    def fail() -> None:
+        with atomic_file(path) as temporary:
+            temporary.write_text("two")
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        fail()
+    assert path.read_text() == "one"
+    assert [one.name for one in path.parent.iterdir()] == ["file.txt"]
+
+
+def test_the_record_of_a_file_is_checked_like_that_of_a_folder(tmp_path: Path) -> None:
+    record = tmp_path / "file.json"
+    assert not is_finished(record, INPUTS, SETTINGS)
+    write_record(record, INPUTS, SETTINGS, facts={"lines": 3}, seconds=1)
+    assert read_record(record)["facts"] == {"lines": 3}
+    assert is_finished(record, INPUTS, SETTINGS)
+    with pytest.raises(InputError, match="was made with different size"):
+        is_finished(record, INPUTS, {**SETTINGS, "size": 1})
+
+
+def test_an_error_names_its_argument() -> None:
+    error = InputError("must be above 0, not -1", argument="per_token")
+    assert str(error) == "per_token: must be above 0, not -1"
+    copied = pickle.loads(pickle.dumps(error))  # as from a worker process
+    assert (str(copied), copied.argument) == (str(error), "per_token")

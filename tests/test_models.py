@@ -24,9 +24,9 @@ from transformers import (
 
 from bioptimus_hf.annotation.annotator import Annotator
 from bioptimus_hf.annotation.onnx_export import export_onnx
-from bioptimus_hf.artifacts import identity, write_made
+from bioptimus_hf.artifacts import RECORD, identity, write_record
 from bioptimus_hf.errors import InputError
-from bioptimus_hf.models import base_of_run, load_by_name, load_masked_lm, new_head, save_tokenizer
+from bioptimus_hf.models import base_of_run, is_hub_name, load_by_name, load_masked_lm, new_head, save_tokenizer
 
 
 def test_load_by_name(tokenizer: BertTokenizer, tiny_bert: BertForMaskedLM, tmp_path: Path) -> None:
@@ -39,7 +39,7 @@ def test_load_by_name(tokenizer: BertTokenizer, tiny_bert: BertForMaskedLM, tmp_
 @pytest.mark.parametrize("kind", [AutoTokenizer, AutoModelForMaskedLM])
 def test_what_is_not_there_is_refused_in_one_line(kind: Any, tmp_path: Path) -> None:
     for name in (str(tmp_path / "missing"), "nobody/no-such-model", str(tmp_path)):
-        with pytest.raises(InputError, match="neither a folder of a model nor one to be had") as error:
+        with pytest.raises(InputError, match="not a local model folder and not available on the Hub") as error:
             load_by_name(kind, name)
         assert "\n" not in str(error.value)
         assert str(error.value).startswith(name)
@@ -49,7 +49,7 @@ def test_a_tokenizer_without_vocabulary_is_refused(tmp_path: Path) -> None:
     """Of a folder that holds a config alone, transformers 5 makes a tokenizer of five tokens, in silence."""
     BertConfig().save_pretrained(tmp_path)
     assert len(AutoTokenizer.from_pretrained(tmp_path)) == 5
-    with pytest.raises(InputError, match="holds no vocabulary"):
+    with pytest.raises(InputError, match="has no vocabulary"):
         load_by_name(AutoTokenizer, str(tmp_path))
 
 
@@ -78,7 +78,7 @@ def test_pickled_weights_run_no_code(tmp_path: Path, load: Callable[[str], Any])
     with pytest.raises(InputError, match="no file named"):  # as in a repository of an ONNX file, which is not fetched
         load(str(tmp_path))
     (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps({"a": Harmful(tmp_path / "ran")}, protocol=2))
-    with pytest.raises(InputError, match="no mere tensors, and might run code") as error:
+    with pytest.raises(InputError, match="more than tensors, and could run code") as error:
         load(str(tmp_path))
     assert "\n" not in str(error.value)
     assert not (tmp_path / "ran").exists()
@@ -177,15 +177,38 @@ def test_the_base_of_a_run_is_the_one_it_records(tmp_path: Path) -> None:
     for name, seed in (("base", 0), ("other", 1)):
         build_tiny_bert(127, seed=seed).save_pretrained(tmp_path / name)
     base, other, run = (str(tmp_path / name) for name in ("base", "other", "run"))
-    with pytest.raises(InputError, match="tokenizer does not record the base model of the run: name it"):
+    with pytest.raises(InputError, match=r"^base_model: .*tokenizer doesn't record the base model of the run: name it"):
         base_of_run(run)
     assert base_of_run(run, other).folder == other  # a tokenizer of one's own says nothing
     (tmp_path / "run" / "tokenizer").mkdir(parents=True)
     inputs = {"base_model": identity(base)}
-    write_made(tmp_path / "run" / "tokenizer", inputs, {}, facts={"base_model": base}, seconds=0)
+    write_record(tmp_path / "run" / "tokenizer" / RECORD, inputs, {}, facts={"base_model": base}, seconds=0)
     assert base_of_run(run).folder == base_of_run(run, base).folder == base
-    with pytest.raises(InputError, match=f"{other} is not the model that .*tokenizer was made for, which is {base}"):
+    with pytest.raises(
+        InputError, match=f"base_model: {other} isn't the model that .*tokenizer was made for; name {base}"
+    ):
         base_of_run(run, other)
     build_tiny_bert(127, seed=2).save_pretrained(base)
-    with pytest.raises(InputError, match="it may have changed since: name that one with --base_model"):
+    with pytest.raises(InputError, match="it may have changed since: name the original model"):
         base_of_run(run)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("owner/name", True),
+        ("owner/name@v0.1", True),
+        ("imdb", True),
+        ("a/b/c", False),
+        ("../a", False),
+        ("a b", False),
+    ],
+)
+def test_names_on_the_hub(name: str, expected: bool) -> None:
+    assert is_hub_name(name) is expected
+
+
+def test_a_local_folder_is_no_name_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    assert not is_hub_name("owner/name")

@@ -1,36 +1,42 @@
-"""Options of the scripts: a YAML recipe and the command line into dataclasses. The only parsing code of the project."""
+"""Turn the command line and a YAML recipe into dataclasses of options.
+
+argparse is used directly, on dataclasses whose fields carry their help. HfArgumentParser would import transformers
+before `--help` is shown; jsonargparse takes neither `--models a b` nor `--bf16` beside `--bf16 true`.
+"""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
+import glob
 import inspect
 import json
+import re
 import sys
+import types
+import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
-from typing import Any, Literal, NoReturn, cast
-
-from datasets import Dataset, DatasetDict
-from transformers import HfArgumentParser
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 from bioptimus_hf.artifacts import read_yaml
-from bioptimus_hf.corpus.dataset import corpus_identity, load_corpus, split_validation
 from bioptimus_hf.errors import InputError
 
 SECTIONS = (
     "train_vocabulary",
     "find_contexts",
-    "distill_embeddings",
+    "distill",
     "pretrain",
     "finetune_ner",
-    "export_onnx",
     "annotate",
-    "app",
+    "export_onnx",
     "report",
     "publish",
+    "app",
 )
+"""The commands that a recipe may have a section for."""
 COMMON = (
     "output_dir",
     "seed",
@@ -42,161 +48,251 @@ COMMON = (
     "validation_share",
     "num_proc",
 )
+"""The keys at the top level of a recipe: options that several commands share."""
 
 
-class _OneLineErrors(argparse.ArgumentParser):
-    """Say in one line what is wrong with an option, instead of listing a hundred others first."""
+class _Parser(argparse.ArgumentParser):
+    """Raise errors in one line, and begin the help with an example."""
 
     def error(self, message: str) -> NoReturn:
-        """Called by argparse."""
+        """Raise instead of printing the usage and exiting; called by argparse."""
         raise InputError(f"{message}; see --help")
 
-
-class _Parser(_OneLineErrors, HfArgumentParser):
-    """Make options of dataclasses."""
-
-
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keep the lines of a script's docstring, and name the defaults."""
-
-
-@dataclass
-class RunOptions:
-    """Where a run lives; scripts that train have options of these names among those of the training."""
-
-    output_dir: str = field(
-        default="runs/default",
-        metadata={"help": "Folder of the run; every script reads what the ones before it left there, and adds its own"},
-    )
-    seed: int = field(default=0, metadata={"help": "The same inputs, settings and seed give the same bytes"})
+    def format_help(self) -> str:
+        """Return the description, whose first paragraph is an example, and the groups of options."""
+        formatter = self._get_formatter()
+        formatter.add_text(self.description)
+        for group in self._action_groups:
+            formatter.start_section(group.title)
+            formatter.add_arguments(group._group_actions)
+            formatter.end_section()
+        return formatter.format_help()
 
 
-@dataclass
-class StageOptions:
-    """What every stage has."""
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keep the line breaks of the description, and add defaults that tell the reader something."""
 
-    force: bool = field(default=False, metadata={"help": "Redo the stage, and replace what stands in its place"})
-    num_proc: int | None = field(default=None, metadata={"help": "Processes for work on text; changes no result"})
-
-
-@dataclass
-class CorpusOptions:
-    """Which text is read."""
-
-    corpus: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Files, folders or patterns (.txt and .txt.gz with a document a line, .jsonl, .jsonl.gz, "
-            ".parquet), or the name of a Hub data set (name, name@revision, and :split behind)"
-        },
-    )
-    text_column: str = field(default="text", metadata={"help": "Name of the text in .jsonl, .parquet and data sets"})
-    max_megabytes: float | None = field(default=None, metadata={"help": "Read this much text only, in 10^6 bytes"})
-    errors: Literal["strict", "replace"] = field(
-        default="strict",
-        metadata={"help": "What is done about bytes that are not UTF-8: stop, or replace them and say how many"},
-    )
-    validation_share: float = field(
-        default=0.01,
-        metadata={"help": "Share of the documents held out, the same ones in every stage, whatever the seed"},
-    )
-
-    def __post_init__(self) -> None:
-        if not self.corpus:
-            raise ValueError("no --corpus given: name files, folders or a Hub data set")
-
-    def documents(self) -> Dataset:
-        """Read all documents."""
-        return load_corpus(
-            self.corpus, text_column=self.text_column, max_megabytes=self.max_megabytes, errors=self.errors
-        )
-
-    def load(self) -> DatasetDict:
-        """Read the documents; the `train` and `validation` parts are the same in every stage of a run."""
-        return split_validation(self.documents(), share=self.validation_share)
-
-    def inputs(self) -> dict[str, str]:
-        """Return the corpus as an input of a stage, for `artifacts`."""
-        return {"corpus": corpus_identity(self.corpus)}
-
-    def settings(self) -> dict[str, Any]:
-        """Return what shapes the text that is read, for `artifacts`."""
-        return {
-            "text_column": self.text_column,
-            "max_megabytes": self.max_megabytes,
-            "errors": self.errors,
-            "validation_share": self.validation_share,
-        }
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        default = " ".join(map(str, action.default)) if isinstance(action.default, list) else action.default
+        shown = action.nargs != 0 and default not in (None, "", False, argparse.SUPPRESS)
+        return f"{action.help} (default: {str(default).replace('%', '%%')})" if shown else action.help
 
 
-def parse(*types: type, section: str, description: str | None, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
-    """Fill one object of each dataclass in `types`: command line before recipe, recipe before defaults.
+def parse(
+    options: Sequence[type], section: str, description: str | None, argv: Sequence[str] | None = None
+) -> tuple[Any, ...]:
+    """Fill one object of each dataclass: the command line wins over the recipe, the recipe over defaults.
 
-    A recipe (`--recipe file.yaml`) is one file for a whole run. Its top-level keys (`output_dir`, `seed`, ...) go to
-    every script that has an option of that name; the mapping under a script's name holds that script's own options.
+    A recipe (`--recipe FILE`) is one YAML file for a whole run. Its top-level keys go to every command that has an
+    option of that name, the mapping under the name of a command to that command alone. Relative paths in it are
+    relative to its folder.
 
     Args:
-        types: dataclasses, `transformers.TrainingArguments` among them where a script trains.
-        section: name of the script, and of its section in a recipe.
-        description: the script's docstring, shown by `--help`.
+        options: dataclasses. Of fields of the same name, the first one counts, and all get its value.
+        section: name of the command in a recipe.
+        description: docstring of the command, which contains an indented example.
         argv: arguments, by default those of the process.
 
     Raises:
-        InputError: the recipe cannot be read, or holds a key that no option is named after.
+        InputError: an option or a key of the recipe is unknown, missing or can't be used.
+        SystemExit: help was asked for and printed.
     """
-    recipe = _OneLineErrors(add_help=False, allow_abbrev=False)
-    recipe.add_argument("--recipe", type=Path, metavar="FILE", help="YAML file with options for every script of a run")
+    arguments = [_with_underscores(argument) for argument in (sys.argv[1:] if argv is None else argv)]
+    parser = build_parser(options, description, all_options="--help_all" in arguments)
+    if "--help_all" in arguments:
+        parser.print_help()
+        raise SystemExit(0)
+    recipe = _Parser(add_help=False, allow_abbrev=False)
+    recipe.add_argument("--recipe", type=Path)
+    if path := recipe.parse_known_args(arguments)[0].recipe:
+        _apply_recipe(parser, path, section)
+    namespace, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        raise InputError(_unknown_option(unknown[0], parser))
+    return tuple(_build(type_, vars(namespace)) for type_ in options)
+
+
+def build_parser(
+    options: Sequence[type], description: str | None, *, all_options: bool = False
+) -> argparse.ArgumentParser:
+    """Build the parser of a command.
+
+    Args:
+        all_options: show also the options that a dataclass leaves out of its `SHOWN_OPTIONS`.
+    """
     parser = _Parser(
-        types,  # type: ignore[arg-type]
-        parents=[recipe],
-        description=inspect.cleandoc(description or ""),
+        description=_example_first(description or ""),
         formatter_class=_HelpFormatter,
         allow_abbrev=False,
+        add_help=False,
     )
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    path: Path | None = recipe.parse_known_args(arguments)[0].recipe
-    if path is not None:
-        _take_recipe(parser, path, section)
-    namespace = vars(parser.parse_args(arguments))
-    return tuple(
-        _build(type_, {field.name: namespace[field.name] for field in dataclasses.fields(type_) if field.init})
-        for type_ in types
+    hidden = 0
+    seen: set[str] = set()
+    for type_ in options:
+        group = parser.add_argument_group(inspect.cleandoc(type_.__doc__ or type_.__name__).split("\n")[0].rstrip("."))
+        hints = typing.get_type_hints(type_)
+        shown = getattr(type_, "SHOWN_OPTIONS", None)
+        for field in dataclasses.fields(type_):
+            if not field.init or field.name in seen:
+                continue
+            seen.add(field.name)
+            settings = _argument(field, hints[field.name])
+            if settings is None:
+                continue
+            if shown is not None and field.name not in shown and not all_options:
+                settings["help"] = argparse.SUPPRESS
+                hidden += 1
+            _add(group, field, settings)
+    general = parser.add_argument_group("General")
+    general.add_argument("--recipe", type=Path, metavar="FILE", help="YAML file with options for every stage of a run")
+    general.add_argument("-h", "--help", action="help", help="Show this help and exit")
+    if hidden:
+        general.add_argument("--help_all", action="store_true", help=f"Show {hidden} more options, which work as well")
+    return parser
+
+
+def _add(group: Any, field: dataclasses.Field[Any], settings: dict[str, Any]) -> None:
+    if field.metadata.get("positional"):
+        settings.pop("required", None)
+        group.add_argument(field.name, **settings)
+    else:
+        group.add_argument(f"--{field.name}", **settings)
+    group._group_actions[-1].path = field.metadata.get("path")
+
+
+def _argument(field: dataclasses.Field[Any], hint: Any) -> dict[str, Any] | None:
+    """Return what argparse is told about a field; None if it can't be given on a command line."""
+    default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    required = default is dataclasses.MISSING
+    settings: dict[str, Any] = {"help": field.metadata.get("help", "").replace("%", "%%"), "required": required}
+    settings["default"] = None if required else default.value if isinstance(default, Enum) else default
+    kinds = _alternatives(hint)
+    lists = [kind for kind in kinds if get_origin(kind) is list]
+    if lists and str not in kinds:
+        settings |= {"nargs": "+", **_converter(get_args(lists[0])[0])}
+    elif kinds == [bool]:
+        settings |= {"type": _to_bool, "nargs": "?", "const": True, "metavar": "true|false"}
+    else:
+        converter = next((found for kind in kinds if (found := _converter(kind))), None)
+        if converter is None:
+            return None
+        settings |= converter
+    return settings
+
+
+def _alternatives(hint: Any) -> list[Any]:
+    """Return the members of a union without None."""
+    members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    return [member for member in members if member is not type(None)]
+
+
+def _converter(kind: Any) -> dict[str, Any]:
+    """Return type and choices for argparse; empty for a type that has no form on the command line."""
+    if get_origin(kind) is Literal:
+        choices = list(get_args(kind))
+        return {"choices": choices, "type": type(choices[0])}
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return {"choices": [member.value for member in kind], "type": str}
+    if kind is dict or get_origin(kind) is dict:
+        return {"type": _to_mapping, "metavar": "JSON"}
+    if kind in (str, int, float):
+        return {"type": kind}
+    return {"type": _to_bool} if kind is bool else {}
+
+
+def _to_bool(text: str) -> bool:
+    if text.lower() in ("true", "yes", "1"):
+        return True
+    if text.lower() in ("false", "no", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"true or false, not {text!r}")
+
+
+def _to_mapping(text: str) -> Any:
+    """Read JSON, or return what may be the path of a file."""
+    if not text.lstrip().startswith("{"):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"not JSON ({error})") from error
+
+
+def _with_underscores(argument: str) -> str:
+    """Accept `--output-dir` for `--output_dir`."""
+    if not re.match(r"--\w", argument):
+        return argument
+    name, equals, value = argument.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
+def _unknown_option(argument: str, parser: argparse.ArgumentParser) -> str:
+    name = argument.partition("=")[0]
+    if not name.startswith("-"):
+        return f"unexpected argument {argument!r}; see --help"
+    return f"unknown option {name}{suggestion(name, parser._option_string_actions)}; see --help"
+
+
+def suggestion(name: str, known: typing.Iterable[str]) -> str:
+    """Return `: did you mean ...?` if a known name is similar, or an empty string."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f": did you mean {close[0]}?" if close else ""
+
+
+def _example_first(docstring: str) -> str:
+    """Move the indented example of a docstring to its beginning."""
+    paragraphs = inspect.cleandoc(docstring).split("\n\n")
+    examples = [text for text in paragraphs if text.startswith("    ")]
+    return "\n\n".join(
+        [
+            *(["Example:\n\n" + "\n".join(examples)] if examples else []),
+            *(text for text in paragraphs if text not in examples),
+        ]
     )
 
 
-def _take_recipe(parser: argparse.ArgumentParser, path: Path, section: str) -> None:
-    """Make a recipe's values the defaults of the options they name; then they need not be given any more."""
-    options = {
-        action.dest: action for action in parser._actions if action.dest not in {"help", "recipe"} and action.nargs != 0
-    }
-    content = _read_recipe(path)
+def _apply_recipe(parser: argparse.ArgumentParser, path: Path, section: str) -> None:
+    """Make the values of a recipe the defaults of the options they name, so that these are no longer required."""
+    options = {action.dest: action for action in parser._actions if action.dest not in ("help", "help_all", "recipe")}
+    content = read_recipe(path)
     own = content.get(section) or {}
-    if not isinstance(own, dict):
-        raise InputError(f"--recipe {path}: {section} must be a mapping of options")
-    common = {key: value for key, value in content.items() if key not in SECTIONS}
-    for key in common:
-        if key not in COMMON:
-            raise InputError(f"--recipe {path}: {key} is neither a script's section nor one of {', '.join(COMMON)}")
     for key in own:
         if key not in options:
-            raise InputError(f"--recipe {path}: {section} has no option {key}; see --help")
+            raise InputError(f"{path}: {section} has no option {key}{suggestion(key, options)}; see --help")
+    common = {key: value for key, value in content.items() if key in COMMON}
     for key, value in {**common, **own}.items():
         if key in options:
             parser.set_defaults(**{key: _typed(path, options[key], value)})
             options[key].required = False
+            if not options[key].option_strings:
+                options[key].nargs = "?"
 
 
-def _read_recipe(path: Path) -> dict[str, Any]:
+def read_recipe(path: Path) -> dict[str, Any]:
+    """Read a recipe and check its top-level keys.
+
+    Raises:
+        InputError: it can't be read, or a key is neither a section nor a common option.
+    """
     content = read_yaml(path)
     if not isinstance(content, dict):
-        raise InputError(f"--recipe {path} must be a mapping of options")
+        raise InputError(f"{path} must be a mapping of options")
+    for key, value in content.items():
+        if key not in (*SECTIONS, *COMMON):
+            known = (*SECTIONS, *COMMON)
+            raise InputError(
+                f"{path}: {key} is neither the section of a command nor one of {', '.join(COMMON)}"
+                f"{suggestion(str(key), known)}"
+            )
+        if key in SECTIONS and not isinstance(value or {}, dict):
+            raise InputError(f"{path}: {key} must be a mapping of options")
     return content
 
 
 def _typed(path: Path, option: argparse.Action, value: Any) -> Any:
-    """Read a recipe's value as the command line would.
+    """Convert a value of a recipe as the command line would.
 
-    YAML 1.1 takes `5e-5` for a string and `5` for an integer; both are numbers where an option is a float.
+    YAML 1.1 reads `5e-5` as a string and `5` as an integer; both are numbers if the option is a float.
     """
     if value is None and option.default is None and not option.required:
         return None
@@ -206,22 +302,40 @@ def _typed(path: Path, option: argparse.Action, value: Any) -> Any:
 
 
 def _typed_one(path: Path, option: argparse.Action, value: Any) -> Any:
-    convert = cast(Callable[[str], Any], option.type or str)
+    convert = typing.cast(Callable[[str], Any], option.type or str)
     if value is not None and not isinstance(value, list):
         try:
-            # What is a mapping in YAML (`lr_scheduler_kwargs`) is JSON on the command line.
-            typed = convert(json.dumps(value) if isinstance(value, dict) else str(value))
-            if option.choices is None or typed in option.choices:
-                return typed
+            converted = convert(json.dumps(value) if isinstance(value, dict) else str(value))
+            if option.choices is None or converted in option.choices:
+                place = getattr(option, "path", None)
+                return _beside(path, converted, new=place == "output") if place else converted
         except (ValueError, TypeError, argparse.ArgumentTypeError):
             pass
-    kind = getattr(convert, "__name__", str(convert)).removeprefix("string_to_")
+    kind = getattr(convert, "__name__", str(convert)).removeprefix("_to_")
     wanted = f"one of {', '.join(map(str, option.choices))}" if option.choices else f"of type {kind}"
-    raise InputError(f"--recipe {path}: {option.dest} must be {wanted}, not {value!r}")
+    raise InputError(f"{path}: {option.dest} must be {wanted}, not {value!r}")
+
+
+def _beside(recipe: Path, value: str, *, new: bool) -> str:
+    """Resolve a path relative to a recipe.
+
+    Args:
+        value: a path, or `label=path`. Anything that doesn't exist beside the recipe stays as it is, since it may be a
+            name on the Hub, or the name of a task or version.
+        new: whether the path is of something to be written, which needn't exist.
+    """
+    label, equals, path = value.rpartition("=")
+    beside = str(recipe.resolve().parent / path)
+    return label + equals + (beside if new or glob.glob(beside, recursive=True) else path)
 
 
 def _build(type_: type, values: Mapping[str, Any]) -> Any:
+    given = {
+        field.name: values[field.name] for field in dataclasses.fields(type_) if field.init and field.name in values
+    }
     try:
-        return type_(**values)
-    except (ValueError, ImportError) as error:  # TrainingArguments checks its own values
+        return type_(**given)
+    except InputError:
+        raise
+    except (ValueError, ImportError) as error:  # TrainingArguments checks some of its values
         raise InputError(" ".join(str(error).split())) from error

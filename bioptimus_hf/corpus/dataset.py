@@ -29,6 +29,7 @@ from tqdm.auto import tqdm
 from bioptimus_hf import __version__
 from bioptimus_hf.artifacts import identity, sha256_of_file
 from bioptimus_hf.corpus.files import NoText, documents_of, no_text, report_undecodable, resolve
+from bioptimus_hf.corpus.options import Corpus
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import find_files, split_revision
 
@@ -97,6 +98,21 @@ def load_corpus(
     every = concatenate_datasets(read)
     numbers = pa.array(np.arange(len(every)))
     return cast(Dataset, every.add_column("document", numbers, new_fingerprint=f"{every._fingerprint[:-4]}docs"))
+
+
+def load_documents(corpus: Corpus) -> Dataset:
+    """Read all documents of a corpus; see `load_corpus`."""
+    return load_corpus(
+        corpus.corpus,
+        text_column=corpus.text_column,
+        max_megabytes=corpus.max_megabytes,
+        errors=corpus.errors,
+    )
+
+
+def load_splits(corpus: Corpus) -> DatasetDict:
+    """Read a corpus and split it; every stage of a run gets the same `train` and `validation` documents."""
+    return split_validation(load_documents(corpus), share=corpus.validation_share)
 
 
 def corpus_identity(source: str | Path | Sequence[str | Path]) -> str:

@@ -24,7 +24,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.hardware import prepare_for_cpu
-from bioptimus_hf.models import IGNORED, MAX_LENGTH, check_finite
+from bioptimus_hf.models import IGNORED_LABEL, MAX_LENGTH, check_finite
 from bioptimus_hf.ner.scores import entity_scores
 from bioptimus_hf.ner.tasks import tags_of
 from bioptimus_hf.ner.windows import sentence_windows
@@ -159,7 +159,7 @@ def mean_cross_entropy(
     is a mean over the micro-batch, and Trainer adds these up (transformers 5.24).
     """
     logits = outputs["logits"].flatten(0, 1).float()
-    total = cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    total = cross_entropy(logits, labels.flatten(), ignore_index=IGNORED_LABEL, reduction="sum")
     return total / num_items_in_batch
 
 
@@ -232,7 +232,7 @@ def _labelled_windows(
     cut = sentence_windows(batch["tokens"], tokenizer, max_length=max_length)
     for tags, windows in zip(batch["ner_tags"], cut, strict=True):
         for window in windows:
-            labels = [IGNORED] * len(window.input_ids)
+            labels = [IGNORED_LABEL] * len(window.input_ids)
             for word, place in enumerate(window.heads, start=window.first_word):
                 labels[place] = tags[word]
             rows["input_ids"].append(window.input_ids)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bioptimus_hf.artifacts import read_made
+from bioptimus_hf.artifacts import read_record
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.ner.scores import entity_counts, entity_scores
 from bioptimus_hf.ner.tasks import BLURB_NER
@@ -209,7 +209,7 @@ def _read_cell(folder: Path) -> Cell:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder / 'scores.json'} is not of a finished head: train it again with --force") from error
     words, gold, predicted = read_predictions(folder / "predictions.tsv")
-    made = read_made(folder)
+    made = read_record(folder)
     trained = what.get("trained", made)  # of a head that is scored elsewhere
     inputs = {**trained["inputs"], **made["inputs"]}
     return Cell(

@@ -15,7 +15,7 @@ from torch.utils.data import get_worker_info
 from transformers import PreTrainedTokenizerBase
 
 from bioptimus_hf.errors import InputError
-from bioptimus_hf.models import IGNORED
+from bioptimus_hf.models import IGNORED_LABEL
 from bioptimus_hf.vocabulary.tokenizer import is_continuation, real_ids
 
 _MASKED, _RANDOM = 0.8, 0.1  # Devlin et al. 2019, section 3.1; the rest is left as it is
@@ -155,7 +155,7 @@ class BioptimusDataCollator:
         if "token_type_ids" in given:
             batch["token_type_ids"] = self._pad(examples, "token_type_ids", 0)
         if "labels" in given:
-            batch["labels"] = self._pad(examples, "labels", IGNORED)
+            batch["labels"] = self._pad(examples, "labels", IGNORED_LABEL)
         else:
             maskable = (attention == 1) & ~self._special[ids]
             if "special_tokens_mask" in given:
@@ -181,7 +181,7 @@ class BioptimusDataCollator:
         # The pieces of a word share the number of its first one.
         units = self._word_starts(ids, maskable).view(np.uint64) if strategy.unit == "word" else positions
         chosen = maskable & (_uniform(choices[:, None], units) < strategy.rate)
-        labels = np.where(chosen, ids, IGNORED)
+        labels = np.where(chosen, ids, IGNORED_LABEL)
         if not strategy.corrupt:
             return np.where(chosen, self.tokenizer.mask_token_id, ids), labels
         # Drawn for the chosen positions alone, a sixth of all: numbers depend on nothing but row and position.

@@ -14,7 +14,7 @@ from transformers.modeling_outputs import MaskedLMOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert.modeling_bert import BertLayer, eager_attention_forward
 
-from bioptimus_hf.models import IGNORED
+from bioptimus_hf.models import IGNORED_LABEL
 from bioptimus_hf.pretraining.cuda_graphs import Replay
 
 END_TO_END = "end_to_end"  # name of our attention among those of transformers
@@ -52,7 +52,7 @@ class BertForMaskedPositions(BertForMaskedLM):
         labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> MaskedLMOutput:
-        """Predict the positions whose label is not -100 (`IGNORED`).
+        """Predict the positions whose label is not -100 (`IGNORED_LABEL`).
 
         Args:
             input_ids: int64 of shape (rows, length), as `attention_mask`, `token_type_ids` and `labels`.
@@ -261,12 +261,12 @@ def _masked_positions(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor,
         Columns, of shape (rows, slots): in each row the masked ones, then others. Indices into these, rows put end to
         end, of the masked ones, then of others. The labels of the masked ones.
     """
-    masked = labels != IGNORED
+    masked = labels != IGNORED_LABEL
     slots = max(int(masked.sum(1).max()), 1)
     slots = min(slots + -slots % (_CAPACITY // 4), labels.shape[1])
     columns = masked.sort(dim=1, descending=True, stable=True).indices[:, :slots]
     wanted = labels.gather(1, columns).flatten()
-    chosen = (wanted != IGNORED).nonzero()[:, 0]
+    chosen = (wanted != IGNORED_LABEL).nonzero()[:, 0]
     return columns, pad(chosen, (0, -len(chosen) % _CAPACITY)), wanted[chosen]
 
 
@@ -307,7 +307,7 @@ def _end_to_end(
         starts[:, 1:] |= attention_mask[:, 1:] != attention_mask[:, :-1]
     size, length = labels.numel(), labels.shape[1]
     labels = labels.flatten()
-    places = (labels != IGNORED).nonzero()[:, 0]
+    places = (labels != IGNORED_LABEL).nonzero()[:, 0]
     wanted = labels[places]
     places = pad(places, (0, -len(places) % _CAPACITY if len(places) else _CAPACITY), value=size - 1)
     begins = starts.flatten().nonzero()[:, 0]

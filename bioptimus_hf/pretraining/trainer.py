@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from bioptimus_hf.errors import InputError
-from bioptimus_hf.models import IGNORED, check_finite, save_tokenizer
+from bioptimus_hf.models import IGNORED_LABEL, check_finite, save_tokenizer
 from bioptimus_hf.pretraining.callback import CurriculumCallback, diverged_at
 from bioptimus_hf.pretraining.curriculum import phase_ends
 from bioptimus_hf.pretraining.masking import BioptimusDataCollator
@@ -134,7 +134,7 @@ class PretrainingTrainer(Trainer):
         # The stock loop averages the means of batches, which hold different numbers of masked tokens.
         part = dataset.select(range(self.args.process_index, len(dataset), self.args.world_size))
         if len(part) * self.args.world_size < len(dataset):  # as many passes on each process, which FSDP asks for
-            blank = {**dataset[0], "labels": [IGNORED] * len(dataset[0]["labels"])}
+            blank = {**dataset[0], "labels": [IGNORED_LABEL] * len(dataset[0]["labels"])}
             part = concatenate_datasets([part, Dataset.from_list([blank], features=part.features)])
         sums = loss_and_count(self.model, part, self.data_collator, batch_size=self.args.eval_batch_size)
         if self.args.world_size > 1:
@@ -231,6 +231,6 @@ def loss_and_count(
     generator = torch.Generator()
     for batch in DataLoader(dataset, batch_size=batch_size, collate_fn=collator, generator=generator):
         batch = {name: values.to(model.device) for name, values in batch.items()}
-        sums += torch.stack([model(**batch, num_items_in_batch=1).loss, (batch["labels"] != IGNORED).sum()]).cpu()
+        sums += torch.stack([model(**batch, num_items_in_batch=1).loss, (batch["labels"] != IGNORED_LABEL).sum()]).cpu()
     model.train(training)
     return sums

@@ -10,10 +10,11 @@ from typing import Any
 import jinja2
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 
+from bioptimus_hf.artifacts import read_json
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.ner.scores import LENIENT_SCORER, SCORER
 from bioptimus_hf.pretraining.callback import PHASE_FILE
-from bioptimus_hf.publishing.facts import About, read_json
+from bioptimus_hf.publishing.facts import About
 
 
 def write_pretrained_card(folder: str | Path, *, model: str) -> None:

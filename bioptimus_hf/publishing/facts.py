@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import yaml
 from transformers import TrainingArguments
 
-from bioptimus_hf.artifacts import MADE, identity, read_made
+from bioptimus_hf.artifacts import RECORD, identity, read_json, read_record
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.ner.results import spread
 from bioptimus_hf.pretraining.arguments import PretrainingArguments, shaping_settings
@@ -66,21 +65,6 @@ class Head:
     made: dict[str, Any]
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read what a stage has written.
-
-    Raises:
-        InputError: it is not there, or no JSON.
-    """
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path} is missing: a card is written from it") from error
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}): make its stage anew with --force") from error
-    return content
-
-
 def run_versions(run_dir: str | Path) -> list[str]:
     """Return the versions whose phases the run has been through, in their order.
 
@@ -114,10 +98,10 @@ def encoder_facts(run_dir: str | Path, version: str, repo_id: str, about: About)
     run = Path(run_dir)
     record = read_json(run / f"v{version}" / PHASE_FILE)
     pretraining = pretraining_of(run, record)
-    made = {name: read_made(run / name) for name in _STAGES if (run / name / MADE).is_file()}
+    made = {name: read_record(run / name) for name in _STAGES if (run / name / RECORD).is_file()}
     for name in ("tokenizer", "v0.0"):
         if name not in made:
-            raise InputError(f"{run / name / MADE} is missing: a card is written from it")
+            raise InputError(f"{run / name / RECORD} is missing: a card is written from it")
     if not _same(run / name_of(version) / "vocab.txt", run / "tokenizer" / "vocab.txt"):
         raise InputError(f"{run / name_of(version)} has another vocabulary than {run / 'tokenizer'}")
     losses = pretraining["facts"]["validation_losses"]
@@ -127,7 +111,7 @@ def encoder_facts(run_dir: str | Path, version: str, repo_id: str, about: About)
         )
     results = [row_of(head.cells) for head in heads_of(run, version).values()]
     if not about.hardware and "hardware" not in pretraining:
-        raise InputError(f"{pretraining['folder'] / MADE} does not record the hardware: say what it was (--hardware)")
+        raise InputError(f"{pretraining['folder'] / RECORD} does not record the hardware: say what it was (--hardware)")
     return {
         **_common(run, version, repo_id, about, record),
         "phases": record["curriculum"],
@@ -186,11 +170,13 @@ def pretraining_of(run: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InputError: it is not there.
     """
-    for path in sorted(run.glob(f"pretraining*/{MADE}")):
-        made = read_made(path.parent)
+    for path in sorted(run.glob(f"pretraining*/{RECORD}")):
+        made = read_record(path.parent)
         if made["fingerprint"] == record.get("run"):
             return {**made, "folder": path.parent}
-    raise InputError(f"v{record['version']} is of a run that {run} holds no {MADE} of: give the folder it was made in")
+    raise InputError(
+        f"v{record['version']} is of a run that {run} holds no {RECORD} of: give the folder it was made in"
+    )
 
 
 def start_of(run: Path, pretraining: Mapping[str, Any]) -> str | None:
@@ -224,11 +210,11 @@ def heads_of(run: Path, version: str) -> dict[str, Head]:
     for task, cells in groups.items():
         folders = list(cells)
         for folder in folders:
-            if read_made(folder)["inputs"].get("model") != encoder:
+            if read_record(folder)["inputs"].get("model") != encoder:
                 raise InputError(f"{folder} is a head on other weights than {run / name_of(version)}: train it anew")
         _check_cells(cells)
         best = max(folders, key=lambda one: (_best_f1(cells[one]), -int(cells[one]["seed"])))
-        found[task] = Head(best, tuple(cells.values()), read_made(best))
+        found[task] = Head(best, tuple(cells.values()), read_record(best))
     return found
 
 
@@ -315,7 +301,7 @@ def _check_cells(cells: Mapping[Path, Mapping[str, Any]]) -> None:
     for folder, cell in cells.items():
         if not {*_SCORES, "support"} <= cell.get("test", {}).keys() or not cell["validation"]:
             raise InputError(f"{folder / 'scores.json'} lacks a score, which the card promises: train it anew")
-        made = read_made(folder)
+        made = read_record(folder)
         training = made["inputs"], {name: value for name, value in made["settings"].items() if name != "seed"}
         if training != (first := first or training):
             raise InputError(f"{folder} was trained on other data or with other settings than the seeds before it")
@@ -323,12 +309,12 @@ def _check_cells(cells: Mapping[Path, Mapping[str, Any]]) -> None:
 
 def _base_results(run: Path) -> list[dict[str, Any]]:
     """Return the results of the model that was adapted; a head that is called `base` may be on another."""
-    if not (run / "tokenizer" / MADE).is_file():
+    if not (run / "tokenizer" / RECORD).is_file():
         return []
-    adapted = read_made(run / "tokenizer")["inputs"]["base_model"]
+    adapted = read_record(run / "tokenizer")["inputs"]["base_model"]
     rows = []
     for cells in _cells(run, "base").values():
-        own = {folder: cell for folder, cell in cells.items() if read_made(folder)["inputs"]["model"] == adapted}
+        own = {folder: cell for folder, cell in cells.items() if read_record(folder)["inputs"]["model"] == adapted}
         if own:
             _check_cells(own)
             rows.append(row_of(list(own.values())))

@@ -24,7 +24,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer, BertConfig
 
-from bioptimus_hf.artifacts import sha256_of_file, write_json
+from bioptimus_hf.artifacts import read_json, sha256_of_file, write_json
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.ner.tasks import NER_TASKS
 from bioptimus_hf.plots import plot_history
@@ -37,7 +37,6 @@ from bioptimus_hf.publishing.facts import (
     head_facts,
     heads_of,
     name_of,
-    read_json,
     run_versions,
     version_key,
 )

@@ -18,8 +18,7 @@ from transformers import (
 )
 from transformers.utils.import_utils import is_env_variable_true
 
-from bioptimus_hf.cli.launch import run
-from bioptimus_hf.cli.options import COMMON, SECTIONS, CorpusOptions, RunOptions, StageOptions, parse
+from bioptimus_hf.cli.legacy import COMMON, SECTIONS, CorpusOptions, RunOptions, StageOptions, parse, run
 from bioptimus_hf.errors import InputError, Terminated
 from bioptimus_hf.pretraining.curriculum import Phase, read_curriculum
 from bioptimus_hf.pretraining.masking import MaskingStrategy
@@ -223,8 +222,8 @@ Writes nothing.
 import logging
 from dataclasses import dataclass, field
 from bioptimus_hf.errors import InputError
-from bioptimus_hf.cli.options import parse
-from bioptimus_hf.cli.launch import run
+from bioptimus_hf.cli.legacy import parse
+from bioptimus_hf.cli.legacy import run
 
 @dataclass
 class Options:
@@ -324,7 +323,7 @@ def test_a_full_disk_in_the_middle_of_a_checkpoint(tmp_path: Path, write: str) -
     """The writers of weights and of optimizer states have errors of their own for it."""
     program = f"""
     import resource, safetensors.torch, torch
-    from bioptimus_hf.cli.launch import run
+    from bioptimus_hf.cli.legacy import run
     def main():
         x = torch.zeros(100_000)
         resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))

@@ -16,7 +16,7 @@ from datasets import load_from_disk
 from helpers import ROOT, build_tiny_bert, tiny_vocabulary
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertTokenizer, pipeline
 
-from bioptimus_hf.artifacts import read_made
+from bioptimus_hf.artifacts import read_record
 from bioptimus_hf.corpus.conll import write_conll
 from bioptimus_hf.corpus.dataset import load_corpus, split_validation
 from bioptimus_hf.models import save_masked_lm
@@ -70,11 +70,11 @@ def test_from_corpus_to_entities(tmp_path: Path) -> None:
         done = run_script(stage, "--recipe", str(recipe), cache=cache)
         assert done.returncode == 0, done.stderr
 
-    new, found = (read_made(run / name)["facts"] for name in ("v0.0", "contexts"))
+    new, found = (read_record(run / name)["facts"] for name in ("v0.0", "contexts"))
     assert new["new_tokens"] == found["tokens"] > 1000
     assert new["new_tokens_from_contexts"] + len(new["fallen_back"]) == new["new_tokens"]
     assert len(new["fallen_back"]) == found["not_found"]
-    assert "learning_rate" in read_made(run / "pretraining")["settings"]
+    assert "learning_rate" in read_record(run / "pretraining")["settings"]
     for version in ("v0.0", "v0.1", "v0.2", "v0.3", "v0.4"):
         model, tokenizer = (kind.from_pretrained(run / version) for kind in (AutoModelForMaskedLM, AutoTokenizer))
         assert model.config.vocab_size == len(tokenizer) == 1500
@@ -96,7 +96,7 @@ def test_from_corpus_to_entities(tmp_path: Path) -> None:
     for stage in STAGES:
         again = run_script(stage, "--recipe", str(recipe), cache=cache)
         assert again.returncode == 0, again.stderr
-        assert "already there, made from the same inputs and settings: skipped" in again.stderr
+        assert "already finished with the same inputs and settings, skipped" in again.stderr
     assert times == {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")}
 
 
@@ -114,7 +114,7 @@ def test_test_sentences_are_kept_out_of_pretraining(tmp_path: Path) -> None:
     command = ("--recipe", str(recipe), "--model", str(tmp_path / "base"))
     done = run_script("pretrain", *command, "--decontaminate", str(tmp_path / "ner"), cache=cache)
     assert done.returncode == 0, done.stderr
-    made = read_made(run / "pretraining")
+    made = read_record(run / "pretraining")
     assert made["facts"]["decontamination"] == {"documents": len(texts) + 20, "dropped": 20, "test_sets": ["own"]}
     rows = (run / "pretraining" / "decontamination.tsv").read_text().splitlines()
     assert rows[1:] == [f"{len(texts) + n}\town\t{' '.join(words)}" for n in range(20)]
@@ -138,7 +138,7 @@ def test_test_sentences_are_kept_out_of_pretraining(tmp_path: Path) -> None:
         ("distill_embeddings", [], "run/tokenizer is not there: run the script that makes it first"),
         ("pretrain", ["--corpus", "{corpus}"], "run/v0.0 is not there: run scripts/distill_embeddings.py first"),
         ("pretrain", ["--corpus", "nowhere.txt", "--model", "{base}"], "no corpus at nowhere.txt"),
-        ("pretrain", ["--corpus", "{corpus}", "--model", "{empty}"], "empty: neither a folder of a model"),
+        ("pretrain", ["--corpus", "{corpus}", "--model", "{empty}"], "empty: not a local model folder"),
         ("pretrain", ["--model", "{base}"], "no --corpus given"),
         ("pretrain", ["--learning_rat", "1"], "unrecognized arguments: --learning_rat"),
         (
@@ -197,7 +197,7 @@ def test_a_base_model_that_is_not_the_stages_before_is_refused(tmp_path: Path) -
     options = ["--base_model", str(tmp_path / "other"), "--initializer", "random"]
     done = run_script("distill_embeddings", "--recipe", str(recipe), *options, cache=cache)
     assert done.returncode == 2
-    assert "other is not the model that" in done.stderr.splitlines()[-1]
+    assert "other isn't the model that" in done.stderr.splitlines()[-1]
     # Where later stages are told nothing, they find the base in the record.
     content = yaml.safe_load(recipe.read_text())
     del content["base_model"]
@@ -208,8 +208,8 @@ def test_a_base_model_that_is_not_the_stages_before_is_refused(tmp_path: Path) -
     heads = ["--models", "base", "v0.0", "--num_train_epochs", "1"]
     done = run_script("finetune_ner", "--recipe", str(recipe), *heads, cache=cache)
     assert done.returncode == 0, done.stderr
-    base = read_made(tmp_path / "run" / "tokenizer")["inputs"]["base_model"]
-    assert read_made(tmp_path / "run" / "ner" / "sample" / "base" / "0")["inputs"]["model"] == base
+    base = read_record(tmp_path / "run" / "tokenizer")["inputs"]["base_model"]
+    assert read_record(tmp_path / "run" / "ner" / "sample" / "base" / "0")["inputs"]["model"] == base
 
 
 def test_contexts_of_another_tokenizer_are_refused_even_under_force(tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_tokens_are_distilled_as_far_as_asked(tmp_path: Path) -> None:
     trained = ["--initializer", "token_distillation", *some]
     done = run_script("distill_embeddings", "--recipe", str(recipe), *trained, cache=cache)
     assert done.returncode == 0, done.stderr
-    made = read_made(tmp_path / "run" / "v0.0")
+    made = read_record(tmp_path / "run" / "v0.0")
     assert made["settings"]["max_tokens"] == made["facts"]["new_tokens_from_contexts"] == 20
     assert "training in contexts" in (tmp_path / "run" / "v0.0" / "report.md").read_text()
 

@@ -19,7 +19,7 @@ from helpers import ROOT, load_script, tiny_vocabulary
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import BertTokenizer
 
-from bioptimus_hf.artifacts import read_made
+from bioptimus_hf.artifacts import read_record
 from bioptimus_hf.contexts import finder as module
 from bioptimus_hf.contexts import sampling
 from bioptimus_hf.contexts.finder import find_contexts, select_tokens
@@ -365,7 +365,7 @@ def test_the_script(
     script.main()
     contexts = load_from_disk(tmp_path / "run" / "contexts")
     assert set(contexts["token"]) <= {"##tion", "asthma"}
-    made = read_made(tmp_path / "run" / "contexts")
+    made = read_record(tmp_path / "run" / "contexts")
     assert set(made["inputs"]) == {"corpus", "tokenizer", "base_model"}
     assert made["facts"]["tokens"] == 2
     train = load_corpus(corpus)
@@ -373,11 +373,11 @@ def test_the_script(
 
     before = json.dumps(made)
     script.main()  # skipped
-    assert json.dumps(read_made(tmp_path / "run" / "contexts")) == before
+    assert json.dumps(read_record(tmp_path / "run" / "contexts")) == before
     (tmp_path / "words.txt").write_text("\ufeffPatients\n\nx-ray\npatients\n", encoding="utf-8")
     words = [*common, "--words", str(tmp_path / "words.txt")]
     monkeypatch.setattr(sys, "argv", words)
-    with pytest.raises(InputError, match="was made with other"):
+    with pytest.raises(InputError, match="was made with different"):
         script.main()
     monkeypatch.setattr(sys, "argv", [*words, "--force"])
     with pytest.raises(
@@ -388,7 +388,7 @@ def test_the_script(
     script.main()
     contexts = load_from_disk(tmp_path / "run" / "contexts")
     assert set(contexts["token"]) == {"Patients"}
-    facts = read_made(tmp_path / "run" / "contexts")["facts"]
+    facts = read_record(tmp_path / "run" / "contexts")["facts"]
     assert facts["tokens"] == 1
     assert facts["merged_tokens"] == {"patients": "Patients"}
     assert facts["left_out"] == {"x-ray": "it normalises to 3 words (x - ray)"}

@@ -17,7 +17,7 @@ from datasets import Dataset
 from helpers import ROOT, tiny_vocabulary
 from transformers import BertTokenizer
 
-from bioptimus_hf.artifacts import digest_of_rows, read_made
+from bioptimus_hf.artifacts import digest_of_rows, read_record
 from bioptimus_hf.contexts import local as module
 from bioptimus_hf.contexts.finder import find_contexts
 from bioptimus_hf.contexts.local import Found, search_documents
@@ -243,7 +243,7 @@ def command(corpus: Path, tokenizer: BertTokenizer, tmp_path: Path) -> list[str]
 def test_the_script_says_how_far_it_is(command: list[str], corpus: Path, tmp_path: Path) -> None:
     done = subprocess.run([*command, str(corpus)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    facts = read_made(tmp_path / "run" / "contexts")["facts"]
+    facts = read_record(tmp_path / "run" / "contexts")["facts"]
     assert f"0 MB, {facts['sentences']:,} sentences, 4 of 5 tokens satisfied" in done.stderr
     assert f"which occur {facts['occurrences']} times" in done.stderr
     assert "64: 4" in done.stderr

@@ -31,7 +31,7 @@ from datasets import Dataset, load_from_disk
 from helpers import tiny_vocabulary
 from transformers import BertTokenizer
 
-from bioptimus_hf.artifacts import digest_of_rows, read_made
+from bioptimus_hf.artifacts import digest_of_rows, read_record
 from bioptimus_hf.contexts import on_ray as module
 from bioptimus_hf.contexts import sampling
 from bioptimus_hf.contexts.finder import find_contexts
@@ -383,7 +383,7 @@ def test_the_script(
         given = ["--corpus", str(corpus), "--output_dir", str(folder), "--base_model", str(tmp_path / "base")]
         monkeypatch.setattr(sys, "argv", ["", *given, "--per_token", "7", "--validation_share", "0.3", *more])
         script.main()
-        return load_from_disk(folder / "contexts"), read_made(folder / "contexts")
+        return load_from_disk(folder / "contexts"), read_record(folder / "contexts")
 
     on_ray = ["--engine", "ray", "--address", address_of(machines)]
     for words in ([], ["--words", str(tmp_path / "words.txt"), "--force"]):

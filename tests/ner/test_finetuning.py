@@ -504,7 +504,7 @@ def test_weights_of_another_shape_are_refused(tmp_path: Path, tiny_tokenizer: Be
 
 
 def test_what_is_no_bert_gets_no_head(tmp_path: Path, tiny_tokenizer: BertTokenizer) -> None:
-    with pytest.raises(InputError, match="cannot be loaded as a BertForTokenClassification"):
+    with pytest.raises(InputError, match="can't be loaded as a BertForTokenClassification"):
         new_head(tmp_path / "nothing", ["O"], seed=0)
     config = RobertaConfig(vocab_size=99, hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
     RobertaModel(config).save_pretrained(tmp_path)
@@ -609,7 +609,7 @@ def test_grid_is_resumed_where_it_stopped(
     assert "| mine | other |" in (root / "results.md").read_text()
 
     monkeypatch.setattr(sys, "argv", ["finetune_ner.py", *command, "--learning_rate", "1e-3"])
-    with pytest.raises(InputError, match=r"was made with other learning_rate \(5e-05 then, 0\.001 now\)"):
+    with pytest.raises(InputError, match=r"was made with different learning_rate \(5e-05 then, 0\.001 now\)"):
         script.main()
 
     # Seeds that would have no mean with those there, and other test data, are seen before other tasks are trained.

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from helpers import ROOT, build_tiny_bert, build_tiny_tokenizer, load_script
 
-from bioptimus_hf.artifacts import write_json, write_made
+from bioptimus_hf.artifacts import RECORD, write_json, write_record
 from bioptimus_hf.corpus.conll import write_conll
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.ner.literature import PUBLISHED
@@ -191,7 +191,7 @@ def save_cell(root: Path, task: str, model: str, seed: int, predicted: list[list
     folder.mkdir(parents=True)
     write_json(folder / "scores.json", {"task": task, "model": model, "seed": seed})
     write_conll(folder / "predictions.tsv", list(zip(WORDS, GOLD, predicted, strict=True)))
-    write_made(folder, {}, {"seed": seed, **settings}, facts={}, seconds=0.0)
+    write_record(folder / RECORD, {}, {"seed": seed, **settings}, facts={}, seconds=0.0)
     return folder
 
 
@@ -421,7 +421,7 @@ def test_heads_are_scored_on_one_anothers_test_parts(
     before = {path: path.stat().st_mtime_ns for path in run.rglob("made.json")}
     caplog.set_level(logging.INFO)
     script.main()
-    assert caplog.text.count("made from the same inputs and settings: skipped") == len(before) == 8
+    assert caplog.text.count("finished with the same inputs and settings, skipped") == len(before) == 8
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("made.json")}
 
     monkeypatch.setattr(sys, "argv", ["report.py", "--output_dir", str(run)])

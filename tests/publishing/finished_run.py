@@ -11,7 +11,7 @@ import torch
 from helpers import build_tiny_bert, tiny_vocabulary
 from transformers import BertForTokenClassification, BertTokenizer
 
-from bioptimus_hf.artifacts import MADE, fingerprint, identity, write_json
+from bioptimus_hf.artifacts import RECORD, fingerprint, identity, write_json
 from bioptimus_hf.corpus.decontamination import RULE
 from bioptimus_hf.models import save_head, save_masked_lm
 from bioptimus_hf.ner.scores import SCORER
@@ -27,7 +27,7 @@ def make_stage(folder: Path, inputs: dict[str, str], settings: dict[str, Any], f
     folder.mkdir(parents=True, exist_ok=True)
     print_ = fingerprint(inputs, settings)
     made = {"fingerprint": print_, "inputs": inputs, "settings": settings, "facts": facts, "seconds": 330.0}
-    write_json(folder / MADE, {**made, "hardware": HARDWARE, "versions": {"python": "3.11", "torch": "2.13"}})
+    write_json(folder / RECORD, {**made, "hardware": HARDWARE, "versions": {"python": "3.11", "torch": "2.13"}})
     return f"stage:{print_}"
 
 

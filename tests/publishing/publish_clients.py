@@ -14,7 +14,7 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
-from bioptimus_hf.artifacts import read_made
+from bioptimus_hf.artifacts import read_record
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.publishing import publish as hub
 from bioptimus_hf.publishing import retries as retrying
@@ -89,7 +89,7 @@ def stages(scripts: str, commands: list[list[str]], run: str, names: list[str]) 
         with contextlib.suppress(SystemExit):  # what it failed to make is missed below
             runpy.run_path(f"{scripts}/{name}.py", run_name="__main__")
     made = sorted(Path(run).rglob("made.json"))
-    inputs = {path.parent.relative_to(run).as_posix(): read_made(path.parent)["inputs"] for path in made}
+    inputs = {path.parent.relative_to(run).as_posix(): read_record(path.parent)["inputs"] for path in made}
     return [inputs, *map(entry_points, names)]
 
 

@@ -31,7 +31,7 @@ from huggingface_hub import constants
 from publish_clients import ABOUT
 from safetensors.torch import load_file, save_file
 
-from bioptimus_hf.artifacts import read_made
+from bioptimus_hf.artifacts import read_record
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.publishing import load_back as loading
 from bioptimus_hf.publishing.facts import head_facts, heads_of
@@ -514,7 +514,7 @@ def test_what_was_adapted_is_known_by_its_weights(run_dir: Path) -> None:
     for own in (False, True):
         for seed in "01":
             made = run_dir / "ner" / "own" / "base" / seed / "made.json"
-            adapted = read_made(run_dir / "tokenizer")["inputs"]["base_model"]
+            adapted = read_record(run_dir / "tokenizer")["inputs"]["base_model"]
             change(made, inputs={"train": "sha256:1", "model": adapted if own else "name:other/model@1"})
         facts = head_facts(run_dir, "own", "0.4", "ada/encoder-own", ABOUT)
         assert [row["seeds"] for row in facts["base_results"]] == ([[0, 1]] if own else [])

@@ -8,7 +8,7 @@ from pathlib import Path
 from finished_run import change, make_run
 from helpers import ROOT, load_script
 
-from bioptimus_hf.artifacts import identity, read_made
+from bioptimus_hf.artifacts import identity, read_record
 
 SCRIPT = load_script(ROOT / "scripts" / "report.py")
 
@@ -16,7 +16,7 @@ SCRIPT = load_script(ROOT / "scripts" / "report.py")
 def test_parts_of_a_curriculum_are_reported_too(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     part = shutil.copytree(run / "pretraining", run / "pretraining-0.10")
-    made = read_made(part)
+    made = read_record(part)
     facts = {name: fact for name, fact in made["facts"].items() if name != "decontamination"}
     facts["validation_losses"] = {"0": 6.0, "2": 5.5}
     change(part / "made.json", inputs=made["inputs"] | {"model": identity(run / "v0.4")}, facts=facts)

@@ -57,7 +57,7 @@ def test_writes_then_skips_then_refuses_then_redoes(base: BertTokenizer, tmp_pat
     copy.write_bytes(Path(SAMPLE).read_bytes())
     skipped = run(tmp_path, "--size", "1500", corpus=str(copy))
     assert skipped.returncode == 0
-    assert f"{folder} is already there, made from the same inputs and settings: skipped" in skipped.stderr
+    assert f"{folder}: already finished with the same inputs and settings, skipped" in skipped.stderr
     assert contents(tmp_path / "run") == before
 
     copy.write_bytes(Path(SAMPLE).read_bytes() + b"One more document.\n")
@@ -66,7 +66,7 @@ def test_writes_then_skips_then_refuses_then_redoes(base: BertTokenizer, tmp_pat
         (run(tmp_path, "--size", "1600"), "size (1500 then, 1600 now)"),
     ):
         assert refused.returncode == 2
-        assert f"error: {folder} was made with other {named}" in refused.stderr.splitlines()[-1]
+        assert f"error: {folder} was made with different {named}" in refused.stderr.splitlines()[-1]
         assert contents(tmp_path / "run") == before
 
     redone = run(tmp_path, "--size", "1600", "--force")
@@ -81,7 +81,7 @@ def test_bad_input_is_one_line_and_leaves_nothing_half_written(base: BertTokeniz
     for ended, message in (
         (run(tmp_path, "--size", "20"), "--size 20 does not hold"),
         (run(tmp_path, corpus=str(tmp_path / "latin.txt")), "latin.txt is not valid UTF-8 at byte 8"),
-        (run(tmp_path, "--base_model", str(tmp_path)), "neither a folder of a model nor"),
+        (run(tmp_path, "--base_model", str(tmp_path)), "not a local model folder and not"),
     ):
         assert ended.returncode == 2, ended.stderr
         assert ended.stderr.splitlines()[-1].startswith("error: ")

@@ -1,0 +1,95 @@
+"""Dispatch `bioptimus COMMAND` to the module of the command, which is imported only then."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from bioptimus_hf import __version__
+from bioptimus_hf.errors import InputError
+
+COMMANDS = {
+    "run": "Run all stages of a recipe",
+    "demo": "Run the whole method on the embedded sample, offline, in minutes",
+    "train-vocabulary": "Train a WordPiece vocabulary on a corpus",
+    "find-contexts": "Find sentences that contain each new token",
+    "distill": "Initialise the new tokens from their contexts",
+    "pretrain": "Pre-train through the masking curriculum",
+    "finetune-ner": "Fine-tune NER heads and tabulate their scores",
+    "annotate": "Find entities in files of documents",
+    "export-onnx": "Export a head as an ONNX file",
+    "report": "Summarise what a run has produced",
+    "publish": "Publish versions and heads on the Hugging Face Hub",
+    "app": "Find entities in the browser",
+}
+"""Name and summary of each command, in the order of the help."""
+
+
+def main(argv: Sequence[str], *, own_process: bool = False) -> int:
+    """Run a command and return its exit status; see `launch.run`.
+
+    Args:
+        argv: the command and its options.
+        own_process: whether the process does nothing else, so that its logging, memory and environment may be set.
+    """
+    from bioptimus_hf.cli import launch
+
+    return launch.run(lambda: _dispatch(argv, own_process))
+
+
+def entry(command: str | None = None) -> NoReturn:
+    """Run the command of a process of its own, and exit.
+
+    Args:
+        command: name of the command; default: the first argument of the process.
+    """
+    sys.exit(main([*([command] if command else []), *sys.argv[1:]], own_process=True))
+
+
+def _dispatch(arguments: Sequence[str], own_process: bool) -> None:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview())
+        return
+    if arguments[0] == "--version":
+        print(f"bioptimus {__version__}")
+        return
+    name = arguments[0].replace("_", "-")
+    if name not in COMMANDS:
+        from bioptimus_hf.cli.options import suggestion
+
+        raise InputError(f"unknown command {arguments[0]}{suggestion(name, COMMANDS)}; see bioptimus --help")
+    section = name.replace("-", "_")
+    command = importlib.import_module(f"bioptimus_hf.cli.{section}")
+    from bioptimus_hf.cli.options import parse
+
+    try:
+        options = parse(command.OPTIONS, section, command.__doc__, arguments[1:])
+    except SystemExit:  # after --help
+        return
+    if own_process:
+        from bioptimus_hf.cli.launch import prepare_process
+
+        prepare_process()
+    command.execute(*options)
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items()]
+    return "\n".join(
+        [
+            "Adapt a BERT encoder to a domain, and find entities with it.",
+            "",
+            "  bioptimus demo",
+            "  bioptimus COMMAND --help",
+            "",
+            "Commands:",
+            *lines,
+        ]
+    )
+
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,50 @@
+"""Describe a corpus: which files or data set, and how they are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from bioptimus_hf.errors import InputError
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Which text is read."""
+
+    corpus: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Files, folders or glob patterns, or the name of one data set on the Hub (name, name@revision, "
+            "with :split appended if it isn't train)",
+            "path": True,
+        },
+    )
+    text_column: str = field(default="text", metadata={"help": "Column or field that contains the text"})
+    max_megabytes: float | None = field(default=None, metadata={"help": "Read at most this much text (10^6 bytes)"})
+    errors: Literal["strict", "replace"] = field(
+        default="strict", metadata={"help": "Bytes that aren't UTF-8: stop with an error, or replace and count them"}
+    )
+    validation_share: float = field(
+        default=0.01,
+        metadata={
+            "help": "Share of the documents held out for validation, the same ones in every stage and for any seed"
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if not self.corpus:
+            raise InputError("name files, folders or a data set on the Hub", argument="corpus")
+        if self.max_megabytes is not None and not self.max_megabytes > 0:
+            raise InputError(f"must be above 0, not {self.max_megabytes:g}", argument="max_megabytes")
+        if not 0 < self.validation_share < 1:
+            raise InputError(f"must be between 0 and 1, not {self.validation_share}", argument="validation_share")
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings that shape the text, for records."""
+        return {
+            "text_column": self.text_column,
+            "max_megabytes": self.max_megabytes,
+            "errors": self.errors,
+            "validation_share": self.validation_share,
+        }

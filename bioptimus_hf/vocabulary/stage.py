@@ -1,0 +1,69 @@
+"""Make the tokenizer of a run."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from bioptimus_hf.artifacts import Run, building, is_finished, write_json
+from bioptimus_hf.corpus.dataset import corpus_identity, load_splits
+from bioptimus_hf.corpus.options import Corpus
+from bioptimus_hf.models import find_model, load_by_name, save_tokenizer
+from bioptimus_hf.vocabulary.fertility import report_vocabulary
+from bioptimus_hf.vocabulary.options import VocabularyOptions
+from bioptimus_hf.vocabulary.tokenizer import build_tokenizer, compare_vocabularies
+from bioptimus_hf.vocabulary.training import extend_vocabulary, train_vocabulary
+
+logger = logging.getLogger(__name__)
+
+
+def make_tokenizer(run: Run, corpus: Corpus, options: VocabularyOptions) -> Path:
+    """Train a vocabulary and save its tokenizer with a report; skipped if this was already done.
+
+    Returns:
+        The folder of the tokenizer, `tokenizer` in that of the run.
+
+    Raises:
+        InputError: corpus or base model can't be read, `size` is too small, or the folder holds another result.
+    """
+    folder = run.root / "tokenizer"
+    base_model = find_model(options.base_model)
+    inputs = {"corpus": corpus_identity(corpus.corpus), "base_model": base_model.identity}
+    settings = {
+        **corpus.settings(),
+        "size": options.size,
+        "policy": options.policy,
+        "min_frequency": options.min_frequency,
+    }
+    if is_finished(folder, inputs, settings, force=run.force):
+        return folder
+    base = load_by_name(AutoTokenizer, base_model.folder)
+    with building(folder, inputs, settings) as stage:
+        splits = load_splits(corpus)
+        train = train_vocabulary if options.policy == "replace" else extend_vocabulary
+        vocabulary = train(splits["train"]["text"], size=options.size, like=base, min_frequency=options.min_frequency)
+        tokenizer = build_tokenizer(vocabulary, like=base)
+        save_tokenizer(tokenizer, stage.path)
+        difference = compare_vocabularies(base, tokenizer)
+        report = report_vocabulary(vocabulary, splits["validation"]["text"], like=base)
+        (stage.path / "report.md").write_text(report.markdown(), encoding="utf-8")
+        write_json(stage.path / "report.json", report.facts())
+        report.plot(stage.path / "fertility.png")
+        stage.facts |= {
+            # Later stages look for the model here. The fingerprint holds its content, not its place.
+            "base_model": base_model.commit or str(Path(base_model.folder).resolve()),
+            "tokens": len(tokenizer),
+            "shared": len(difference.shared),
+            "new": len(difference.new),
+            "dropped": len(difference.dropped),
+            "fertility_before": report.base.fertility,
+            "fertility_after": report.by_size[len(tokenizer)].fertility,
+        }
+    logger.info(
+        "%(tokens)d tokens, %(new)d of them new; pieces per word: %(fertility_before).3f before, "
+        "%(fertility_after).3f now",
+        stage.facts,
+    )
+    return folder
