@@ -28,7 +28,8 @@ from transformers import AutoTokenizer, pipeline
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from bioptimus_hf.annotation.annotator import _TEXTS_AT_ONCE, Annotator
-from bioptimus_hf.annotation.onnx_export import ONNX_FILE, export_onnx
+from bioptimus_hf.annotation.engines import ONNX_FILE, TorchEngine
+from bioptimus_hf.annotation.onnx_export import export_onnx
 from bioptimus_hf.corpus.conll import read_conll
 from bioptimus_hf.corpus.dataset import load_corpus
 from bioptimus_hf.corpus.formats import DocumentReader
@@ -51,26 +52,29 @@ def ours(options: argparse.Namespace, texts: list[str], **arguments: Any) -> tup
 def bare(options: argparse.Namespace, texts: list[str], *, own: bool) -> tuple[float, Places]:
     """The model alone: on our batches, or text after text as the pipeline by default."""
     annotator = Annotator(options.model)
-    (reading,) = annotator._readings
-    (model,) = reading.models
+    (group,) = annotator._groups
+    (engine,) = group.engines
+    assert isinstance(engine, TorchEngine)
     if not own:
-        model.set_attn_implementation("sdpa")
+        engine.model.set_attn_implementation("sdpa")
     batches = []
     for start in range(0, len(texts), _TEXTS_AT_ONCE):
         windows = [
-            one.ids for words in reading.words_of(texts[start : start + _TEXTS_AT_ONCE]) for one in words.windows
+            window
+            for text in group.tokenizer.tokenize(texts[start : start + _TEXTS_AT_ONCE])
+            for window in text.windows
         ]
         if own:
-            windows.sort(key=len, reverse=True)
+            windows.sort(key=lambda window: -len(window.ids))
         step = annotator.batch_size if own else 1
-        batches += [dict(reading.padded(windows[at : at + step])) for at in range(0, len(windows), step)]
+        batches += [group.tokenizer.pad(windows[at : at + step]) for at in range(0, len(windows), step)]
     batches = [{name: values.to(DEVICE) for name, values in batch.items()} for batch in batches]
     with torch.inference_mode():
-        model(**batches[0])
+        engine.logits(**batches[0])
         wait()
         began = time.perf_counter()
         for batch in batches:
-            model(**batch)
+            engine.logits(**batch)
         wait()
         return time.perf_counter() - began, []
 

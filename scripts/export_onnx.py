@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from bioptimus_hf.annotation.onnx_export import ONNX_FILE, export_onnx
+from bioptimus_hf.annotation.engines import ONNX_FILE
+from bioptimus_hf.annotation.onnx_export import export_onnx
 from bioptimus_hf.cli.legacy import parse, run
 
 logger = logging.getLogger("export_onnx")

@@ -13,8 +13,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
-import torch
-from helpers import ROOT, assert_same_entities, build_tiny_head, build_tiny_tokenizer, load_script, run_until_killed
+from helpers import ROOT, assert_same_entities, load_script, run_until_killed
 
 from bioptimus_hf.annotation.annotator import Annotator
 from bioptimus_hf.corpus.formats import DocumentReader
@@ -233,50 +232,3 @@ def test_a_killed_run_goes_on(tiny_head: Path, tmp_path: Path) -> None:
     for number in range(4):
         texts = [document.text for document in DocumentReader(tmp_path / "out" / f"{number}.jsonl")]
         assert texts == TEXTS
-
-
-@pytest.mark.slow
-def test_an_onnx_file_finds_the_same(tiny_head: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    onnx_export = pytest.importorskip("bioptimus_hf.annotation.onnx_export")
-    pytest.importorskip("onnxscript", reason="heads as ONNX files need the extra `onnx`")
-    onnx_export.export_onnx(tiny_head, tmp_path / "fp32", precision="fp32")
-    onnx_export.export_onnx(tiny_head, tmp_path / "int8")
-    exact, whole, rough = (
-        list(Annotator(str(folder)).annotate(TEXTS)) for folder in (tiny_head, tmp_path / "fp32", tmp_path / "int8")
-    )
-    assert [[(one.start, one.end, one.label) for one in its] for its in whole] == [
-        [(one.start, one.end, one.label) for one in its] for its in exact
-    ]
-    same = sum(
-        len({(one.start, one.end) for one in a} & {(one.start, one.end) for one in b})
-        for a, b in zip(exact, rough, strict=True)
-    )
-    assert same > 0.5 * sum(map(len, exact))  # of random weights, whose tags are near each other
-    sizes = [(tmp_path / precision / "model.onnx").stat().st_size for precision in ("int8", "fp32")]
-    assert sizes[0] < sizes[1]
-    assert not any(path.suffix == ".safetensors" for path in (tmp_path / "int8").iterdir())
-    with pytest.raises(InputError, match="is not empty"):
-        onnx_export.export_onnx(tiny_head, tmp_path / "int8")
-    with pytest.raises(InputError, match="runs on a CPU"):
-        Annotator(tmp_path / "int8", device="meta")
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("meta"))
-    assert Annotator([tiny_head, tmp_path / "int8"]).device == torch.device("cpu")
-    assert Annotator(tiny_head).device == torch.device("meta")
-
-
-def test_features_out_of_scale_are_brought_down_and_change_nothing() -> None:
-    onnx_export = pytest.importorskip("bioptimus_hf.annotation.onnx_export")
-    head, tokenizer = build_tiny_head(layers=1).eval(), build_tiny_tokenizer()
-    given = tokenizer(TEXTS[:2], padding=True, truncation=True, max_length=64, return_tensors="pt")
-    layer = head.bert.encoder.layer[0]
-    with torch.no_grad():
-        layer.attention.output.LayerNorm.bias[3] = 60
-        before = head(**given).logits
-        onnx_export._level(head, tokenizer)
-        states: list[torch.Tensor] = []
-        layer.intermediate.dense.linear.register_forward_pre_hook(lambda _, given: states.append(given[0]))
-        after = head(**given).logits
-    assert torch.allclose(before, after, atol=1e-4)
-    assert states[0].abs().max() < 6
-    assert isinstance(layer.attention.self.query, torch.nn.Linear), "whose inputs are all of a size"

@@ -19,7 +19,8 @@ from transformers import (
     pipeline,
 )
 
-from bioptimus_hf.annotation import annotator as annotation
+from bioptimus_hf.annotation import annotator as annotator_module
+from bioptimus_hf.annotation import tokenization
 from bioptimus_hf.annotation.annotator import Annotator
 from bioptimus_hf.corpus.dataset import load_corpus
 from bioptimus_hf.corpus.documents import Document, Entity, Passage
@@ -37,7 +38,7 @@ def places(entities: list[Entity]) -> list[tuple[int, int, str]]:
     return [(entity.start, entity.end, entity.label) for entity in entities]
 
 
-def test_entities_are_those_of_the_pipeline(tmp_path: Path) -> None:
+def test_entities_equal_those_of_the_transformers_pipeline(tmp_path: Path) -> None:
     head = build_tiny_head(layers=2)
     texts = load_corpus(SAMPLE / "corpus.txt")["text"][:]
     texts = [text[:150] for text in texts] + [text.upper()[40:90] for text in texts]
@@ -49,7 +50,7 @@ def test_entities_are_those_of_the_pipeline(tmp_path: Path) -> None:
         assert [one.score for one in ours] == pytest.approx([float(one["score"]) for one in theirs], abs=1e-5)
 
 
-# What tokenizers drop, join, split and measure in their own way.
+# Text that tokenizers drop, join, split or measure differently.
 pieces = st.one_of(
     st.sampled_from(
         ["aspirin", "the severe asthma", "bronchoconstriction", "IL-2.", " ", "\r\n", "\t", "\u200b", "e\u0301"]
@@ -64,10 +65,10 @@ any_text = st.lists(pieces, max_size=60).map("".join)
 
 @given(any_text)
 @settings(max_examples=150, deadline=None)
-def test_places_are_exact_and_windows_change_nothing(text: str) -> None:
+def test_offsets_are_exact_and_do_not_depend_on_windows(text: str) -> None:
     (whole,) = ONE_WINDOW.annotate([text])
     (cut,) = MANY_WINDOWS.annotate([text])
-    assert_same_entities(cut, whole)  # tags depend on the piece alone: the cuts are all that could tell
+    assert_same_entities(cut, whole)  # labels depend on the piece alone, so that only windows could make a difference
     for entity in whole:
         assert text[entity.start : entity.end] == entity.text
         assert entity.text
@@ -77,10 +78,10 @@ def test_places_are_exact_and_windows_change_nothing(text: str) -> None:
 
 
 def test_windows_are_whole_sentences_that_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(annotation, "_OVERLAP", 0.5)  # of these short windows
+    monkeypatch.setattr(tokenization, "_OVERLAP", 0.5)  # windows are short here
     text = " ".join(f"The patients were severe in {'renal ' * number}failure." for number in (1, 5, 2, 4, 3, 1, 6))
-    (reading,) = MANY_WINDOWS._readings
-    (words,) = reading.words_of([text])
+    (group,) = MANY_WINDOWS._groups
+    (words,) = group.tokenizer.tokenize([text])
     starts = set(sentence_starts(text))
     assert len(words.windows) > 2
     first = 0
@@ -93,7 +94,7 @@ def test_windows_are_whole_sentences_that_overlap(monkeypatch: pytest.MonkeyPatc
     assert sum(len(window.ids) - 2 for window in words.windows) > len(TOKENIZER(text)["input_ids"]) - 2
 
 
-def test_a_megabyte_is_read_whole() -> None:
+def test_a_text_of_a_megabyte_is_annotated_to_its_end() -> None:
     text = "Aspirin induced asthma in the mice. " * 28_000
     (found,) = Annotator(build_tiny_head(layers=0), TOKENIZER, batch_size=64).annotate([text])
     per_sentence = places(next(ONE_WINDOW.annotate(["Aspirin induced asthma in the mice."])))
@@ -104,11 +105,11 @@ def test_a_megabyte_is_read_whole() -> None:
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\n", "\u200b"])
-def test_nothing_is_found_in_nothing(text: str) -> None:
+def test_texts_without_words_have_no_entities(text: str) -> None:
     assert list(ONE_WINDOW.annotate([text, text])) == [[], []]
 
 
-def test_an_inside_that_continues_nothing_begins_an_entity() -> None:
+def test_an_inside_label_that_continues_no_entity_begins_one() -> None:
     head = build_tiny_head(layers=0)
     tags = {"aspirin": "I-Chemical", "asthma": "I-Disease", "mice": "B-Disease", "renal": "I-Disease"}
     with torch.no_grad():
@@ -131,7 +132,7 @@ def test_an_inside_that_continues_nothing_begins_an_entity() -> None:
     ]
 
 
-def test_an_accent_of_its_own_stays_with_its_letter() -> None:
+def test_a_combining_accent_stays_with_its_letter() -> None:
     head = build_tiny_head(layers=0, tags=["Thing"])
     (found,) = Annotator(head, TOKENIZER).annotate(["cafe\u0301 the"])
     assert [one.text for one in found] == ["cafe\u0301 the"]
@@ -139,25 +140,25 @@ def test_an_accent_of_its_own_stays_with_its_letter() -> None:
     assert [one.text for one in found] == ["the cafe\u0301"]
 
 
-def test_an_accent_that_begins_a_word_is_in_one_entity_alone() -> None:
+def test_a_combining_accent_that_begins_a_word_is_in_one_entity() -> None:
     cased = BertTokenizer(vocab=TOKENIZER.get_vocab(), do_lower_case=False, model_max_length=512)
     (found,) = Annotator(build_tiny_head(layers=0, tags=["B-Thing"]), cased).annotate(["the-\u0301of"])
     assert [one.text for one in found] == ["the", "-", "\u0301of"]
 
 
-def test_names_of_special_tokens_in_a_text_are_text() -> None:
-    (reading,) = ONE_WINDOW._readings
-    (words,) = reading.words_of(["the [SEP] of [MASK] [CLS]"])
+def test_special_tokens_written_in_a_text_are_plain_text() -> None:
+    (group,) = ONE_WINDOW._groups
+    (words,) = group.tokenizer.tokenize(["the [SEP] of [MASK] [CLS]"])
     (window,) = words.windows
     assert not set(window.ids[1:-1].tolist()) & {
         TOKENIZER.sep_token_id,
         TOKENIZER.mask_token_id,
         TOKENIZER.cls_token_id,
     }
-    assert len(words.starts) == 2 + 3 * 3  # brackets are words of their own
+    assert len(words.starts) == 2 + 3 * 3  # brackets are separate words
 
 
-def test_several_heads_share_one_reading(tmp_path: Path) -> None:
+def test_several_heads_share_one_tokenization(tmp_path: Path) -> None:
     texts = load_corpus(SAMPLE / "corpus.txt")["text"][:20]
     genes = build_tiny_head(layers=1, seed=1, tags=["O", "B-GENE", "I-GENE"])
     heads = [build_tiny_head(layers=1), genes]
@@ -165,16 +166,16 @@ def test_several_heads_share_one_reading(tmp_path: Path) -> None:
         head.save_pretrained(tmp_path / str(number))
         TOKENIZER.save_pretrained(tmp_path / str(number))
     together = Annotator([tmp_path / "0", str(tmp_path / "1")])
-    assert len(together._readings) == 1
+    assert len(together._groups) == 1
     alone = [list(Annotator(head, TOKENIZER).annotate(texts)) for head in heads]
     for found, first, second in zip(together.annotate(texts), *alone, strict=True):
         assert_same_entities(found, sorted(first + second, key=lambda one: (one.start, one.end, one.label)))
-    apart = Annotator([heads[0], build_tiny_head(layers=0, positions=LONGEST)], TOKENIZER)
-    assert len(apart._readings) == 2
+    separate = Annotator([heads[0], build_tiny_head(layers=0, positions=LONGEST)], TOKENIZER)
+    assert len(separate._groups) == 2
 
 
-def test_texts_stream_and_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(annotation, "_TEXTS_AT_ONCE", 4)
+def test_texts_are_streamed_and_batch_size_changes_no_entity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(annotator_module, "_TEXTS_AT_ONCE", 4)
     texts = load_corpus(SAMPLE / "corpus.txt")["text"][:30]
     taken = 0
 
@@ -193,7 +194,7 @@ def test_texts_stream_and_batches_change_nothing(monkeypatch: pytest.MonkeyPatch
     )
 
 
-def test_bfloat16_finds_nearly_the_same() -> None:
+def test_bfloat16_finds_nearly_the_same_entities() -> None:
     texts = load_corpus(SAMPLE / "corpus.txt")["text"][:40]
     exact = list(Annotator(build_tiny_head(layers=1), TOKENIZER).annotate(texts))
     rough = list(Annotator(build_tiny_head(layers=1), TOKENIZER, dtype=torch.bfloat16).annotate(texts))
@@ -201,21 +202,21 @@ def test_bfloat16_finds_nearly_the_same() -> None:
     assert same > 0.8 * sum(map(len, exact))
 
 
-def test_a_document_is_read_passage_by_passage() -> None:
+def test_passages_are_annotated_separately() -> None:
     text = "Aspirin in asthma\nThe mice were renal"
     passages = (Passage(0, 17, 0, {"type": "title"}), Passage(18, len(text), 18, {"type": "abstract"}))
     plain = Document("1", text, extra={"relations": [["CID"]], "fields": {}})
     parted = Document("2", text, entities=[Entity(0, 7, "Aspirin", "old")], passages=passages, extra={"year": 1})
     everything = Annotator(build_tiny_head(layers=0, tags=["Thing"]), TOKENIZER)
     one, two = everything.annotate_documents([plain, parted])
-    assert one.extra == {"fields": {}}  # what they are between is gone
+    assert one.extra == {"fields": {}}  # the entities that they relate are gone
     assert places(list(one.entities)) == [(0, len(text), "Thing")]
     assert places(list(two.entities)) == [(0, 17, "Thing"), (18, len(text), "Thing")]
     assert two.extra == {"year": 1}
 
 
-def test_blanks_that_are_counted_to_a_word_are_no_part_of_an_entity() -> None:
-    """As SentencePiece does, where a blank may even be a word of its own."""
+def test_spaces_before_a_word_are_not_part_of_an_entity() -> None:
+    """SentencePiece includes the space before a word, and a space may even be a word."""
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "▁", "▁take", "▁aspirin"]
     backend = Tokenizer(models.WordLevel({piece: number for number, piece in enumerate(pieces)}, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -229,33 +230,33 @@ def test_blanks_that_are_counted_to_a_word_are_no_part_of_an_entity() -> None:
     assert [one.text for one in (*apart, *together)] == ["take", "aspirin", "take  aspirin"]
 
 
-def test_models_that_count_positions_from_their_padding_on() -> None:
+def test_models_that_number_positions_from_the_padding_id() -> None:
     config = RobertaConfig(
         vocab_size=len(TOKENIZER), hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
     )
     config.max_position_embeddings = 34
     tokenizer = build_tiny_tokenizer()
-    tokenizer.model_max_length = int(1e30)  # as where none is recorded
+    tokenizer.model_max_length = int(1e30)  # as if no maximum were recorded
     (found,) = Annotator(RobertaForTokenClassification(config), tokenizer).annotate(["asthma " * 200])
     assert found
 
 
-def test_what_cannot_annotate_is_refused() -> None:
+def test_invalid_arguments_are_rejected() -> None:
     for number in (0, -1):
-        with pytest.raises(InputError, match=f"batches of {number} windows: give 1 or more"):
+        with pytest.raises(InputError, match=f"batch_size is {number}: it must be at least 1"):
             Annotator(build_tiny_head(layers=0), TOKENIZER, batch_size=number)
-    with pytest.raises(InputError, match="needs its tokenizer"):
+    with pytest.raises(InputError, match="needs a tokenizer"):
         Annotator(build_tiny_head(layers=0))
-    with pytest.raises(InputError, match="needs a model"):
+    with pytest.raises(InputError, match="no model given"):
         Annotator([], TOKENIZER)
 
 
 @pytest.mark.parametrize("wrong", ["\ud83d", None, b"bytes", 3])
-def test_what_is_no_text_is_named(wrong: Any) -> None:
-    with pytest.raises(InputError, match="text 1, counted from 0, is no text"):
+def test_an_item_that_is_not_a_string_is_named(wrong: Any) -> None:
+    with pytest.raises(InputError, match=r"texts\[1\] is not a valid string"):
         list(ONE_WINDOW.annotate(["Aspirin", wrong]))
 
 
-def test_one_text_is_no_list_of_texts() -> None:
-    with pytest.raises(InputError, match="give a list of texts, not one text"):
+def test_a_single_string_is_rejected() -> None:
+    with pytest.raises(InputError, match="pass a list of texts"):
         list(ONE_WINDOW.annotate("Aspirin"))

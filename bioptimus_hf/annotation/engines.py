@@ -1,0 +1,129 @@
+"""Compute the logits of a NER head with PyTorch or from an ONNX file, behind one interface."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+
+from bioptimus_hf.annotation.extras import require_packages
+from bioptimus_hf.errors import InputError
+from bioptimus_hf.hardware import prepare_for_cpu
+from bioptimus_hf.models import check_token_classifier, load_token_classifier
+
+ONNX_FILE = "model.onnx"
+"""Name of the ONNX file in a folder written by `export_onnx`."""
+
+
+class Engine(Protocol):
+    """A token classifier that is ready for inference.
+
+    Attributes:
+        config: the model's configuration; `id2label` names the labels.
+    """
+
+    config: PretrainedConfig
+
+    def logits(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Return logits of shape (windows, pieces, labels).
+
+        Args:
+            input_ids: int64 of shape (windows, pieces), on the engine's device.
+            attention_mask: 1 for pieces and 0 for padding, of the same shape and type.
+        """
+        ...
+
+
+class TorchEngine:
+    """Runs a PyTorch model.
+
+    Args:
+        model: a model, or its folder or Hub name. A model object is moved and modified, not copied.
+        device: where the model runs.
+        dtype: data type of the weights; by default the model's own, or float32 for one loaded from files.
+
+    Raises:
+        InputError: the model isn't a trained token classifier, or its weights contain NaN or infinity.
+    """
+
+    def __init__(self, model: str | Path | PreTrainedModel, device: torch.device, dtype: torch.dtype | None) -> None:
+        if isinstance(model, PreTrainedModel):
+            check_token_classifier("the model", model)
+            loaded: Any = model
+        else:
+            loaded = load_token_classifier(model)
+        self.model = loaded.to(device, dtype or loaded.dtype).eval()
+        self.config: PretrainedConfig = self.model.config
+        prepare_for_cpu(self.model, device)
+
+    def logits(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """See `Engine.logits`."""
+        logits: torch.Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+        return logits
+
+
+class OnnxEngine:
+    """Runs an ONNX file on the CPU.
+
+    Args:
+        folder: a folder written by `export_onnx`.
+
+    Raises:
+        InputError: onnxruntime is not installed (extra `onnx`).
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        require_packages("onnx", "onnxruntime")
+        import onnxruntime
+
+        self.config: PretrainedConfig = AutoConfig.from_pretrained(str(folder))
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        self._session = onnxruntime.InferenceSession(
+            str(Path(folder) / ONNX_FILE),
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=["SkipLayerNormFusion"],  # slower than the operations it replaces
+        )
+
+    def logits(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """See `Engine.logits`; the result is float32."""
+        inputs = {"input_ids": input_ids.numpy(), "attention_mask": attention_mask.numpy()}
+        return torch.from_numpy(self._session.run(["logits"], inputs)[0])
+
+
+# Engines that read a file which transformers doesn't; all of them run on the CPU only.
+_ENGINE_OF_FILE: dict[str, type[OnnxEngine]] = {ONNX_FILE: OnnxEngine}
+
+
+def runs_on_cpu_only(model: str | Path | PreTrainedModel) -> bool:
+    """Tell whether a model is an exported file that only runs on a CPU."""
+    return _exported_file(model) is not None
+
+
+def load_engine(model: str | Path | PreTrainedModel, device: torch.device, dtype: torch.dtype | None) -> Engine:
+    """Make a model ready for inference with the engine that fits its files.
+
+    Args:
+        model: a token classifier, its folder or Hub name, or the folder of an exported one.
+        device: where the model runs.
+        dtype: data type of the weights; None keeps that of a model object and loads files in float32.
+
+    Raises:
+        InputError: there is no such model, it isn't a trained token classifier, or it is an exported file and `device`
+            or `dtype` ask for something else than its weights on a CPU.
+    """
+    file = _exported_file(model)
+    if file is None:
+        return TorchEngine(model, device, dtype)
+    if dtype is not None or device.type != "cpu":
+        raise InputError(f"{model} contains an exported file ({file}): it runs on a CPU only, with the weights it has")
+    return _ENGINE_OF_FILE[file](str(model))
+
+
+def _exported_file(model: str | Path | PreTrainedModel) -> str | None:
+    if isinstance(model, PreTrainedModel) or (Path(model) / "model.safetensors").is_file():
+        return None
+    return next((file for file in _ENGINE_OF_FILE if (Path(model) / file).is_file()), None)

@@ -1,0 +1,198 @@
+"""Tokenize texts of any length into windows that fit a model, and merge labelled words into entities."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tokenizers import Tokenizer
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from bioptimus_hf.corpus.documents import Entity
+from bioptimus_hf.corpus.sentences import sentence_starts
+from bioptimus_hf.errors import InputError
+from bioptimus_hf.ner.windows import window_spans
+
+Array = npt.NDArray[Any]
+_OVERLAP = 0.125  # share of a window: a sentence or two of context on each side costs an eighth more work
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stretch of a text that fits the model.
+
+    Attributes:
+        ids: ids of the word pieces, including [CLS] and [SEP].
+        first_word: number of the first word that this window labels; other words are context.
+        places: positions in `ids` of the first pieces of the words that this window labels.
+    """
+
+    ids: Array
+    first_word: int
+    places: Array
+
+
+class TokenizedText:
+    """The words of a text, their windows, and the labels that several heads predict for them.
+
+    Attributes:
+        text: the text.
+        starts: first character of each word.
+        ends: the character after the last one of each word.
+        windows: together they label each word exactly once, in order.
+        labels: predicted label ids of shape (heads, words).
+        scores: probabilities of these labels, float32 of the same shape.
+    """
+
+    def __init__(self, text: str, starts: Array, ends: Array, windows: list[Window], heads: int) -> None:
+        self.text = text
+        self.starts = starts
+        self.ends = ends
+        self.windows = windows
+        self.labels = np.zeros((heads, len(starts)), dtype=np.int64)
+        self.scores = np.zeros((heads, len(starts)), dtype=np.float32)
+
+    def entities(self, head: int, label_names: dict[int, str]) -> Iterator[Entity]:
+        """Yield the entities that a head predicts, in the order of the text.
+
+        Args:
+            head: number of the head (row of `labels`).
+            label_names: names such as `B-Disease` by label id; `O` is outside of entities.
+        """
+        tags = {label: _prefix_and_type(name) for label, name in label_names.items()}
+        outside = [label for label, name in label_names.items() if name == "O"]
+        labels = self.labels[head]
+        first = last = -2
+        for word in np.flatnonzero(~np.isin(labels, outside)).tolist():
+            prefix, kind = tags[labels[word]]
+            if word != last + 1 or prefix == "B" or kind != tags[labels[first]][1]:
+                if first >= 0:
+                    yield from self._entity(head, first, last, tags[labels[first]][1])
+                first = word
+            last = word
+        if first >= 0:
+            yield from self._entity(head, first, last, tags[labels[first]][1])
+
+    def _entity(self, head: int, first: int, last: int, kind: str) -> Iterator[Entity]:
+        """Yield the entity that consists of the words from `first` to `last`, unless they are only whitespace.
+
+        Some tokenizers treat whitespace as words.
+        """
+        start, end = int(self.starts[first]), int(self.ends[last])
+        text = self.text[start:end]
+        start, end = end - len(text.lstrip()), start + len(text.rstrip())
+        if start >= end:
+            return
+        following = int(self.starts[last + 1]) if last + 1 < len(self.starts) else len(self.text)
+        while end < following and unicodedata.combining(self.text[end]):
+            end += 1  # a combining accent, which tokenizers leave out at the end of a word
+        score = float(self.scores[head, first : last + 1].mean())
+        yield Entity(start, end, self.text[start:end], kind, score)
+
+
+class TextTokenizer:
+    """Tokenizes texts and divides them into windows for models of one tokenizer and one maximum length.
+
+    Args:
+        tokenizer: a fast tokenizer.
+        config: configuration of a model, which limits the length of a window.
+
+    Raises:
+        InputError: the tokenizer doesn't report offsets (a slow tokenizer).
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise InputError(
+                f"{type(tokenizer).__name__} doesn't report the offsets of its tokens: use a fast tokenizer"
+            )
+        self._serialized = backend.to_str()
+        self._backend = Tokenizer.from_str(self._serialized)
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._backend.encode_special_tokens = True  # "[SEP]" in a text is plain text
+        self._max_length = _max_length(tokenizer, config)
+        self._cls, self._sep, self._pad = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id
+
+    def is_equivalent_to(self, other: TextTokenizer) -> bool:
+        """Tell whether both divide every text into the same windows."""
+        return (self._serialized, self._max_length) == (other._serialized, other._max_length)
+
+    def tokenize(self, texts: Sequence[str], *, heads: int = 1) -> list[TokenizedText]:
+        """Tokenize texts and divide them into windows.
+
+        Args:
+            texts: the texts.
+            heads: how many heads will label the words.
+        """
+        tokenized = []
+        for text, encoding in zip(texts, self._backend.encode_batch(texts, add_special_tokens=False), strict=True):
+            word = np.array(encoding.word_ids, dtype=np.int64)
+            first = np.flatnonzero(np.diff(word, prepend=-1))
+            last = np.append(first[1:], len(word)) - 1 if len(word) else first
+            offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+            starts, ends = offsets[first, 0], offsets[last, 1]
+            for number, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
+                if text[start : start + 1].isspace():  # some tokenizers include the space before a word
+                    starts[number] = end - len(text[start:end].lstrip())
+            windows = list(self._windows(text, np.array(encoding.ids, dtype=np.int64), first, starts))
+            tokenized.append(TokenizedText(text, starts, ends, windows, heads))
+        return tokenized
+
+    def pad(self, windows: Sequence[Window]) -> dict[str, torch.Tensor]:
+        """Return the inputs of a model for windows: `input_ids` and `attention_mask`, int64 of (windows, pieces)."""
+        lengths = np.array([len(window.ids) for window in windows])
+        ids = np.full((len(windows), lengths.max()), self._pad)
+        for row, window in zip(ids, windows, strict=True):
+            row[: len(window.ids)] = window.ids
+        mask = (np.arange(ids.shape[1]) < lengths[:, None]).astype(np.int64)
+        return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+
+    def _windows(self, text: str, ids: Array, first: Array, starts: Array) -> Iterator[Window]:
+        """Divide a text between sentences, or between words where a sentence doesn't fit.
+
+        Args:
+            text: the text.
+            ids: ids of all word pieces.
+            first: position in `ids` of the first piece of each word.
+            starts: first character of each word.
+        """
+        room = self._max_length - 2
+        if len(ids) <= room:
+            if len(ids):
+                yield Window(np.concatenate([[self._cls], ids, [self._sep]]), 0, first + 1)
+            return
+        sizes = np.minimum(np.diff(first, append=len(ids)), room)  # a word that doesn't fit is truncated
+        sentence = np.searchsorted(sentence_starts(text), starts, side="right")
+        too_long = np.bincount(sentence, weights=sizes) > room
+        units = np.flatnonzero(np.diff(sentence, prepend=-1) | too_long[sentence])  # first word of each unit
+        bounds = np.append(units, len(first))
+        unit_sizes = np.add.reduceat(sizes, units).tolist()
+        for left, right, own_left, own_right in window_spans(unit_sizes, room, overlap=int(room * _OVERLAP)):
+            words = range(bounds[left], bounds[right])
+            pieces = [ids[first[word] : first[word] + sizes[word]] for word in words]
+            places = 1 + np.cumsum([0, *map(len, pieces)])[:-1]
+            own = slice(bounds[own_left] - bounds[left], bounds[own_right] - bounds[left])
+            window = np.concatenate([[self._cls], *pieces, [self._sep]])
+            yield Window(window, int(bounds[own_left]), places[own])
+
+
+def _prefix_and_type(label: str) -> tuple[str, str]:
+    """Split a label into prefix and type; one without `B-` or `I-` continues an entity of the same type."""
+    prefix, hyphen, kind = label.partition("-")
+    return (prefix, kind) if hyphen and prefix in ("B", "I") else ("I", label)
+
+
+def _max_length(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> int:
+    """Return the length of the longest window: the tokenizer's limit where the model has as many positions."""
+    limit, positions = int(tokenizer.model_max_length), int(config.max_position_embeddings)
+    if limit <= positions:
+        return limit
+    # RoBERTa and related models number positions from the id of the padding token.
+    return positions if config.model_type == "bert" else positions - (config.pad_token_id or 0) - 1

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import ROOT, build_tiny_head, build_tiny_tokenizer
+
+from bioptimus_hf.annotation import extras, onnx_export
+from bioptimus_hf.annotation.annotator import Annotator
+from bioptimus_hf.annotation.engines import OnnxEngine
+from bioptimus_hf.annotation.onnx_export import export_onnx
+from bioptimus_hf.corpus.documents import Entity
+from bioptimus_hf.errors import InputError
+
+TEXTS = (ROOT / "bioptimus_hf" / "sample" / "corpus.txt").read_text(encoding="utf-8").splitlines()[:12]
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_head: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The tiny head in both precisions; also checks that logging is as it was before."""
+    pytest.importorskip("onnxscript", reason="needs the extra `onnx`")
+    folders = {precision: tmp_path_factory.mktemp("onnx") / precision for precision in ("fp32", "int8")}
+    names = ["torch.onnx", "onnxscript", "onnxruntime", *logging.root.manager.loggerDict]
+    before = {name: logging.getLogger(name).level for name in names}
+    filters = list(logging.getLogger().filters)
+    export_onnx(tiny_head, folders["fp32"], precision="fp32")
+    export_onnx(tiny_head, folders["int8"])
+    assert before == {name: logging.getLogger(name).level for name in names}
+    assert filters == logging.getLogger().filters
+    return folders
+
+
+def offsets(entities: list[Entity]) -> list[tuple[int, int, str]]:
+    return [(entity.start, entity.end, entity.label) for entity in entities]
+
+
+@pytest.mark.slow
+def test_an_onnx_file_finds_the_same_entities(exported: dict[str, Path], tiny_head: Path) -> None:
+    exact, full, quantized = (
+        [offsets(entities) for entities in Annotator(folder).annotate(TEXTS)]
+        for folder in (tiny_head, exported["fp32"], exported["int8"])
+    )
+    assert full == exact
+    same = sum(len({*left} & {*right}) for left, right in zip(exact, quantized, strict=True))
+    assert same > 0.5 * sum(map(len, exact))  # random weights, for which the labels' scores are close to each other
+    sizes = {precision: (folder / "model.onnx").stat().st_size for precision, folder in exported.items()}
+    assert sizes["int8"] < sizes["fp32"]
+    assert not list(exported["int8"].glob("*.safetensors"))
+
+
+@pytest.mark.slow
+def test_an_onnx_file_runs_on_the_cpu_only(
+    exported: dict[str, Path], tiny_head: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match="runs on a CPU only"):
+        Annotator(exported["int8"], device="meta")
+    with pytest.raises(InputError, match="runs on a CPU only"):
+        Annotator(exported["int8"], dtype=torch.bfloat16)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("meta"))
+    assert Annotator([tiny_head, exported["int8"]]).device == torch.device("cpu")
+    assert Annotator(tiny_head).device == torch.device("meta")
+
+
+def test_an_export_that_fails_leaves_nothing(tiny_head: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxscript", reason="needs the extra `onnx`")
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(onnx_export, "_export", fail)
+    with pytest.raises(OSError, match="disk full"):
+        export_onnx(tiny_head, tmp_path / "onnx")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(InputError, match="is not empty"):
+        export_onnx(tiny_head, tmp_path)
+
+
+def test_missing_packages_are_named_with_their_extra(
+    tiny_head: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"onnx, onnxruntime, onnxscript are not installed: .*'bioptimus-hf\[onnx\]'"):
+        export_onnx(tiny_head, tmp_path / "onnx")
+    with pytest.raises(InputError, match=r"onnxruntime is not installed: pip install 'bioptimus-hf\[onnx\]'"):
+        OnnxEngine(tiny_head)
+
+
+def test_outlier_features_are_scaled_down_and_logits_stay_the_same() -> None:
+    head, tokenizer = build_tiny_head(layers=1).eval(), build_tiny_tokenizer()
+    inputs = tokenizer(TEXTS[:2], padding=True, truncation=True, max_length=64, return_tensors="pt")
+    layer = head.bert.encoder.layer[0]
+    with torch.no_grad():
+        layer.attention.output.LayerNorm.bias[3] = 60
+        before = head(**inputs).logits
+        onnx_export._level(head, tokenizer)
+        states: list[torch.Tensor] = []
+        layer.intermediate.dense.linear.register_forward_pre_hook(lambda _, given: states.append(given[0]))
+        after = head(**inputs).logits
+    assert torch.allclose(before, after, atol=1e-4)
+    assert states[0].abs().max() < 6
+    assert isinstance(layer.attention.self.query, torch.nn.Linear), "its inputs have no outliers"
