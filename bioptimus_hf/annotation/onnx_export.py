@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from bioptimus_hf.annotation.engines import ONNX_FILE
 from bioptimus_hf.annotation.extras import require_packages
+from bioptimus_hf.artifacts import atomic_folder
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import load_by_name, load_token_classifier, save_tokenizer
 
@@ -44,17 +44,16 @@ def export_onnx(model: str | Path, folder: str | Path, *, precision: Literal["in
     # Fused attention would be exported with a check for rows that mask every key, which takes longer than attention.
     head = load_token_classifier(model, attn_implementation="eager").eval()
     tokenizer = load_by_name(AutoTokenizer, model)
-    with tempfile.TemporaryDirectory() as temporary:
-        complete, full_precision = Path(temporary) / "complete", Path(temporary) / ONNX_FILE
+    with atomic_folder(folder) as complete, tempfile.TemporaryDirectory() as scratch:
         head.config.save_pretrained(complete)
         save_tokenizer(tokenizer, complete)
         if precision == "int8":
+            full_precision = Path(scratch) / ONNX_FILE
             _level(head, tokenizer)
             _export(head, full_precision)
             _quantize(full_precision, complete / ONNX_FILE)
         else:
             _export(head, complete / ONNX_FILE)
-        shutil.copytree(complete, folder, dirs_exist_ok=True)
 
 
 class _Logits(torch.nn.Module):

@@ -6,26 +6,27 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from itertools import count
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
+from typing import Any, get_args
 
+import datasets
 import pytest
-from helpers import ROOT, assert_same_entities, load_script, run_until_killed
+from helpers import ROOT, assert_same_entities, run_until_killed
+from tqdm import tqdm
 
+from bioptimus_hf.annotation import annotate_files as module
+from bioptimus_hf.annotation.annotate_files import RECORDS, annotate_files, record_of
 from bioptimus_hf.annotation.annotator import Annotator
-from bioptimus_hf.corpus.formats import DocumentReader
+from bioptimus_hf.annotation.options import AnnotationOptions, InputFormat, OutputFormat
+from bioptimus_hf.artifacts import read_record
+from bioptimus_hf.cli.__main__ import main
+from bioptimus_hf.corpus.formats import READABLE, WRITABLE, DocumentReader
 from bioptimus_hf.errors import InputError
 
 SAMPLE = ROOT / "bioptimus_hf" / "sample"
 TEXTS = (SAMPLE / "corpus.txt").read_text(encoding="utf-8").splitlines()[:12]
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    return load_script(ROOT / "scripts" / "annotate.py")
 
 
 @pytest.fixture
@@ -39,50 +40,57 @@ def shards(tmp_path: Path) -> Path:
     return folder
 
 
-def annotate(script: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> None:
-    monkeypatch.setattr(sys, "argv", ["annotate.py", *map(str, arguments)])
-    script.main()
+def annotate(model: Path, source: str | Path, output_dir: Path, **options: Any) -> list[Path]:
+    return annotate_files(AnnotationOptions([str(model)], [str(source)], str(output_dir), **options))
 
 
-def test_a_folder_of_files_is_annotated_once(
-    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tiny_head: Path, shards: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def modified(folder: Path) -> dict[Path, int]:
+    """Return the time of the last change of each file, including records."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.is_file())
+
+
+def test_a_folder_is_annotated_once(tiny_head: Path, shards: Path, caplog: pytest.LogCaptureFixture) -> None:
     out = shards.parent / "out"
     caplog.set_level("INFO")
-    annotate(script, monkeypatch, "--models", tiny_head, "--input", shards, "--output_dir", out)
+    assert annotate(tiny_head, shards, out) == [out / "a.jsonl", out / "b.jsonl"]
     expected = list(Annotator(str(tiny_head)).annotate(TEXTS))
     first, second = list(DocumentReader(out / "a.jsonl")), list(DocumentReader(out / "b.jsonl"))
     for document, entities in zip((*first, *second), expected, strict=True):
-        assert_same_entities(document.entities, entities)  # a file was a batch of its own
+        assert_same_entities(document.entities, entities)  # each file was batched separately
     assert [document.text for document in (*first, *second)] == TEXTS
     assert second[0].extra["fields"]["year"] == 1999
-    record = json.loads((out / "a.jsonl.made.json").read_text())
-    assert (record["documents"], record["entities"]) == (6, sum(map(len, expected[:6])))
+    facts = read_record(record_of(out / "a.jsonl"))["facts"]
+    assert facts == {"documents": 6, "entities": sum(map(len, expected[:6])), "skipped": []}
 
-    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
-    annotate(script, monkeypatch, "--models", tiny_head, "--input", shards, "--output_dir", out)
-    assert before == {path: path.stat().st_mtime_ns for path in out.iterdir()}
-    assert "2 of 2 files are there already" in caplog.text
+    before = modified(out)
+    assert annotate(tiny_head, shards, out) == [out / "a.jsonl", out / "b.jsonl"]
+    assert modified(out) == before
+    assert "2 of 2 files are already annotated" in caplog.text
     (out / "a.jsonl").unlink()
-    annotate(script, monkeypatch, "--models", tiny_head, "--input", shards, "--output_dir", out)
-    assert {path for path in out.iterdir() if path.stat().st_mtime_ns != before.get(path)} == {
-        out / "a.jsonl",
-        out / "a.jsonl.made.json",
-    }
+    annotate(tiny_head, shards, out)
+    changed = {path for path, time in modified(out).items() if time != before.get(path)}
+    assert changed == {out / "a.jsonl", out / RECORDS / "a.jsonl.json"}
+
+
+def test_other_inputs_and_settings_are_rejected_unless_forced(tiny_head: Path, shards: Path) -> None:
+    out = shards.parent / "out"
+    annotate(tiny_head, shards, out)
     (shards / "a.txt").write_text("Another text.")
-    with pytest.raises(InputError, match=r"a\.jsonl was made by other models or settings, or of another"):
-        annotate(script, monkeypatch, "--models", tiny_head, "--input", shards, "--output_dir", out)
-    annotate(script, monkeypatch, "--models", tiny_head, "--input", shards, "--output_dir", out, "--force")
+    with pytest.raises(InputError, match=r"a\.jsonl\.json was made with different file .*choose another output_dir"):
+        annotate(tiny_head, shards, out)
+    with pytest.raises(InputError, match=r"different .*bf16 \(false then, true now\)"):
+        annotate(tiny_head, shards, out, bf16=True)
+    annotate(tiny_head, shards, out, force=True)
     assert [document.text for document in DocumentReader(out / "a.jsonl")] == ["Another text."]
 
 
-@pytest.mark.parametrize("format", ["jsonl", "pubtator", "bioc", "conll", "html"])
-def test_every_format_is_written(
-    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tiny_head: Path, shards: Path, format: str
-) -> None:
-    out = shards.parent / "out"
-    annotate(script, monkeypatch, "--models", tiny_head, "--input", shards, "--output_dir", out, "--format", format)
-    written = sorted(path for path in out.iterdir() if not path.name.endswith(".made.json"))
+@pytest.mark.parametrize("format", WRITABLE)
+def test_every_format_is_written(tiny_head: Path, shards: Path, format: OutputFormat) -> None:
+    written = annotate(tiny_head, shards, shards.parent / "out", format=format)
     assert [path.name.partition(".")[0] for path in written] == ["a", "b"]
     if format == "html":
         assert "Chemical" in written[0].read_text(encoding="utf-8")
@@ -92,143 +100,164 @@ def test_every_format_is_written(
     assert len(found) > 10
 
 
-def test_a_document_that_cannot_be_read(
-    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tiny_head: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "a.jsonl").write_text('{"text": "Aspirin."}\n{"text": 3}\n{"text": "Asthma."}\n')
-    given = ("--models", tiny_head, "--input", tmp_path / "a.jsonl", "--output_dir", tmp_path / "out")
+def test_options_name_the_formats_of_the_registry() -> None:
+    assert set(get_args(InputFormat)) == set(READABLE)
+    assert set(get_args(OutputFormat)) == set(WRITABLE)
+
+
+def test_the_output_folder_is_a_data_set(tiny_head: Path, tmp_path: Path) -> None:
+    """Records lie in a hidden folder, which `datasets` ignores."""
+    for number in range(2):
+        (tmp_path / f"{number}.txt").write_text("\n".join(TEXTS[number::2]), encoding="utf-8")
+    out = tmp_path / "out"
+    written = annotate(tiny_head, f"{tmp_path}/*.txt", out)
+    expected = [(document.text, len(document.entities)) for path in written for document in DocumentReader(path)]
+    assert sum(number for _, number in expected) > 10
+    for arguments in ((str(out),), ("json", None, str(out))):
+        (rows,) = datasets.load_dataset(*arguments, cache_dir=str(tmp_path / "cache")).values()
+        assert rows.column_names == ["id", "text", "entities"]
+        assert [(row["text"], len(row["entities"])) for row in rows] == expected
+        assert {"start", "end", "text", "label", "score"} == set(rows[0]["entities"][0])
+
+
+def test_documents_that_cannot_be_read_are_errors_or_skipped(tiny_head: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "a.jsonl", tmp_path / "out"
+    source.write_text('{"text": "Aspirin."}\n{"text": 3}\n{"text": "Asthma."}\n')
     with pytest.raises(InputError, match=r"a\.jsonl, line 2"):
-        annotate(script, monkeypatch, *given)
-    assert not list((tmp_path / "out").iterdir())
-    annotate(script, monkeypatch, *given, "--on-error", "skip")
-    record = json.loads((tmp_path / "out" / "a.jsonl.made.json").read_text())
-    assert record["documents"] == 2
-    assert "line 2" in record["skipped"][0]
-    with pytest.raises(InputError, match=r"a\.jsonl lacks 1 documents that were skipped"):
-        annotate(script, monkeypatch, *given)
+        annotate(tiny_head, source, out)
+    assert not list(out.iterdir())
+    (target,) = annotate(tiny_head, source, out, on_error="skip")
+    facts = read_record(record_of(target))["facts"]
+    assert facts["documents"] == 2
+    assert "line 2" in facts["skipped"][0]
+    with pytest.raises(InputError, match=r"a\.jsonl lacks 1 documents"):
+        annotate(tiny_head, source, out)
 
 
-def test_what_was_done_before_a_fault_is_kept_when_faults_are_skipped(
-    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tiny_head: Path, shards: Path
-) -> None:
+def test_files_finished_before_an_error_are_kept(tiny_head: Path, shards: Path) -> None:
+    out = shards.parent / "out"
     (shards / "c.jsonl").write_text('{"text": 3}\n{"text": "Asthma."}\n')
-    given = ("--models", tiny_head, "--input", shards, "--output_dir", shards.parent / "out")
     with pytest.raises(InputError, match=r"c\.jsonl, line 1"):
-        annotate(script, monkeypatch, *given)
-    before = {path: path.stat().st_mtime_ns for path in (shards.parent / "out").iterdir()}
+        annotate(tiny_head, shards, out)
+    before = modified(out)
     assert len(before) == 4
-    annotate(script, monkeypatch, *given, "--on_error", "skip")
-    after = {path: path.stat().st_mtime_ns for path in (shards.parent / "out").iterdir()}
+    annotate(tiny_head, shards, out, on_error="skip")
+    after = modified(out)
     assert len(after) == 6
     assert before.items() <= after.items()
 
 
-def test_what_cannot_be_annotated_is_refused(
-    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tiny_head: Path, shards: Path
-) -> None:
-    def refused(match: str, *arguments: str | Path) -> None:
+def test_impossible_requests_are_rejected(tiny_head: Path, shards: Path) -> None:
+    def rejected(match: str, source: Path, output_dir: Path, **options: Any) -> None:
         with pytest.raises(InputError, match=match):
-            annotate(script, monkeypatch, "--models", tiny_head, *arguments)
+            annotate(tiny_head, source, output_dir, **options)
 
     out = shards.parent / "out"
-    refused("no document at .*nothing", "--input", shards / "nothing", "--output_dir", out)
-    refused("--format xml: choose one of", "--input", shards, "--output_dir", out, "--format", "xml")
-    refused("no format", "--input", shards / "notes.md", "--output_dir", out)
-    refused("cannot write .*notes.md", "--input", shards / "a.txt", "--output_dir", shards / "notes.md")
+    rejected("no documents at .*nothing", shards / "nothing", out)
+    rejected("format: must be one of jsonl, .*, not 'xml'", shards, out, format="xml")
+    rejected("input_format: must be one of txt, .*, not 'html'", shards, out, input_format="html")
+    rejected("on_error: must be one of raise, skip", shards, out, on_error="stop")
+    rejected("batch_size: must be at least 1, not 0", shards, out, batch_size=0)
+    rejected("no format", shards / "notes.md", out)
+    rejected("cannot write .*notes.md", shards / "a.txt", shards / "notes.md")
     (shards / "a.jsonl").write_text('{"text": "x"}')
-    refused("would both become", "--input", shards, "--output_dir", out)
-    refused("replaced by its own", "--input", shards / "a.jsonl", "--output_dir", shards)
+    rejected("would both become", shards, out)
+    rejected("overwritten by its annotated copy", shards / "a.jsonl", shards)
+    with pytest.raises(InputError, match="models: must name at least one"):
+        AnnotationOptions([], [str(shards)], str(out))
     assert not out.exists()
 
 
-def test_annotated_files_are_annotated_again(
-    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tiny_head: Path, shards: Path
+def test_the_command_reports_errors_in_one_line(
+    tiny_head: Path, shards: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Their records are no documents, and a name in capitals is one too."""
+    out = shards.parent / "out"
+    given = ["--models", str(tiny_head), "--input", str(shards), "--output_dir", str(out)]
+    assert main(["annotate", *given, "--batch_size", "0"]) == 2
+    assert capsys.readouterr().err == "error: --batch_size: must be at least 1, not 0\n"
+    assert main(["annotate", *given, "--format", "conll"]) == 0
+    assert names(out) == ["a.conll", "b.conll"]
+
+
+def test_annotated_files_can_be_annotated(tiny_head: Path, shards: Path) -> None:
+    """Their records are no documents, and suffixes may be in capitals."""
     (shards / "C.TXT").write_text(TEXTS[0])
     first, second = shards.parent / "first", shards.parent / "second"
-    annotate(script, monkeypatch, "--models", tiny_head, "--input", shards, "--output_dir", first)
-    assert len(list(first.glob("*.made.json"))) == 3
-    for given in (first, f"{first}/*"):
-        annotate(script, monkeypatch, "--models", tiny_head, "--input", given, "--output_dir", second)
-    names = ["C.jsonl", "a.jsonl", "b.jsonl"]
-    assert sorted(path.name for path in second.iterdir() if not path.name.endswith(".made.json")) == names
-    assert all((first / name).read_bytes() == (second / name).read_bytes() for name in names)
+    annotate(tiny_head, shards, first)
+    assert len(list((first / RECORDS).iterdir())) == 3
+    for source in (first, f"{first}/*", f"{first}/**/*"):
+        annotate(tiny_head, source, second)
+    assert names(second) == ["C.jsonl", "a.jsonl", "b.jsonl"]
+    assert all((first / name).read_bytes() == (second / name).read_bytes() for name in names(second))
 
 
-def test_a_folder_annotated_into_itself_is_done_once(
-    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tiny_head: Path, shards: Path
-) -> None:
+def test_a_folder_annotated_into_itself_is_done_once(tiny_head: Path, shards: Path) -> None:
     (shards / "b.jsonl.gz").unlink()
     for _ in range(2):
-        annotate(script, monkeypatch, "--models", tiny_head, "--input", shards, "--output_dir", shards)
-    assert sorted(path.name for path in shards.iterdir()) == ["a.jsonl", "a.jsonl.made.json", "a.txt", "notes.md"]
+        annotate(tiny_head, shards, shards)
+    assert names(shards) == ["a.jsonl", "a.txt", "notes.md"]
+    assert names(shards / RECORDS) == ["a.jsonl.json"]
 
 
-def test_progress_tells_documents_speed_and_the_time_that_is_left(
-    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_progress_shows_documents_speed_and_remaining_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("Aspirin.\n" * 4)
-    size, seen, clock = 36, io.StringIO(), count()
-    monkeypatch.setattr(script, "time", SimpleNamespace(monotonic=lambda: next(clock)))  # a second a document
-    bar = script.tqdm(total=2 * size, file=seen, unit="B")
-    progress = script.Progress(bar)
+    size, shown, clock = 36, io.StringIO(), count()
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(clock)))  # one second per document
+    bar = tqdm(total=2 * size, file=shown, unit="B")
+    progress = module.Progress(bar)
     for files in (1, 2):
         reader = DocumentReader(tmp_path / "a.txt")
         assert len(list(progress.watch(reader, size, reader))) == 4
         bar.refresh()
-        shown = seen.getvalue().rpartition("\r")[2]
-        time_left = r"\[\d\d:\d\d<\d\d:\d\d, "
-        assert re.search(rf" {files * 36}/72 {time_left}.*, {files * 4} documents, 1\.0/s\]", shown), shown
+        line = shown.getvalue().rpartition("\r")[2]
+        remaining = r"\[\d\d:\d\d<\d\d:\d\d, "
+        assert re.search(rf" {files * 36}/72 {remaining}.*, {files * 4} documents, 1\.0/s\]", line), line
 
 
-def test_a_kill_leaves_no_record_of_what_was_there_before(
-    script: ModuleType, tiny_head: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_kill_leaves_no_record_of_a_replaced_file(
+    tiny_head: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(tiny_head, tmp_path / "other")
-    (tmp_path / "other" / "notes.txt").write_text("another model")
-    (tmp_path / "a.txt").write_text("asthma")
+    other, source, out = tmp_path / "other", tmp_path / "a.txt", tmp_path / "out"
+    shutil.copytree(tiny_head, other)
+    (other / "notes.txt").write_text("another model")
+    source.write_text("asthma")
 
-    def annotate(model: Path, *more: str) -> None:
-        command = ["annotate.py", "--models", str(model), "--input", str(tmp_path / "a.txt"), "--output_dir"]
-        monkeypatch.setattr(sys, "argv", [*command, str(tmp_path / "out"), *more])
-        script.main()
-
-    def killed(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    annotate(tiny_head)
+    annotate(tiny_head, source, out)
     with monkeypatch.context() as patch:
-        patch.setattr(script, "write_json", killed)
+        patch.setattr(module, "write_record", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            annotate(tmp_path / "other", "--force")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.jsonl"]
-    annotate(tiny_head)
-    with pytest.raises(InputError, match="was made by other models"):
-        annotate(tmp_path / "other")
+            annotate(other, source, out, force=True)
+    assert names(out) == ["a.jsonl"]
+    assert not names(out / RECORDS)
+    annotate(tiny_head, source, out)
+    with pytest.raises(InputError, match="was made with different model 0"):
+        annotate(other, source, out)
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on(tiny_head: Path, tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
+def test_a_killed_command_is_resumed(tiny_head: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
     for number in range(4):
-        (tmp_path / "in" / f"{number}.txt").write_text("\n".join(TEXTS), encoding="utf-8")
-    script = ROOT / "scripts" / "annotate.py"
-    options = ("--models", str(tiny_head), "--input", str(tmp_path / "in"), "--output_dir", str(tmp_path / "out"))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    run_until_killed("/out/2.jsonl", script, *options, environment=environment)
-    done = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.jsonl")}
-    assert set(done) == {"0.jsonl", "1.jsonl"}
-    again = subprocess.run(
-        [sys.executable, str(script), *options],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=True,
+        (source / f"{number}.txt").write_text("\n".join(TEXTS), encoding="utf-8")
+    run_until_killed(
+        "/out/2.jsonl",
+        ROOT / "scripts" / "annotate.py",
+        *("--models", str(tiny_head), "--input", str(source), "--output_dir", str(out)),
+        environment={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    assert "2 of 4 files are there already" in again.stderr
-    assert done.items() <= {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.jsonl")}.items()
+    before = modified(out)
+    assert set(before) == {
+        out / name for name in ("0.jsonl", "1.jsonl", ".records/0.jsonl.json", ".records/1.jsonl.json")
+    } | {out / "2.jsonl.partial"}
+    caplog.set_level("INFO")
+    annotate(tiny_head, source, out)
+    assert "2 of 4 files are already annotated" in caplog.text
+    after = modified(out)
+    assert names(out) == [f"{number}.jsonl" for number in range(4)]
+    assert all(after[path] == time for path, time in before.items() if path.suffix != ".partial")
     for number in range(4):
-        texts = [document.text for document in DocumentReader(tmp_path / "out" / f"{number}.jsonl")]
-        assert texts == TEXTS
+        assert [document.text for document in DocumentReader(out / f"{number}.jsonl")] == TEXTS

@@ -1,0 +1,110 @@
+"""Define the options of annotation, of the ONNX export and of the web page."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from bioptimus_hf.errors import InputError
+
+InputFormat = Literal["txt", "jsonl", "pubmed", "pubtator", "bioc", "conll"]
+OutputFormat = Literal["jsonl", "pubtator", "bioc", "conll", "html"]
+Precision = Literal["int8", "fp32"]
+MODELS_VARIABLE = "BIOPTIMUS_MODELS"
+"""Environment variable with the models of the web page, separated by whitespace."""
+
+
+@dataclass(frozen=True)
+class AnnotationOptions:
+    """What is annotated, and how.
+
+    Raises:
+        InputError: no model or no input is given, or a value is out of range.
+    """
+
+    models: list[str] = field(
+        metadata={"help": "Folders or Hub names of NER heads; folders of exported ONNX files work too", "path": True}
+    )
+    input: list[str] = field(metadata={"help": "Files, folders or glob patterns", "path": True})
+    output_dir: str = field(metadata={"help": "Folder for the annotated files", "path": "output"})
+    format: OutputFormat = field(default="jsonl", metadata={"help": "Format of the annotated files"})
+    input_format: InputFormat | None = field(
+        default=None, metadata={"help": "Format of the input files; by default recognized by their names"}
+    )
+    on_error: Literal["raise", "skip"] = field(
+        default="raise",
+        metadata={"help": "Stop at a document that can't be read, or skip it and record it"},
+    )
+    batch_size: int | None = field(
+        default=None, metadata={"help": "Windows of text per batch; by default 8 on a CPU, 64 on a GPU"}
+    )
+    bf16: bool = field(default=False, metadata={"help": "Use bfloat16: faster where the hardware supports it"})
+    force: bool = field(
+        default=False, metadata={"help": "Redo files that are finished or were annotated with other settings"}
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("models", "input"):
+            if not getattr(self, name):
+                raise InputError("must name at least one", argument=name)
+        _check_choice("format", self.format, get_args(OutputFormat))
+        _check_choice("input_format", self.input_format, (None, *get_args(InputFormat)))
+        _check_choice("on_error", self.on_error, ("raise", "skip"))
+        if self.batch_size is not None and self.batch_size < 1:
+            raise InputError(f"must be at least 1, not {self.batch_size}", argument="batch_size")
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What is exported, and where to.
+
+    Raises:
+        InputError: the precision is unknown.
+    """
+
+    model: str = field(metadata={"help": "Folder or Hub name of a NER head", "path": True})
+    output_dir: str = field(
+        metadata={"help": "New or empty folder for the ONNX file, its configuration and tokenizer", "path": "output"}
+    )
+    precision: Precision = field(
+        default="int8",
+        metadata={"help": "int8 is a quarter of the size and faster; a few predictions change"},
+    )
+
+    def __post_init__(self) -> None:
+        _check_choice("precision", self.precision, get_args(Precision))
+
+
+def _models_of_environment() -> list[str]:
+    return os.environ.get(MODELS_VARIABLE, "").split()
+
+
+@dataclass(frozen=True)
+class AppOptions:
+    """Which models the page uses.
+
+    Raises:
+        InputError: no model is given.
+    """
+
+    models: list[str] = field(
+        default_factory=_models_of_environment,
+        metadata={
+            "help": f"Folders or Hub names of NER heads that annotate the text; by default those in the environment "
+            f"variable {MODELS_VARIABLE}, separated by whitespace",
+            "path": True,
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if not self.models:
+            raise InputError(
+                f"no model given: name a NER head, or set the environment variable {MODELS_VARIABLE}",
+                argument="models",
+            )
+
+
+def _check_choice(name: str, value: str | None, choices: tuple[str | None, ...]) -> None:
+    if value not in choices:
+        raise InputError(f"must be one of {', '.join(filter(None, choices))}, not {value!r}", argument=name)
