@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # A run on real data, for the figures of benchmarks/RESULTS.md. Options as for run.sh:
 #     bash scripts/reproduce.sh biomedical_20mb
-# BIOPTIMUS_DATA (default ../shared/data, from the root of the checkout) names the folder that holds
-# corpus/abstracts.txt.gz and ner/: see the README, "Real data".
+# BIOPTIMUS_DATA (default ../shared/data, from the root of the checkout) names the folder that contains
+# corpus/abstracts.txt.gz and ner/, see docs/data.md.
 set -euo pipefail
-name=${1:?name a recipe of scripts/recipes, without .yaml}
+name=${1:?name a recipe: biomedical_20mb or biomedical_100mb}
 shift
 root=$(cd "$(dirname "$0")/.." && pwd)
 data=$(cd "${BIOPTIMUS_DATA:-$root/../shared/data}" && pwd)

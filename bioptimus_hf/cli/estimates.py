@@ -1,0 +1,123 @@
+"""Estimate how long the stages of a recipe take.
+
+The rates were measured with a 22.7M-parameter model on two CPU cores with AVX512-BF16 (benchmarks/RESULTS.md). They are
+scaled by the size of the encoder and the number of cores: expect errors by a factor of two, and far less time on a GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_START_UP = 8  # seconds until a stage begins to work
+_MEASURED_WEIGHTS = 12 * 6 * 384**2  # of the encoder's layers, without embeddings
+_MEASURED_CORES = 2
+_MEGABYTES_PER_SECOND = {"train_vocabulary": 4.0, "find_contexts": 15.0}  # one process
+_RATES = {  # a second, without and with bf16
+    "distill": (160.0, 380.0),  # contexts
+    "pretrain": (2600.0, 8300.0),  # tokens
+    "finetune_ner": (55.0, 95.0),  # training sentences; the evaluation of each epoch is included
+}
+_BYTES_PER_TOKEN = 5.0
+_NEW_TOKENS_SHARE = 0.6  # of a new vocabulary, beside a general one
+_CONTEXTS_FOUND_SHARE = 0.75  # of those asked for; many tokens are rare
+_CONTEXTS_PER_MEGABYTE = 1e4  # at most, in a small corpus
+_UNPACKED = {".gz": 3.0, ".parquet": 1.8}  # bytes of text for a byte of a file
+
+
+def megabytes(corpus: list[str], limit: float | None = None) -> float | None:
+    """Return the size of a corpus in 10^6 bytes of text, roughly; None if it isn't made of local files."""
+    total = 0.0
+    for name in corpus:
+        path = Path(name)
+        files = [path] if path.is_file() else [one for one in path.rglob("*") if one.is_file()] if path.is_dir() else []
+        files = files or [one for one in Path(path.anchor or ".").glob(str(path.relative_to(path.anchor or ".")))]
+        if not files:
+            return None
+        total += sum(file.stat().st_size * _UNPACKED.get(file.suffix, 1.0) for file in files) / 1e6
+    return min(total, limit) if limit else total
+
+
+def encoder_weights(folder: str | None) -> int:
+    """Return the number of weights in the layers of a BERT; that of BERT base if the model isn't local."""
+    path = Path(folder or "") / "config.json"
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if folder and path.is_file() else {}
+    return 12 * int(config.get("num_hidden_layers", 12)) * int(config.get("hidden_size", 768)) ** 2
+
+
+def seconds(
+    stage: str, options: Mapping[str, Any], text: float | None, weights: int, cores: int | None = None
+) -> float | None:
+    """Estimate the wall time of a stage.
+
+    Args:
+        stage: name of its section in a recipe.
+        options: of the stage.
+        text: size of the corpus in 10^6 bytes.
+        weights: in the layers of the encoder.
+        cores: of the machine.
+
+    Returns:
+        Seconds, or None if the size of the work isn't known.
+    """
+    speed = _MEASURED_WEIGHTS / weights * (cores or os.cpu_count() or 1) / _MEASURED_CORES
+    work = _work(stage, options, text)
+    if work is None:
+        return None
+    if stage in _MEGABYTES_PER_SECOND:
+        processes = min(options.get("num_proc") or 1, cores or os.cpu_count() or 1) if stage == "find_contexts" else 1
+        return _START_UP + work / _MEGABYTES_PER_SECOND[stage] / processes
+    rates = _RATES.get(stage)
+    return _START_UP + (work / rates[bool(options.get("bf16"))] / speed if rates else 0.0)
+
+
+def _work(stage: str, options: Mapping[str, Any], text: float | None) -> float | None:
+    """Return the amount of work: megabytes, contexts, tokens or sentences."""
+    if stage in _MEGABYTES_PER_SECOND:
+        return text
+    if stage == "distill":
+        contexts: float = _NEW_TOKENS_SHARE * options["size"] * options["per_token"] * _CONTEXTS_FOUND_SHARE
+        return contexts if text is None else min(contexts, _CONTEXTS_PER_MEGABYTE * text)
+    if stage == "pretrain":
+        steps: int = options.get("max_steps") or -1
+        if steps > 0:
+            return float(steps * options["max_length"] * options["per_device_train_batch_size"])
+        return None if text is None else 1e6 * text / _BYTES_PER_TOKEN * float(options["num_train_epochs"])
+    if stage == "finetune_ner":
+        sentences = _training_sentences(options)
+        epochs: float = options["num_train_epochs"] * len(options["models"]) * _seeds(options)
+        return None if sentences is None else sentences * epochs
+    return 0.0
+
+
+def duration(estimate: float | None) -> str:
+    """Return an estimate in words."""
+    if estimate is None:
+        return "unknown"
+    if estimate < 90:
+        return f"about {max(10, round(estimate, -1)):.0f} s"
+    minutes = estimate / 60
+    return f"about {minutes:.0f} min" if minutes < 90 else f"about {minutes / 60:.1f} h"
+
+
+def _seeds(options: Mapping[str, Any]) -> int:
+    seeds = options["seeds"] if isinstance(options["seeds"], list) else [options["seeds"]]
+    return int(seeds[0]) if len(seeds) == 1 else len(set(seeds))
+
+
+def _training_sentences(options: Mapping[str, Any]) -> int | None:
+    """Count the sentences of the training sets that are local files."""
+    folder = Path(str(options.get("ner_data") or ""))
+    files = [folder / "train.tsv"] if (folder / "train.tsv").is_file() else sorted(folder.glob("*/train.tsv"))
+    wanted = {str(task).replace("-", "").lower() for task in options["tasks"]}
+    chosen = [
+        file
+        for file in files
+        if len(files) == 1 or "all" in wanted or file.parent.name.replace("-", "").lower() in wanted
+    ]
+    if not chosen:
+        return None
+    return sum(file.read_bytes().count(b"\n\n") for file in chosen)

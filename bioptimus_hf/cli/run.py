@@ -1,0 +1,203 @@
+"""Run all stages of a recipe: vocabulary, contexts, distillation, pre-training, NER heads and a report.
+
+    bioptimus run my.yaml
+    bioptimus run my.yaml --output_dir runs/mine --corpus abstracts.txt.gz --ner_data data/ner
+    bioptimus run my.yaml --dry_run
+
+First prints what it is going to do and roughly how long each stage takes. Each stage runs in a process of its own. When
+the same command is given again, finished stages are skipped and interrupted ones resumed. Relative paths in a recipe
+are relative to its folder. The package brings the recipes demo, biomedical_20mb and biomedical_100mb, by name.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bioptimus_hf.cli import estimates
+from bioptimus_hf.cli.options import read_recipe
+from bioptimus_hf.errors import InputError, Terminated
+from bioptimus_hf.recipes import find
+
+STAGES = ("train_vocabulary", "find_contexts", "distill", "pretrain", "finetune_ner", "report")
+_RESULTS = {"train_vocabulary": "tokenizer", "find_contexts": "contexts", "distill": "v0.0", "pretrain": "pretraining"}
+_TRAINED = ("pretrain", "finetune_ner")  # the stages that Accelerate may launch on several devices
+
+
+@dataclass(frozen=True)
+class RecipeOptions:
+    """What is run."""
+
+    recipe: str = field(metadata={"help": "YAML file, or the name of a recipe of the package", "positional": True})
+    output_dir: str | None = field(default=None, metadata={"help": "Folder of the run (default: runs/NAME OF RECIPE)"})
+    base_model: str | None = field(default=None, metadata={"help": "Model to adapt: local folder or name on the Hub"})
+    corpus: list[str] | None = field(default=None, metadata={"help": "Files, folders or a data set on the Hub"})
+    ner_data: str | None = field(
+        default=None,
+        metadata={"help": "Folder of the NER sets, whose test sentences are also removed from the pre-training text"},
+    )
+    stages: list[str] = field(
+        default_factory=lambda: list(STAGES), metadata={"help": f"Run only these, of {' '.join(STAGES)}"}
+    )
+    accelerate: str | None = field(
+        default=None,
+        metadata={
+            "help": "Launch training with this configuration of Accelerate: a YAML file, or one of cpu, one_gpu, "
+            "several_gpus, several_machines, fsdp"
+        },
+    )
+    force: bool = field(default=False, metadata={"help": "Redo finished stages"})
+    dry_run: bool = field(default=False, metadata={"help": "Print the plan and stop"})
+
+    def __post_init__(self) -> None:
+        for stage in self.stages:
+            if stage.replace("-", "_") not in STAGES:
+                raise InputError(f"{stage} is not one of {', '.join(STAGES)}", argument="stages")
+
+
+OPTIONS = (RecipeOptions,)
+
+
+def execute(options: RecipeOptions) -> None:
+    """Print the plan, then run the stages one after another."""
+    plan = Plan(options)
+    print(plan.table(), flush=True)
+    if options.dry_run:
+        return
+    began = time.monotonic()
+    for stage in plan.stages:
+        print(f"== {stage.replace('_', '-')}", file=sys.stderr, flush=True)
+        run_stage(plan.command(stage))
+    print(f"Done in {time.monotonic() - began:.0f} s. Run it again, and finished stages are skipped.", file=sys.stderr)
+
+
+class Plan:
+    """The stages of a recipe that are to be run, and their commands."""
+
+    def __init__(self, options: RecipeOptions) -> None:
+        self.options = options
+        self.path = find(options.recipe)
+        self.content = read_recipe(self.path)
+        given = options.output_dir or self.content.get("output_dir")
+        self.output_dir = Path(options.output_dir) if options.output_dir else self._beside(given or "")
+        if not given:
+            self.output_dir = Path("runs") / self.path.stem
+        wanted = [stage.replace("-", "_") for stage in options.stages]
+        self._left_out = "finetune_ner" in wanted and not self._has_ner_data()
+        self.stages = [
+            stage for stage in STAGES if stage in wanted and not (self._left_out and stage == "finetune_ner")
+        ]
+
+    def table(self) -> str:
+        """Return what each stage does, and how long it takes."""
+        rows = [(stage.replace("_", "-"), self._state(stage)) for stage in self.stages]
+        width = max(len(name) for name, _ in rows)
+        lines = [f"{self.path} -> {self.output_dir}", *(f"  {name:<{width}}  {state}" for name, state in rows)]
+        if self._left_out:
+            lines.append("  finetune-ner  left out: no NER data is named (ner_data)")
+        return "\n".join(lines)
+
+    def command(self, stage: str) -> list[str]:
+        """Return the command line of a stage."""
+        launcher = [sys.executable]
+        if self.options.accelerate and stage in _TRAINED:
+            configuration = str(find(self.options.accelerate, "accelerate"))
+            launcher += ["-m", "accelerate.commands.launch", "--config_file", configuration]
+        recipe = ["--recipe", str(self.path)] if stage != "report" or "report" in self.content else []
+        return [*launcher, "-m", "bioptimus_hf.cli", stage.replace("_", "-"), *recipe, *self._overrides(stage)]
+
+    def _overrides(self, stage: str) -> Iterator[str]:
+        options = self.options
+        yield from ("--output_dir", str(self.output_dir))
+        if options.base_model and stage not in ("pretrain", "report"):
+            yield from ("--base_model", options.base_model)
+        if options.corpus and stage in ("train_vocabulary", "find_contexts", "pretrain"):
+            yield from ("--corpus", *options.corpus)
+        if options.ner_data and stage in _TRAINED:
+            yield from ("--ner_data" if stage == "finetune_ner" else "--decontaminate", options.ner_data)
+        if options.force and stage != "report":
+            yield "--force"
+
+    def _has_ner_data(self) -> bool:
+        section = self.content.get("finetune_ner") or {}
+        tasks = section.get("tasks") or []
+        named = [str(task) for task in (tasks if isinstance(tasks, list) else [tasks])]
+        sources = [task for task in named if "=" in task or task.endswith((".yaml", ".yml"))]
+        return bool(self.options.ner_data or section.get("ner_data") or sources)
+
+    def _state(self, stage: str) -> str:
+        record = self.output_dir / _RESULTS.get(stage, "") / "made.json"
+        if stage in _RESULTS and record.is_file() and not self.options.force:
+            made: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+            return f"finished before, in {made.get('seconds', 0):.0f} s; skipped if nothing has changed"
+        text = estimates.megabytes(self._corpus(), self.content.get("max_megabytes"))
+        base = self.options.base_model or self.content.get("base_model")
+        return estimates.duration(
+            estimates.seconds(stage, self._stage_options(stage), text, estimates.encoder_weights(base))
+        )
+
+    def _corpus(self) -> list[str]:
+        given = self.options.corpus
+        if given:
+            return given
+        named = self.content.get("corpus") or []
+        return [str(self._beside(name)) for name in (named if isinstance(named, list) else [named])]
+
+    def _stage_options(self, stage: str) -> dict[str, Any]:
+        """Return the options of a stage that estimates need, with the defaults of the commands."""
+        vocabulary = {"size": 30522, **(self.content.get("train_vocabulary") or {})}
+        contexts = {"per_token": 64, **(self.content.get("find_contexts") or {})}
+        defaults: dict[str, dict[str, Any]] = {
+            "distill": {"size": vocabulary["size"], "per_token": contexts["per_token"]},
+            "pretrain": {"max_length": 128, "per_device_train_batch_size": 32, "num_train_epochs": 1},
+            "finetune_ner": {"tasks": ["all"], "models": ["base", "v0.4"], "seeds": 3, "num_train_epochs": 10},
+        }
+        options = {
+            "num_proc": self.content.get("num_proc"),
+            **defaults.get(stage, {}),
+            **(self.content.get(stage) or {}),
+        }
+        if stage == "finetune_ner":
+            data = self.options.ner_data or (options.get("ner_data") and str(self._beside(options["ner_data"])))
+            options["ner_data"] = data
+        return options
+
+    def _beside(self, path: str) -> Path:
+        return self.path.resolve().parent / path
+
+
+def run_stage(command: Sequence[str]) -> None:
+    """Run a stage in a process of its own, and pass SIGTERM on to it.
+
+    Raises:
+        InputError: the stage failed; it has said why.
+        Terminated: the process was asked to stop.
+        KeyboardInterrupt: the user interrupted the stage.
+    """
+    asked: list[int] = []
+    with subprocess.Popen(command) as process:
+
+        def stop(number: int, _: object) -> None:
+            asked.append(number)
+            process.send_signal(number)
+
+        before = signal.signal(signal.SIGTERM, stop)
+        try:
+            status = process.wait()
+        except KeyboardInterrupt:  # the terminal has sent it to the stage too
+            process.wait()
+            raise
+        finally:
+            signal.signal(signal.SIGTERM, before)
+    if asked:
+        raise Terminated("the run was stopped")
+    if status:
+        name = command[command.index("bioptimus_hf.cli") + 1]
+        raise InputError(f"{name} failed with status {status}, see above")

@@ -1,0 +1,148 @@
+"""Errors in one line, exit statuses, and what importing and asking for help may not cost."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers.utils.import_utils import is_env_variable_true
+
+from bioptimus_hf.cli import launch
+from bioptimus_hf.cli.__main__ import COMMANDS, main
+from bioptimus_hf.errors import InputError, Terminated
+
+HEAVY = {"torch", "transformers", "datasets", "sklearn", "matplotlib", "pyarrow", "numpy", "evaluate", "gradio", "ray"}
+
+
+def raising(error: BaseException) -> Callable[[], None]:
+    def command() -> None:
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (InputError("too\nlarge", argument="size"), 2, "error: --size: too large"),
+        (InputError("no such file"), 2, "error: no such file"),
+        (Terminated("stopped at step 3"), 143, "stopped at step 3: run the same command again"),
+        (KeyboardInterrupt(), 130, "interrupted: run the same command again"),
+        (
+            OSError(28, "No space left on device", "w.bin"),
+            2,
+            "error: disk full writing w.bin (No space left on device)",
+        ),
+        (torch.OutOfMemoryError("Tried to allocate 20 GiB"), 2, "error: out of GPU memory (Tried to allocate 20 GiB)"),
+    ],
+)
+def test_an_error_of_the_user_or_the_machine_is_one_line(
+    error: BaseException, status: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launch.run(raising(error)) == status
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(said)
+
+
+def test_an_error_of_ours_is_not_hidden() -> None:
+    assert launch.run(lambda: None) == 0
+    with pytest.raises(ZeroDivisionError):
+        launch.run(raising(ZeroDivisionError("a fault of ours")))
+
+
+@pytest.mark.parametrize("write", ["safetensors.torch.save_file({'a': x}, 'w')", "torch.save({'a': x}, 'w')"])
+def test_a_full_disk_in_the_middle_of_a_checkpoint(tmp_path: Path, write: str) -> None:
+    """The libraries that write weights and optimizer states raise errors of their own."""
+    program = f"""
+    import resource, sys, safetensors.torch, torch
+    from bioptimus_hf.cli import launch
+    def command():
+        x = torch.zeros(100_000)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+        {write}
+    sys.exit(launch.run(command))
+    """
+    ended = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stderr.splitlines()[-1].startswith("error: disk full")
+
+
+@pytest.mark.parametrize(("error", "status"), [(None, 0), (Terminated("stopped at step 3"), 143)])
+def test_ranks_that_are_gone_change_no_status(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception | None, status: int
+) -> None:
+    def destroy() -> None:
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", destroy)
+    assert launch.run(raising(error) if error else lambda: None) == status
+    assert "Connection closed by peer" in caplog.text
+
+
+def test_a_process_of_its_own_is_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers would ask an outside service for a converted copy of a pytorch_model.bin (S14)."""
+    monkeypatch.setenv("DISABLE_SAFETENSORS_CONVERSION", "")
+    monkeypatch.delenv("DISABLE_SAFETENSORS_CONVERSION")
+    monkeypatch.setattr(launch, "keep_freed_memory", lambda: None)
+    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
+    level = logging.getLogger("transformers.modeling_utils").level
+    launch.prepare_process()
+    logging.getLogger("transformers.modeling_utils").setLevel(level)
+    assert is_env_variable_true("DISABLE_SAFETENSORS_CONVERSION")
+
+
+def test_running_a_command_in_a_process_of_the_user_changes_nothing_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+    before, levels = dict(os.environ), [logging.getLogger(name).level for name in ("", "httpx", "transformers")]
+    assert main(["report", "--output_dir", "nowhere"]) == 2
+    assert "error: " in capsys.readouterr().err
+    assert dict(os.environ) == before
+    assert [logging.getLogger(name).level for name in ("", "httpx", "transformers")] == levels
+
+
+LOADED = """
+import sys
+from bioptimus_hf.cli.__main__ import main
+status = main(sys.argv[1:])
+print(status, *{name.partition(".")[0] for name in sys.modules}, file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("command", ["", *(name for name in COMMANDS if name != "pretrain")])
+def test_help_and_rejected_options_import_nothing_heavy(command: str) -> None:
+    """What takes seconds to import is imported only when the options are known to be good."""
+    for option, status in (("--help", "0"), ("--no_such_option", "2")):
+        arguments = [*([command] if command else []), option]
+        ended = subprocess.run([sys.executable, "-c", LOADED, *arguments], capture_output=True, text=True, check=True)
+        ended_with, *modules = ended.stderr.splitlines()[-1].split()
+        assert ended_with == status, ended.stderr
+        assert not HEAVY & set(modules)
+
+
+def test_the_overview_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == main([]) == 0
+    shown = capsys.readouterr().out
+    for name, summary in COMMANDS.items():
+        assert f"{name}  " in shown
+        assert summary in shown
+    assert main(["--version"]) == 0
+    assert main(["train-vocabulery"]) == 2
+    assert "unknown command train-vocabulery: did you mean train-vocabulary?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command_begins_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"Example:\n\n    bioptimus {command}")
+    assert "--help" in shown
+    assert "scripts/" not in shown
