@@ -49,7 +49,8 @@ _PUBLIC = {
     "entity_scores": "ner.scores",
     "export_onnx": "annotation.onnx_export",
     "Annotator": "annotation.annotator",
-    "About": "publishing.facts",
+    "About": "publishing.options",
+    "Selection": "publishing.options",
     "publish": "publishing.publish",
     "PublishedVersion": "publishing.publish",
 }

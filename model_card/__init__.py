@@ -1,4 +1,4 @@
-"""Templates of the model cards: `pretrained` and `ner` for folders of a run, `encoder` and `head` for the Hub.
+"""Templates of the model cards that are published: `encoder.md`, `head.md` and the parts they share.
 
-They stand at the top of the checkout and are installed as bioptimus_hf.model_card.
+The folder is at the top of the repository and is installed as `bioptimus_hf.model_card`.
 """

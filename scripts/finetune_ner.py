@@ -47,7 +47,6 @@ from bioptimus_hf.ner.tasks import (
     tags_of,
     task_identity,
 )
-from bioptimus_hf.publishing.cards import write_ner_card
 
 logger = logging.getLogger("finetune_ner")
 
@@ -324,7 +323,6 @@ def train_cell(
         if PartialState().is_main_process:
             what = {"task": cell.task, "model": cell.model, "seed": cell.seed, "scorer": SCORER, **scores}
             write_json(built.path / "scores.json", what)
-            write_ner_card(built.path, model=str(folder))
 
 
 def train_and_score(

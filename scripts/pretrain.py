@@ -41,7 +41,6 @@ from bioptimus_hf.pretraining.curriculum import BIOPTIMUS_CURRICULUM, phase_ends
 from bioptimus_hf.pretraining.modeling import BertForMaskedPositions
 from bioptimus_hf.pretraining.packing import tokenize_and_pack
 from bioptimus_hf.pretraining.run import VALIDATION_MASKING, check_blocks, last_checkpoint, mask_once, pretrain
-from bioptimus_hf.publishing.cards import write_pretrained_card
 
 logger = logging.getLogger("pretrain")
 
@@ -178,8 +177,6 @@ def main() -> None:
             on_begin=begin if arguments.process_index == 0 else None,
         )
         if built is not None:
-            for version in versions:
-                write_pretrained_card(version, model=str(version))
             write_json(built.path / "history.json", history)
             ends = phase_ends(curriculum, history[-1]["step"])
             versions_end = dict(zip((phase.version for phase in curriculum), ends, strict=True))

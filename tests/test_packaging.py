@@ -73,7 +73,7 @@ def test_wheel_holds_all_of_the_package(installed: Path) -> None:
     expected = files(ROOT / "bioptimus_hf") | {f"model_card/{name}" for name in files(ROOT / "model_card")}
     assert files(installed / "bioptimus_hf") == expected
     assert {"py.typed", "sample/corpus.txt", "sample/README.md", "sample/ner/train.tsv"} <= expected
-    assert "model_card/pretrained.md" in expected
+    assert "model_card/encoder.md" in expected
     # Nothing else: tests and scripts belong to the checkout.
     assert {path.name for path in installed.iterdir()} == {
         "bioptimus_hf",
@@ -110,11 +110,11 @@ def test_installed_package_works_far_from_the_checkout(installed: Path, tmp_path
     assert seen["version"] == bioptimus_hf.__version__
     assert seen["documents"] >= 80
     assert seen["ner"] == ["dev.tsv", "test.tsv", "train.tsv"]
-    assert "pretrained.md" in seen["cards"]
+    assert "encoder.md" in seen["cards"]
 
 
 def test_templates_are_found_in_the_checkout_too() -> None:
-    assert (resources.files("bioptimus_hf.model_card") / "pretrained.md").is_file()
+    assert (resources.files("bioptimus_hf.model_card") / "encoder.md").is_file()
 
 
 def test_metadata(facts: Message, installed: Path) -> None:

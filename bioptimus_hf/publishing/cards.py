@@ -1,72 +1,24 @@
-"""Model cards, filled from what a run recorded: a fact that is missing is an error, never an empty line."""
+"""Fill model cards with facts that a run recorded. A missing fact is an error, never an empty line."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jinja2
-from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 
-from bioptimus_hf.artifacts import read_json
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.ner.scores import LENIENT_SCORER, SCORER
-from bioptimus_hf.pretraining.callback import PHASE_FILE
-from bioptimus_hf.publishing.facts import About
-
-
-def write_pretrained_card(folder: str | Path, *, model: str) -> None:
-    """Write the card of an exported version as its README.md.
-
-    Args:
-        folder: made by `CurriculumCallback`, with `phase.json`, `config.json` and `tokenizer_config.json`.
-        model: folder or Hub name that the card's examples load the model from.
-
-    Raises:
-        InputError: the folder lacks a fact that the card states.
-    """
-    folder = Path(folder)
-    record, config = read_json(folder / PHASE_FILE), read_json(folder / "config.json")
-    facts = {
-        "version": record["version"],
-        "phases": record["curriculum"],
-        "settings": {name: value for name, value in record.get("settings", {}).items() if name != "curriculum"},
-        "loss": record["metrics"].get("eval_loss"),
-        "max_length": config["max_position_embeddings"],
-        "mask_token": read_json(folder / "tokenizer_config.json")["mask_token"],
-        "source": model,
-    }
-    _write(folder, "pretrained.md", facts, pipeline_tag="fill-mask")
-
-
-def write_ner_card(folder: str | Path, *, model: str) -> None:
-    """Write the card of a fine-tuned head as its README.md.
-
-    Args:
-        folder: made by `scripts/finetune_ner.py`, with `scores.json` and `config.json`.
-        model: folder or Hub name that the card's examples load the model from.
-
-    Raises:
-        InputError: the folder lacks a fact that the card states.
-    """
-    folder = Path(folder)
-    config = read_json(folder / "config.json")
-    types = sorted({label.partition("-")[2] for label in config["label2id"]} - {""})
-    _write(
-        folder,
-        "ner.md",
-        {**read_json(folder / "scores.json"), "labels": types, "source": model},
-        pipeline_tag="token-classification",
-    )
+from bioptimus_hf.publishing.options import About
 
 
 def encoder_card(facts: Mapping[str, Any]) -> str:
-    """Return the card of an encoder that is published.
+    """Return the model card of an encoder.
 
     Args:
-        facts: from `records.encoder_facts`.
+        facts: from `facts.encoder_facts`.
 
     Raises:
         InputError: a fact that the card states is missing.
@@ -74,13 +26,13 @@ def encoder_card(facts: Mapping[str, Any]) -> str:
     loss = EvalResult(
         task_type="fill-mask",
         dataset_type="held-out",
-        dataset_name="documents held out of the text of pre-training",
+        dataset_name="documents held out of the pre-training text",
         metric_type="loss",
         metric_name="validation loss (nats, fixed masks)",
         metric_value=round(facts["loss"], 3),
     )
-    scores = [result for row in facts["results"] for result in _results(row, facts["about"])]
-    return _published(
+    scores = [result for row in facts["results"] for result in _eval_results(row, facts["about"])]
+    return _card(
         "encoder.md",
         facts,
         [loss, *scores],
@@ -91,19 +43,20 @@ def encoder_card(facts: Mapping[str, Any]) -> str:
 
 
 def head_card(facts: Mapping[str, Any]) -> str:
-    """Return the card of a head that is published.
+    """Return the model card of a NER head.
 
     Args:
-        facts: from `records.head_facts`.
+        facts: from `facts.head_facts`.
 
     Raises:
         InputError: a fact that the card states is missing.
     """
-    return _published(
+    dataset, _ = _dataset_of(facts["task"], facts["about"])
+    return _card(
         "head.md",
         facts,
-        _results(facts["row"], facts["about"]),
-        datasets=[data] if (data := facts["about"].ner_datasets.get(facts["task"], "").partition(":")[0]) else None,
+        _eval_results(facts["row"], facts["about"]),
+        datasets=[dataset] if dataset else None,
         pipeline_tag="token-classification",
         base_model=facts["encoder"],
         base_model_relation="finetune",
@@ -112,30 +65,33 @@ def head_card(facts: Mapping[str, Any]) -> str:
 
 
 def evaluation_entries(rows: Sequence[Mapping[str, Any]], about: About) -> dict[str, list[dict[str, Any]]]:
-    """Return the results in the Hub's newer form: the content of `.eval_results/<task>.yaml` for each task.
+    """Return the content of `.eval_results/<task>.yaml` for each task: the Hub's newer format for results.
 
-    That form knows nothing but data sets of the Hub: tasks without one are left to the card's `model-index`.
+    The format only allows data sets on the Hub. Results of other tasks appear in the card's `model-index` alone.
     """
     entries = {}
     for row in rows:
-        name, _, configuration = about.ner_datasets.get(row["task"], "").partition(":")
-        if name:
-            notes = f"strict entity F1, mean over the seeds {', '.join(map(str, row['seeds']))}; {SCORER}"
-            task = configuration or row["task"]
-            entry = EvalResultEntry(dataset_id=name, task_id=task, value=_rounded(row["f1"]), notes=notes)
+        dataset, configuration = _dataset_of(row["task"], about)
+        if dataset:
+            entry = EvalResultEntry(
+                dataset_id=dataset,
+                task_id=configuration or row["task"],
+                value=_rounded_mean(row["f1"]),
+                notes=f"strict entity F1, mean over the seeds {', '.join(map(str, row['seeds']))}; {SCORER}",
+            )
             entries[row["task"]] = eval_result_entries_to_yaml([entry])
     return entries
 
 
 def render(template: str, facts: Mapping[str, Any]) -> str:
-    """Fill a template of `model_card/`.
+    """Fill a template of the folder `model_card`.
 
     Raises:
         InputError: a fact that the template states is missing.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("bioptimus_hf.model_card", ""),
-        undefined=jinja2.StrictUndefined,  # Jinja itself renders a missing fact as nothing
+        undefined=jinja2.StrictUndefined,  # by default Jinja renders a missing fact as nothing
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
@@ -143,18 +99,19 @@ def render(template: str, facts: Mapping[str, Any]) -> str:
     environment.filters |= {
         "percent": _percent,
         "count": _count,
-        "spread": _spread,
+        "mean_and_deviation": _mean_and_deviation,
         "duration": _duration,
         "machine": _machine,
     }
-    environment.globals |= {"versions": _versions}
     try:
         return environment.get_template(template).render(facts)
     except jinja2.UndefinedError as error:
-        raise InputError(f"the card {template} states a fact that the run has not recorded: {error.message}") from error
+        raise InputError(
+            f"the model card {template} states a fact that the run didn't record: {error.message}"
+        ) from error
 
 
-def _published(template: str, facts: Mapping[str, Any], results: list[EvalResult], **more: Any) -> str:
+def _card(template: str, facts: Mapping[str, Any], results: list[EvalResult], **metadata: Any) -> str:
     about: About = facts["about"]
     data = ModelCardData(
         language=about.language,
@@ -163,18 +120,17 @@ def _published(template: str, facts: Mapping[str, Any], results: list[EvalResult
         tags=["bioptimus_hf", "curriculum-learning", "named-entity-recognition"],
         model_name=f"{facts['name']} {facts['tag']}",
         eval_results=results,
-        **more,
+        **metadata,
     )
-    scorers = {"scorer": SCORER, "lenient_scorer": LENIENT_SCORER}
-    body = render(template, {**facts, **scorers, "hardware": about.hardware})
+    body = render(template, {**facts, "scorer": SCORER, "lenient_scorer": LENIENT_SCORER})
     return f"---\n{data.to_yaml()}\n---\n\n{body}"
 
 
-def _results(row: Mapping[str, Any], about: About) -> list[EvalResult]:
-    name, _, configuration = about.ner_datasets.get(row["task"], "").partition(":")
+def _eval_results(row: Mapping[str, Any], about: About) -> list[EvalResult]:
+    dataset, configuration = _dataset_of(row["task"], about)
     result = EvalResult(
         task_type="token-classification",
-        dataset_type=name or row["task"],
+        dataset_type=dataset or row["task"],
         dataset_name=row["task"],
         dataset_config=configuration or None,
         dataset_split="test",
@@ -187,13 +143,19 @@ def _results(row: Mapping[str, Any], about: About) -> list[EvalResult]:
             result,
             metric_type=metric,
             metric_name=f"entity {metric}, strict, mean over seeds",
-            metric_value=_rounded(row[metric]),
+            metric_value=_rounded_mean(row[metric]),
         )
         for metric in ("f1", "precision", "recall")
     ]
 
 
-def _rounded(values: Mapping[str, float]) -> float:
+def _dataset_of(task: str, about: About) -> tuple[str, str]:
+    """Return name and configuration of a task's data set on the Hub; both are empty if there is none."""
+    name, _, configuration = about.ner_datasets.get(task, "").partition(":")
+    return name, configuration
+
+
+def _rounded_mean(values: Mapping[str, float]) -> float:
     return round(values["mean"], 4)  # as many digits as the tables show
 
 
@@ -205,32 +167,19 @@ def _count(number: float) -> str:
     return f"{number:,.0f}"
 
 
-def _spread(values: Mapping[str, float | None]) -> str:
+def _mean_and_deviation(values: Mapping[str, float | None]) -> str:
     mean, deviation = values["mean"], values["deviation"]
     return f"{100 * (mean or 0):.2f}" + (f" ± {100 * deviation:.2f}" if deviation is not None else "")
 
 
 def _duration(seconds: float) -> str:
     minutes = seconds / 60
-    return (
-        f"{seconds:.0f} seconds"
-        if minutes < 2
-        else f"{minutes:.0f} minutes"
-        if minutes < 120
-        else f"{minutes / 60:.1f} hours"
-    )
+    if minutes < 2:
+        return f"{seconds:.0f} seconds"
+    return f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.1f} hours"
 
 
 def _machine(hardware: Mapping[str, Any]) -> str:
     accelerators = hardware["accelerators"]
     host = f"{hardware['cores']} cores of {hardware['cpu']}"
-    return f"{len(accelerators)} x {accelerators[0]} beside {host}" if accelerators else host
-
-
-def _versions(versions: Mapping[str, str]) -> str:
-    return ", ".join(f"{name} {version}" for name, version in versions.items())
-
-
-def _write(folder: Path, template: str, facts: Mapping[str, Any], *, pipeline_tag: str) -> None:
-    data = ModelCardData(library_name="transformers", pipeline_tag=pipeline_tag)
-    ModelCard(f"---\n{data.to_yaml()}\n---\n\n{render(template, facts)}").save(folder / "README.md")
+    return f"{len(accelerators)} x {accelerators[0]} with {host}" if accelerators else host

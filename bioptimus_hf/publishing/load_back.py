@@ -1,8 +1,9 @@
-"""Load published versions as anybody would, in a process of its own, and compare them with what was meant.
+"""Load published versions as any user would, and compare them with the folders they were published from.
 
-    python -P loading.py REPOSITORY ARCHITECTURE TAG=FOLDER ...
+    python -P load_back.py REPOSITORY ARCHITECTURE TAG=FOLDER ...
 
-It needs transformers alone, as they do. `hub` runs it with an empty cache, and with a token only where one is needed.
+This script needs only transformers, as users do. `publish` runs it with an empty cache, and with a token only if the
+repository is private.
 """
 
 from __future__ import annotations
@@ -14,37 +15,40 @@ import transformers
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, PreTrainedModel
 
+DIFFERENT = 3
+"""Exit status if a version differs from the folder it was published from."""
+
 _TEXT = "Methacholine provoked bronchoconstriction in patients with asthma."
 
 
 def differences(repo_id: str, architecture: str, tag: str, folder: Path) -> list[str]:
-    """Return in what a published version differs from the folder that it was made from."""
-    auto = {"BertForMaskedLM": "AutoModelForMaskedLM"}.get(architecture, "AutoModelForTokenClassification")
-    kind = getattr(transformers, auto)
-    found: PreTrainedModel = kind.from_pretrained(repo_id, revision=tag)
-    meant: PreTrainedModel = kind.from_pretrained(str(folder))
-    wrong = [] if type(found).__name__ == architecture else [f"the model is a {type(found).__name__}"]
-    weights, expected = found.state_dict(), meant.state_dict()
-    file = load_file(folder / "model.safetensors")  # what is on disk, whatever the library makes of it
-    wrong += sorted(weights.keys() ^ expected.keys())
-    wrong += [name for name, values in expected.items() if name in weights and not weights[name].equal(values)]
-    wrong += [name for name, values in file.items() if name not in weights or not weights[name].equal(values)]
-    if found.config.id2label != meant.config.id2label:
-        wrong.append("the labels")
+    """Return what differs between a published version and its folder: tensors, labels or the tokenizer."""
+    auto_class = {"BertForMaskedLM": "AutoModelForMaskedLM"}.get(architecture, "AutoModelForTokenClassification")
+    loader = getattr(transformers, auto_class)
+    published: PreTrainedModel = loader.from_pretrained(repo_id, revision=tag)
+    local: PreTrainedModel = loader.from_pretrained(str(folder))
+    different = [] if type(published).__name__ == architecture else [f"the model class {type(published).__name__}"]
+    weights, expected = published.state_dict(), local.state_dict()
+    stored = load_file(folder / "model.safetensors")  # the file itself, whatever transformers makes of it
+    different += sorted(weights.keys() ^ expected.keys())
+    for values in (expected, stored):
+        different += [name for name, value in values.items() if name not in weights or not weights[name].equal(value)]
+    if published.config.id2label != local.config.id2label:
+        different.append("the labels")
     theirs, ours = AutoTokenizer.from_pretrained(repo_id, revision=tag), AutoTokenizer.from_pretrained(str(folder))
     if theirs.get_vocab() != ours.get_vocab() or theirs(_TEXT).input_ids != ours(_TEXT).input_ids:
-        wrong.append("the tokenizer")
-    return wrong
+        different.append("the tokenizer")
+    return different
 
 
 def main() -> None:
-    """Compare each version that is named, and end with status 3 where one differs."""
+    """Compare each version given on the command line; exit with status `DIFFERENT` at the first that differs."""
     repo_id, architecture, *versions = sys.argv[1:]
     for version in versions:
         tag, _, folder = version.partition("=")
-        if wrong := differences(repo_id, architecture, tag, Path(folder)):
-            print(f"{tag} differs in {', '.join(wrong[:3])}", file=sys.stderr)
-            sys.exit(3)
+        if different := differences(repo_id, architecture, tag, Path(folder)):
+            print(f"{tag} differs in {', '.join(different[:3])}", file=sys.stderr)
+            sys.exit(DIFFERENT)
 
 
 if __name__ == "__main__":

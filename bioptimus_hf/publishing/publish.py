@@ -1,4 +1,4 @@
-"""Finished versions -> the Hub: a repository with a tag for each, made once, verified, and safe to begin again."""
+"""Publish versions of a run on the Hub: upload each once, tag it, verify it and load it back."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Literal
 
 from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HTTPError, OIDCError, RepositoryNotFoundError  # type: ignore[attr-defined]
 
 from bioptimus_hf.artifacts import sha256_of_file
 from bioptimus_hf.errors import InputError
-from bioptimus_hf.publishing.facts import About
+from bioptimus_hf.publishing import load_back as load_back_script
+from bioptimus_hf.publishing.checks import WEIGHTS
+from bioptimus_hf.publishing.options import About, Selection
 from bioptimus_hf.publishing.repository import Repository, tags_of, weights_of
-from bioptimus_hf.publishing.retries import again
-from bioptimus_hf.publishing.staging import WEIGHTS, Release, StagedFile, stage
+from bioptimus_hf.publishing.retries import retry
+from bioptimus_hf.publishing.staging import Release, StagedFile, stage
 
 logger = logging.getLogger(__name__)
 
-What = Literal["trunk", "heads", "all"]
-# Of the environment, what would let a process read more than anybody can, or find files in a cache.
+_ENCODER = Selection(what="encoder")
+# Environment variables that give a process personal access, or a cache in which it might find files.
 _PERSONAL = (
     "HF_TOKEN", "HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE", "HF_OIDC_ID_TOKEN", "HF_HOME",
     "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_XET_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE",
@@ -35,15 +36,15 @@ _PERSONAL = (
 
 @dataclass(frozen=True)
 class PublishedVersion:
-    """A version that is published, or, in a dry run, would be.
+    """A version that was published or, in a dry run, would be.
 
     Attributes:
-        repo_id: of the repository.
-        tag: that names the version there.
-        files: all that it consists of.
-        card: the text of its README.md.
-        commit: that the tag points at; None in a dry run.
-        url: of the version's page; None in a dry run.
+        repo_id: repository of the version.
+        tag: name of the tag that points at it.
+        files: every file of the version.
+        card: text of its model card (README.md).
+        commit: commit that the tag points at; None in a dry run.
+        url: web page of the version; None in a dry run.
     """
 
     repo_id: str
@@ -63,61 +64,54 @@ def publish(
     dry_run: bool = True,
     token: str | None = None,
     about: About | None = None,
-    what: What = "trunk",
-    tasks: Sequence[str] | None = None,
-    adopt: bool = False,
-    collection: str | None = None,
+    selection: Selection = _ENCODER,
 ) -> list[PublishedVersion]:
-    """Publish versions of a run, and load each back. Given again after any interruption, it finishes what is missing.
+    """Publish versions of a run and load each back. After an interruption, the same call completes what is missing.
 
     Args:
         run_dir: folder of the run.
         repo_id: repository of the encoder, `owner/name`; that of a head is `<repo_id>-<task>`.
-        versions: by default all of the run.
-        private: of repositories that are made; those that are there must be so already.
-        dry_run: build and check everything, touch no network, and return what would be published.
-        token: by default that of the environment or of the token file, as huggingface_hub finds it.
-        about: what the cards say and no run knows.
-        what: the encoder ("trunk"), its NER heads, or all.
-        tasks: whose heads; by default all that there are.
-        adopt: whether versions may be added to a repository that this did not make. What is on its branches stays.
-        collection: title of a collection of the owner, in which the repositories are gathered.
+        versions: versions to publish; by default all versions of the run.
+        private: visibility of repositories that are created. An existing repository must already have it.
+        dry_run: build and check everything and return what would be published, without using the network.
+        token: token of the Hub; by default from the environment or the token file, as huggingface_hub finds it.
+        about: facts for the cards that the run didn't record; required.
+        selection: whether to publish the encoder (the default), heads or all, and where they may go.
 
     Returns:
-        The versions, the encoder's before the heads', the oldest first.
+        The versions, first those of the encoder and then those of the heads, oldest first.
 
     Raises:
-        InputError: something is not fit to be published, a repository or tag is not ours to write, or the Hub cannot be
-            reached or refuses; what was done until then stays, and is not done again.
+        InputError: something isn't fit to be published, a repository or tag belongs to someone else, or the Hub can't
+            be reached or refuses. What was done until then stays, and isn't repeated by the next call.
     """
     if about is None:
-        raise InputError("the cards state a licence, a language and what the text was, which no run knows: give about")
+        raise InputError("the cards state a licence, a language and the text, which no run records", argument="about")
     token = None if dry_run else usable_token(token)
-    beside = run_dir if Path(run_dir).is_dir() and os.access(run_dir, os.W_OK) else None  # where weights need no copy
+    # Beside the run, weights can be hard links.
+    beside = run_dir if Path(run_dir).is_dir() and os.access(run_dir, os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="publishing-", dir=beside) as work:
-        releases = stage(run_dir, repo_id, Path(work), about, what=what, versions=versions, tasks=tasks)
-        plan = [PublishedVersion(one.repo_id, one.tag, one.files, one.card) for one in releases]
+        releases = stage(run_dir, repo_id, Path(work), about, versions=versions, selection=selection)
+        planned = [PublishedVersion(release.repo_id, release.tag, release.files, release.card) for release in releases]
         if dry_run:
-            return plan
+            return planned
         api = HfApi(token=token)
+        if selection.what == "heads":
+            _check_encoder(api, repo_id, Path(run_dir), releases)
         repositories = [
-            Repository(api, name, tuple(group), Path(run_dir), private, adopt)
-            for name, group in groupby(releases, key=lambda one: one.repo_id)
+            Repository(api, tuple(group), run=Path(run_dir), private=private, adopt=selection.adopt)
+            for _, group in groupby(releases, key=lambda release: release.repo_id)
         ]
-        if what == "heads":
-            _check_trunk(api, repo_id, Path(run_dir), releases)
-        for repository in repositories:
-            repository.open()
-        commits: dict[tuple[str, str], str] = {}
-        for one in repositories:
-            commits |= {(one.repo_id, tag): commit for tag, commit in one.publish().items()}
-            load_back(one.releases, token if private else None)
-            logger.info("%s: loaded back, and the same", one.repo_id)
-        if collection:
-            _gather(api, collection, [one.repo_id for one in repositories], private)
+        commits = _upload(repositories, token if private else None)
+        if selection.collection:
+            _add_to_collection(api, selection.collection, repositories, private)
     return [
-        replace(one, commit=commits[one.repo_id, one.tag], url=f"{constants.ENDPOINT}/{one.repo_id}/tree/{one.tag}")
-        for one in plan
+        replace(
+            version,
+            commit=commits[version.repo_id, version.tag],
+            url=f"{constants.ENDPOINT}/{version.repo_id}/tree/{version.tag}",
+        )
+        for version in planned
     ]
 
 
@@ -125,70 +119,86 @@ def usable_token(token: str | None) -> str:
     """Return the token to publish with.
 
     Raises:
-        InputError: there is none, or the libraries are told to keep off the network.
+        InputError: there is none, or huggingface_hub is in offline mode.
     """
     if constants.HF_HUB_OFFLINE:
-        raise InputError("HF_HUB_OFFLINE is set, and publishing needs the Hub: unset it, or leave out --push")
+        raise InputError("HF_HUB_OFFLINE is set, but publishing needs the Hub: unset it, or make a dry run")
     try:
         token = token or get_token()
     except (OIDCError, HTTPError) as error:
-        raise InputError(f"no token by trusted publisher ({' '.join(str(error).split())})") from error
+        raise InputError(f"the trusted publisher gave no token ({' '.join(str(error).split())})") from error
     if not token:
         raise InputError("no token to publish with: set HF_TOKEN, or run `hf auth login`; a dry run needs none")
     return token
 
 
-def load_back(releases: Sequence[Release], token: str | bool | None) -> None:
-    """Load the versions of a repository as a user would, in a process of its own with an empty cache, and compare.
+def load_back(releases: Sequence[Release], token: str | None) -> None:
+    """Load the versions of a repository as a user would, in a new process with an empty cache, and compare them.
 
     Args:
-        token: of a private repository; without one, the versions are loaded by nobody in particular.
+        token: token for a private repository; None loads the versions anonymously.
 
     Raises:
-        InputError: one cannot be loaded, or differs in any tensor, label or token.
+        InputError: a version can't be loaded, or differs in a tensor, label or token.
     """
     first = releases[0]
-    script = Path(__file__).with_name("load_back.py")
-    versions = [f"{one.tag}={one.folder}" for one in releases]
+    versions = [f"{release.tag}={release.folder}" for release in releases]
     kept = {name: value for name, value in os.environ.items() if name not in _PERSONAL}
 
     def attempt() -> None:
         with tempfile.TemporaryDirectory() as home:
-            identity = {"HF_TOKEN": str(token)} if token else {"HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
-            ended = subprocess.run(
-                [sys.executable, "-P", str(script), first.repo_id, first.architecture, *versions],
+            identity = {"HF_TOKEN": token} if token else {"HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
+            process = subprocess.run(
+                [sys.executable, "-P", load_back_script.__file__, first.repo_id, first.architecture, *versions],
                 env={**kept, **identity, "HF_HOME": home, "DISABLE_SAFETENSORS_CONVERSION": "1"},
                 capture_output=True,
                 text=True,
                 check=False,
             )
-        said = (ended.stderr.strip().splitlines() or ["no word"])[-1]
-        if ended.returncode == 3:
-            raise InputError(f"{first.repo_id}: what was loaded back is not what was published: {said}")
-        if ended.returncode:
-            raise ConnectionError(said[:200])
+        message = (process.stderr.strip().splitlines() or ["no message"])[-1]
+        if process.returncode == load_back_script.DIFFERENT:
+            raise InputError(f"{first.repo_id}: the version loaded back is not what was published: {message}")
+        if process.returncode:
+            raise ConnectionError(message[:200])
 
-    again(f"load {first.repo_id} back", attempt)
+    retry(f"load {first.repo_id} back", attempt)
 
 
-def _check_trunk(api: HfApi, repo_id: str, run: Path, releases: Sequence[Release]) -> None:
-    """Refuse heads on versions of an encoder that nobody can look at, or that are others than the run's."""
+def _upload(repositories: Sequence[Repository], token: str | None) -> dict[tuple[str, str], str]:
+    """Publish to each repository and load the versions back; return the commit of each repository and tag."""
+    for repository in repositories:
+        repository.open()  # all of them, before anything is uploaded to one
+    commits: dict[tuple[str, str], str] = {}
+    for repository in repositories:
+        commits |= {(repository.repo_id, tag): commit for tag, commit in repository.publish().items()}
+        load_back(repository.releases, token)
+        logger.info("%s: every version was loaded back and compared", repository.repo_id)
+    return commits
+
+
+def _check_encoder(api: HfApi, repo_id: str, run: Path, releases: Sequence[Release]) -> None:
+    """Raise unless the versions that the heads were trained on are published with the weights of this run."""
     try:
-        tags = again(f"look at {repo_id}", lambda: tags_of(api.list_repo_refs(repo_id)), may_be_absent=True)
+        tags = retry(f"look up {repo_id}", lambda: tags_of(api.list_repo_refs(repo_id)), may_be_absent=True)
     except RepositoryNotFoundError:
         tags = {}
     for tag in dict.fromkeys(release.tag for release in releases):
         if tag not in tags:
-            raise InputError(f"the heads' cards name {repo_id} {tag}, which is not published: --what all")
-        published = again(f"look into {repo_id}", lambda tag=tag: weights_of(api, repo_id, tag))  # type: ignore[misc]
+            raise InputError(f"the heads' cards refer to {repo_id} {tag}, which is not published: publish all")
+        published = retry(f"look up {repo_id} {tag}", lambda tag=tag: weights_of(api, repo_id, tag))  # type: ignore[misc]
         if published != sha256_of_file(run / tag / WEIGHTS):
-            raise InputError(f"the heads' cards name {repo_id} {tag}, whose weights are not those of {run / tag}")
+            raise InputError(f"the heads' cards refer to {repo_id} {tag}, whose weights are not those of {run / tag}")
 
 
-def _gather(api: HfApi, title: str, repo_ids: Sequence[str], private: bool) -> None:
-    owner = repo_ids[0].partition("/")[0]
-    what = f"gather the collection {title}"
-    slug = again(what, lambda: api.create_collection(title, namespace=owner, private=private, exists_ok=True).slug)
-    for repo_id in repo_ids:
-        again(what, lambda name=repo_id: api.add_collection_item(slug, name, "model", exists_ok=True))  # type: ignore[misc]
-    logger.info("gathered in %s/collections/%s", constants.ENDPOINT, slug)
+def _add_to_collection(api: HfApi, title: str, repositories: Sequence[Repository], private: bool) -> None:
+    owner = repositories[0].repo_id.partition("/")[0]
+    description = f"add to the collection {title}"
+    slug = retry(
+        description, lambda: api.create_collection(title, namespace=owner, private=private, exists_ok=True).slug
+    )
+    for repository in repositories:
+        retry(
+            description,
+            lambda name=repository.repo_id: api.add_collection_item(slug, name, "model", exists_ok=True),  # type: ignore[misc]
+        )
+    logger.info("added to the collection %s/collections/%s", constants.ENDPOINT, slug)

@@ -1,4 +1,4 @@
-"""A repository on the Hub to which versions are added: each once, under its tag, and nothing of others undone."""
+"""Add versions to a repository on the Hub: each once, under its tag, without undoing anyone else's work."""
 
 from __future__ import annotations
 
@@ -14,136 +14,139 @@ from huggingface_hub.errors import RepositoryNotFoundError
 
 from bioptimus_hf.artifacts import sha256_of_file
 from bioptimus_hf.errors import InputError
-from bioptimus_hf.publishing.facts import name_of, version_key
-from bioptimus_hf.publishing.retries import again
-from bioptimus_hf.publishing.staging import ENCODER, MARK, PLOT, WEIGHTS, Release
+from bioptimus_hf.publishing.checks import ENCODER, MARK, PLOT, WEIGHTS
+from bioptimus_hf.publishing.records import folder_name, version_key
+from bioptimus_hf.publishing.retries import retry
+from bioptimus_hf.publishing.staging import Release
 
 logger = logging.getLogger(__name__)
 
-_PATIENCE = 10.0  # seconds until an endpoint that does not answer is given up
-_MAIN, _ASIDE = "main", "versions"  # branches: that of the newest version, and that of versions which are not to be it
-_ATTRIBUTES = ".gitattributes"  # the Hub's own, in every repository from the beginning
+_TIMEOUT = 10.0  # seconds to wait for the first answer of the Hub
+_MAIN, _SIDE = "main", "versions"  # the branch of the newest version, and that of versions that mustn't be on main
+_ATTRIBUTES = ".gitattributes"  # written by the Hub itself when it creates a repository
 
 
 class Repository:
     """A repository to which versions of one model are added.
 
     Args:
-        releases: what is added, of one architecture, the oldest version first.
-        run: folder of the run that they are of.
-        private: whether it is to be.
-        adopt: whether it may be one that this did not make.
+        api: client of the Hub.
+        releases: versions to add, all of one repository and architecture, oldest first.
+        run: folder of the run that made them.
+        private: whether the repository is, or is to be, private.
+        adopt: whether it may be a repository that this package didn't create.
     """
 
-    def __init__(
-        self, api: HfApi, repo_id: str, releases: tuple[Release, ...], run: Path, private: bool, adopt: bool
-    ) -> None:
-        self.api, self.repo_id, self.releases, self.run = api, repo_id, releases, run
+    def __init__(self, api: HfApi, releases: tuple[Release, ...], *, run: Path, private: bool, adopt: bool) -> None:
+        self.api, self.releases, self.run = api, releases, run
+        self.repo_id = releases[0].repo_id
         self.private, self.adopt, self.ours = private, adopt, True
 
     def open(self) -> None:
-        """See to it that the repository is there, and ours to write to; the first thing that needs the network.
+        """Create the repository if it doesn't exist and check that we may write to it. First network call.
 
         Raises:
-            InputError: it is not to be had, not as private as it should be, or holds what is none of ours.
+            InputError: it can't be created, its visibility is not the wanted one, or it holds someone else's files.
         """
         private: bool | None = None
-        # The first look has a deadline, which what follows has not: it tells whether the Hub answers at all.
+        # This first request has a timeout, unlike later ones: it shows whether the Hub answers at all.
         with contextlib.suppress(RepositoryNotFoundError):
-            private = again(f"look at {self.repo_id}", lambda: self._visibility(), may_be_absent=True)
+            private = retry(f"look up {self.repo_id}", lambda: self._is_private(), may_be_absent=True)
         for release in self.releases:
-            again(f"check the card of {self.repo_id}", lambda card=release.card: _validate(card))  # type: ignore[misc]
+            retry(f"check the card of {self.repo_id}", lambda card=release.card: _validate(card))  # type: ignore[misc]
         if private is None:
-            again(
-                f"make {self.repo_id}",
+            retry(
+                f"create {self.repo_id}",
                 lambda: self.api.create_repo(self.repo_id, private=self.private, exist_ok=True),
             )
-            private = self.private  # had it been there for this token, it would have been seen
-            logger.info("made %s", self.repo_id)
+            private = self.private  # a repository that this token can see would have been found above
+            logger.info("created %s", self.repo_id)
         if private != self.private:
-            is_, wanted = ("private", "public") if private else ("public", "private")
+            actual, wanted = ("private", "public") if private else ("public", "private")
             raise InputError(
-                f"{self.repo_id} is {is_}, and was to be {wanted}: "
-                f"{'leave out' if private else 'give'} --public, or change it in its settings"
+                f"{self.repo_id} is {actual}, but should be {wanted}: publish with private={private}, or change the "
+                f"visibility in its settings"
             )
-        self.ours = again(f"look into {self.repo_id}", lambda: self._is_ours())
+        self.ours = retry(f"look into {self.repo_id}", lambda: self._is_ours())
         if not self.ours and not self.adopt:
             raise InputError(
-                f"{self.repo_id} holds what was not published by this project: choose another --repo_id, or --adopt to "
-                f"add versions as tags, which leaves all of its branches as they are"
+                f"{self.repo_id} holds files that this package didn't publish: choose another repo_id, or set adopt to "
+                f"add versions as tags and leave its branches as they are"
             )
-        again(f"look into {self.repo_id}", lambda: self._check_siblings())
+        retry(f"look into {self.repo_id}", lambda: self._check_versions())
 
     def publish(self) -> dict[str, str]:
-        """Publish and verify; return the commit of each tag.
+        """Publish and verify the versions; return the commit of each tag.
 
         Raises:
-            InputError: a tag or a branch is not ours to write, or not what was sent; or the Hub refuses.
+            InputError: a tag or branch belongs to someone else or isn't what was sent, or the Hub refuses.
         """
         commits = {}
         for release in self.releases:
-            commits[release.tag] = again(f"publish {self.repo_id} {release.tag}", lambda one=release: self._add(one))  # type: ignore[misc]
-            logger.info("%s %s is commit %s", self.repo_id, release.tag, commits[release.tag])
-        refs = again(f"look at the tags of {self.repo_id}", lambda: self._refs())
+            commit = retry(f"publish {self.repo_id} {release.tag}", lambda release=release: self._add(release))  # type: ignore[misc]
+            logger.info("%s %s is commit %s", self.repo_id, release.tag, commit)
+            commits[release.tag] = commit
+        refs = retry(f"list the tags of {self.repo_id}", lambda: self._refs())
         tags = tags_of(refs)
         for tag, commit in commits.items():
             if tags.get(tag) != commit:
-                raise InputError(f"{self.repo_id}: {tag} points at {tags.get(tag)} now, not at {commit}")
+                raise InputError(f"{self.repo_id}: {tag} now points at {tags.get(tag)}, not at {commit}")
         newest = max(filter(_is_version, tags), key=lambda tag: version_key(tag[1:]))
         changed = self.ours and _branches(refs).get(_MAIN) != tags[newest]
-        if changed and not again(f"look into {self.repo_id}", lambda: self._pending(refs)):
+        if changed and not retry(f"look into {self.repo_id}", lambda: self._pending(refs)):
             raise InputError(
                 f"{self.repo_id}: {_MAIN} is not {newest}, its newest version: someone else has changed it"
             )
         return commits
 
-    def _visibility(self) -> bool:
-        return bool(self.api.model_info(self.repo_id, timeout=_PATIENCE).private)
+    def _is_private(self) -> bool:
+        return bool(self.api.model_info(self.repo_id, timeout=_TIMEOUT).private)
 
     def _is_ours(self) -> bool:
         return self._is_marked(_MAIN) or (self._paths(_MAIN) <= {_ATTRIBUTES} and not tags_of(self._refs()))
 
-    def _is_marked(self, branch: str) -> bool:
-        return MARK in self._paths(branch)
+    def _is_marked(self, revision: str) -> bool:
+        return MARK in self._paths(revision)
 
-    def _check_siblings(self) -> None:
-        """Refuse to add to a repository what is no version of the same model."""
-        kind = self.releases[0].architecture
+    def _check_versions(self) -> None:
+        """Raise if the repository already holds versions of another model."""
+        architecture = self.releases[0].architecture
         for tag, commit in tags_of(self._refs()).items():
             mark = self._mark(commit) if _is_version(tag) else {}
             if not mark:
                 continue
-            if mark.get("architecture") != kind:
+            if mark.get("architecture") != architecture:
                 raise InputError(
-                    f"{self.repo_id} {tag} is a {mark.get('architecture')}, and no version of what is published now: "
-                    f"choose another --repo_id"
+                    f"{self.repo_id} {tag} is a {mark.get('architecture')}, not a {architecture}: choose another "
+                    f"repo_id"
                 )
-            own = self.run / tag / WEIGHTS
-            # Of this run's versions, those that are there must be these; a head is chosen anew when seeds are added.
-            if kind == ENCODER and own.is_file() and weights_of(self.api, self.repo_id, commit) != sha256_of_file(own):
+            local = self.run / tag / WEIGHTS
+            if architecture != ENCODER or not local.is_file():  # the head to publish can change when seeds are added
+                continue
+            if weights_of(self.api, self.repo_id, commit) != sha256_of_file(local):
                 raise InputError(
-                    f"{self.repo_id} {tag} has other weights than {own.parent}, and is of another run: choose another "
-                    f"--repo_id"
+                    f"{self.repo_id} {tag} has other weights than {local.parent}, so it belongs to another run: choose "
+                    f"another repo_id"
                 )
 
     def _pending(self, refs: GitRefs) -> str | None:
-        """Return the version that is the last commit of main, and that another publisher has not yet given its tag."""
-        return self._untagged(_branches(refs)[_MAIN], tags_of(refs))
+        """Return the version that another publisher has committed to main but not tagged yet, if any."""
+        return self._untagged_version(_branches(refs)[_MAIN], tags_of(refs))
 
-    def _untagged(self, commit: str, tags: dict[str, str]) -> str | None:
-        """Return the version that a commit of ours holds, if its tag was never made."""
+    def _untagged_version(self, commit: str, tags: dict[str, str]) -> str | None:
+        """Return the version that a commit of ours holds, if its tag doesn't exist."""
         title = self.api.list_repo_commits(self.repo_id, revision=commit)[0].title
         version = str(self._mark(commit).get("version"))
-        return version if title == name_of(version) and title not in tags else None
+        return version if title == folder_name(version) and title not in tags else None
 
     def _mark(self, revision: str) -> dict[str, Any]:
-        """Return what a version of ours says of itself; nothing, where there is none."""
+        """Return the content of our mark in a revision, which is empty if there is none."""
         if not self._is_marked(revision):
             return {}
         with tempfile.TemporaryDirectory() as cache:
             path = self.api.hf_hub_download(self.repo_id, MARK, revision=revision, cache_dir=cache)
-            said: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
-        return said
+            mark: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+        return mark
 
     def _paths(self, revision: str) -> set[str]:
         return {item.path for item in self.api.list_repo_tree(self.repo_id, revision=revision)}
@@ -152,62 +155,64 @@ class Repository:
         return self.api.list_repo_refs(self.repo_id)
 
     def _add(self, release: Release) -> str:
-        """Publish one version where it is not there yet; return its commit.
+        """Publish one version if it isn't there yet, and return its commit.
 
-        Another process may be doing the same, or have been killed at it: whatever was done is taken as it is, if it
-        is the same to the byte.
+        Another process may be doing the same, or may have been killed while doing it. Whatever exists is kept if it
+        is identical to the byte.
         """
         refs = self._refs()
         tags = tags_of(refs)
         if release.tag in tags:
-            return self._checked(release, tags[release.tag])
-        there = [tag[1:] for tag in tags if _is_version(tag)]
+            return self._check_tag(release, tags[release.tag])
+        published = [tag[1:] for tag in tags if _is_version(tag)]
         if pending := self._pending(refs):
-            there.append(pending)
-        newer = any(version_key(version) > version_key(release.version) for version in there)
-        branch = _MAIN if self.ours and not newer else _ASIDE
+            published.append(pending)
+        is_newest = all(version_key(version) <= version_key(release.version) for version in published)
+        branch = _MAIN if self.ours and is_newest else _SIDE
         commit = self._commit(release, branch, refs)
-        if wrong := self._differences(release, commit):
+        if different := self._differences(release, commit):
             raise InputError(
-                f"{self.repo_id}: {wrong[0]} of {release.tag} is not there as it was sent (commit {commit}), and no "
-                f"tag was set: give the same command again"
+                f"{self.repo_id}: {different[0]} of {release.tag} arrived changed (commit {commit}), so no tag was "
+                f"created: give the same command again"
             )
-        # The client would take a tag that is there for the right one, wherever it points: what it says is not asked.
+        # With exist_ok the client doesn't look where an existing tag points, so this is checked below.
         self.api.create_tag(self.repo_id, tag=release.tag, revision=commit, exist_ok=True)
-        return self._checked(release, tags_of(self._refs()).get(release.tag, commit))
+        return self._check_tag(release, tags_of(self._refs()).get(release.tag, commit))
 
-    def _checked(self, release: Release, commit: str) -> str:
-        """Return the commit that a tag points at, if it holds this version to the byte, whoever made it.
+    def _check_tag(self, release: Release, commit: str) -> str:
+        """Return the commit of a tag if it holds this version to the byte, whoever created it.
 
-        What its card says may have grown since, by heads that were trained later.
+        The card may differ: more heads may have been trained since it was published.
         """
-        wrong = self._differences(release, commit)
-        if wrong and all(_is_of_card(path) for path in wrong):
+        different = self._differences(release, commit)
+        if different and all(_belongs_to_card(path) for path in different):
             logger.warning(
-                "%s %s: the card stays as it was published, since a tag is never moved; it differs in %s",
-                *(self.repo_id, release.tag, ", ".join(wrong)),
+                "%s %s: tags never move, so the card stays as it was published; it differs in %s",
+                self.repo_id,
+                release.tag,
+                ", ".join(different),
             )
-        elif wrong:
+        elif different:
             raise InputError(
-                f"{self.repo_id}: the tag {release.tag} is there, and points at {commit}, where {wrong[0]} is "
-                f"another: a tag is never moved; choose another --repo_id, or delete the tag yourself"
+                f"{self.repo_id}: the tag {release.tag} already points at {commit}, where {different[0]} differs; "
+                f"tags never move: choose another repo_id, or delete the tag yourself"
             )
         return commit
 
     def _commit(self, release: Release, branch: str, refs: GitRefs) -> str:
-        """Return the commit of a branch that holds this version; make it, if the last one does not."""
+        """Return the last commit of a branch if it holds this version, and otherwise create such a commit."""
         branches = _branches(refs)
         if branch not in branches:
             self.api.create_branch(self.repo_id, branch=branch, revision=branches[_MAIN], exist_ok=True)
             branches = _branches(self._refs())
-        elif branch == _ASIDE and branches[branch] != branches[_MAIN] and not self._is_marked(branch):
+        elif branch == _SIDE and branches[branch] != branches[_MAIN] and not self._is_marked(branch):
             raise InputError(
-                f"{self.repo_id} has a branch {branch} that holds no version of ours: rename it, or delete it if it "
-                f"is left of a try that was interrupted; or choose another --repo_id"
+                f"{self.repo_id} has a branch {branch} that holds no version of ours: rename it, delete it if it is "
+                f"left over from an interrupted attempt, or choose another repo_id"
             )
         if not self._differences(release, branches[branch]):
-            return branches[branch]  # its answer was lost, or its tag was never made
-        if branch == _MAIN or branches[branch] != branches[_MAIN]:  # else it is new, and nobody's
+            return branches[branch]  # the answer to the upload was lost, or the tag was never created
+        if branch == _MAIN or branches[branch] != branches[_MAIN]:  # otherwise the branch is new and has no owner
             self._check_head(branch, branches[branch], tags_of(refs))
         return self.api.upload_folder(
             repo_id=self.repo_id,
@@ -219,23 +224,23 @@ class Repository:
         ).oid
 
     def _check_head(self, branch: str, head: str, tags: dict[str, str]) -> None:
-        """Refuse to build on a branch whose last commit is not ours, since a version replaces all that is there.
+        """Raise if the last commit of a branch isn't ours, because a version replaces every file.
 
-        It is looked at by its id: another publisher may move the branch meanwhile, which the upload then finds out.
+        The commit is looked up by its id. If another publisher moves the branch meanwhile, the upload fails.
         """
         is_tagged = any(commit == head and _is_version(tag) for tag, commit in tags.items())
-        if not is_tagged and not self._untagged(head, tags) and self._paths(head) - {_ATTRIBUTES}:
+        if not is_tagged and not self._untagged_version(head, tags) and self._paths(head) - {_ATTRIBUTES}:
             last = self.api.list_repo_commits(self.repo_id, revision=head)[0]
             raise InputError(
                 f"{self.repo_id}: the last commit of {branch} is not ours ({last.title}, {last.commit_id[:7]}), and "
-                f"would be undone by the next version: move it to another branch first"
+                f"the next version would undo it: move it to another branch first"
             )
 
     def _differences(self, release: Release, revision: str) -> list[str]:
-        """Return the files in which a revision differs from the folder, by checksum; missing and further ones too."""
+        """Return the files that differ between a revision and the folder, by checksum, or are in only one of them."""
         found = self.api.verify_repo_checksums(self.repo_id, local_dir=release.folder, revision=revision)
-        others = [path for path in found.missing_paths if path != _ATTRIBUTES]
-        return [*(str(one["path"]) for one in found.mismatches), *others, *found.extra_paths]
+        unknown = [path for path in found.missing_paths if path != _ATTRIBUTES]
+        return [*(str(mismatch["path"]) for mismatch in found.mismatches), *unknown, *found.extra_paths]
 
 
 def tags_of(refs: GitRefs) -> dict[str, str]:
@@ -244,7 +249,7 @@ def tags_of(refs: GitRefs) -> dict[str, str]:
 
 
 def weights_of(api: HfApi, repo_id: str, revision: str) -> str | None:
-    """Return the sha256 of a version's weights."""
+    """Return the SHA-256 of the weights in a revision, or None if it has no weights."""
     found = api.get_paths_info(repo_id, [WEIGHTS], revision=revision)
     return next((file.lfs.sha256 for file in found if isinstance(file, RepoFile) and file.lfs), None)
 
@@ -252,13 +257,13 @@ def weights_of(api: HfApi, repo_id: str, revision: str) -> str | None:
 def _validate(card: str) -> None:
     try:
         ModelCard(card).validate()
-    except json.JSONDecodeError:  # the page of a gateway
+    except json.JSONDecodeError:  # the error page of a gateway, which may be transient
         raise
     except ValueError as error:
-        raise InputError(f"the Hub refuses the card: {' '.join(str(error).split())}") from error
+        raise InputError(f"the Hub rejects the card: {' '.join(str(error).split())}") from error
 
 
-def _is_of_card(path: str) -> bool:
+def _belongs_to_card(path: str) -> bool:
     return path in ("README.md", PLOT) or path.startswith(".eval_results/")
 
 
@@ -267,4 +272,4 @@ def _branches(refs: GitRefs) -> dict[str, str]:
 
 
 def _is_version(tag: str) -> bool:
-    return tag.startswith("v") and all(part.isdecimal() for part in tag[1:].split("."))
+    return tag.startswith("v") and all(number.isdecimal() for number in tag[1:].split("."))

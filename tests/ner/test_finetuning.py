@@ -573,7 +573,6 @@ def test_grid_is_resumed_where_it_stopped(
     assert (scores["task"], scores["model"], scores["seed"], scores["test"]["support"]) == ("mine", "other", 1, 4.0)
     assert sorted(path.name for path in cells["base/0"].iterdir()) == [
         *(
-            "README.md",
             "config.json",
             "made.json",
             "model.safetensors",

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from helpers import ROOT, build_tiny_bert, build_tiny_tokenizer, load_script
 
-from bioptimus_hf.artifacts import RECORD, write_json, write_record
+from bioptimus_hf.artifacts import RECORD, Run, write_json, write_record
 from bioptimus_hf.corpus.conll import write_conll
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.ner.literature import PUBLISHED
@@ -25,6 +25,7 @@ from bioptimus_hf.ner.results import Cell, averages, differences, read_cells, re
 from bioptimus_hf.ner.scores import entity_counts, entity_scores
 from bioptimus_hf.ner.tables import published_table, results_table, write_results
 from bioptimus_hf.ner.tasks import BLURB_NER
+from bioptimus_hf.publishing.report import make_report
 
 SCRIPT = ROOT / "scripts" / "finetune_ner.py"
 
@@ -370,7 +371,6 @@ def test_heads_are_scored_on_one_anothers_test_parts(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     write_task(tmp_path / "data" / "a", "asthma")
     write_task(tmp_path / "data" / "b", "cancer")
@@ -424,9 +424,7 @@ def test_heads_are_scored_on_one_anothers_test_parts(
     assert caplog.text.count("finished with the same inputs and settings, skipped") == len(before) == 8
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("made.json")}
 
-    monkeypatch.setattr(sys, "argv", ["report.py", "--output_dir", str(run)])
-    load_script(SCRIPT.with_name("report.py")).main()
-    report = capsys.readouterr().out
+    report = make_report(Run(str(run)))
     assert "| a | v0.1 |" in report
     assert "| a, tested on b | v0.1 |" in report
 

@@ -27,7 +27,8 @@ def make_stage(folder: Path, inputs: dict[str, str], settings: dict[str, Any], f
     folder.mkdir(parents=True, exist_ok=True)
     print_ = fingerprint(inputs, settings)
     made = {"fingerprint": print_, "inputs": inputs, "settings": settings, "facts": facts, "seconds": 330.0}
-    write_json(folder / RECORD, {**made, "hardware": HARDWARE, "versions": {"python": "3.11", "torch": "2.13"}})
+    made |= {"hardware": HARDWARE, "peak_memory_mb": {"process": 1234, "largest_child": 0}}
+    write_json(folder / RECORD, {**made, "versions": {"python": "3.11", "torch": "2.13"}})
     return f"stage:{print_}"
 
 

@@ -18,7 +18,7 @@ from bioptimus_hf.artifacts import read_record
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.publishing import publish as hub
 from bioptimus_hf.publishing import retries as retrying
-from bioptimus_hf.publishing.facts import About
+from bioptimus_hf.publishing.options import About, Selection
 
 ABOUT = About(
     license="apache-2.0",
@@ -32,7 +32,8 @@ ABOUT = About(
 
 def publish(run: str, repo_id: str, **options: Any) -> list[list[str]]:
     """Return repository, tag and commit of each version, or the error."""
-    options = {"about": ABOUT, "dry_run": False, **options}
+    chosen = {name: options.pop(name) for name in ("what", "tasks", "adopt", "collection") if name in options}
+    options = {"about": ABOUT, "dry_run": False, "selection": Selection(**{"what": "encoder", **chosen}), **options}
     try:
         published = hub.publish(run, repo_id, **options)
     except InputError as error:

@@ -1,19 +1,19 @@
-"""What scripts/report.py says of a run."""
+"""Test the report of a run."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
 
+import pytest
 from finished_run import change, make_run
-from helpers import ROOT, load_script
 
-from bioptimus_hf.artifacts import identity, read_record
+from bioptimus_hf.artifacts import Run, identity, read_record
+from bioptimus_hf.errors import InputError
+from bioptimus_hf.publishing.report import _newness, make_report
 
-SCRIPT = load_script(ROOT / "scripts" / "report.py")
 
-
-def test_parts_of_a_curriculum_are_reported_too(tmp_path: Path) -> None:
+def test_report_covers_a_curriculum_trained_in_several_runs(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     part = shutil.copytree(run / "pretraining", run / "pretraining-0.10")
     made = read_record(part)
@@ -22,26 +22,43 @@ def test_parts_of_a_curriculum_are_reported_too(tmp_path: Path) -> None:
     change(part / "made.json", inputs=made["inputs"] | {"model": identity(run / "v0.4")}, facts=facts)
     shutil.copytree(run / "v0.4", run / "v0.10")
     change(run / "v0.10" / "phase.json", version="0.10", last_rate=0.3, last_step=2, metrics={"eval_loss": 5.5})
-    folders = [run / "pretraining", part]
-    assert SCRIPT.phase_table(run, folders)[3:] == [
+    report = make_report(Run(str(run)))
+    assert (run / "report.md").read_text() == report
+    lines = report.splitlines()
+    start = lines.index("| version | masking | last step | validation loss |")
+    assert lines[start + 2 : start + 9] == [
         "| v0.0 | none yet | 0 | 9.500 |",
-        "| v0.4 | pretraining-0.10 | 0 | 6.000 |",
+        "| v0.4 | before pretraining-0.10 | 0 | 6.000 |",
         "| v0.1 | tokens, 15%, 80/10/10 | 2 | 7.250 |",
         "| v0.2 | words, 15%, 80/10/10 | 4 | 6.500 |",
         "| v0.3 | words, 20%, 80/10/10 | 6 | 6.125 |",
         "| v0.4 | words, 20%, always [MASK] | 8 | 6.000 |",
         "| v0.10 | words, 20% to 30%, always [MASK] | 2 | 5.500 |",
     ]
-    said = [line for folder in folders for line in SCRIPT.decontamination_lines(folder)]
-    assert said[0].startswith("- 3 of 90 documents left out of pretraining, for test sentences of 1 NER sets")
-    assert said[1].startswith("- **The text of pretraining-0.10 was not searched for test sentences")
-    assert max(["base", "v0.4", "v0.10"], key=SCRIPT.newness) == "v0.10"
+    assert "- 3 of 90 documents were removed from pretraining because they contain a test sentence" in report
+    assert "- **The text of pretraining-0.10 was not searched for test sentences" in report
+    assert "| ner/own/v0.4/1 | 330 s | 1,234 MB |" in lines
+    assert max(["base", "v0.4", "v0.10"], key=_newness) == "v0.10"
 
 
-def test_counts_are_those_of_their_stage(tmp_path: Path) -> None:
+def test_each_count_comes_from_its_stage(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
-    stages = [run / name for name in ("tokenizer", "contexts", "v0.0")]
-    whole, without = SCRIPT.stage_facts(stages), SCRIPT.stage_facts([stages[0], stages[2]])
-    assert "- 80 contexts" in whole
-    assert not [line for line in without if "contexts" in line and "made from" not in line]
-    assert not [line for line in without if "tokens of interest" in line]
+    complete = make_report(Run(str(run))).splitlines()
+    shutil.rmtree(run / "contexts")
+    without = make_report(Run(str(run))).splitlines()
+    assert "- 80 contexts" in complete
+    assert "- 1.250 word pieces per word with the vocabulary of the base model" in complete
+    missing = [line for line in complete if line not in without]
+    assert missing == ["- 80 contexts", "| contexts | 330 s | 1,234 MB |"]
+
+
+def test_entities_of_a_text_are_reported(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    report = make_report(Run(str(run)), "severe asthma of mice")
+    assert f"Entities found by {run / 'ner' / 'own' / 'v0.4' / '0'} in: severe asthma of mice" in report
+    assert report.rstrip().splitlines()[-1].startswith("- ")
+
+
+def test_a_run_without_stages_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no finished stage: run a stage first"):
+        make_report(Run(str(tmp_path)))

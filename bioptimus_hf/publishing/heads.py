@@ -1,0 +1,106 @@
+"""Collect the NER heads of a run with their scores, and choose the seed to publish."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bioptimus_hf.artifacts import RECORD, identity, read_json, read_record
+from bioptimus_hf.errors import InputError
+from bioptimus_hf.ner.results import spread
+from bioptimus_hf.publishing.records import folder_name
+
+_SCORES = ("f1", "precision", "recall", "conlleval_f1")
+
+
+@dataclass(frozen=True)
+class Head:
+    """The head of a task that is published, with the scores of all its seeds.
+
+    Attributes:
+        folder: the seed with the best validation F1, or the lowest such seed. Test scores play no role in the choice.
+        scores: `scores.json` of every seed.
+        record: how the chosen seed was trained.
+    """
+
+    folder: Path
+    scores: tuple[dict[str, Any], ...]
+    record: dict[str, Any]
+
+
+def heads_of(run: Path, version: str) -> dict[str, Head]:
+    """Return the heads trained on a version, by task.
+
+    Raises:
+        InputError: a head was trained on weights other than the version's or with settings other than those of the
+            other seeds, or lacks a score.
+    """
+    groups = _scores_by_task(run, folder_name(version))
+    encoder = identity(run / folder_name(version)) if groups else ""
+    heads = {}
+    for task, scores in groups.items():
+        for folder in scores:
+            if read_record(folder)["inputs"].get("model") != encoder:
+                raise InputError(
+                    f"{folder} was trained on weights other than those of {run / folder_name(version)}: train it again"
+                )
+        _check_seeds(scores)
+        best = max(scores, key=lambda folder: (_best_validation_f1(scores[folder]), -int(scores[folder]["seed"])))
+        heads[task] = Head(best, tuple(scores.values()), read_record(best))
+    return heads
+
+
+def base_results(run: Path) -> list[dict[str, Any]]:
+    """Return the result rows of the model that was adapted.
+
+    A head in a folder called `base` may have been trained on another model, and then doesn't count.
+    """
+    if not (run / "tokenizer" / RECORD).is_file():
+        return []
+    adapted = read_record(run / "tokenizer")["inputs"]["base_model"]
+    rows = []
+    for scores in _scores_by_task(run, "base").values():
+        own = {folder: score for folder, score in scores.items() if read_record(folder)["inputs"]["model"] == adapted}
+        if own:
+            _check_seeds(own)
+            rows.append(result_row(list(own.values())))
+    return rows
+
+
+def result_row(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the row of a results table for one task and model over several seeds; scores are between 0 and 1."""
+    first = scores[0]
+    return {
+        "task": first["task"],
+        "model": first["model"],
+        "seeds": [score["seed"] for score in scores],
+        "support": int(first["test"]["support"]),
+        **{name: spread([score["test"][name] for score in scores]) for name in _SCORES},
+    }
+
+
+def _scores_by_task(run: Path, label: str) -> dict[str, dict[Path, dict[str, Any]]]:
+    """Return the scores of the finished heads on a model, by task and then by folder, in order of the seeds."""
+    groups: dict[str, dict[Path, dict[str, Any]]] = {}
+    paths = [path for path in (run / "ner").glob(f"*/{label}/*/scores.json") if path.parts[-2].isdecimal()]
+    for path in sorted(paths, key=lambda path: (path.parts[-4], int(path.parts[-2]))):
+        groups.setdefault(path.parts[-4], {})[path.parent] = read_json(path)
+    return groups
+
+
+def _check_seeds(scores: Mapping[Path, Mapping[str, Any]]) -> None:
+    """Raise unless all seeds have all scores and were trained from the same inputs with the same settings."""
+    first = None
+    for folder, score in scores.items():
+        if not {*_SCORES, "support"} <= score.get("test", {}).keys() or not score["validation"]:
+            raise InputError(f"{folder / 'scores.json'} lacks a score that the model card states: train the head again")
+        record = read_record(folder)
+        training = record["inputs"], {name: value for name, value in record["settings"].items() if name != "seed"}
+        if training != (first := first or training):
+            raise InputError(f"{folder} was trained on other data or with other settings than the other seeds")
+
+
+def _best_validation_f1(score: Mapping[str, Any]) -> float:
+    return max(float(epoch["f1"]) for epoch in score["validation"])

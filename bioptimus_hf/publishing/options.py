@@ -1,0 +1,138 @@
+"""Define the options of publishing and of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from bioptimus_hf.errors import InputError
+
+What = Literal["encoder", "heads", "all"]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Which run to read."""
+
+    output_dir: str = field(default="runs/default", metadata={"help": "Folder of the run", "path": "output"})
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What to publish of a run, and where it may go.
+
+    Attributes:
+        what: the encoder, its NER heads, or all.
+        tasks: tasks whose heads are published; by default every task that has a head.
+        adopt: whether versions may be added to a repository that `publish` didn't create. Branches stay as they are.
+        collection: title of a collection of the owner; the repositories are added to it.
+    """
+
+    what: What = field(default="all", metadata={"help": "Publish the encoder, its NER heads, or all"})
+    tasks: list[str] | None = field(
+        default=None, metadata={"help": "Tasks whose heads are published; by default every task that has a head"}
+    )
+    adopt: bool = field(
+        default=False,
+        metadata={
+            "help": "Add versions to a repository that wasn't created by this command, as tags; its branches stay as "
+            "they are"
+        },
+    )
+    collection: str | None = field(
+        default=None, metadata={"help": "Title of a collection of the owner to add the repositories to"}
+    )
+
+
+@dataclass(frozen=True)
+class PublishOptions:
+    """Where to publish, and whether to do it or only to show what would be done."""
+
+    repo_id: str = field(metadata={"help": "Repository of the encoder, owner/name; a head goes to owner/name-<task>"})
+    versions: list[str] | None = field(
+        default=None, metadata={"help": "Versions to publish, such as 0.3 0.4; by default all versions of the run"}
+    )
+    push: bool = field(default=False, metadata={"help": "Publish; without it, only show what would be published"})
+    public: bool = field(default=False, metadata={"help": "Make the repositories public"})
+
+
+@dataclass(frozen=True)
+class About:
+    """Facts for the model cards that no run records.
+
+    Attributes:
+        license: licence of the published weights, by its identifier on the Hub (`apache-2.0`).
+        language: language of the text, as an ISO 639 code.
+        corpus: what the pre-training text is and where it comes from.
+        corpus_license: terms of use of that text.
+        ner_licenses: terms of use of the annotated data, by task.
+        base_model: Hub name (`name@revision`) of the model that was adapted; needed only if the run was given a folder.
+        ner_datasets: data set on the Hub, as `name` or `name:configuration`, by task; leave out tasks that have none.
+    """
+
+    license: str
+    language: str
+    corpus: str
+    corpus_license: str
+    ner_licenses: Mapping[str, str] = field(default_factory=dict)
+    base_model: str | None = None
+    ner_datasets: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CardOptions:
+    """Facts for the model cards that no run records, in the form that a command line can give them."""
+
+    license: str = field(metadata={"help": "Licence of the published weights, as named on the Hub: apache-2.0"})
+    language: str = field(metadata={"help": "Language of the text, as an ISO 639 code: en"})
+    corpus_description: str = field(metadata={"help": "What the pre-training text is and where it comes from"})
+    corpus_license: str = field(metadata={"help": "Terms of use of the pre-training text"})
+    ner_licenses: list[str] = field(
+        default_factory=list, metadata={"help": "Terms of use of the annotated data, for each task: task=TERMS ..."}
+    )
+    ner_datasets: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Data sets of the tasks on the Hub: task=NAME or task=NAME:CONFIGURATION ..."},
+    )
+    base_model_id: str | None = field(
+        default=None, metadata={"help": "Hub name of the model that was adapted, if the run was given a folder"}
+    )
+
+    def __post_init__(self) -> None:
+        self.about()
+
+    def about(self) -> About:
+        """Return the facts as `publish` takes them.
+
+        Raises:
+            InputError: an entry of `ner_licenses` or `ner_datasets` isn't written as task=value.
+        """
+        return About(
+            license=self.license,
+            language=self.language,
+            corpus=self.corpus_description,
+            corpus_license=self.corpus_license,
+            ner_licenses=_by_task("ner_licenses", self.ner_licenses),
+            ner_datasets=_by_task("ner_datasets", self.ner_datasets),
+            base_model=self.base_model_id,
+        )
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What to add to the report."""
+
+    text: str | None = field(
+        default=None, metadata={"help": "Sentence whose entities are shown, found by a head of the newest version"}
+    )
+
+
+def _by_task(argument: str, entries: Sequence[str]) -> dict[str, str]:
+    values = {}
+    for entry in entries:
+        task, _, value = entry.partition("=")
+        if not (task and value):
+            raise InputError(f"{entry} must have the form task=value", argument=argument)
+        values[task] = value
+    return values

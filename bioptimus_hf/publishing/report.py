@@ -1,0 +1,140 @@
+"""Summarise a run as Markdown: counts, losses, scores, and the time and memory of every stage."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import AutoTokenizer, pipeline
+
+from bioptimus_hf.artifacts import RECORD, Run, read_record
+from bioptimus_hf.errors import InputError
+from bioptimus_hf.models import load_by_name, load_token_classifier
+from bioptimus_hf.publishing.records import read_versions, start_of, version_key
+
+logger = logging.getLogger(__name__)
+
+_COUNTS = {
+    ("contexts", "tokens"): "{} tokens to find contexts for",
+    ("tokenizer", "shared"): "{} tokens shared with the base model",
+    ("v0.0", "new_tokens"): "{} new tokens",
+    ("v0.0", "new_tokens_from_contexts"): "{} new tokens with embeddings distilled from contexts",
+    ("contexts", "contexts"): "{} contexts",
+    ("tokenizer", "fertility_before"): "{:.3f} word pieces per word with the vocabulary of the base model",
+    ("tokenizer", "fertility_after"): "{:.3f} word pieces per word with the new vocabulary",
+}
+"""The facts to report, by stage and name, with the wording of each."""
+
+
+def make_report(run: Run, text: str | None = None) -> str:
+    """Write `report.md` into the folder of a run, and return its content.
+
+    Args:
+        run: says where the run is.
+        text: sentence whose entities are shown, found by a head of the newest version that has one.
+
+    Raises:
+        InputError: the run has no finished stage.
+    """
+    root = run.root
+    pretrainings = sorted(path.parent for path in root.glob(f"pretraining*/{RECORD}"))
+    stages = [root / name for name in ("tokenizer", "contexts", "v0.0") if (root / name / RECORD).is_file()]
+    stages += pretrainings
+    heads = [path.parent for path in sorted((root / "ner").glob(f"*/*/*/{RECORD}")) if path.parts[-2].isdecimal()]
+    if not stages and not heads:
+        raise InputError(f"{root} holds no finished stage: run a stage first, such as `bioptimus train-vocabulary`")
+    lines = [
+        f"# {root}",
+        *_counts(stages),
+        *(line for folder in pretrainings for line in _decontamination(folder)),
+        *_versions(root, pretrainings),
+        *_results(root),
+        *_costs(root, [*stages, *heads]),
+    ]
+    if text and heads:
+        lines += ["", *_entities(max(heads, key=lambda head: _newness(head.parent.name)), text)]
+    elif text:
+        logger.warning("%s has no NER head yet, so no entities of the text are shown", root)
+    report = "\n".join([*lines, ""])
+    (root / "report.md").write_text(report, encoding="utf-8")
+    return report
+
+
+def _counts(stages: Sequence[Path]) -> list[str]:
+    """Return the counts of vocabulary, contexts and distillation as a list."""
+    facts = {(stage.name, name): fact for stage in stages for name, fact in read_record(stage)["facts"].items()}
+    return ["", *(f"- {wording.format(facts[key])}" for key, wording in _COUNTS.items() if key in facts)]
+
+
+def _decontamination(folder: Path) -> list[str]:
+    """Return a line that says whether test sentences were removed from a pre-training."""
+    found = read_record(folder)["facts"].get("decontamination")
+    if found is None:
+        return [
+            f"- **The text of {folder.name} was not searched for test sentences of the NER data, so the scores may be "
+            "too high (`bioptimus pretrain --decontaminate`)**"
+        ]
+    return [
+        f"- {found['dropped']} of {found['documents']} documents were removed from {folder.name} because they contain "
+        f"a test sentence of the NER data ({', '.join(found['test_sets'])}; see `{folder.name}/decontamination.tsv`)"
+    ]
+
+
+def _versions(root: Path, pretrainings: Sequence[Path]) -> list[str]:
+    """Return a table of the curriculum, with the validation loss at the start and at the end of each phase."""
+    records = read_versions(root)
+    if not records:
+        return []
+    lines = ["", "| version | masking | last step | validation loss |", "| --- | --- | --- | --- |"]
+    for folder in pretrainings:
+        made = read_record(folder)
+        loss = made["facts"]["validation_losses"].get("0")
+        if loss is not None:
+            start = start_of(root, made) or "another model"
+            masking = "none yet" if start == "v0.0" else f"before {folder.name}"
+            lines.append(f"| {start} | {masking} | 0 | {loss:.3f} |")
+    for record in records:
+        masking, loss = record["masking"], record["metrics"].get("eval_loss")
+        last = "" if record["last_rate"] is None else f" to {record['last_rate']:.0%}"
+        lines.append(
+            f"| v{record['version']} | {masking['unit']}s, {masking['rate']:.0%}{last}, "
+            f"{'80/10/10' if masking['corrupt'] else 'always [MASK]'} | {record['last_step']} | "
+            f"{'not measured' if loss is None else format(loss, '.3f')} |"
+        )
+    return lines
+
+
+def _results(root: Path) -> list[str]:
+    """Return the tables of results that fine-tuning wrote."""
+    tables = [root / name / "results.md" for name in ("ner", "cross_test")]
+    return [part for table in tables if table.is_file() for part in ("", table.read_text(encoding="utf-8").rstrip())]
+
+
+def _costs(root: Path, folders: Sequence[Path]) -> list[str]:
+    """Return a table of the wall time of every stage and the peak memory of its process so far."""
+    lines = ["", "| stage | wall time | peak memory so far |", "| --- | --- | --- |"]
+    for folder in folders:
+        made = read_record(folder)
+        memory = max(made["peak_memory_mb"].values())
+        lines.append(f"| {folder.relative_to(root)} | {made['seconds']:.0f} s | {memory:,} MB |")
+    return lines
+
+
+def _newness(label: str) -> tuple[int, ...]:
+    """Return a sort key for labels of models: v0.10 after v0.9, and every version after any other label."""
+    try:
+        return version_key(label.removeprefix("v"))
+    except InputError:
+        return ()
+
+
+def _entities(head: Path, text: str) -> list[str]:
+    """Return a list of the entities that a head finds in a text, by way of the stock pipeline."""
+    model, tokenizer = load_token_classifier(head), load_by_name(AutoTokenizer, head)
+    entities = pipeline("ner", model=model, tokenizer=tokenizer, aggregation_strategy="first")(text)
+    lines = [
+        f"- {text[entity['start'] : entity['end']]}: {entity['entity_group']} ({entity['score']:.2f})"
+        for entity in entities
+    ]
+    return [f"Entities found by {head} in: {text}", "", *(lines or ["- none"])]
