@@ -24,6 +24,11 @@ WORDS = (  # noqa: SIM905  (a list of quoted words would be harder to read)
     "is by for to on were therapy cancer severe mice gene binding acute induced renal failure"
 ).split()
 TAGS = ("O", "B-Chemical", "I-Chemical", "B-Disease", "I-Disease")
+HOSTILE = (
+    "Aspirin-induced asthma <b>bold</b> <img src=x onerror='window.hit=1'> ${window.hit=2} {{value}} 🧬👩‍🔬 in mice.\n"
+    "</mark></p></div><script>window.hit=3</script> &amp; severe renal failure."
+)
+"""A text that would run a script or change the page where HTML isn't escaped."""
 CHARACTERS = [*"abcdefghijklmnopqrstuvwxyz0123456789", *"-.,;:()/%<>=+"]
 
 

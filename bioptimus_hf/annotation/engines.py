@@ -11,7 +11,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from bioptimus_hf.annotation.extras import require_packages
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.hardware import prepare_for_cpu
-from bioptimus_hf.models import check_token_classifier, load_token_classifier
+from bioptimus_hf.models import check_token_classifier, format_error, load_by_name, load_token_classifier
 
 ONNX_FILE = "model.onnx"
 """Name of the ONNX file in a folder written by `export_onnx`."""
@@ -71,22 +71,26 @@ class OnnxEngine:
         folder: a folder written by `export_onnx`.
 
     Raises:
-        InputError: onnxruntime is not installed (extra `onnx`).
+        InputError: onnxruntime is not installed (extra `onnx`), or the folder can't be loaded.
     """
 
     def __init__(self, folder: str | Path) -> None:
         require_packages("onnx", "onnxruntime")
         import onnxruntime
 
-        self.config: PretrainedConfig = AutoConfig.from_pretrained(str(folder))
+        self.config: PretrainedConfig = load_by_name(AutoConfig, folder)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        self._session = onnxruntime.InferenceSession(
-            str(Path(folder) / ONNX_FILE),
-            options,
-            providers=["CPUExecutionProvider"],
-            disabled_optimizers=["SkipLayerNormFusion"],  # slower than the operations it replaces
-        )
+        path = Path(folder) / ONNX_FILE
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(path),
+                options,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=["SkipLayerNormFusion"],  # slower than the operations it replaces
+            )
+        except Exception as error:  # onnxruntime's errors have no common base class
+            raise InputError(f"{path} can't be loaded ({format_error(error)}): export it again") from error
 
     def logits(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """See `Engine.logits`; the result is float32."""

@@ -1,4 +1,4 @@
-"""The page, its functions without a browser and the whole of it as a Space in headless Chromium."""
+"""The app as a command, and as a Space: over HTTP, and in headless Chromium where that is installed."""
 
 from __future__ import annotations
 
@@ -14,97 +14,50 @@ import time
 from collections.abc import Iterator
 from configparser import ConfigParser
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import pytest
 import yaml
-from helpers import ROOT, load_script
+from helpers import HOSTILE, ROOT
 
+from bioptimus_hf.annotation import app
 from bioptimus_hf.annotation.annotator import Annotator
-from bioptimus_hf.corpus.documents import Document, Entity
-from bioptimus_hf.errors import InputError
-
-gradio = pytest.importorskip("gradio", reason="gradio is not here: install the extra `app`")
-
-HOSTILE = (
-    "Aspirin-induced asthma <b>bold</b> <img src=x onerror='window.hit=1'> ${window.hit=2} {{value}} 🧬👩‍🔬 in mice.\n"
-    "</mark></p></div><script>window.hit=3</script> &amp; severe renal failure."
-)
-
-
-@pytest.fixture
-def app(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "files"))
-    return load_script(ROOT / "app" / "app.py")
-
-
-def test_a_text_is_marked_listed_and_saved(app: ModuleType, tiny_head: Path) -> None:
-    document = app.find_entities(app.load([str(tiny_head)]), HOSTILE)
-    (expected,) = Annotator(tiny_head).annotate([HOSTILE])
-    assert list(document.entities) == expected
-    assert len(expected) > 10
-    assert [row[:4] for row in app.rows(document)] == [[one.text, one.label, one.start, one.end] for one in expected]
-    jsonl, pubtator = (Path(path) for path in app.saved(document))
-    assert [one["text"] for one in json.loads(jsonl.read_text())["entities"]] == [one.text for one in expected]
-    assert pubtator.read_text().startswith("1|t|Aspirin-induced")
-    page = app.marked(document)
-    assert set(re.findall(r"</?([a-z]+)", page)) == {"div", "mark", "small", "article", "p"}
-
-
-@pytest.mark.parametrize(
-    ("text", "wrong"),
-    [("", "There is no text"), (" \n\t", "There is no text"), ("a" * 2_000_001, "2,000,001 char"), ("\ud83d", "half")],
-)
-def test_what_cannot_be_read_is_told_in_a_line(app: ModuleType, tiny_head: Path, text: str, wrong: str) -> None:
-    annotator = app.load([str(tiny_head)])
-    with pytest.raises(InputError, match=wrong):
-        app.find_entities(annotator, text)
-    (answer,) = (one for one in app.build(annotator, ["it"]).fns.values() if one.api_name == "find_entities")
-    seen, table, *buttons = answer.fn(text)
-    assert re.fullmatch(rf'<p role="alert">.*{wrong}.*</p>', seen)
-    assert not any(one.visible for one in [table, *buttons])
-
-
-def test_of_a_long_text_the_page_shows_the_beginning(app: ModuleType) -> None:
-    text = "asthma " * 150_000
-    entities = [Entity(start, start + 6, "asthma", "Disease", 0.9) for start in range(0, len(text), 7)]
-    document = Document("1", text, entities)
-    page = app.marked(document)
-    assert "first 50,000 of 1,050,000 characters" in page
-    assert "first 1,000 of 150,000 entities" in page
-    assert page.count("<mark") == 1 + sum(one.end <= 50_000 for one in entities)  # 1: of the legend
-    assert len(app.rows(document)) == 1_000
-    assert len(json.loads(Path(app.saved(document)[0]).read_text())["entities"]) == 150_000
-    assert "Shown are" not in app.marked(Document("1", text[:700], entities[:100]))
-    assert "Shown are the first 50,000 of 70,000 characters. The" in app.marked(
-        Document("1", text[:70_000], entities[:1])
-    )
-    assert "Shown are the first 1,000 of 1,200 entities. The" in app.marked(Document("1", text[:8400], entities[:1200]))
-
-
-def test_models_are_named_on_the_page_as_text(app: ModuleType) -> None:
-    assert "<code>a/b</code>, <code>&lt;i&gt;</code>" in app.heading(["a/b", "<i>"])
+from bioptimus_hf.annotation.options import MODELS_VARIABLE
+from bioptimus_hf.cli.__main__ import main
+from bioptimus_hf.corpus.documents import Entity
 
 
 def test_models_come_from_the_command_line_or_the_environment(
-    app: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["app.py"])
-    monkeypatch.delenv(app.VARIABLE, raising=False)
-    with pytest.raises(InputError, match="no model"):
-        app.main()
-    monkeypatch.setenv(app.VARIABLE, f"{tmp_path}/one {tmp_path}/two")
-    with pytest.raises(InputError, match="/one"):
-        app.main()
-    monkeypatch.setattr(sys, "argv", ["app.py", "--models", f"{tmp_path}/three"])
-    with pytest.raises(InputError, match="/three"):
-        app.main()
+    served: list[list[str]] = []
+    monkeypatch.setattr(app, "serve", served.append)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "")  # is restored after the test
+    monkeypatch.delenv(MODELS_VARIABLE, raising=False)
+    assert main(["app"]) == 2
+    assert capsys.readouterr().err.startswith("error: --models: no model given: name a NER head, or set the env")
+    monkeypatch.setenv(MODELS_VARIABLE, "one two")
+    assert main(["app"]) == 0
+    assert main(["app", "--models", "three"]) == 0
+    assert served == [["one", "two"], ["three"]]
+    assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
 
 
-def test_the_space_asks_for_what_is_tested() -> None:
+def test_a_model_that_cannot_be_loaded_is_reported_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("gradio", reason="needs the extra `app`")
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "")
+    assert main(["app", "--models", f"{tmp_path}/none"]) == 2
+    assert re.fullmatch(rf"error: {tmp_path}/none: .*\n", capsys.readouterr().err)
+
+
+def test_the_space_requires_what_is_tested() -> None:
     config = ConfigParser(interpolation=None)
     config.read(ROOT / "setup.cfg", encoding="utf-8")
     wanted = config["options"]["install_requires"].split()
@@ -120,9 +73,10 @@ def test_the_space_asks_for_what_is_tested() -> None:
     assert "BIOPTIMUS_MODELS" in readme
 
 
-# Loaded by Python before the app: names every address outside this machine that is looked up or connected to.
+# Python runs this before the app. It prints every address outside this machine that is looked up or connected to.
 GUARD = """
-import socket
+import atexit, socket, sys
+atexit.register(lambda: print("PACKAGE", *sys.modules["bioptimus_hf"].__path__, flush=True))
 def watched(real, address_of):
     def call(*arguments, **named):
         host = address_of(*arguments)
@@ -137,36 +91,49 @@ socket.socket.connect = watched(
 """
 
 
-@contextmanager
-def a_space(folder: Path, model: Path) -> Iterator[tuple[str, Path]]:
-    """Run the app as in a Space: what app/README.md says to copy, and nothing else of the checkout."""
-    space = folder / "space"
-    shutil.copytree(ROOT / "app", space, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(ROOT / "bioptimus_hf", space / "bioptimus_hf", ignore=shutil.ignore_patterns("__pycache__"))
+@dataclass(frozen=True)
+class Space:
+    url: str
+    log: Path
+
+
+@pytest.fixture(scope="module")
+def space(tiny_head: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Space]:
+    """The app running as a Space: with the files that app/README.md copies, and nothing else of the checkout."""
+    pytest.importorskip("gradio", reason="needs the extra `app`")
+    folder = tmp_path_factory.mktemp("space")
+    shutil.copytree(ROOT / "app", folder / "space", ignore=shutil.ignore_patterns("__pycache__"))
+    package = folder / "space" / "bioptimus_hf"
+    shutil.copytree(ROOT / "bioptimus_hf", package, ignore=shutil.ignore_patterns("__pycache__", "model_card"))
     (folder / "guard").mkdir()
     (folder / "guard" / "sitecustomize.py").write_text(GUARD)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = os.environ | {
-        "BIOPTIMUS_MODELS": str(model),
+        "BIOPTIMUS_MODELS": str(tiny_head),
         "GRADIO_SERVER_PORT": str(port),
         "GRADIO_TEMP_DIR": str(folder / "files"),
         "PYTHONPATH": str(folder / "guard"),
     }
-    log = folder / "log"
+    url, log = f"http://127.0.0.1:{port}/", folder / "log"
     with log.open("w") as output:
         running = subprocess.Popen(
-            [sys.executable, "app.py"], cwd=space, env=environment, stdout=output, stderr=subprocess.STDOUT
+            [sys.executable, "app.py"], cwd=folder / "space", env=environment, stdout=output, stderr=subprocess.STDOUT
         )
     try:
-        wait_for(f"http://127.0.0.1:{port}/", running, log)
-        yield f"http://127.0.0.1:{port}/", log
+        wait_for(url, running, log)
+        yield Space(url, log)
         running.send_signal(signal.SIGTERM)
         assert running.wait(timeout=300) == 0
     finally:
         running.kill()
         running.wait()
+    output_text = log.read_text()
+    assert str(package) in output_text, "the package of the checkout was used"
+    assert "OUTSIDE" not in output_text
+    assert "Traceback" not in output_text
+    assert not list((folder / "files").rglob("entities.*"))
 
 
 def wait_for(url: str, running: subprocess.Popen[bytes], log: Path) -> None:
@@ -183,44 +150,64 @@ def wait_for(url: str, running: subprocess.Popen[bytes], log: Path) -> None:
 
 @contextmanager
 def chromium() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright here: install the extra `browser`")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs the extra `browser`")
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
         pytest.skip("no chromium on the path")
     with sync_api.sync_playwright() as playwright:
-        # Its sandbox does not work as root, which containers run as; the page is our own.
+        # Chromium's sandbox doesn't work for root, which containers run as; the page is our own.
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield browser
         browser.close()
 
 
 def find(page: Any, text: str, awaited: str) -> None:
-    """Write a text, click, and wait for something of the answer."""
+    """Enter a text, click the button, and wait for an element of the answer."""
     page.fill("#text textarea", text)
     page.click("#find")
     page.wait_for_selector(awaited)
 
 
 @pytest.mark.slow
-def test_in_a_browser(tiny_head: Path, tmp_path: Path) -> None:
+def test_the_space_answers_over_http(space: Space, tiny_head: Path) -> None:
     (expected,) = Annotator(tiny_head).annotate([HOSTILE])
-    with chromium() as browser, a_space(tmp_path, tiny_head) as (url, log):
-        asked: list[str] = []
-        errors: list[str] = []
-        backgrounds = set()
+    with urlopen(space.url) as response:
+        assert "Find entities" in response.read().decode()
+    endpoint = f"{space.url}gradio_api/call/find_entities"
+    request = Request(endpoint, json.dumps({"data": [HOSTILE]}).encode(), {"Content-Type": "application/json"})
+    with urlopen(request) as response:
+        event = json.load(response)["event_id"]
+    with urlopen(f"{endpoint}/{event}") as response:
+        lines = response.read().decode().splitlines()
+    assert lines[0] == "event: complete"
+    marked, table, *files = json.loads(lines[1].removeprefix("data: "))
+    assert marked.count("<mark") > len({entity.label for entity in expected})
+    rows = table["value"]["data"]
+    assert [row[:4] for row in rows] == [[one.text, one.label, one.start, one.end] for one in expected]
+    with urlopen(files[0]["value"]["url"]) as response:
+        assert json.load(response)["text"] == HOSTILE
+
+
+@pytest.mark.slow
+def test_the_space_works_in_a_browser(space: Space, tiny_head: Path, tmp_path: Path) -> None:
+    (expected,) = Annotator(tiny_head).annotate([HOSTILE])
+    requested: list[str] = []
+    errors: list[str] = []
+    backgrounds = set()
+    with chromium() as browser:
         for name, width, scheme in (("light", 1200, "light"), ("dark", 1200, "dark"), ("narrow", 390, "light")):
             page = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 850})
-            page.on("request", lambda request: asked.append(request.url))
+            page.on("request", lambda request: requested.append(request.url))
             page.on("pageerror", lambda error: errors.append(str(error)))
-            page.goto(url)
+            page.goto(space.url)
             find(page, HOSTILE, "#found mark")
             page.wait_for_selector("#table")
             page.screenshot(path=tmp_path / f"{name}.png", full_page=True)
             assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "it scrolls sideways"
             backgrounds.add(page.eval_on_selector("#found article mark", "it => getComputedStyle(it).backgroundColor"))
-        assert len(backgrounds) == 2  # one in the light, one in the dark
+        assert len(backgrounds) == 2  # light and dark
         assert str(tiny_head) in page.inner_text("h1 + p")
-        check_what_is_seen(page, expected)
+        check_answer(page, expected)
         find(page, " ", "#found [role=alert]")
         assert page.is_hidden("#table")
         assert page.is_hidden("#jsonl")
@@ -229,15 +216,11 @@ def test_in_a_browser(tiny_head: Path, tmp_path: Path) -> None:
         page.click("#find")
         page.wait_for_selector("#found mark")
         assert page.inner_text("#found article p").startswith("Loss")
-        assert not errors
-        assert not [one for one in asked if not one.startswith((url, "data:", "blob:"))]
-    said = log.read_text()
-    assert "OUTSIDE" not in said
-    assert "Traceback" not in said
-    assert not [path for path in (tmp_path / "files").rglob("entities.*")]
+    assert not errors
+    assert not [url for url in requested if not url.startswith((space.url, "data:", "blob:"))]
 
 
-def check_what_is_seen(page: Any, expected: list[Entity]) -> None:
+def check_answer(page: Any, expected: list[Entity]) -> None:
     assert page.evaluate("window.hit") is None
     assert page.locator("#found img, #found script, #found b").count() == 0
     marks = page.locator("#found article mark")
@@ -247,7 +230,7 @@ def check_what_is_seen(page: Any, expected: list[Entity]) -> None:
     table = page.inner_text("#table").split()
     assert [str(expected[0].start), str(expected[0].end)] == table[8:10]
     assert re.fullmatch(r"0\.\d{1,3}", table[10])
-    assert float(table[10]) == pytest.approx(expected[0].score, abs=6e-4)  # read there by another number of threads
+    assert float(table[10]) == pytest.approx(expected[0].score, abs=6e-4)  # computed with another number of threads
     with page.expect_download() as download:
         page.click("#jsonl")
     row = json.loads(Path(download.value.path()).read_text(encoding="utf-8"))
