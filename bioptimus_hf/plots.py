@@ -1,11 +1,11 @@
-"""Drawings of a run, where matplotlib is installed."""
+"""Draw the figures of a run with matplotlib, if it is installed."""
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -19,44 +19,51 @@ def save_plot(
     rows: int = 1,
     columns: int = 1,
 ) -> None:
-    """Save what `draw` puts on a `matplotlib.axes.Axes`, or say what to install.
+    """Save a figure; without matplotlib, warn once what to install and save nothing.
 
     Args:
+        draw: draws on the `matplotlib.axes.Axes`; for several rows or columns, on an array of them, as
+            `Figure.subplots` returns it.
         size: width and height in inches.
-        rows: of axes, over one another, which then come as an array.
-        columns: of axes, beside one another; with rows of more than one, the array has two dimensions.
+        rows: number of rows of axes.
+        columns: number of columns of axes.
     """
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        logger.warning("no %s: pip install 'bioptimus-hf[plots]'", path.name)
+        _warn_without_matplotlib()
         return
     figure = Figure(figsize=size, layout="constrained")
     draw(figure.subplots(rows, columns, sharex=True))
     figure.savefig(path, dpi=150)
 
 
+@functools.cache
+def _warn_without_matplotlib() -> None:
+    logger.warning("plots are not drawn, because matplotlib is not installed: pip install 'bioptimus-hf[plots]'")
+
+
 def plot_history(path: Path, history: Sequence[Mapping[str, Any]], ends: Mapping[str, int]) -> None:
-    """Draw losses, masking rate and learning rate of a pre-training over its steps.
+    """Plot losses, masking rate and learning rate of a pre-training over its steps.
 
     Args:
         history: rows of the log, from `pretraining.pretrain`.
-        ends: the last step of each version's phase.
+        ends: last step of each version's phase.
     """
 
     def draw(axes: Any) -> None:
         panels = (("loss", "eval_loss"), ("rate",), ("learning_rate",))
         names = {"loss": "training", "eval_loss": "validation, masked once"}
-        for place, keys in zip(axes, panels, strict=True):
+        for panel, keys in zip(axes, panels, strict=True):
             for key in keys:
                 rows = [row for row in history if key in row]
-                place.plot([row["step"] for row in rows], [row[key] for row in rows], label=names.get(key))
+                panel.plot([row["step"] for row in rows], [row[key] for row in rows], label=names.get(key))
             for end in ends.values():
-                place.axvline(end, color="grey", linewidth=0.5)
+                panel.axvline(end, color="grey", linewidth=0.5)
         for version, end in ends.items():
             axes[0].annotate(f"v{version}", (end, 1), xycoords=("data", "axes fraction"), ha="right", va="top")
-        for place, label in zip(axes, ("cross-entropy (nats)", "masking rate", "learning rate"), strict=True):
-            place.set_ylabel(label)
+        for panel, label in zip(axes, ("cross-entropy (nats)", "masking rate", "learning rate"), strict=True):
+            panel.set_ylabel(label)
         axes[1].set_ylim(bottom=0)
         axes[0].legend()
         axes[-1].set_xlabel("optimizer step")
@@ -64,33 +71,50 @@ def plot_history(path: Path, history: Sequence[Mapping[str, Any]], ends: Mapping
     save_plot(path, draw, size=(8, 7), rows=3)
 
 
-def plot_versions(path: Path, results: Mapping[str, Mapping[str, Sequence[float]]], *, reference: str) -> None:
-    """Draw F1 over the versions of an encoder, a panel a task, with the reference as a line.
+def plot_versions(
+    path: Path,
+    rows: Mapping[str, Sequence[Mapping[str, Any]]],
+    f1_of_seeds: Mapping[tuple[str, str], Sequence[float]],
+    *,
+    reference: str,
+) -> None:
+    """Plot F1 over the versions of an encoder, one panel for each task, with the reference as a line.
 
     Args:
-        results: of each task, the F1 of each seed (shares) of each version and of the reference, in the order to draw.
-        reference: the model that is no version.
+        rows: from `ner.results.summarize`, by task, with the versions in the order to draw, and maybe the reference.
+        f1_of_seeds: F1 of each seed (shares between 0 and 1), by task and model.
+        reference: the model to draw as a line.
     """
 
     def draw(axes: Any) -> None:
-        for place, (task, models) in zip(axes.flat if len(results) > 1 else [axes], results.items(), strict=True):
-            versions = [name for name in models if name != reference]
-            for name in versions:
-                place.plot([name] * len(models[name]), [100 * f1 for f1 in models[name]], ".", color="C0", alpha=0.4)
-            means, deviations = zip(*(_percents(models[name]) for name in versions), strict=True)
-            place.errorbar(versions, means, yerr=deviations, color="C0", capsize=3, label="versions, mean ± deviation")
-            if reference in models:
-                mean, deviation = _percents(models[reference])
-                place.axhline(mean, color="C1", linestyle="--", label=f"{reference}, mean ± deviation")
-                place.axhspan(mean - deviation, mean + deviation, color="C1", alpha=0.15, linewidth=0)
-            place.set_title(task)
-        place = axes.flat[0] if len(results) > 1 else axes
-        place.set_ylabel("strict entity F1 (%)")
-        place.legend()
+        panels = axes.flat if len(rows) > 1 else [axes]
+        for panel, (task, of_task) in zip(panels, rows.items(), strict=True):
+            versions = [row for row in of_task if row["model"] != reference]
+            for row in versions:
+                f1 = f1_of_seeds[task, row["model"]]
+                panel.plot([row["model"]] * len(f1), [100 * value for value in f1], ".", color="C0", alpha=0.4)
+            means, deviations = zip(*(_percent(row["f1"]) for row in versions), strict=True)
+            panel.errorbar(
+                [row["model"] for row in versions],
+                means,
+                yerr=deviations,
+                color="C0",
+                capsize=3,
+                label="versions, mean ± standard deviation",
+            )
+            for row in of_task:
+                if row["model"] == reference:
+                    mean, deviation = _percent(row["f1"])
+                    panel.axhline(mean, color="C1", linestyle="--", label=f"{reference}, mean ± standard deviation")
+                    panel.axhspan(mean - deviation, mean + deviation, color="C1", alpha=0.15, linewidth=0)
+            panel.set_title(task)
+        panel = axes.flat[0] if len(rows) > 1 else axes
+        panel.set_ylabel("strict entity F1 (%)")
+        panel.legend()
 
-    save_plot(path, draw, size=(1 + 3 * len(results), 3.5), columns=len(results))
+    save_plot(path, draw, size=(1 + 3 * len(rows), 3.5), columns=len(rows))
 
 
-def _percents(shares: Sequence[float]) -> tuple[float, float]:
-    """Return mean and deviation in percent."""
-    return 100 * fmean(shares), 100 * stdev(shares) if len(shares) > 1 else 0.0
+def _percent(spread: Mapping[str, float | None]) -> tuple[float, float]:
+    """Return mean and standard deviation (0 if there is none) in percent."""
+    return 100 * (spread["mean"] or 0.0), 100 * (spread["standard_deviation"] or 0.0)

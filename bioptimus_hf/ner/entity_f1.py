@@ -1,4 +1,4 @@
-"""The scores of `scores.entity_scores` as a module for `evaluate`, which loads it by its path and needs no network.
+"""Provide `scores.entity_scores` as a metric for `evaluate`, loaded by path and without a network.
 
 import evaluate
 from importlib import resources
@@ -16,7 +16,7 @@ from bioptimus_hf.ner.scores import entity_scores
 
 
 class EntityF1(evaluate.Metric):
-    """Strict IOB2 precision, recall and F1 of entities, overall and of each type, and those of conlleval."""
+    """Strict IOB2 precision, recall and F1 of entities, overall and by type, and those of conlleval."""
 
     def _info(self) -> evaluate.MetricInfo:
         tags = datasets.List(datasets.Value("string"))

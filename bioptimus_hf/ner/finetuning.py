@@ -1,4 +1,4 @@
-"""NER heads: words -> windows of pieces -> a linear head, trained exactly, its best epoch kept -> tags of words."""
+"""Fine-tune an encoder with a linear NER head, keep the best epoch, and predict a tag for each word."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from accelerate.utils import tqdm
 from datasets import Dataset, DatasetDict
 from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
 from transformers import (
     DataCollatorForTokenClassification,
     PreTrainedModel,
@@ -31,7 +32,7 @@ from bioptimus_hf.ner.windows import sentence_windows
 
 logger = logging.getLogger(__name__)
 
-DIVERGED = "Training of the head diverged: nothing was saved. Try a lower --learning_rate or more --warmup_steps"
+DIVERGED = "Training of the head diverged: nothing was saved. Try a lower learning_rate or more warmup_steps"
 
 
 def finetune(
@@ -43,19 +44,20 @@ def finetune(
     max_length: int = MAX_LENGTH,
     num_proc: int | None = None,
 ) -> list[dict[str, float]]:
-    """Train a head, and the encoder under it, on `train`; leave the model as it was after its best epoch.
+    """Train a head and its encoder on `train`, and restore the weights of the best epoch.
 
-    The best epoch is that of the highest strict F1 on `validation`, the first of equals: BLURB tunes the number of
-    epochs on it, and this does so within one training.
+    The best epoch is the first one with the highest strict F1 on `validation`. This replaces tuning the number of
+    epochs in separate trainings, as BLURB does.
 
     Args:
         model: from `new_head`; trained in place.
-        dataset: from `load_ner`; `test` is not touched.
-        arguments: `evaluates_each_epoch` makes ones that do what is said above.
-        max_length: most pieces of a window, [CLS] and [SEP] among them.
+        dataset: from `load_ner`; `test` isn't used.
+        arguments: from `evaluates_each_epoch`.
+        max_length: maximum number of word pieces in a window, including [CLS] and [SEP].
+        num_proc: number of processes for tokenization.
 
     Returns:
-        For each epoch: `epoch`, and on `validation` `precision`, `recall` and `f1` in shares between 0 and 1.
+        For each epoch `epoch`, and `precision`, `recall` and `f1` on `validation`, in shares between 0 and 1.
 
     Raises:
         InputError: training diverged: the loss or a weight is NaN or infinite.
@@ -83,7 +85,12 @@ def finetune(
 
 
 def evaluates_each_epoch(output_dir: str | Path, **arguments: Any) -> TrainingArguments:
-    """Return arguments with which `finetune` keeps the best epoch; checkpoints go to `output_dir`."""
+    """Return arguments for `finetune`, which evaluates after each epoch and restores the best one.
+
+    Args:
+        output_dir: folder for checkpoints.
+        arguments: further fields of `TrainingArguments`.
+    """
     return TrainingArguments(
         output_dir=str(output_dir),
         eval_strategy="epoch",
@@ -92,7 +99,7 @@ def evaluates_each_epoch(output_dir: str | Path, **arguments: Any) -> TrainingAr
         metric_for_best_model="f1",
         greater_is_better=True,
         load_best_model_at_end=True,
-        logging_nan_inf_filter=False,  # which would hide that training diverged
+        logging_nan_inf_filter=False,  # would hide that training diverged
         save_only_model=True,
         save_total_limit=1,
         ddp_find_unused_parameters=False,
@@ -101,10 +108,11 @@ def evaluates_each_epoch(output_dir: str | Path, **arguments: Any) -> TrainingAr
 
 
 class HeadTrainer(Trainer):
-    """Trainer that batches windows of like length, and whose evaluation scores entities of whole sentences.
+    """Train on batches of windows of similar length, and evaluate entities of whole sentences.
 
-    The stock way to batch by length reorders the evaluation set too, and draws the order from torch's own generator:
-    where dropout uses the same one, as on a CPU, two processes soon disagree and miss part of the data.
+    The stock `group_by_length` also reorders the evaluation set, and draws its order from torch's global generator.
+    Dropout uses the same generator on a CPU, so the processes of a run would soon disagree about the order and skip
+    part of the data.
     """
 
     control: TrainerControl
@@ -113,16 +121,27 @@ class HeadTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.max_length = max_length
 
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthGroupedSampler:
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        return LengthGroupedSampler(
+    def get_train_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
+        """Return batches of windows of similar length, in an order that depends on the seed alone."""
+        dataset = cast(Dataset, self.train_dataset)
+        sampler = LengthGroupedSampler(
             self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
             lengths=[len(ids) for ids in dataset["input_ids"]],
             generator=torch.Generator().manual_seed(self.args.seed),
         )
+        loader = DataLoader(
+            cast("torch.utils.data.Dataset[dict[str, torch.Tensor]]", dataset),
+            batch_size=self.args.train_batch_size,
+            sampler=sampler,
+            collate_fn=self.data_collator,
+            drop_last=self.args.dataloader_drop_last,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        return cast("DataLoader[dict[str, torch.Tensor]]", self.accelerator.prepare(loader))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log as the parent; end a training that has diverged.
+        """Log as the parent does, and stop a training that has diverged.
 
         Raises:
             InputError: the loss is NaN or infinite.
@@ -134,7 +153,7 @@ class HeadTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Dataset | None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Score the data set, from `load_ner`, in strict IOB2."""
+        """Return strict IOB2 precision, recall and F1 on a data set from `load_ner`."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         predicted = predict_tags(
             self.model,
@@ -153,10 +172,15 @@ class HeadTrainer(Trainer):
 def mean_cross_entropy(
     outputs: Mapping[str, torch.Tensor], labels: torch.Tensor, num_items_in_batch: torch.Tensor | int
 ) -> torch.Tensor:
-    """Return the cross-entropy (nats) summed over these labels, divided by the number of labels of the whole update.
+    """Return the summed cross-entropy (nats), divided by the number of labels of the whole update.
 
-    So the loss does not depend on how an update is spread over accumulation steps and processes. The model's own loss
-    is a mean over the micro-batch, and Trainer adds these up (transformers 5.24).
+    This way the loss doesn't depend on how an update is split over accumulation steps and processes. The loss that the
+    model computes is a mean over the micro-batch, and Trainer adds up these means (transformers 5.24).
+
+    Args:
+        outputs: with `logits` (batch, pieces, tags).
+        labels: (batch, pieces); -100 is ignored.
+        num_items_in_batch: number of labels of the update.
     """
     logits = outputs["logits"].flatten(0, 1).float()
     total = cross_entropy(logits, labels.flatten(), ignore_index=IGNORED_LABEL, reduction="sum")
@@ -166,11 +190,11 @@ def mean_cross_entropy(
 def windows_dataset(
     dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int = MAX_LENGTH, num_proc: int | None = None
 ) -> Dataset:
-    """Cut a data set from `load_ner` into windows for training.
+    """Split the sentences of a data set from `load_ner` into windows for training.
 
     Returns:
-        A row a window: `input_ids`, `attention_mask` and `labels`, which have the tag's id at the first piece of each
-        word, in one window only, and -100 elsewhere.
+        One row for each window: `input_ids`, `attention_mask` and `labels`. The label is the tag's id at the first
+        piece of a word, in exactly one window, and -100 elsewhere.
     """
     return cast(
         Dataset,
@@ -180,7 +204,7 @@ def windows_dataset(
             remove_columns=dataset.column_names,
             fn_kwargs={"tokenizer": tokenizer, "max_length": max_length},
             num_proc=num_proc if num_proc and num_proc > 1 else None,
-            desc="Cutting words into pieces",
+            desc="Tokenizing",
         ),
     )
 
@@ -194,22 +218,23 @@ def predict_tags(
     batch_size: int = 32,
     max_length: int = MAX_LENGTH,
 ) -> list[list[str]]:
-    """Predict a tag for each word, exactly once, however long the sentence.
+    """Predict exactly one tag for each word of sentences of any length.
 
     Args:
-        sentences: words of each.
-        batch_size: windows read at once; those of like length stand together.
+        sentences: words of each sentence.
+        batch_size: number of windows in a batch; windows are sorted by length.
+        max_length: maximum number of word pieces in a window, including [CLS] and [SEP].
 
     Returns:
-        As many tags as words, in the order of the words.
+        The tags of each sentence, one for each word.
     """
     names = model.config.id2label
     max_length = min(max_length, model.config.max_position_embeddings)
     tags: list[list[str]] = [[""] * len(words) for words in sentences]
     windows = [
         (number, window)
-        for number, its in enumerate(sentence_windows(sentences, tokenizer, max_length=max_length))
-        for window in its
+        for number, of_sentence in enumerate(sentence_windows(sentences, tokenizer, max_length=max_length))
+        for window in of_sentence
     ]
     windows.sort(key=lambda pair: -len(pair[1].input_ids))
     was_training = model.training
@@ -219,7 +244,7 @@ def predict_tags(
         padded = tokenizer.pad({"input_ids": [window.input_ids for _, window in batch]}, return_tensors="pt")
         best = model(**padded.to(model.device)).logits.argmax(-1).tolist()
         for row, (number, window) in zip(best, batch, strict=True):
-            for word, place in enumerate(window.heads, start=window.first_word):
+            for word, place in enumerate(window.first_pieces, start=window.first_word):
                 tags[number][word] = names[row[place]]
     model.train(was_training)
     return tags
@@ -229,11 +254,11 @@ def _labelled_windows(
     batch: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> dict[str, list[list[int]]]:
     rows: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": [], "labels": []}
-    cut = sentence_windows(batch["tokens"], tokenizer, max_length=max_length)
-    for tags, windows in zip(batch["ner_tags"], cut, strict=True):
+    windows_of = sentence_windows(batch["tokens"], tokenizer, max_length=max_length)
+    for tags, windows in zip(batch["ner_tags"], windows_of, strict=True):
         for window in windows:
             labels = [IGNORED_LABEL] * len(window.input_ids)
-            for word, place in enumerate(window.heads, start=window.first_word):
+            for word, place in enumerate(window.first_pieces, start=window.first_word):
                 labels[place] = tags[word]
             rows["input_ids"].append(window.input_ids)
             rows["attention_mask"].append([1] * len(window.input_ids))

@@ -1,4 +1,4 @@
-"""Published figures on the five tasks of BLURB, to stand beside one's own: facts, each with its source and protocol."""
+"""Hold published F1 on the five BLURB tasks, with source and protocol, for comparison with our own results."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class Published:
     """A row of a published table.
 
     Attributes:
-        model: as the source calls it.
-        f1: entity F1 in percent as printed, of each task of `BLURB_NER`.
-        source: the table it was read in.
-        protocol: what the source says of seeds and spread.
+        model: name in the source.
+        f1: entity F1 of each task in `BLURB_NER`, in percent as printed.
+        source: the table.
+        protocol: what the source says about seeds and standard deviations.
     """
 
     model: str
@@ -35,7 +35,7 @@ def _rows(source: str, protocol: str, figures: Mapping[str, str]) -> tuple[Publi
 PUBLISHED = (
     *_rows(
         "arXiv 2308.08625, table 5",
-        "neither seeds nor spread given",
+        "seeds and standard deviation not given",
         {
             "BIOptimus v0.1": "93.52 83.41 88.44 83.53 78.71",
             "BIOptimus v0.2": "93.87 83.43 87.99 84.16 79.12",
@@ -43,7 +43,7 @@ PUBLISHED = (
             "BIOptimus v0.4": "94.10 84.98 89.54 85.25 79.46",
         },
     ),
-    # Other tables have 80.06 for PubMedBERT on JNLPBA, and figures that belong to that column: never mix the two.
+    # Other tables have 80.06 for PubMedBERT on JNLPBA, and other figures for other models: never mix the two versions.
     *_rows(
         "arXiv 2007.15779, table 6",
         "mean of 5 seeds",
@@ -59,10 +59,10 @@ PUBLISHED = (
     ),
     *_rows(
         "arXiv 2405.10725, table 4",
-        "mean of 10 seeds, deviation 0.1 to 0.6",
+        "mean of 10 seeds, standard deviation 0.1 to 0.6",
         {
-            "PubMedBERT, run again": "93.2 85.4 88.2 84.3 79.3",
-            "BioLinkBERT-base, run again": "93.3 85.3 88.2 84.7 78.9",
+            "PubMedBERT, rerun": "93.2 85.4 88.2 84.3 79.3",
+            "BioLinkBERT-base, rerun": "93.3 85.3 88.2 84.7 78.9",
             "INDUS-base": "93.3 85.2 88.3 84.0 80.3",
             "INDUS-small": "90.7 81.3 85.6 79.7 75.7",
             "MiniLM, 6 layers": "86.1 77.4 83.1 77.1 73.4",
@@ -70,4 +70,4 @@ PUBLISHED = (
         },
     ),
 )
-"""Read in the named tables. None of them says which scorer was used, so that ours of conlleval stands beside them."""
+"""Copied from the named tables. None says which scorer was used, so we compare our conlleval F1 with them."""

@@ -1,4 +1,4 @@
-"""Results over seeds: means and deviations, and differences between models with intervals."""
+"""Read the results of NER heads, average them over seeds, and compare models with bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -22,245 +22,275 @@ from bioptimus_hf.ner.tasks import BLURB_NER
 
 RESAMPLES = 1000
 LEVEL = 0.95
-_SPREAD = ("f1", "conlleval_f1", "precision", "recall")
+METRICS = ("f1", "conlleval_f1", "precision", "recall")
+"""Scores that are averaged over seeds."""
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Cell:
-    """What a head of one task, model and seed found in the test part.
+class HeadSetup:
+    """What a head is trained and tested on, and how.
 
     Attributes:
-        gold: a hash of the words and their gold tags, which all cells of a task must share.
-        scores: from `entity_scores`.
-        counts: from `entity_counts`.
-        settings: of the training, but for the seed.
-        inputs: what it was made from, by name: `model`, the parts of the data. Where a head is scored elsewhere, what
-            that was made from, and not the head itself, which each seed has its own of.
+        task: name of the NER task.
+        model: label of the encoder.
+        seed: of the training.
+        gold: hash of the words and gold tags of the test set.
+        settings: of the training, without the seed.
+        inputs: identity of each input by name: `model`, `train`, `validation`, `test`. For a head scored on another
+            task these are the inputs of its training, with that task's test set.
     """
 
     task: str
     model: str
     seed: int
     gold: str
-    scores: Mapping[str, float] = field(default_factory=dict)
-    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 3), dtype=np.int64))
     settings: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, str] = field(default_factory=dict)
 
 
-def read_cells(folders: Iterable[Path]) -> list[Cell]:
-    """Read finished cells: `scores.json` (task, model, seed), `predictions.tsv` and `made.json`.
+@dataclass(frozen=True, kw_only=True)
+class HeadResult(HeadSetup):
+    """How a head scored on its test set.
 
-    Raises:
-        InputError: a file is not as `scripts/finetune_ner.py` leaves it, or they cannot be brought together: see
-            `check_alike`.
+    Attributes:
+        scores: from `entity_scores`.
+        counts: from `entity_counts`.
     """
-    cells = {folder: _read_cell(folder) for folder in folders}
-    check_alike(cells)
-    return list(cells.values())
+
+    scores: Mapping[str, float]
+    counts: NDArray[np.int64]
 
 
-def check_alike(cells: Mapping[Path, Cell]) -> None:
-    """Refuse cells that cannot be brought together; of those still to be trained, scores are not needed.
+def read_results(folders: Iterable[Path]) -> list[HeadResult]:
+    """Read finished heads: `scores.json` (task, model, seed), `predictions.tsv` and `made.json`.
 
     Raises:
-        InputError: a task's cells are scored on unlike data, or the seeds of a task and model are trained in unlike
-            ways, so that they have no mean. Both folders are named.
+        InputError: a file isn't as `experiments.make_heads` writes it, or the heads aren't comparable (see
+            `check_comparable`).
+    """
+    results = {folder: _read_result(folder) for folder in folders}
+    check_comparable(results)
+    return list(results.values())
+
+
+def check_comparable(heads: Mapping[Path, HeadSetup]) -> None:
+    """Check that heads can be averaged over seeds and compared within a task.
+
+    Args:
+        heads: finished or yet to be trained, by folder.
+
+    Raises:
+        InputError: two heads of a task have different test sets, or two seeds of a task and model were trained
+            differently. Both folders are named.
     """
     tested: dict[str, tuple[Path, str]] = {}
     trained: dict[tuple[str, str], tuple[Path, str]] = {}
-    for folder, cell in cells.items():
-        other, gold = tested.setdefault(cell.task, (folder, cell.gold))
-        if cell.gold != gold:
-            raise InputError(f"{other} and {folder} are scored on unlike test data: move the older one away")
-        way = _key({"inputs": cell.inputs, "settings": cell.settings})
-        other, its_way = trained.setdefault((cell.task, cell.model), (folder, way))
-        if way != its_way:
+    for folder, head in heads.items():
+        other, gold = tested.setdefault(head.task, (folder, head.gold))
+        if head.gold != gold:
+            raise InputError(f"{other} and {folder} have different test sets: move the older one away")
+        training = _key({"inputs": head.inputs, "settings": head.settings})
+        other, other_training = trained.setdefault((head.task, head.model), (folder, training))
+        if training != other_training:
             raise InputError(
-                f"{other} and {folder} are of other inputs or settings, and have no mean: train all seeds alike with "
-                f"--force, or move the older ones away"
+                f"{other} and {folder} have different inputs or settings and can't be averaged: train all seeds alike "
+                f"with force, or move the older ones away"
             )
 
 
-def summarize(cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """Bring the results of several seeds together.
+def spread(values: Sequence[float]) -> dict[str, float | None]:
+    """Return `mean` and `standard_deviation` of a sample; a single value has no standard deviation (None)."""
+    return {
+        "mean": statistics.fmean(values),
+        "standard_deviation": statistics.stdev(values) if len(values) > 1 else None,
+    }
+
+
+def summary_row(task: str, model: str, scores: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
+    """Summarize the heads of one task and model.
+
+    Args:
+        scores: from `entity_scores`, by seed.
 
     Returns:
-        A row a task and model, in the order of `cells`: `seeds`, `support`, and `f1`, `conlleval_f1`, `precision` and
-        `recall`, each with `mean` and `deviation` (of a sample; None for a single seed), in shares between 0 and 1.
+        `task`, `model`, `seeds`, `support` (mentions in the test set), and the `spread` of each of `METRICS`, in shares
+        between 0 and 1.
     """
-    groups: dict[tuple[str, str], list[Cell]] = defaultdict(list)
-    for cell in cells:
-        groups[cell.task, cell.model].append(cell)
-    return [
-        {
-            "task": task,
-            "model": model,
-            "seeds": [cell.seed for cell in group],
-            "support": int(group[0].scores["support"]),
-            **{name: spread([cell.scores[name] for cell in group]) for name in _SPREAD},
-        }
-        for (task, model), group in groups.items()
-    ]
+    return {
+        "task": task,
+        "model": model,
+        "seeds": list(scores),
+        "support": int(next(iter(scores.values()))["support"]),
+        **{name: spread([of_seed[name] for of_seed in scores.values()]) for name in METRICS},
+    }
 
 
-def averages(cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """Average the five tasks of BLURB for each model that has them all, over the seeds that it has in each.
+def summarize(results: Sequence[HeadResult]) -> list[dict[str, Any]]:
+    """Return the `summary_row` of each task and model, in the order of `results`."""
+    groups: dict[tuple[str, str], dict[int, Mapping[str, float]]] = defaultdict(dict)
+    for result in results:
+        groups[result.task, result.model][result.seed] = result.scores
+    return [summary_row(task, model, scores) for (task, model), scores in groups.items()]
+
+
+def averages(results: Sequence[HeadResult]) -> list[dict[str, Any]]:
+    """Average the five BLURB tasks for each model that has them all, over the seeds that every task has.
 
     Returns:
-        Rows as those of `summarize`, without `support`; the deviation is that of the average over the seeds.
+        Rows like those of `summarize`, without `support`. The standard deviation is that of the average over seeds.
     """
     rows = []
-    for model in dict.fromkeys(cell.model for cell in cells):
-        own = {(cell.task, cell.seed): cell for cell in cells if cell.model == model}
-        seeds = [seed for _, seed in own if all((task, seed) in own for task in BLURB_NER)]
+    for model in dict.fromkeys(result.model for result in results):
+        scores = {(result.task, result.seed): result.scores for result in results if result.model == model}
+        seeds = [seed for _, seed in scores if all((task, seed) in scores for task in BLURB_NER)]
         if seeds := list(dict.fromkeys(seeds)):
             means = {
-                name: spread([statistics.fmean(own[task, seed].scores[name] for task in BLURB_NER) for seed in seeds])
-                for name in _SPREAD
+                name: spread([statistics.fmean(scores[task, seed][name] for task in BLURB_NER) for seed in seeds])
+                for name in METRICS
             }
             rows.append({"task": "average", "model": model, "seeds": seeds, **means})
     return rows
 
 
-def differences(cells: Sequence[Cell], reference: str, *, resamples: int = RESAMPLES) -> list[dict[str, Any]]:
-    """Compare each model with the reference, in pairs of the same task and seed, trained alike on the same data.
+def paired_differences(
+    results: Sequence[HeadResult], reference: str, *, resamples: int = RESAMPLES
+) -> list[dict[str, Any]]:
+    """Compare the F1 of each model with the reference, in pairs with equal task, seed, data and training settings.
 
-    The interval is a percentile bootstrap on two levels: each resample draws test sentences, the same ones for all
-    models and seeds, and as many pairs as there are. So it holds what another test set of this kind and other trainings
-    would change; with one pair, the test set alone. It is the same every time, and does not depend on which other tasks
-    and models there are.
+    The interval is a two-level percentile bootstrap: each resample draws test sentences (the same ones for all models
+    and seeds) and as many pairs as there are. It covers the variation from another test set and from other trainings;
+    with a single pair, from the test set alone. The random numbers depend on the task alone, so an interval doesn't
+    change when other tasks or models are added.
 
     Returns:
-        A row a task and model, in the order of `cells`: `minus` (the reference), `seeds` (of the pairs), `mean` of the
-        F1 differences in shares, `deviation` over the pairs, and `interval`; and the same for the average of the five
-        tasks of BLURB where all have pairs of these models (`task` is `average`, without `seeds` and `deviation`).
+        A row for each task and model, in the order of `results`: `minus` (the reference), `seeds` (of the pairs),
+        `mean` and `standard_deviation` of the F1 differences over the pairs, in shares, and `interval` (95 %). Models
+        that have pairs in all five BLURB tasks get a row for the average too (`task` is `average`), without `seeds` and
+        `standard_deviation`.
     """
-    rows, drawn = [], {}
-    for task in dict.fromkeys(cell.task for cell in cells):
-        own = [cell for cell in cells if cell.task == task]
-        weights = _sentence_weights(task, len(own[0].counts), resamples)
-        bases = {_partner(cell): cell for cell in own if cell.model == reference}
-        resampled = {id(cell): _f1(weights @ cell.counts) for cell in own}
-        for model in dict.fromkeys(cell.model for cell in own if cell.model != reference):
-            pairs = [(bases[_partner(cell)], cell) for cell in own if cell.model == model and _partner(cell) in bases]
-            if not pairs:
+    rows = []
+    drawn: dict[tuple[str, str], tuple[float, Floats]] = {}
+    for task in dict.fromkeys(result.task for result in results):
+        of_task = [result for result in results if result.task == task]
+        weights = _sentence_weights(task, len(of_task[0].counts), resamples)
+        references = {_pair_key(result): result for result in of_task if result.model == reference}
+        resampled = {id(result): _f1(weights @ result.counts) for result in of_task}
+        for model in dict.fromkeys(result.model for result in of_task if result.model != reference):
+            heads = [result for result in of_task if result.model == model and _pair_key(result) in references]
+            if not heads:
                 continue
-            apart = [cell.scores["f1"] - base.scores["f1"] for base, cell in pairs]
-            by_pair = np.stack([resampled[id(cell)] - resampled[id(base)] for base, cell in pairs], axis=1)
-            drawn[task, model] = statistics.fmean(apart), _mean_of_drawn_pairs(task, np.array(apart), by_pair)
-            rows.append(
-                {
-                    "task": task,
-                    "model": model,
-                    "minus": reference,
-                    "seeds": [cell.seed for _, cell in pairs],
-                    **spread(apart),
-                    "interval": _interval(drawn[task, model][1]),
-                }
-            )
-    for model in dict.fromkeys(model for _, model in drawn):
-        if all((task, model) in drawn for task in BLURB_NER):
-            means, samples = zip(*(drawn[task, model] for task in BLURB_NER), strict=True)
-            interval = _interval(np.mean(samples, axis=0))
-            average = {"task": "average", "model": model, "minus": reference}
-            rows.append({**average, "mean": statistics.fmean(means), "interval": interval})
-    return rows
-
-
-def spread(values: Sequence[float]) -> dict[str, float | None]:
-    """Return the mean and the sample standard deviation (None of a single value)."""
-    return {
-        "mean": statistics.fmean(values),
-        "deviation": statistics.stdev(values) if len(values) > 1 else None,
-    }
+            pairs = [(head, references[_pair_key(head)]) for head in heads]
+            observed = [head.scores["f1"] - base.scores["f1"] for head, base in pairs]
+            by_pair = np.stack([resampled[id(head)] - resampled[id(base)] for head, base in pairs], axis=1)
+            samples = _mean_of_drawn_pairs(task, np.array(observed), by_pair)
+            drawn[task, model] = statistics.fmean(observed), samples
+            row = {"task": task, "model": model, "minus": reference, "seeds": [head.seed for head in heads]}
+            rows.append({**row, **spread(observed), "interval": _interval(samples)})
+    return rows + _average_differences(drawn, reference)
 
 
 def read_predictions(path: Path) -> tuple[list[list[str]], list[list[str]], list[list[str]]]:
-    """Read words, gold tags and predicted tags of each sentence, as `conll.write_conll` wrote them.
+    """Read the words, gold tags and predicted tags of each sentence from a file that `conll.write_conll` wrote.
 
-    `read_conll` would mend the predicted tags.
+    `read_conll` would repair the predicted tags.
 
     Raises:
-        InputError: it cannot be read, or is not of this form.
+        InputError: the file can't be read or has another format.
     """
     try:
         blocks = path.read_bytes().decode("utf-8").removesuffix("\n\n").split("\n\n")
         rows = [[line.split("\t") for line in block.split("\n")] for block in blocks]
         words, gold, predicted = zip(
-            *([list(column) for column in zip(*one, strict=True)] for one in rows), strict=True
+            *([list(column) for column in zip(*sentence, strict=True)] for sentence in rows), strict=True
         )
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} does not hold the predictions of a head: train it again with --force") from error
+        raise InputError(f"{path} doesn't hold the predictions of a head: train it again with force") from error
     return list(words), list(gold), list(predicted)
 
 
 def hash_of_gold(words: Iterable[Sequence[str]], tags: Iterable[Sequence[str]]) -> str:
-    """Return what tells test parts apart."""
+    """Return a hash that identifies a test set."""
     return hashlib.sha256(json.dumps([list(words), list(tags)]).encode()).hexdigest()
 
 
-def _read_cell(folder: Path) -> Cell:
+def _read_result(folder: Path) -> HeadResult:
     try:
-        what = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
-        name = {key: what[key] for key in ("task", "model", "seed")}
+        content = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+        name = {key: content[key] for key in ("task", "model", "seed")}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder / 'scores.json'} is not of a finished head: train it again with --force") from error
+        raise InputError(
+            f"{folder / 'scores.json'} isn't that of a finished head: train it again with force"
+        ) from error
     words, gold, predicted = read_predictions(folder / "predictions.tsv")
     made = read_record(folder)
-    trained = what.get("trained", made)  # of a head that is scored elsewhere
+    trained = content.get("trained", made)  # of a head that was scored on another task
     inputs = {**trained["inputs"], **made["inputs"]}
-    return Cell(
+    return HeadResult(
         **name,
         gold=hash_of_gold(words, gold),
+        settings={key: value for key, value in trained["settings"].items() if key != "seed"},
+        inputs={key: value for key, value in inputs.items() if key != "head"},  # which differs between seeds
         scores=entity_scores(gold, predicted),
         counts=entity_counts(gold, predicted),
-        settings={key: value for key, value in trained["settings"].items() if key != "seed"},
-        inputs={key: value for key, value in inputs.items() if key != "head"},
     )
 
 
-def _partner(cell: Cell) -> tuple[int, str]:
-    """Return what two cells of a task share that differ by their model alone."""
-    inputs = {name: value for name, value in cell.inputs.items() if name != "model"}
-    return cell.seed, _key({"inputs": inputs, "settings": cell.settings})
+def _pair_key(head: HeadSetup) -> tuple[int, str]:
+    """Return what two heads of a task share if they differ in the model alone."""
+    inputs = {name: value for name, value in head.inputs.items() if name != "model"}
+    return head.seed, _key({"inputs": inputs, "settings": head.settings})
 
 
 def _key(settings: Mapping[str, Any]) -> str:
     return json.dumps(settings, sort_keys=True)
 
 
+def _average_differences(drawn: Mapping[tuple[str, str], tuple[float, Floats]], reference: str) -> list[dict[str, Any]]:
+    """Average the differences of the five BLURB tasks, for each model that has them all.
+
+    Args:
+        drawn: mean difference and its resamples, by task and model.
+    """
+    rows = []
+    for model in dict.fromkeys(model for _, model in drawn):
+        if all((task, model) in drawn for task in BLURB_NER):
+            means, samples = zip(*(drawn[task, model] for task in BLURB_NER), strict=True)
+            row = {"task": "average", "model": model, "minus": reference}
+            rows.append({**row, "mean": statistics.fmean(means), "interval": _interval(np.mean(samples, axis=0))})
+    return rows
+
+
 def _sentence_weights(task: str, sentences: int, resamples: int) -> Floats:
-    """Return how often each resample draws each sentence."""
+    """Return how often each resample draws each sentence, as an array (resamples, sentences)."""
     places = _generator(task, sentences).integers(sentences, size=(resamples, sentences))
     places += np.arange(resamples)[:, None] * sentences
     drawn = np.bincount(places.ravel(), minlength=resamples * sentences)
     return drawn.reshape(resamples, sentences).astype(np.float64)
 
 
-def _mean_of_drawn_pairs(task: str, apart: Floats, by_pair: Floats) -> Floats:
-    """Return the mean difference of each resample of sentences, with that of as many drawn pairs added to it.
+def _mean_of_drawn_pairs(task: str, observed: Floats, by_pair: Floats) -> Floats:
+    """Add the variation from drawing pairs to the mean difference of each resample of sentences.
 
-    Pairs differ from one another for two reasons: trainings differ, and each errs in sentences of its own. The second
-    is in the resamples of sentences already, and counted again it makes intervals too wide: what is added is scaled
-    down to the variance of the first.
+    Pairs differ for two reasons: the trainings differ, and each head errs in different sentences. Resampling sentences
+    already covers the second, and counting it twice would make the intervals too wide. So the variation that is added
+    is scaled down to the variance that comes from training.
 
     Args:
-        apart: what each pair differs by.
-        by_pair: the same in each resample (row).
+        observed: F1 difference of each pair.
+        by_pair: the same in each resample, as an array (resamples, pairs).
     """
     resamples, pairs = by_pair.shape
     means: Floats = by_pair.mean(axis=1)
     if pairs == 1:
         return means
-    own_errors = (by_pair.var(axis=0).mean() - means.var()) / (pairs - 1)
-    observed = apart.var(ddof=1) / pairs
-    share = max(0.0, 1 - max(0.0, own_errors) / observed) if observed > 0 else 0.0
-    drawn = apart[_generator(task, pairs).integers(pairs, size=(resamples, pairs))].mean(axis=1)
-    # Means of a few drawn with replacement spread too little, by pairs / (pairs - 1).
-    added: Floats = means + math.sqrt(share * pairs / (pairs - 1)) * (drawn - apart.mean())
+    from_sentences = (by_pair.var(axis=0).mean() - means.var()) / (pairs - 1)
+    total = observed.var(ddof=1) / pairs
+    share = max(0.0, 1 - max(0.0, from_sentences) / total) if total > 0 else 0.0
+    drawn = observed[_generator(task, pairs).integers(pairs, size=(resamples, pairs))].mean(axis=1)
+    # The mean of a few values drawn with replacement varies too little, by a factor of pairs / (pairs - 1).
+    added: Floats = means + math.sqrt(share * pairs / (pairs - 1)) * (drawn - observed.mean())
     return added
 
 
@@ -269,12 +299,12 @@ def _generator(task: str, size: int) -> np.random.Generator:
 
 
 def _f1(counts: Floats) -> Floats:
-    """Return micro F1 of rows (right, found, true)."""
-    right, both = counts[:, 0], counts[:, 1] + counts[:, 2]
-    f1: Floats = np.divide(2 * right, both, out=np.zeros_like(right), where=both > 0)
+    """Return the micro F1 of rows (correct, predicted, gold)."""
+    correct, both = counts[:, 0], counts[:, 1] + counts[:, 2]
+    f1: Floats = np.divide(2 * correct, both, out=np.zeros_like(correct), where=both > 0)
     return f1
 
 
-def _interval(drawn: Floats) -> list[float]:
+def _interval(samples: Floats) -> list[float]:
     tail = (1 - LEVEL) / 2
-    return [float(edge) for edge in np.quantile(drawn, (tail, 1 - tail))]
+    return [float(edge) for edge in np.quantile(samples, (tail, 1 - tail))]

@@ -1,41 +1,43 @@
-"""Tasks of named entity recognition: the five of BLURB and any other, from CoNLL files or the Hub."""
+"""Define NER tasks (the five of BLURB, or your own) and read their data from CoNLL files or the Hub."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, load_dataset
+from huggingface_hub import constants
 
-from bioptimus_hf.artifacts import digest_of_rows, identity, read_yaml
+from bioptimus_hf.artifacts import identity, read_yaml
 from bioptimus_hf.corpus.conll import TAG, Sentence, begun, check_row, count_mentions, read_conll, types_of
 from bioptimus_hf.errors import InputError
+from bioptimus_hf.models import find_files, format_error, is_hub_name, split_revision
 
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
 _FILES = {"train": ("train.tsv",), "validation": ("dev.tsv", "devel.tsv"), "test": ("test.tsv",)}
-_HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 
 
 @dataclass(frozen=True)
 class NerTask:
-    """A task: three CoNLL files or a data set of the Hub, and what is known of them.
+    """A task: three CoNLL files or a data set on the Hub, and what is known about them.
 
     Attributes:
-        name: what results are filed under.
-        folder: where its files lie below the source given to `load_ner`; empty: in the source itself.
-        types: the entity types; by default those that occur in the training part.
-        merged_type: name of the one type that all types are read as.
-        mentions: published numbers of mentions in train, validation and test. Data with others is refused.
-        common_copy: numbers of a copy in wide use that differs from the published ones; allowed, and named in the log.
-        source: a folder or a data set of the Hub (`owner/name`, or `owner/name@revision`) that holds this task alone:
-            what the caller of `load_ner` gives to it.
+        name: names the folder of the results.
+        folder: sub-folder with the task's files, relative to the source given to `load_ner`; empty for the source
+            itself.
+        types: entity types; by default those that occur in the training set.
+        merged_type: if given, all types are read as this one.
+        mentions: published numbers of mentions in train, validation and test. Other data is rejected.
+        common_copy: numbers of mentions of a widely used copy that differs from the published data; accepted and
+            logged.
+        source: folder or Hub data set (`owner/name` or `owner/name@revision`) to pass to `load_ner`, for a task with a
+            source of its own.
     """
 
     name: str
@@ -48,13 +50,15 @@ class NerTask:
 
     def __post_init__(self) -> None:
         if self.name in ("", ".", "..") or "/" in self.name:
-            raise InputError(f"a task cannot be called {self.name!r}: give a name that a folder can have")
+            raise InputError(f"a task can't be called {self.name!r}: give a name that works as a folder name")
         types = [*(self.types or ()), *([] if self.merged_type is None else [self.merged_type])]
         for kind in types:
             if not TAG.fullmatch(f"B-{kind}"):
-                raise InputError(f"task {self.name}: a type cannot be called {kind!r}: no blanks, no hyphen at an end")
+                raise InputError(
+                    f"task {self.name}: a type can't be called {kind!r}: no spaces, no hyphen at either end"
+                )
         if self.types and len(set(self.types)) < len(self.types):
-            raise InputError(f"task {self.name}: a type is given twice: {', '.join(self.types)}")
+            raise InputError(f"task {self.name}: a type occurs twice: {', '.join(self.types)}")
 
 
 BLURB_NER: dict[str, NerTask] = {
@@ -76,43 +80,40 @@ BLURB_NER: dict[str, NerTask] = {
 }
 """The NER tasks of BLURB, with the splits of Crichton et al. (2017) and the mention counts of Gu et al. (2020)."""
 
-
 JNLPBA_TYPES = NerTask(
     "jnlpba-types",
     "JNLPBA",
     types=("DNA", "RNA", "cell_line", "cell_type", "protein"),
     mentions=BLURB_NER["jnlpba"].mentions,
 )
-"""JNLPBA with its own five types, which is no task of BLURB."""
+"""JNLPBA with its original five types; not part of BLURB."""
 
 NER_TASKS = {**BLURB_NER, JNLPBA_TYPES.name: JNLPBA_TYPES}
-"""The tasks that are known by name."""
+"""Tasks that can be given by name."""
 
 
 def load_ner(task: str | NerTask, source: str | Path) -> DatasetDict:
-    """Read a task's training, validation and test part, and check its numbers of mentions.
+    """Read the training, validation and test set of a task, and check the numbers of mentions.
 
     Args:
-        task: a key of `BLURB_NER`, `"jnlpba-types"`, or a task of your own: `NerTask("mine")`.
-        source: the folder that holds the task's folder, or the files themselves (`train.tsv`, `dev.tsv` or `devel.tsv`,
-            and `test.tsv`); or the name of a data set of the Hub, maybe with `@revision`, whose splits `train`,
-            `validation` and `test` have the columns `tokens` and `ner_tags` (class labels).
+        task: a key of `BLURB_NER`, `"jnlpba-types"`, or your own task, e.g. `NerTask("mine")`.
+        source: folder that holds the task's folder or the files themselves (`train.tsv`, `dev.tsv` or `devel.tsv`,
+            `test.tsv`); or a data set on the Hub (`owner/name` or `owner/name@revision`) with the splits `train`,
+            `validation` and `test` and the columns `tokens` (list of strings) and `ner_tags` (list of class labels).
 
     Returns:
-        `train`, `validation` and `test` with the columns `tokens` (strings) and `ner_tags` (class labels: `O`, then
-        `B-` and `I-` of each type; see `label_names`).
+        `train`, `validation` and `test` with the columns `tokens` (list of strings) and `ner_tags` (list of class
+        labels: `O`, then `B-` and `I-` of each type; see `label_names`).
 
     Raises:
-        InputError: no such task, files that are missing or malformed (file and line), a type in `validation` or `test`
-            that does not occur in `train`, other numbers of mentions than those published, or another task under the
-            name of one of BLURB.
+        InputError: the task is unknown; files are missing or malformed (names file and line); a type in `validation` or
+            `test` doesn't occur in `train`; the numbers of mentions differ from the published ones; or a task of your
+            own has the name of a BLURB task.
     """
     task = _named(task)
     blurb = BLURB_NER.get(task.name)
     if blurb and replace(task, folder=blurb.folder, source=blurb.source) != blurb:
-        raise InputError(
-            f"{task.name} is a task of BLURB, with numbers of mentions and types of its own: give another name"
-        )
+        raise InputError(f"{task.name} is a BLURB task with fixed types and mention counts: choose another name")
     parts = _read_hub(task, str(source)) if is_hub_name(source) else _read_files(task, source)
     types = task.types or types_of(parts["train"])
     _check_mentions(task, {split: count_mentions(parts[split]) for split in SPLITS})
@@ -124,22 +125,22 @@ def load_ner(task: str | NerTask, source: str | Path) -> DatasetDict:
 
 
 def read_task(path: str | Path) -> NerTask:
-    """Read a task from YAML: a mapping with `name` and, as they are needed, the other attributes of `NerTask`.
+    """Read a task from a YAML file: a mapping with `name` and, optionally, the other attributes of `NerTask`.
 
-    A `source` that is a folder is looked for beside the file. Without `source` and `folder`, files are looked for as
-    for a task that is given by its name: in a folder of that name, or in the one that is given.
+    A `source` that names a folder beside the file means that folder. Without `source` and `folder`, `folder` is the
+    name of the task.
 
     Raises:
-        InputError: it cannot be read, or a key or a value is not one of `NerTask`.
+        InputError: the file can't be read, or a key or value is invalid.
     """
     path = Path(path)
     content = read_yaml(path)
     fields = [field.name for field in dataclasses.fields(NerTask)]
     if not isinstance(content, dict) or "name" not in content:
-        raise InputError(f"{path}: a task is a mapping with `name` and maybe {', '.join(fields[1:])}")
+        raise InputError(f"{path}: a task is a mapping with `name` and, optionally, {', '.join(fields[1:])}")
     for key, value in content.items():
         if key not in fields:
-            raise InputError(f"{path}: {key} is unknown; a task has {', '.join(fields)}")
+            raise InputError(f"{path}: unknown key {key}; a task has {', '.join(fields)}")
         content[key] = _field(f"{path}: {key}", key, value)
     if content.get("source") and (beside := path.parent / content["source"]).is_dir():
         content["source"] = str(beside)
@@ -149,36 +150,46 @@ def read_task(path: str | Path) -> NerTask:
 
 
 def task_identity(task: str | NerTask, source: str | Path, dataset: DatasetDict) -> dict[str, str]:
-    """Return what makes the parts of a task themselves, for `artifacts`: hashes of files, or of rows from the Hub.
+    """Return the identity of each split, for `artifacts`: hashes of files, or the name and commit of a Hub data set.
 
     Args:
-        dataset: what `load_ner` read from this source.
+        source: as given to `load_ner`; pin a Hub data set with `pin_source` first, so that both mean the same commit.
+        dataset: what `load_ner` returned.
     """
     train = dataset["train"]
     labels = label_names(train)
-    if is_hub_name(source):
-        return {split: f"rows:{digest_of_rows(part)} {' '.join(labels)}" for split, part in dataset.items()}
     occurring = _tags_of_types(types_of(list(zip(train["tokens"], tags_of(train), strict=True))))
-    named = "" if labels == occurring else f" {' '.join(labels)}"  # types that the task names, and not the files
-    return {split: identity(file) + named for split, file in task_files(task, source).items()}
+    suffix = "" if labels == occurring else f" {' '.join(labels)}"  # types named by the task, not read from the data
+    if is_hub_name(source):
+        pinned = pin_source(source)
+        return {split: identity(f"{pinned}:{split}") + suffix for split in SPLITS}
+    return {split: identity(file) + suffix for split, file in task_files(task, source).items()}
 
 
-def is_hub_name(source: str | Path) -> bool:
-    """Say whether this is the name of a data set of the Hub: none of a folder here, and of the form `owner/name`."""
-    return not Path(source).exists() and _HUB_NAME.fullmatch(str(source)) is not None
+def pin_source(source: str | Path) -> str:
+    """Return a Hub data set as `name@commit`, and a folder unchanged.
+
+    Offline, the commit is the one that the revision pointed to when it was last looked up online.
+
+    Raises:
+        InputError: the data set isn't available.
+    """
+    if not is_hub_name(source):
+        return str(source)
+    return str(find_files(source, [".gitattributes"]).commit)  # a file that every repository has
 
 
 def task_files(task: str | NerTask, source: str | Path) -> dict[str, Path]:
-    """Return the file of each split.
+    """Return the path of each split's file.
 
     Raises:
-        InputError: one is not there.
+        InputError: a file is missing.
     """
     task = _named(task)
     places = list(dict.fromkeys((Path(source) / task.folder, Path(source))))
     folder = next((place for place in places if (place / "train.tsv").is_file()), None)
     if folder is None:
-        raise InputError(f"no train.tsv for the task {task.name} in {' or '.join(map(str, places))}")
+        raise InputError(f"no train.tsv for task {task.name} in {' or '.join(map(str, places))}")
     files = {}
     for split, names in _FILES.items():
         found = [folder / name for name in names if (folder / name).is_file()]
@@ -189,13 +200,13 @@ def task_files(task: str | NerTask, source: str | Path) -> dict[str, Path]:
 
 
 def label_names(dataset: Dataset) -> list[str]:
-    """Return the tags of a data set from `load_ner`, in the order of their ids."""
+    """Return the tags of a data set from `load_ner` in the order of their ids."""
     names: list[str] = dataset.features["ner_tags"].feature.names
     return names
 
 
 def tags_of(dataset: Dataset) -> list[list[str]]:
-    """Return the tags of a data set from `load_ner` as strings, for `entity_scores`."""
+    """Return the tags of each sentence of a data set from `load_ner` as strings, for `entity_scores`."""
     names = label_names(dataset)
     return [[names[number] for number in numbers] for numbers in dataset["ner_tags"]]
 
@@ -204,7 +215,7 @@ def _named(task: str | NerTask) -> NerTask:
     if isinstance(task, NerTask):
         return task
     if task not in NER_TASKS:
-        raise InputError(f"unknown task {task!r}: give one of {', '.join(NER_TASKS)}, or a NerTask of your own")
+        raise InputError(f"unknown task {task!r}: give one of {', '.join(NER_TASKS)}, or your own NerTask")
     return NER_TASKS[task]
 
 
@@ -216,50 +227,59 @@ def _read_files(task: NerTask, source: str | Path) -> dict[str, list[Sentence]]:
 
 
 def _read_hub(task: NerTask, source: str) -> dict[str, list[Sentence]]:
-    name, revision = _HUB_NAME.fullmatch(source).groups()  # type: ignore[union-attr]  # else it is no such name
+    name, commit = split_revision(pin_source(source))
     try:
-        found = load_dataset(name, revision=revision)
-    except Exception as error:  # the client raises many kinds; all mean that this name cannot be had
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{source}: neither a folder here nor a data set to be had from the Hub ({reason})") from error
+        found = load_dataset(name, revision=commit)
+    except Exception as error:  # the client raises many kinds; all mean that the data set isn't available
+        raise InputError(f"{source} can't be loaded from the Hub ({format_error(error)})") from error
+    # Offline, the library loads the newest copy in its cache, no matter which revision was asked for.
+    if constants.HF_HUB_OFFLINE and str(commit) not in str(found.cache_files):
+        raise InputError(f"{source}: commit {commit} is not in the cache: load it once without HF_HUB_OFFLINE")
     if missing := [split for split in SPLITS if split not in found]:
-        raise InputError(f"{source} has no split {missing[0]!r}: it has {', '.join(found)}, a task needs {SPLITS}")
+        raise InputError(
+            f"{source} has no split {missing[0]!r}: it has {', '.join(found)}; a task needs {', '.join(SPLITS)}"
+        )
     train = _sentences(found["train"], f"{source}, train", task.types)
     types = _types(task, train, f"{source}, train")
     return {"train": train} | {split: _sentences(found[split], f"{source}, {split}", types) for split in SPLITS[1:]}
 
 
 def _sentences(dataset: Dataset, where: str, types: Collection[str] | None) -> list[Sentence]:
-    """Read the rows of a data set as `read_conll` reads the sentences of a file."""
-    words_of, tags = (getattr(dataset.features.get(name), "feature", None) for name in ("tokens", "ner_tags"))
-    if getattr(words_of, "dtype", None) not in ("string", "large_string") or not isinstance(tags, ClassLabel):
+    """Check the rows of a Hub data set and return its sentences, as `read_conll` does for a file."""
+    tokens, tags = (getattr(dataset.features.get(name), "feature", None) for name in ("tokens", "ner_tags"))
+    if getattr(tokens, "dtype", None) not in ("string", "large_string") or not isinstance(tags, ClassLabel):
         raise InputError(
-            f"{where}: the columns `tokens` (texts) and `ner_tags` (class labels) are needed: {dataset.features}"
+            f"{where}: expected the columns `tokens` (strings) and `ner_tags` (class labels), found {dataset.features}"
         )
     sentences: list[Sentence] = []
     repaired = 0
     for number, (words, ids) in enumerate(zip(dataset["tokens"], dataset["ner_tags"], strict=True)):
-        if words is None or ids is None or None in words or None in ids:
-            raise InputError(f"{where}, row {number}: a token or a tag is missing (null)")
-        if len(words) != len(ids):
-            raise InputError(f"{where}, row {number}: {len(words)} tokens and {len(ids)} tags")
-        if not all(0 <= one < len(tags.names) for one in ids):
-            raise InputError(f"{where}, row {number}: a tag is none of the {len(tags.names)} class labels")
-        read: Sentence = ([], [])
+        row = f"{where}, row {number}"
+        _check_columns(row, words, ids, len(tags.names))
+        sentence: Sentence = ([], [])
         for word, tag in zip(words, tags.int2str(ids), strict=True):
-            token = " ".join(word.split())  # tabs and line ends part the columns and rows of what is saved
-            check_row(f"{where}, row {number}", token, tag, types)
-            mended = begun(tag, read[1])
-            repaired += mended != tag
-            read[0].append(token)
-            read[1].append(mended)
+            token = " ".join(word.split())  # tabs and line breaks separate columns and rows in CoNLL files
+            check_row(row, token, tag, types)
+            begun_tag = begun(tag, sentence[1])
+            repaired += begun_tag != tag
+            sentence[0].append(token)
+            sentence[1].append(begun_tag)
         if words:
-            sentences.append(read)
+            sentences.append(sentence)
     if repaired:
         logger.warning("%s: %d I- tags continue nothing, read as B-", where, repaired)
     if not sentences:
         raise InputError(f"{where} holds no sentence")
     return sentences
+
+
+def _check_columns(row: str, words: list[str | None] | None, ids: list[int | None] | None, labels: int) -> None:
+    if words is None or ids is None or None in words or None in ids:
+        raise InputError(f"{row}: a token or a tag is missing (null)")
+    if len(words) != len(ids):
+        raise InputError(f"{row}: {len(words)} tokens and {len(ids)} tags")
+    if not all(number is not None and 0 <= number < labels for number in ids):
+        raise InputError(f"{row}: a tag is not one of the {labels} class labels")
 
 
 def _tags_of_types(types: Iterable[str]) -> list[str]:
@@ -274,15 +294,16 @@ def _types(task: NerTask, train: Sequence[Sentence], where: str | Path) -> tuple
 
 
 def _field(where: str, key: str, value: Any) -> Any:
+    """Check the value of a key of a task's YAML file, and turn lists into tuples."""
     kind, size = {"types": (str, None), "mentions": (int, 3), "common_copy": (int, 3)}.get(key, (None, None))
     if kind is None:
         if not isinstance(value, str):
-            raise InputError(f"{where} must be text, not {value!r}")
+            raise InputError(f"{where} must be a string, not {value!r}")
         return value
-    if not isinstance(value, list) or not value or not all(type(one) is kind for one in value):
+    if not isinstance(value, list) or not value or not all(type(item) is kind for item in value):
         raise InputError(f"{where} must be a list of {'names' if kind is str else 'numbers'}, not {value!r}")
     if size and len(value) != size:
-        raise InputError(f"{where} must be three numbers, of {', '.join(SPLITS)}, not {value!r}")
+        raise InputError(f"{where} must be three numbers ({', '.join(SPLITS)}), not {value!r}")
     return tuple(value)
 
 
@@ -295,10 +316,10 @@ def _check_mentions(task: NerTask, found: Mapping[str, int]) -> None:
     published = ", ".join(f"{split} {count}" for split, count in zip(SPLITS, task.mentions, strict=True))
     if counts != task.common_copy:
         raise InputError(
-            f"this is not {task.name}: mentions are {shown}, published are {published}; "
-            f"get the data with the published splits, or give the task a name of its own"
+            f"this is not {task.name}: it has mentions {shown}, but the published data has {published}; get the "
+            f"data with the published splits, or give your task another name"
         )
-    logger.info("%s: mentions %s: the copy in wide use; published are %s", task.name, shown, published)
+    logger.info("%s: mentions %s: a widely used copy; the published data has %s", task.name, shown, published)
 
 
 def _merged(sentences: Sequence[Sentence], kind: str) -> list[Sentence]:

@@ -1,4 +1,4 @@
-"""Texts that are longer than a model reads, cut into windows that overlap."""
+"""Split sentences that are longer than a model's input into overlapping windows."""
 
 from __future__ import annotations
 
@@ -13,53 +13,67 @@ from bioptimus_hf.models import MAX_LENGTH
 
 @dataclass(frozen=True)
 class Window:
-    """A stretch of a sentence that fits into the model.
+    """A part of a sentence that fits into the model.
+
+    Every word of a sentence is labelled in exactly one window. Near the edges, windows also hold words that are
+    labelled in a neighbouring window and serve as context.
 
     Attributes:
-        input_ids: pieces, between [CLS] and [SEP].
-        heads: where the first pieces of the window's own words stand in `input_ids`. Words at the edges that are there
-            as context only are another window's own.
-        first_word: place in the sentence of the first own word; the others follow it.
+        input_ids: ids of word pieces, between [CLS] and [SEP].
+        first_pieces: positions in `input_ids` of the first piece of each word that is labelled in this window.
+        first_word: position in the sentence of the first of these words, which are consecutive.
     """
 
     input_ids: list[int]
-    heads: list[int]
+    first_pieces: list[int]
     first_word: int
 
 
 def sentence_windows(
     sentences: Sequence[Sequence[str]], tokenizer: PreTrainedTokenizerBase, *, max_length: int = MAX_LENGTH
 ) -> Iterator[list[Window]]:
-    """Cut sentences into windows of at most `max_length` pieces; each word is the own word of one window.
+    """Yield the windows of each sentence.
 
-    A sentence that fits is one window. Of a word that does not fit by itself, the pieces that do are kept.
+    A sentence that fits is one window. A word that doesn't fit into a window is truncated.
+
+    Args:
+        sentences: words of each sentence.
+        max_length: maximum number of word pieces in a window, including [CLS] and [SEP].
+
+    Raises:
+        InputError: `max_length` leaves no room for a word.
     """
     room = max_length - 2
     if room < 1:
-        raise InputError(f"a window of {max_length} pieces has no room for a word beside [CLS] and [SEP]")
+        raise InputError(f"a window of {max_length} word pieces has no room for a word besides [CLS] and [SEP]")
     begin, end = [tokenizer.cls_token_id], [tokenizer.sep_token_id]
     for pieces in _pieces(sentences, tokenizer):
         pieces = [word[:room] for word in pieces]
-        its = []
-        for left, right, own_left, own_right in window_spans([len(word) for word in pieces], room, overlap=room // 2):
-            heads, ids = [], list(begin)
+        windows = []
+        sizes = [len(word) for word in pieces]
+        for left, right, own_left, own_right in window_spans(sizes, room, overlap=room // 2):
+            first_pieces, ids = [], list(begin)
             for word in range(left, right):
                 if own_left <= word < own_right:
-                    heads.append(len(ids))
+                    first_pieces.append(len(ids))
                 ids += pieces[word]
-            its.append(Window(ids + end, heads, own_left))
-        yield its
+            windows.append(Window(ids + end, first_pieces, own_left))
+        yield windows
 
 
 def window_spans(sizes: Sequence[int], room: int, *, overlap: int) -> Iterator[tuple[int, int, int, int]]:
-    """Yield windows over units of these sizes, as unit numbers: begin and end, begin and end of the own units.
+    """Yield overlapping windows over a sequence of units (words or sentences).
 
-    Neighbours overlap as far as is allowed, and the border between their own units runs through the middle.
+    Neighbouring windows overlap as much as `overlap` allows. Each unit belongs to one window: in an overlap, the units
+    of the first half belong to the window on the left, the others to the window on the right.
 
     Args:
-        sizes: pieces of each unit (word, sentence), none more than `room`.
-        room: pieces of a window.
-        overlap: pieces that two neighbours share at most.
+        sizes: number of word pieces of each unit, at most `room`.
+        room: maximum number of word pieces in a window.
+        overlap: maximum number of word pieces that two neighbours share.
+
+    Yields:
+        Four unit numbers: begin and end of the window, begin and end of the units that belong to it (ends exclusive).
     """
     left = right = own_left = 0
     while right < len(sizes):
@@ -74,7 +88,7 @@ def window_spans(sizes: Sequence[int], room: int, *, overlap: int) -> Iterator[t
         while following > left + 1 and shared + sizes[following - 1] <= overlap:
             following -= 1
             shared += sizes[following]
-        # The word that did not fit must find room in the next window.
+        # The next window must have room for the unit that did not fit.
         while shared + sizes[right] > room:
             shared -= sizes[following]
             following += 1
@@ -84,7 +98,7 @@ def window_spans(sizes: Sequence[int], room: int, *, overlap: int) -> Iterator[t
 
 
 def _pieces(sentences: Sequence[Sequence[str]], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[list[int]]]:
-    """Yield the ids of the pieces of each word of each sentence; a word that the tokenizer drops becomes [UNK]."""
+    """Yield the piece ids of each word of each sentence; a word that the tokenizer drops becomes [UNK]."""
     for words in sentences:
         encoded = tokenizer(
             list(words), is_split_into_words=True, add_special_tokens=False, truncation=False, verbose=False

@@ -1,0 +1,363 @@
+"""Train a head for every task, model and seed, score heads on other tasks, and write the tables of results."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from datasets import Dataset, DatasetDict
+from transformers import AutoConfig, AutoTokenizer
+
+from bioptimus_hf.artifacts import (
+    RECORD,
+    Run,
+    Stage,
+    building,
+    identity,
+    is_finished,
+    read_json,
+    read_record,
+    write_json,
+)
+from bioptimus_hf.corpus.conll import write_conll
+from bioptimus_hf.errors import InputError
+from bioptimus_hf.models import (
+    Source,
+    base_of_run,
+    find_model,
+    load_by_name,
+    load_token_classifier,
+    new_head,
+    save_head,
+)
+from bioptimus_hf.ner.finetuning import evaluates_each_epoch, finetune, predict_tags
+from bioptimus_hf.ner.options import HeadOptions, HeadTraining, split_label
+from bioptimus_hf.ner.results import HeadSetup, check_comparable, hash_of_gold, read_results
+from bioptimus_hf.ner.scores import SCORER, entity_scores
+from bioptimus_hf.ner.tables import write_results
+from bioptimus_hf.ner.tasks import (
+    BLURB_NER,
+    NER_TASKS,
+    NerTask,
+    label_names,
+    load_ner,
+    pin_source,
+    read_task,
+    tags_of,
+    task_identity,
+)
+
+logger = logging.getLogger(__name__)
+
+_VERSION = re.compile(r"v\d+\.\d+")
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A task with its data.
+
+    Attributes:
+        inputs: identity of each split.
+    """
+
+    task: NerTask
+    splits: DatasetDict
+    inputs: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class CrossTest:
+    """A task whose heads are scored on the test set of another task.
+
+    Attributes:
+        task: name of the task that the heads are trained on.
+        other: name of the task that they are tested on.
+        test: the test set.
+        inputs: identity of the test set.
+    """
+
+    task: str
+    other: str
+    test: Dataset
+    inputs: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class PlannedHead:
+    """A head to train.
+
+    Attributes:
+        encoder: folder of the model to fine-tune.
+    """
+
+    setup: HeadSetup
+    data: TaskData
+    encoder: str
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of its record."""
+        return {**self.setup.settings, "seed": self.setup.seed}
+
+
+def make_heads(run: Run, options: HeadOptions, training: HeadTraining) -> Path:
+    """Train the heads that are missing, score them, and tabulate the results of all finished heads of the run.
+
+    Each head is saved with its scores and predictions in `ner/<task>/<model>/<seed>` of the run, a cross-test in
+    `cross_test/<task>-on-<other>/<model>/<seed>`. Beside them, `results.md`, `results.json` and `versions.png` hold the
+    mean and standard deviation over seeds and the paired differences from the first model. Finished heads are skipped.
+    All inputs are opened before the first training. Works under `accelerate launch`.
+
+    Returns:
+        The folder `ner` of the run.
+
+    Raises:
+        InputError: a task, model or option can't be used, training diverged, or finished heads have other inputs or
+            settings and `run.force` is false.
+    """
+    # The first call decides about the process group: without it, each process would consider itself the main one.
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    encoders = find_encoders(run, options)
+    tasks = {task.name: load_task(task, options) for task in chosen_tasks(options.tasks)}
+    cross_tests = load_cross_tests(tasks, options)
+    seeds = options.seeds_from(run.seed)
+    root = run.root / "ner"
+    settings = {**asdict(training), "max_length": options.max_length, "processes": state.num_processes}
+    heads = plan_heads(root, tasks, encoders, seeds, settings)
+    missing = {
+        folder: head
+        for folder, head in heads.items()
+        if not is_finished(folder, head.setup.inputs, head.settings, force=run.force)
+    }
+    earlier = [folder for folder in finished_heads(root) if folder not in heads]
+    setups = {folder: head.setup for folder, head in heads.items()}
+    check_comparable({**dict(zip(earlier, read_results(earlier), strict=True)), **setups})
+    for name in tasks:
+        for folder, head in missing.items():
+            if head.setup.task == name:
+                train_head(folder, head, run, options, training)
+        if state.is_main_process:
+            tabulate(root, list(encoders))
+    if cross_tests and state.is_main_process:
+        for test in cross_tests:
+            for label, seed in product(encoders, seeds):
+                score_elsewhere(root / test.task / label / str(seed), test, run, options)
+        tabulate(run.root / "cross_test", list(encoders))
+    return root
+
+
+def chosen_tasks(names: Sequence[str]) -> list[NerTask]:
+    """Return the tasks that names, NAME=SOURCE, folders and YAML files stand for; `all` is the five BLURB tasks.
+
+    Raises:
+        InputError: two tasks have the same name, or a YAML file is invalid.
+    """
+    tasks: dict[str, NerTask] = {}
+    for name in dict.fromkeys(each for name in names for each in (BLURB_NER if name == "all" else [name])):
+        task = _chosen_task(name)
+        if task.name in tasks:
+            raise InputError(f"{task.name} is given twice: rename one of them", argument="tasks")
+        tasks[task.name] = task
+    return list(tasks.values())
+
+
+def load_task(task: NerTask, options: HeadOptions) -> TaskData:
+    """Read the data of a task from its own source or from `options.ner_data`.
+
+    Raises:
+        InputError: there is no source, or the data can't be used.
+    """
+    source = task.source or options.ner_data
+    if not source:
+        raise InputError(f"needed for {task.name}: the folder that contains the folders of the tasks", argument="ner_data")
+    source = pin_source(source)
+    splits = load_ner(task, source)
+    return TaskData(task, splits, task_identity(task, source, splits))
+
+
+def load_cross_tests(tasks: Mapping[str, TaskData], options: HeadOptions) -> list[CrossTest]:
+    """Read the test sets that `options.cross_test` names.
+
+    Raises:
+        InputError: the heads aren't trained in this call, the entity types differ, or one name stands for two test
+            sets.
+    """
+    tests: dict[tuple[str, str], CrossTest] = {}
+    for given in options.cross_test:
+        name, _, other_name = given.partition(":")
+        if name not in tasks:
+            raise InputError(f"{given}: {name} isn't one of the tasks to train on", argument="cross_test")
+        other = tasks.get(other_name) or load_task(_chosen_task(other_name), options)
+        types, other_types = (
+            {label[2:] for label in label_names(data.splits["test"])} - {""} for data in (tasks[name], other)
+        )
+        if types != other_types:
+            raise InputError(
+                f"{given}: the entity types must be the same, but {name} has {', '.join(sorted(types))} and "
+                f"{other.task.name} has {', '.join(sorted(other_types))}",
+                argument="cross_test",
+            )
+        test = CrossTest(name, other.task.name, other.splits["test"], {"test": other.inputs["test"]})
+        if tests.setdefault((name, test.other), test).inputs != test.inputs:
+            raise InputError(f"{test.other} stands for two test sets: rename one of them", argument="cross_test")
+    return list(tests.values())
+
+
+def find_encoders(run: Run, options: HeadOptions) -> dict[str, Source]:
+    """Find the models to fine-tune, by label.
+
+    Raises:
+        InputError: a model isn't available, or has no readable configuration.
+    """
+    encoders = {}
+    for given in options.models:
+        label, name = split_label(given)
+        version = run.root / name
+        if given == "base":
+            source = base_of_run(run.root, options.base_model)
+        elif version.is_dir() and (given == name or _VERSION.fullmatch(name)):
+            source = find_model(version)
+        elif _VERSION.fullmatch(name):
+            raise InputError(f"{given}: there is no {version}", argument="models")
+        else:
+            source = find_model(name)
+        load_by_name(AutoConfig, source.folder)
+        encoders[label] = source
+    return encoders
+
+
+def plan_heads(
+    root: Path,
+    tasks: Mapping[str, TaskData],
+    encoders: Mapping[str, Source],
+    seeds: Sequence[int],
+    settings: Mapping[str, Any],
+) -> dict[Path, PlannedHead]:
+    """Return every head of the grid by the folder it belongs into.
+
+    Args:
+        settings: that shape all heads alike.
+    """
+    heads = {}
+    models = {label: (source.folder, source.identity) for label, source in encoders.items()}
+    for name, data in tasks.items():
+        test = data.splits["test"]
+        gold = hash_of_gold(test["tokens"], tags_of(test))
+        of_task = {**settings, "merged_type": data.task.merged_type}
+        for (label, (folder, model)), seed in product(models.items(), seeds):
+            inputs = {**data.inputs, "model": model}
+            setup = HeadSetup(name, label, seed, gold, settings=of_task, inputs=inputs)
+            heads[root / name / label / str(seed)] = PlannedHead(setup, data, folder)
+    return heads
+
+
+def finished_heads(root: Path) -> list[Path]:
+    """Return the folders of all finished heads, or of all finished cross-tests."""
+    return [record.parent for record in root.glob("*/*/*/" + RECORD) if record.parent.name.isdecimal()]
+
+
+def train_head(folder: Path, head: PlannedHead, run: Run, options: HeadOptions, training: HeadTraining) -> None:
+    """Train one head, and save it with its scores."""
+    setup = head.setup
+    if is_finished(folder, setup.inputs, head.settings, force=run.force):
+        return  # by another command in the meantime
+    with _stage_of_all_ranks(folder, setup.inputs, head.settings) as stage:
+        logger.info("task %s, model %s, seed %d", setup.task, setup.model, setup.seed)
+        model, tokenizer = new_head(head.encoder, label_names(head.data.splits["train"]), seed=setup.seed)
+        checkpoints = stage.path / "checkpoints"
+        arguments = evaluates_each_epoch(
+            checkpoints, seed=setup.seed, use_cpu=not torch.accelerator.is_available(), **asdict(training)
+        )
+        history = finetune(
+            model, tokenizer, head.data.splits, arguments, max_length=options.max_length, num_proc=run.num_proc
+        )
+        PartialState().wait_for_everyone()  # the Trainer of a slower process may still list its checkpoints
+        if arguments.process_index > 0:
+            return
+        shutil.rmtree(checkpoints)
+        save_head(model, tokenizer, stage.path)
+        scores = _score(stage, stage.path, head.data.splits["test"], options.max_length)
+        best = max(history, key=lambda row: row["f1"])
+        stage.facts |= {"f1": scores["f1"], "support": scores["support"], "best_epoch": best["epoch"]}
+        logger.info("test F1 %.2f (dev %.2f, epoch %d)", 100 * scores["f1"], 100 * best["f1"], best["epoch"])
+        content = {"task": setup.task, "model": setup.model, "seed": setup.seed, "scorer": SCORER, "test": scores}
+        write_json(
+            stage.path / "scores.json", {**content, "best_epoch": best["epoch"], "validation": history}
+        )
+
+
+def score_elsewhere(head: Path, test: CrossTest, run: Run, options: HeadOptions) -> None:
+    """Score a finished head on the test set of another task."""
+    own = read_json(head / "scores.json")
+    folder = run.root / "cross_test" / f"{test.task}-on-{test.other}" / head.parent.name / head.name
+    inputs = {**test.inputs, "head": identity(head)}
+    settings = {"max_length": options.max_length, "seed": own["seed"]}
+    if is_finished(folder, inputs, settings, force=run.force):
+        return
+    with building(folder, inputs, settings) as stage:
+        scores = _score(stage, head, test.test, options.max_length)
+        content = {"task": f"{test.task}, tested on {test.other}", "model": own["model"], "seed": own["seed"]}
+        record = read_record(head)
+        trained = {"inputs": record["inputs"], "settings": record["settings"]}
+        write_json(stage.path / "scores.json", {**content, "scorer": SCORER, "test": scores, "trained": trained})
+        logger.info("%s, model %s, seed %d: F1 %.2f", *content.values(), 100 * scores["f1"])
+
+
+def tabulate(root: Path, models: Sequence[str]) -> None:
+    """Write the tables of all finished heads below `root`; the first of `models` is the reference.
+
+    Known tasks and the given models come first, in their order.
+    """
+    tasks = [*NER_TASKS, *(f"{task}-on-{other}" for task, other in product(NER_TASKS, repeat=2))]
+
+    def order(folder: Path) -> tuple[Any, ...]:
+        task, model = folder.parts[-3:-1]
+        ranks = [
+            (known.index(name) if name in known else len(known), name)
+            for name, known in ((task, tasks), (model, list(models)))
+        ]
+        return (*ranks, int(folder.name))
+
+    text = write_results(root, read_results(sorted(finished_heads(root), key=order)), reference=models[0])
+    logger.info("saved %s\n%s", root / "results.md", text)
+
+
+def _chosen_task(given: str) -> NerTask:
+    if given.endswith((".yaml", ".yml")):
+        return read_task(given)
+    name, _, source = given.partition("=")
+    if not source and "/" in given:
+        name, source = Path(given).name, given
+    return replace(NER_TASKS.get(name) or NerTask(name, folder=name), source=source)
+
+
+@contextmanager
+def _stage_of_all_ranks(folder: Path, inputs: Mapping[str, str], settings: Mapping[str, Any]) -> Iterator[Stage]:
+    """Build a stage that all processes of a launch write to; the main process begins and ends it."""
+    state = PartialState()
+    state.wait_for_everyone()  # another process may still be checking whether the stage is finished
+    with building(folder, inputs, settings) if state.is_main_process else nullcontext() as stage:
+        (path,) = broadcast_object_list([str(stage.path) if stage else ""])
+        yield stage or Stage(Path(path))
+        state.wait_for_everyone()
+    state.wait_for_everyone()
+
+
+def _score(stage: Stage, head: Path, data: Dataset, max_length: int) -> dict[str, float]:
+    """Score a saved head on a test set, and save its predictions."""
+    model = load_token_classifier(head).to(PartialState().device)
+    words, gold = data["tokens"], tags_of(data)
+    tokenizer = load_by_name(AutoTokenizer, str(head))
+    predicted = predict_tags(model, tokenizer, words, max_length=max_length)
+    write_conll(stage.path / "predictions.tsv", list(zip(words, gold, predicted, strict=True)))
+    return entity_scores(gold, predicted)

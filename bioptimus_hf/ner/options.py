@@ -1,0 +1,135 @@
+"""Define the options for training NER heads."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import PurePath
+
+from bioptimus_hf.errors import InputError
+
+
+@dataclass(frozen=True)
+class HeadOptions:
+    """Tasks, models and seeds."""
+
+    ner_data: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder that contains the folders of the tasks, or the files of a single task; or a data set on "
+            "the Hub",
+            "path": True,
+        },
+    )
+    tasks: list[str] = field(
+        default_factory=lambda: ["all"],
+        metadata={
+            "help": "BLURB tasks (bc5-chem, bc5-disease, ncbi-disease, bc2gm, jnlpba, or all for these five), "
+            "jnlpba-types, or tasks of your own. The files of a task NAME are NER_DATA/NAME/{train,dev,test}.tsv or "
+            "NER_DATA/{train,dev,test}.tsv, and its entity types are those in the files. NAME=SOURCE reads another "
+            "folder or a data set on the Hub (owner/name or owner/name@revision); FILE.yaml describes a task (see "
+            "NerTask)",
+            "path": True,
+        },
+    )
+    models: list[str] = field(
+        default_factory=lambda: ["base", "v0.4"],
+        metadata={
+            "help": "Encoders to fine-tune; the others are compared with the first one. base is the model that the run "
+            "adapts, v0.4 is OUTPUT_DIR/v0.4; otherwise a folder or a name on the Hub (name@revision). LABEL=MODEL "
+            "sets the name in the results",
+            "path": True,
+        },
+    )
+    base_model: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder or name on the Hub of the model that base stands for; default: the one recorded in the run",
+            "path": True,
+        },
+    )
+    seeds: list[int] = field(
+        default_factory=lambda: [3],
+        metadata={
+            "help": "A single number is how many seeds to use: 5 means the seeds 0 to 4, or SEED to SEED + 4. Two or "
+            "more numbers are the seeds themselves; repeated numbers count once, so 7 7 is seed 7 alone"
+        },
+    )
+    cross_test: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "TASK:OTHER also scores the heads of TASK on the test set of OTHER, which must have the same "
+            "entity types. OTHER is given like a task",
+            "path": True,
+        },
+    )
+    max_length: int = field(
+        default=512,
+        metadata={"help": "Word pieces in a window; longer sentences are split into overlapping windows"},
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("tasks", "models", "seeds"):
+            if not getattr(self, name):
+                raise InputError("name at least one", argument=name)
+        for given in self.tasks:
+            if given.startswith("=") or given.endswith("="):
+                raise InputError(f"{given}: expected NAME=SOURCE, with a folder or a data set on the Hub", argument="tasks")
+        labels: dict[str, str] = {}
+        for given in self.models:
+            label, model = split_label(given)
+            if not label or not model or "/" in label:
+                raise InputError(f"{given}: expected a folder, a name on the Hub, or LABEL=MODEL", argument="models")
+            if label in labels:
+                raise InputError(f"{labels[label]} and {model} are both called {label}: use LABEL=MODEL", argument="models")
+            labels[label] = model
+        if len(self.seeds) == 1 and self.seeds[0] < 1:
+            raise InputError(
+                f"{self.seeds[0]}: a single number is how many seeds to use (1: one seed); to choose them, give two or "
+                f"more",
+                argument="seeds",
+            )
+        if min(self.seeds) < 0:
+            raise InputError(f"{min(self.seeds)}: seeds can't be negative", argument="seeds")
+        for given in self.cross_test:
+            if not all(given.partition(":")):
+                raise InputError(f"{given}: expected TASK:OTHER", argument="cross_test")
+        if self.max_length < 3:
+            raise InputError(f"{self.max_length} leaves no room for a word besides [CLS] and [SEP]", argument="max_length")
+
+    def seeds_from(self, first: int) -> list[int]:
+        """Return the seeds themselves, or as many as the single number says, counted from `first`."""
+        if len(self.seeds) > 1:
+            return list(dict.fromkeys(self.seeds))
+        return list(range(first, first + self.seeds[0]))
+
+
+@dataclass(frozen=True)
+class HeadTraining:
+    """Training; named as in transformers.TrainingArguments."""
+
+    learning_rate: float = field(default=5e-5, metadata={"help": "Peak learning rate; decays linearly to 0"})
+    per_device_train_batch_size: int = field(default=16, metadata={"help": "Windows in a batch"})
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Batches in an update"})
+    num_train_epochs: int = field(
+        default=10, metadata={"help": "Epochs; the one with the best F1 on the development set is kept"}
+    )
+    warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up steps; below 1, their share of all steps"})
+    weight_decay: float = field(default=0.01, metadata={"help": "Weight decay for AdamW"})
+    bf16: bool = field(
+        default=False, metadata={"help": "Train in bfloat16 mixed precision; evaluation stays in float32"}
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs"):
+            if getattr(self, name) < 1:
+                raise InputError(f"must be at least 1, not {getattr(self, name)}", argument=name)
+        for name in ("learning_rate", "warmup_steps", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"must be a number from 0 on, not {getattr(self, name)}", argument=name)
+
+
+def split_label(given: str) -> tuple[str, str]:
+    """Split LABEL=MODEL; without a label, the last part of the model's path or name is the label."""
+    label, equals, model = given.partition("=")
+    return (label, model) if equals else (PurePath(given).name, given)
