@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import pickle
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from transformers import (
     BertForMaskedLM,
     BertForSequenceClassification,
     BertTokenizer,
+    RobertaConfig,
+    RobertaModel,
 )
 
 from bioptimus_hf.annotation.annotator import Annotator
@@ -212,3 +215,39 @@ def test_a_local_folder_is_no_name_on_the_hub(tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     (tmp_path / "owner" / "name").mkdir(parents=True)
     assert not is_hub_name("owner/name")
+
+
+@pytest.mark.parametrize("tags", [["O", "B-Gene", "I-Gene"], ["O", "B-Gene", "I-Gene", "B-Cell", "I-Cell"]])
+def test_the_head_of_another_task_is_dropped(tmp_path: Path, tokenizer: BertTokenizer, tags: list[str]) -> None:
+    old = build_tiny_head(layers=1, tags=["O", "B-Disease", "I-Disease"])
+    torch.nn.init.constant_(old.classifier.weight, 7.0)
+    torch.nn.init.constant_(old.classifier.bias, 7.0)
+    old.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    first, same, other = (new_head(tmp_path, tags, seed=seed)[0] for seed in (0, 0, 1))
+    assert torch.equal(first.classifier.weight, same.classifier.weight)
+    assert not torch.equal(first.classifier.weight, other.classifier.weight)
+    assert first.classifier.weight.abs().max() < 0.2
+    assert first.classifier.weight.shape == (len(tags), 32)
+    assert not first.classifier.bias.any()
+    for name, values in old.bert.state_dict().items():
+        assert torch.equal(values, first.bert.state_dict()[name])
+
+
+def test_weights_of_another_shape_are_refused(tmp_path: Path, tokenizer: BertTokenizer) -> None:
+    build_tiny_head(layers=1).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": 9}))
+    with pytest.raises(InputError, match=r"word_embeddings\.weight has another shape"):
+        new_head(tmp_path, ["O"], seed=0)
+
+
+def test_only_a_bert_gets_a_head(tmp_path: Path, tokenizer: BertTokenizer) -> None:
+    with pytest.raises(InputError, match="can't be loaded as a BertForTokenClassification"):
+        new_head(tmp_path / "nothing", ["O"], seed=0)
+    config = RobertaConfig(vocab_size=99, hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
+    RobertaModel(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="is a roberta model: give a BERT"):
+        new_head(tmp_path, ["O"], seed=0)

@@ -163,8 +163,9 @@ def chosen_tasks(names: Sequence[str]) -> list[NerTask]:
         InputError: two tasks have the same name, or a YAML file is invalid.
     """
     tasks: dict[str, NerTask] = {}
-    for name in dict.fromkeys(each for name in names for each in (BLURB_NER if name == "all" else [name])):
-        task = _chosen_task(name)
+    expanded = [each for name in names for each in (BLURB_NER if name == "all" else [name])]
+    for given in dict.fromkeys(expanded):
+        task = _chosen_task(given)
         if task.name in tasks:
             raise InputError(f"{task.name} is given twice: rename one of them", argument="tasks")
         tasks[task.name] = task
@@ -179,7 +180,9 @@ def load_task(task: NerTask, options: HeadOptions) -> TaskData:
     """
     source = task.source or options.ner_data
     if not source:
-        raise InputError(f"needed for {task.name}: the folder that contains the folders of the tasks", argument="ner_data")
+        raise InputError(
+            f"needed for {task.name}: the folder that contains the folders of the tasks", argument="ner_data"
+        )
     source = pin_source(source)
     splits = load_ner(task, source)
     return TaskData(task, splits, task_identity(task, source, splits))
@@ -291,9 +294,7 @@ def train_head(folder: Path, head: PlannedHead, run: Run, options: HeadOptions, 
         stage.facts |= {"f1": scores["f1"], "support": scores["support"], "best_epoch": best["epoch"]}
         logger.info("test F1 %.2f (dev %.2f, epoch %d)", 100 * scores["f1"], 100 * best["f1"], best["epoch"])
         content = {"task": setup.task, "model": setup.model, "seed": setup.seed, "scorer": SCORER, "test": scores}
-        write_json(
-            stage.path / "scores.json", {**content, "best_epoch": best["epoch"], "validation": history}
-        )
+        write_json(stage.path / "scores.json", {**content, "best_epoch": best["epoch"], "validation": history})
 
 
 def score_elsewhere(head: Path, test: CrossTest, run: Run, options: HeadOptions) -> None:

@@ -74,14 +74,18 @@ class HeadOptions:
                 raise InputError("name at least one", argument=name)
         for given in self.tasks:
             if given.startswith("=") or given.endswith("="):
-                raise InputError(f"{given}: expected NAME=SOURCE, with a folder or a data set on the Hub", argument="tasks")
+                raise InputError(
+                    f"{given}: expected NAME=SOURCE, with a folder or a data set on the Hub", argument="tasks"
+                )
         labels: dict[str, str] = {}
         for given in self.models:
             label, model = split_label(given)
             if not label or not model or "/" in label:
                 raise InputError(f"{given}: expected a folder, a name on the Hub, or LABEL=MODEL", argument="models")
             if label in labels:
-                raise InputError(f"{labels[label]} and {model} are both called {label}: use LABEL=MODEL", argument="models")
+                raise InputError(
+                    f"{labels[label]} and {model} are both called {label}: use LABEL=MODEL", argument="models"
+                )
             labels[label] = model
         if len(self.seeds) == 1 and self.seeds[0] < 1:
             raise InputError(
@@ -95,7 +99,9 @@ class HeadOptions:
             if not all(given.partition(":")):
                 raise InputError(f"{given}: expected TASK:OTHER", argument="cross_test")
         if self.max_length < 3:
-            raise InputError(f"{self.max_length} leaves no room for a word besides [CLS] and [SEP]", argument="max_length")
+            raise InputError(
+                f"{self.max_length} leaves no room for a word besides [CLS] and [SEP]", argument="max_length"
+            )
 
     def seeds_from(self, first: int) -> list[int]:
         """Return the seeds themselves, or as many as the single number says, counted from `first`."""

@@ -168,7 +168,7 @@ def _count(number: float) -> str:
 
 
 def _mean_and_deviation(values: Mapping[str, float | None]) -> str:
-    mean, deviation = values["mean"], values["deviation"]
+    mean, deviation = values["mean"], values["standard_deviation"]
     return f"{100 * (mean or 0):.2f}" + (f" ± {100 * deviation:.2f}" if deviation is not None else "")
 
 

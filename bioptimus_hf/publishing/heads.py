@@ -9,10 +9,8 @@ from typing import Any
 
 from bioptimus_hf.artifacts import RECORD, identity, read_json, read_record
 from bioptimus_hf.errors import InputError
-from bioptimus_hf.ner.results import spread
+from bioptimus_hf.ner.results import METRICS, summary_row
 from bioptimus_hf.publishing.records import folder_name
-
-_SCORES = ("f1", "precision", "recall", "conlleval_f1")
 
 
 @dataclass(frozen=True)
@@ -71,14 +69,7 @@ def base_results(run: Path) -> list[dict[str, Any]]:
 
 def result_row(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the row of a results table for one task and model over several seeds; scores are between 0 and 1."""
-    first = scores[0]
-    return {
-        "task": first["task"],
-        "model": first["model"],
-        "seeds": [score["seed"] for score in scores],
-        "support": int(first["test"]["support"]),
-        **{name: spread([score["test"][name] for score in scores]) for name in _SCORES},
-    }
+    return summary_row(scores[0]["task"], scores[0]["model"], {score["seed"]: score["test"] for score in scores})
 
 
 def _scores_by_task(run: Path, label: str) -> dict[str, dict[Path, dict[str, Any]]]:
@@ -94,7 +85,7 @@ def _check_seeds(scores: Mapping[Path, Mapping[str, Any]]) -> None:
     """Raise unless all seeds have all scores and were trained from the same inputs with the same settings."""
     first = None
     for folder, score in scores.items():
-        if not {*_SCORES, "support"} <= score.get("test", {}).keys() or not score["validation"]:
+        if not {*METRICS, "support"} <= score.get("test", {}).keys() or not score["validation"]:
             raise InputError(f"{folder / 'scores.json'} lacks a score that the model card states: train the head again")
         record = read_record(folder)
         training = record["inputs"], {name: value for name, value in record["settings"].items() if name != "seed"}

@@ -1,17 +1,11 @@
-"""Entity scores: by their definition, by seqeval in both of its modes, by conlleval's own way, and through evaluate."""
+"""Compare entity scores with their definition, with both modes of seqeval, and with conlleval."""
 
 from __future__ import annotations
 
-import json
-import os
 import random
-import subprocess
-import sys
 from collections.abc import Iterator
-from importlib import resources
 from pathlib import Path
 
-import numpy as np
 import pytest
 from helpers import build_tiny_bert, build_tiny_tokenizer
 from hypothesis import given, settings
@@ -24,19 +18,22 @@ from seqeval.scheme import IOB2
 from bioptimus_hf.corpus.conll import read_conll
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import new_head
-from bioptimus_hf.ner.finetuning import predict_tags
+from bioptimus_hf.ner.finetuning import (
+    predict_tags,
+)
 from bioptimus_hf.ner.scores import entity_counts, entity_scores
-from bioptimus_hf.ner.tasks import BLURB_NER, task_files
+from bioptimus_hf.ner.tasks import (
+    BLURB_NER,
+    task_files,
+)
 
-MODULE = resources.files("bioptimus_hf.ner") / "entity_f1.py"
 Tags = list[list[str]]
-
 KINDS = ("X", "Y", "a-b", "O", "B")
 TAGS = ["O", "O", *(f"{prefix}-{kind}" for prefix in "BI" for kind in KINDS)]
 tag_pairs = st.lists(st.lists(st.tuples(st.sampled_from(TAGS), st.sampled_from(TAGS)), max_size=9), max_size=6)
 
 
-def parted(pairs: list[list[tuple[str, str]]]) -> tuple[Tags, Tags]:
+def split_pairs(pairs: list[list[tuple[str, str]]]) -> tuple[Tags, Tags]:
     return [[right for right, _ in row] for row in pairs], [[guess for _, guess in row] for row in pairs]
 
 
@@ -83,7 +80,7 @@ def conlleval(gold: Tags, predicted: Tags) -> tuple[int, int, int]:
 @given(tag_pairs)
 @settings(max_examples=300, deadline=None)
 def test_scores_agree_with_brute_force_and_with_seqeval_strict(pairs: list[list[tuple[str, str]]]) -> None:
-    gold, predicted = parted(pairs)
+    gold, predicted = split_pairs(pairs)
     scores = entity_scores(gold, predicted)
     assert all(type(value) is float for value in scores.values())
     true, found = spans(gold), spans(predicted)
@@ -110,7 +107,7 @@ def test_scores_agree_with_brute_force_and_with_seqeval_strict(pairs: list[list[
 @given(tag_pairs)
 @settings(max_examples=300, deadline=None)
 def test_lenient_scores_agree_with_conlleval_and_with_seqeval_by_default(pairs: list[list[tuple[str, str]]]) -> None:
-    gold, predicted = parted(pairs)
+    gold, predicted = split_pairs(pairs)
     scores = entity_scores(gold, predicted)
     right, found, true = conlleval(gold, predicted)
     assert scores["conlleval_precision"] == (right / found if found else 0.0)
@@ -146,9 +143,6 @@ def test_scores_of_nothing_are_zero() -> None:
         assert entity_counts(gold, gold).tolist() == [[0, 0, 0]] * len(gold)
 
 
-# Real data
-
-
 def real_predictions(data_dir: Path, folder: Path) -> Iterator[tuple[Tags, Tags]]:
     """Yield the gold tags of the five test parts with a share of them drawn anew, and what an untrained head says."""
     tokenizer = build_tiny_tokenizer()
@@ -175,35 +169,3 @@ def test_real_predictions_score_as_with_seqeval(data_dir: Path, tmp_path: Path) 
         )
         differ += scores["f1"] != scores["conlleval_f1"]
     assert differ > 5  # else the two were never told apart
-
-
-# evaluate
-
-CLIENT = """
-import json, sys
-import evaluate
-metric = evaluate.load(sys.argv[1])
-gold, predicted = json.loads(sys.argv[2])
-print(json.dumps([metric.name, metric.compute(references=gold, predictions=predicted)]))
-for reference, prediction in zip(gold, predicted):
-    metric.add(reference=reference, prediction=prediction)
-print(json.dumps(metric.compute()))
-"""
-
-
-def test_evaluate_loads_the_module_from_the_package_without_a_network(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    gold, predicted = (
-        [[TAGS[tag] for tag in rng.integers(len(TAGS), size=length)] for length in (5, 1, 9, 30)] for _ in range(2)
-    )
-    predicted[0][:3] = gold[0][:3] = ["B-X", "I-X", "O"]
-    blocked = {f"{name}_PROXY": "http://127.0.0.1:9" for name in ("HTTP", "HTTPS", "ALL")}
-    environment = {**os.environ, **blocked, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty")}
-    environment = {name: value for name, value in environment.items() if not name.startswith("HF_EVALUATE")}
-    command = [sys.executable, "-c", CLIENT, str(MODULE), json.dumps([gold, predicted])]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert ended.returncode == 0, ended.stderr
-    at_once, one_by_one = map(json.loads, ended.stdout.splitlines())
-    assert at_once == ["entity_f1", entity_scores(gold, predicted)]
-    assert one_by_one == entity_scores(gold, predicted)
-    assert 0 < one_by_one["f1"] < 1

@@ -1,0 +1,77 @@
+"""Read CoNLL files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bioptimus_hf.corpus.conll import read_conll
+from bioptimus_hf.errors import InputError
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("Aspirin\tB-Chemical\nhelps\n", "line 2: a token and its tag are needed, not 'helps'"),
+        ("Aspirin\tB-Chemical\nhelps\tsome\tO\n", "line 2: 3 columns, where line 1 has 2"),
+        ("Aspirin\tB-Chemical\n\n\tO\n", "line 3: the token is empty"),
+        ("Aspirin\tB-Chemical\n \tO\n", "line 2: the token is empty"),
+        ("Aspirin\tX-Chemical\n", "line 1: unknown tag 'X-Chemical'"),
+        ("Aspirin\tB\n", "line 1: unknown tag 'B'"),
+        ("Aspirin\tB-\n", "line 1: unknown tag 'B-'"),
+        ("Aspirin\tB-Chemical-\n", "line 1: unknown tag 'B-Chemical-'"),
+        ("Aspirin\t\n", "line 1: unknown tag ''"),
+        ("", "holds no sentence"),
+        ("\n\n", "holds no sentence"),
+        ("-DOCSTART-\tO\n\n", "holds no sentence"),
+        (b"Aspirin\tB-Chemical\nna\xefve\tO\n", "line 2: not valid UTF-8 at byte 2 of the line"),
+    ],
+)
+def test_bad_conll_is_refused_in_one_line_that_names_file_and_line(
+    tmp_path: Path, content: str | bytes, says: str
+) -> None:
+    path = write(tmp_path / "train.tsv", content)
+    with pytest.raises(InputError) as caught:
+        read_conll(path)
+    assert str(path) in str(caught.value)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_conll_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"train\.tsv cannot be read: No such file"):
+        read_conll(tmp_path / "train.tsv")
+
+
+def test_conll_of_other_systems_is_read_alike(tmp_path: Path) -> None:
+    expected = [(["Aspirin", "helps"], ["B-Chemical", "O"]), (["pain"], ["B-Disease"])]
+    for number, content in enumerate(
+        (
+            "Aspirin\tB-Chemical\nhelps\tO\n\npain\tB-Disease\n\n",
+            "Aspirin\tB-Chemical\nhelps\tO\n\n\n \npain\tB-Disease",
+            "\ufeffAspirin\tB-Chemical\r\nhelps\tO\r\n\r\npain\tB-Disease\r\n",
+            "-DOCSTART- -X- -X- O\n\nAspirin NN x B-Chemical\nhelps VB x O\n\npain NN x B-Disease\n",
+            "-DOCSTART-\n\nAspirin\tB-Chemical\nhelps\tO\n\n-DOCSTART- -X- O O\n\npain\tB-Disease\n",
+        )
+    ):
+        assert read_conll(write(tmp_path / f"{number}.tsv", content)) == expected, content
+
+
+def test_line_separators_inside_tokens_are_no_line_ends(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", "a\u2028b\tO\nc\u0085\x0cd\tB-X\n")
+    assert read_conll(path) == [(["a\u2028b", "c\u0085\x0cd"], ["O", "B-X"])]
+
+
+def test_inside_without_beginning_is_repaired_counted_and_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(tmp_path / "a.tsv", "a\tI-X\nb\tI-X\nc\tI-Y\nd\tO\ne\tI-Y\n\nf\tI-Y\n")
+    assert [tags for _, tags in read_conll(path)] == [["B-X", "I-X", "B-Y", "O", "B-Y"], ["B-Y"]]
+    assert f"{path}: 4 I- tags continue nothing, read as B- (first: line 1)" in caplog.text

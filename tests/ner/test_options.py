@@ -1,0 +1,69 @@
+"""Check the options of heads before anything is read."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields
+from typing import Any
+
+import pytest
+
+from bioptimus_hf.errors import InputError
+from bioptimus_hf.ner.options import HeadOptions, HeadTraining
+from bioptimus_hf.ner.tasks import BLURB_NER, JNLPBA_TYPES
+
+
+def test_a_single_number_counts_seeds_and_several_are_the_seeds() -> None:
+    assert HeadOptions(seeds=[5]).seeds_from(0) == [0, 1, 2, 3, 4]
+    assert HeadOptions(seeds=[1]).seeds_from(0) == [0]
+    assert HeadOptions(seeds=[2]).seeds_from(40) == [40, 41]
+    assert HeadOptions(seeds=[0, 1, 2]).seeds_from(40) == [0, 1, 2]
+    assert HeadOptions(seeds=[7, 7]).seeds_from(0) == [7]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"seeds": [0]}, r"seeds: 0: a single number is how many seeds to use \(1: one seed\)"),
+        ({"seeds": [3, -1]}, "seeds: -1: seeds can't be negative"),
+        ({"seeds": []}, "seeds: name at least one"),
+        ({"tasks": []}, "tasks: name at least one"),
+        ({"tasks": ["x="]}, "tasks: x=: expected NAME=SOURCE"),
+        ({"tasks": ["=x"]}, "tasks: =x: expected NAME=SOURCE"),
+        ({"models": []}, "models: name at least one"),
+        ({"models": ["a/v0.1", "b/v0.1"]}, r"models: a/v0\.1 and b/v0\.1 are both called v0\.1: use LABEL=MODEL"),
+        ({"models": ["a/b=c"]}, "models: a/b=c: expected a folder, a name on the Hub, or LABEL=MODEL"),
+        ({"models": ["=c"]}, "models: =c: expected a folder"),
+        ({"models": ["c="]}, "models: c=: expected a folder"),
+        ({"cross_test": ["a"]}, "cross_test: a: expected TASK:OTHER"),
+        ({"cross_test": ["a:"]}, "cross_test: a:: expected TASK:OTHER"),
+        ({"max_length": 2}, "max_length: 2 leaves no room for a word"),
+    ],
+)
+def test_unusable_options_are_refused(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says) as caught:
+        HeadOptions(**options)
+    assert caught.value.argument == next(iter(options))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_train_epochs": 0},
+        {"per_device_train_batch_size": 0},
+        {"gradient_accumulation_steps": 0},
+        {"learning_rate": -1e-5},
+        {"learning_rate": math.nan},
+        {"warmup_steps": -1},
+        {"weight_decay": math.inf},
+    ],
+)
+def test_unusable_training_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=f"^{next(iter(options))}: must be "):
+        HeadTraining(**options)
+
+
+def test_the_help_names_the_tasks() -> None:
+    (text,) = (field.metadata["help"] for field in fields(HeadOptions) if field.name == "tasks")
+    assert f"({', '.join(BLURB_NER)}, or all" in text
+    assert JNLPBA_TYPES.name in text
