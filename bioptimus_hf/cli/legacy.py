@@ -30,6 +30,7 @@ from bioptimus_hf.hardware import leave_process_group
 SECTIONS = (
     "train_vocabulary",
     "find_contexts",
+    "distill",
     "distill_embeddings",
     "pretrain",
     "finetune_ner",

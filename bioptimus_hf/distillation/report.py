@@ -1,4 +1,4 @@
-"""What the new rows of an embedding table look like, for a reader to judge a distillation by."""
+"""Report on new embeddings: how they were made, their norms, their nearest neighbours, and other initializers."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ import torch
 from transformers import BertForMaskedLM, PreTrainedTokenizerBase
 
 from bioptimus_hf.contexts.report import FEW
-from bioptimus_hf.distillation.initialization import Initializer, NewRows, initial_rows, pieces_of
+from bioptimus_hf.distillation.initialization import NewRows, initial_rows, pieces_of
+from bioptimus_hf.distillation.options import Initializer
 from bioptimus_hf.plots import save_plot
 from bioptimus_hf.vocabulary.tokenizer import MARK, compare_vocabularies, real_ids
 
-_MADE_OF = {
+_ORIGINS = {
     "random": "noise",
-    "subtoken_mean": "rows of pieces",
-    "contextual_mean": "states in contexts",
-    "contextual_mean_scaled": "states in contexts, scaled",
+    "subtoken_mean": "mean of the pieces",
+    "contextual_mean": "hidden states in contexts",
+    "contextual_mean_scaled": "hidden states in contexts, scaled",
     "token_distillation": "training in contexts",
 }
-_NAMED = 40  # tokens without contexts, or with few
+_LISTED = 40  # tokens per list
 _EXAMPLES = 20  # words whose neighbours are listed
 _NEIGHBOURS = 6
 _SHORTEST_EXAMPLE = 6  # letters
@@ -33,20 +34,20 @@ _SHORTEST_EXAMPLE = 6  # letters
 
 @dataclass(frozen=True)
 class RowsReport:
-    """New rows beside those of the table they come to.
+    """New embeddings compared with the embedding table that they join.
 
     Attributes:
-        counts: kind of token (words and their beginnings, continuations) to what its rows are made of to how many.
-        old_norms: length of each row of the table that stands for text.
-        new_norms: length of each new row.
-        neighbours: of some new words, the tokens whose rows are nearest by cosine: to the mean of the word's pieces in
-            the old table (these pieces left out), and to its new row in the new one.
-        cosines: mean cosine between the rows that two initialisers give to the same token, under "one, other"; over the
-            tokens that are made from contexts, where there are such.
-        few_contexts: tokens with fewer contexts than `coverage.FEW`, and how many each has.
-        without_contexts: tokens that are to be made from contexts and have none.
-        left_out: tokens that have contexts and are not made from them: more than were asked for, or their spans are not
-            made of whole pieces of the base, which token distillation needs.
+        counts: kind of token (starts of words, continuations) to the origin of its embedding to the number of tokens.
+        old_norms: Euclidean norm of each embedding in the base's table that stands for text.
+        new_norms: Euclidean norm of each new embedding.
+        neighbours: for some new words, the nearest tokens by cosine: "before", to the mean of the word's pieces in the
+            old table (without these pieces), and "after", to its new embedding in the new table.
+        cosines: mean cosine between the embeddings that two initializers give to the same token, by "first, second";
+            if there are vectors from contexts, over the tokens that have one.
+        few_contexts: tokens with fewer than `contexts.report.FEW` contexts, and the number of contexts.
+        without_contexts: tokens that need contexts and have none.
+        left_out: tokens that have contexts but weren't made from them, because the maximum number of tokens was reached
+            or because their contexts don't split them into whole pieces, which token distillation requires.
     """
 
     counts: dict[str, dict[str, int]]
@@ -59,7 +60,7 @@ class RowsReport:
     left_out: list[str]
 
     def facts(self) -> dict[str, Any]:
-        """Return all of it for JSON, norms as percentiles."""
+        """Return the report for JSON, with percentiles in place of the norms."""
         facts = asdict(self)
         for name in ("old_norms", "new_norms"):
             norms = facts.pop(name)
@@ -69,47 +70,43 @@ class RowsReport:
         return facts
 
     def markdown(self) -> str:
-        """Return a page to read; it shows `norms.png`, from `plot`."""
-        lines = ["# The new rows", "", "| tokens | rows made of | number |", "| --- | --- | --- |"]
+        """Return the report as Markdown. It shows `norms.png`, which `plot` draws."""
+        lines = ["# New embeddings", "", "| tokens | made from | number |", "| --- | --- | --- |"]
         lines += [
             f"| {kind} | {origin} | {number:,} |"
-            for kind, made in self.counts.items()
-            for origin, number in made.items()
+            for kind, by_origin in self.counts.items()
+            for origin, number in by_origin.items()
         ]
-        lines += ["", "## Length", "", "| rows | 5 % | median | 95 % |", "| --- | --- | --- | --- |"]
-        for name, norms in (("of the base", self.old_norms), ("new", self.new_norms)):
+        lines += ["", "## Norms", "", "| embeddings | 5th percentile | median | 95th percentile |"]
+        lines += ["| --- | --- | --- | --- |"]
+        for name, norms in (("base", self.old_norms), ("new", self.new_norms)):
             if norms:
                 lines.append("| " + " | ".join([name, *(f"{np.percentile(norms, p):.3f}" for p in (5, 50, 95))]) + " |")
-        lines += ["", "![length of old and new rows](norms.png)", "", "## Nearest by cosine", ""]
-        lines += ["| new word | before: to the mean of its pieces | now: to its row |", "| --- | --- | --- |"]
+        lines += ["", "![Norms of base and new embeddings](norms.png)", "", "## Nearest tokens by cosine", ""]
+        lines += ["| new word | before: to the mean of its pieces | after: to its new embedding |"]
+        lines += ["| --- | --- | --- |"]
         lines += [
-            f"| {word} | {' '.join(near['before'])} | {' '.join(near['after'])} |"
-            for word, near in self.neighbours.items()
+            f"| {word} | {' '.join(nearest['before'])} | {' '.join(nearest['after'])} |"
+            for word, nearest in self.neighbours.items()
         ]
-        lines += ["", "## Initialisers compared", "", "| initialisers | mean cosine |", "| --- | --- |"]
+        lines += ["", "## Agreement between initializers", "", "| initializers | mean cosine |", "| --- | --- |"]
         lines += [f"| {pair} | {cosine:.3f} |" for pair, cosine in self.cosines.items()]
         few = [f"`{token}` {number}" for token, number in self.few_contexts.items()]
-        without, left_out = ([f"`{token}`" for token in each] for each in (self.without_contexts, self.left_out))
-        for title, tokens in (
-            (f"Fewer than {FEW} contexts", few),
-            ("Without contexts", without),
-            ("With contexts, and not made from them", left_out),
-        ):
-            if tokens:
-                more = ", ..." if tokens[_NAMED:] else ""
-                lines += ["", f"## {title}", "", f"{len(tokens):,} tokens: {', '.join(tokens[:_NAMED])}{more}"]
+        lines += _section(f"Fewer than {FEW} contexts", few)
+        lines += _section("No contexts", [f"`{token}`" for token in self.without_contexts])
+        lines += _section("Contexts found but not used", [f"`{token}`" for token in self.left_out])
         return "\n".join(lines) + "\n"
 
     def plot(self, path: Path) -> None:
-        """Draw how long old and new rows are."""
-        norms = {"rows of the base": self.old_norms, "new rows": self.new_norms}
+        """Plot histograms of the norms."""
+        norms = {"base": self.old_norms, "new": self.new_norms}
 
         def draw(axes: Any) -> None:
             edges = np.linspace(0, 1.05 * max(chain(*norms.values())), 80).tolist()
-            for label, each in norms.items():
-                if each:
-                    axes.hist(each, bins=edges, density=True, alpha=0.6, label=label)
-            axes.set(xlabel="length (Euclidean norm)", ylabel="density")
+            for label, values in norms.items():
+                if values:
+                    axes.hist(values, bins=edges, density=True, alpha=0.6, label=label)
+            axes.set(xlabel="Euclidean norm of the embedding", ylabel="density")
             axes.legend()
 
         save_plot(path, draw)
@@ -122,101 +119,98 @@ def inspect_rows(
     target: PreTrainedTokenizerBase,
     new: NewRows,
     *,
-    initializer: Initializer,
-    vectors: Mapping[str, torch.Tensor] | None = None,
     contexts: Mapping[str, int] | None = None,
-    seed: int = 0,
 ) -> RowsReport:
-    """Look at new rows before they are transplanted.
+    """Report on new embeddings before they are transplanted.
 
     Args:
-        model: the base model, with its own vocabulary still.
-        source: its tokenizer.
-        target: the tokenizer that it is to have.
-        new: from `initial_rows`.
-        initializer: which made them.
-        vectors: what `initial_rows` was given; without them only the initialisers that need none are compared.
-        contexts: token to the number of its contexts.
-        seed: of the choice of the words whose neighbours are listed.
+        model: the base model, still with its own vocabulary.
+        source: tokenizer of the base model.
+        target: tokenizer that the model will have.
+        new: the new embeddings, from `initial_rows`. If it was given vectors, the initializers that use them are
+            compared as well.
+        contexts: token to its number of contexts.
     """
     table, contexts = model.get_input_embeddings().weight.detach(), contexts or {}
     return RowsReport(
-        counts=_counts(new, initializer),
+        counts=_count_origins(new),
         old_norms=table[real_ids(source)].norm(dim=1).tolist(),
         new_norms=[float(row.norm()) for row in new.rows.values()],
-        neighbours=_neighbours(table, source, target, new, seed),
-        cosines=_cosines(model, source, target, initializer, vectors, seed) if new.rows else {},
+        neighbours=_find_neighbours(table, source, target, new),
+        cosines=_compare_initializers(model, source, target, new) if new.rows else {},
         few_contexts={token: contexts[token] for token in new.rows if 0 < contexts.get(token, 0) < FEW},
         without_contexts=[token for token in new.fallen_back if not contexts.get(token)],
         left_out=[token for token in new.fallen_back if contexts.get(token)],
     )
 
 
-def _counts(new: NewRows, initializer: Initializer) -> dict[str, dict[str, int]]:
-    without, unknown = set(new.fallen_back), set(new.unknown)
+def _section(title: str, tokens: list[str]) -> list[str]:
+    """Return the lines of a section that lists tokens; none if there are no tokens."""
+    if not tokens:
+        return []
+    more = ", ..." if len(tokens) > _LISTED else ""
+    return ["", f"## {title}", "", f"{len(tokens):,} tokens: {', '.join(tokens[:_LISTED])}{more}"]
+
+
+def _count_origins(new: NewRows) -> dict[str, dict[str, int]]:
+    fallen_back, unknown = set(new.fallen_back), set(new.unknown)
     counts: dict[str, dict[str, int]] = {}
     for token in new.rows:
-        kind = "continuations (##)" if token.startswith(MARK) else "words and their beginnings"
-        made_of = (
-            "the table's mean" if token in unknown else "rows of pieces" if token in without else _MADE_OF[initializer]
-        )
-        counts.setdefault(kind, {}).setdefault(made_of, 0)
-        counts[kind][made_of] += 1
+        kind = "continuations (##)" if token.startswith(MARK) else "words and starts of words"
+        if token in unknown:
+            origin = "mean of the table"
+        else:
+            origin = _ORIGINS["subtoken_mean" if token in fallen_back else new.initializer]
+        by_origin = counts.setdefault(kind, {})
+        by_origin[origin] = by_origin.get(origin, 0) + 1
     return counts
 
 
-def _neighbours(
-    table: torch.Tensor,
-    source: PreTrainedTokenizerBase,
-    target: PreTrainedTokenizerBase,
-    new: NewRows,
-    seed: int,
+def _find_neighbours(
+    table: torch.Tensor, source: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase, new: NewRows
 ) -> dict[str, dict[str, list[str]]]:
     fallen_back = {*new.fallen_back, *new.unknown}
     words = sorted(
         word for word in new.rows if word.isalpha() and len(word) >= _SHORTEST_EXAMPLE and word not in fallen_back
     )
     pieces = pieces_of(words, source)
-    words = [word for word in words if pieces[word]]  # with rows of their own before
-    chosen = random.Random(seed).sample(words, min(_EXAMPLES, len(words)))
+    words = [word for word in words if pieces[word]]  # otherwise there is no mean of pieces to compare with
+    chosen = random.Random(new.seed).sample(words, min(_EXAMPLES, len(words)))
     old_ids = real_ids(source)
     old_names = source.convert_ids_to_tokens(old_ids.tolist())
-    has_row, ids = set(old_names), source.get_vocab()
-    shared = [token for token in compare_vocabularies(source, target).shared if token in has_row]
+    real, ids = set(old_names), source.get_vocab()
+    shared = [token for token in compare_vocabularies(source, target).shared if token in real]
     new_names = [*shared, *new.rows]
     new_table = torch.cat([table[[ids[token] for token in shared]], *(row.unsqueeze(0) for row in new.rows.values())])
-    found = {}
+    neighbours = {}
     for word in chosen:
         own = {source.convert_ids_to_tokens(piece) for piece in pieces[word]}
         before = _nearest(table[pieces[word]].mean(dim=0), table[old_ids], old_names, own)
         after = _nearest(new.rows[word], new_table, new_names, {word})
-        found[word] = {"before": before, "after": after}
-    return found
+        neighbours[word] = {"before": before, "after": after}
+    return neighbours
 
 
-def _nearest(row: torch.Tensor, table: torch.Tensor, names: list[str], not_these: set[str]) -> list[str]:
+def _nearest(row: torch.Tensor, table: torch.Tensor, names: list[str], excluded: set[str]) -> list[str]:
+    """Return the names of the table's rows that are nearest to a row, nearest first."""
     cosines = torch.nn.functional.cosine_similarity(row.unsqueeze(0), table)
-    order = cosines.argsort(descending=True, stable=True)[: _NEIGHBOURS + len(not_these)].tolist()
-    return [names[place] for place in order if names[place] not in not_these][:_NEIGHBOURS]
+    order = cosines.argsort(descending=True, stable=True)[: _NEIGHBOURS + len(excluded)].tolist()
+    return [names[place] for place in order if names[place] not in excluded][:_NEIGHBOURS]
 
 
-def _cosines(
-    model: BertForMaskedLM,
-    source: PreTrainedTokenizerBase,
-    target: PreTrainedTokenizerBase,
-    initializer: Initializer,
-    vectors: Mapping[str, torch.Tensor] | None,
-    seed: int,
+def _compare_initializers(
+    model: BertForMaskedLM, source: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase, new: NewRows
 ) -> dict[str, float]:
     compared: list[Initializer] = ["random", "subtoken_mean"]
-    if vectors:
-        own: list[Initializer] = ["contextual_mean", "contextual_mean_scaled"]
-        compared += ["token_distillation"] if initializer == "token_distillation" else own
+    if new.vectors and new.initializer == "token_distillation":
+        compared += ["token_distillation"]
+    elif new.vectors:
+        compared += ["contextual_mean", "contextual_mean_scaled"]
     rows = {}
-    for other in compared:
-        made = initial_rows(model, source, target, initializer=other, vectors=vectors, seed=seed).rows
-        rows[other] = torch.stack([row for token, row in made.items() if not vectors or token in vectors])
+    for initializer in compared:
+        made = initial_rows(model, source, target, initializer=initializer, vectors=new.vectors, seed=new.seed).rows
+        rows[initializer] = torch.stack([row for token, row in made.items() if not new.vectors or token in new.vectors])
     return {
-        f"{one}, {other}": round(float(torch.nn.functional.cosine_similarity(rows[one], rows[other]).mean()), 4)
-        for one, other in combinations(rows, 2)
+        f"{first}, {second}": round(float(torch.nn.functional.cosine_similarity(rows[first], rows[second]).mean()), 4)
+        for first, second in combinations(rows, 2)
     }

@@ -1,4 +1,4 @@
-"""Replace the vocabulary of a model."""
+"""Replace the vocabulary of a masked language model."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ def transplant_vocabulary(
     target: PreTrainedTokenizerBase,
     new_rows: Mapping[str, torch.Tensor],
 ) -> BertForMaskedLM:
-    """Replace a model's vocabulary, in place: input rows, tied output rows, decoder bias.
+    """Replace a model's input embeddings, tied output embeddings and decoder bias, in place.
 
-    Tokens of both vocabularies, special tokens among them, keep row and bias bit for bit. A new token gets its row from
-    `new_rows` and as bias the mean of its pieces' biases.
+    Shared tokens, including special tokens, keep their embedding and bias bit for bit. A new token gets its embedding
+    from `new_rows`, and the mean of its pieces' biases (the mean of all biases if it has no pieces).
 
     Args:
-        source: the model's tokenizer.
-        target: the tokenizer that it is to have.
-        new_rows: a row, float of shape (hidden size,), for each token of `target` that `source` has not.
+        model: the model to change.
+        source: the tokenizer of the model.
+        target: the tokenizer that the model will have.
+        new_rows: token to its embedding, float of shape (hidden size,), for each token that is only in `target`.
 
     Returns:
         The same model.
 
     Raises:
-        InputError: the tokenizers' special tokens differ, a new token has no row or one that is zero or not finite, or
-            the model does not tie its output to its input.
+        InputError: the special tokens of the tokenizers differ; the embedding of a new token is missing, zero or not
+            finite; or the output embeddings aren't tied to the input embeddings.
     """
     if source.special_tokens_map != target.special_tokens_map:
         raise InputError(
@@ -44,24 +45,16 @@ def transplant_vocabulary(
         )
     table, decoder = model.get_input_embeddings().weight, model.get_output_embeddings()
     if decoder.weight is not table:
-        raise InputError("the model does not tie its output to its input embeddings: only tied models are supported")
+        raise InputError("the model doesn't tie its output embeddings to its input embeddings: use a tied model")
     new = compare_vocabularies(source, target).new
-    bad = [token for token in new if not _usable(new_rows.get(token))]
-    if bad:
+    unusable = [token for token in new if not _is_usable(new_rows.get(token))]
+    if unusable:
         raise InputError(
-            f"{len(bad)} new tokens have no usable row (missing, zero or not finite): {', '.join(bad[:5])}"
+            f"{len(unusable)} new tokens have no usable embedding (missing, zero or not finite): "
+            f"{', '.join(unusable[:5])}"
         )
-    old_ids = source.get_vocab()
-    old_rows, old_bias = table.clone(), decoder.bias.clone()
-    order = tokens_in_order(target)
-    pieces = pieces_of(new, source)
-    rows = torch.stack(
-        [old_rows[old_ids[token]] if token in old_ids else new_rows[token].to(old_rows) for token in order]
-    )
-    bias = torch.stack(
-        [old_bias[old_ids[token]] if token in old_ids else _mean_bias(old_bias, pieces[token]) for token in order]
-    )
-    # mean_resizing would draw new rows at random; every row is written below.
+    rows, bias = _merge(table.clone(), decoder.bias.clone(), source, target, new_rows)
+    # mean_resizing would draw random embeddings, which are overwritten below.
     model.resize_token_embeddings(len(target), mean_resizing=False)
     model.get_input_embeddings().weight.copy_(rows)
     model.get_output_embeddings().bias.copy_(bias)
@@ -70,9 +63,26 @@ def transplant_vocabulary(
     return model
 
 
-def _usable(row: torch.Tensor | None) -> bool:
+def _merge(
+    old_rows: torch.Tensor,
+    old_bias: torch.Tensor,
+    source: PreTrainedTokenizerBase,
+    target: PreTrainedTokenizerBase,
+    new_rows: Mapping[str, torch.Tensor],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return embeddings of shape (target size, hidden size) and biases of shape (target size,)."""
+    old_ids = source.get_vocab()
+    pieces = pieces_of(new_rows, source)
+    rows, bias = [], []
+    for token in tokens_in_order(target):
+        if token in old_ids:
+            rows.append(old_rows[old_ids[token]])
+            bias.append(old_bias[old_ids[token]])
+        else:
+            rows.append(new_rows[token].to(old_rows))
+            bias.append(old_bias[pieces[token]].mean() if pieces[token] else old_bias.mean())
+    return torch.stack(rows), torch.stack(bias)
+
+
+def _is_usable(row: torch.Tensor | None) -> bool:
     return row is not None and bool(torch.isfinite(row).all()) and bool(row.any())
-
-
-def _mean_bias(bias: torch.Tensor, pieces: list[int]) -> torch.Tensor:
-    return bias[pieces].mean() if pieces else bias.mean()

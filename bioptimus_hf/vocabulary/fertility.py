@@ -1,4 +1,4 @@
-"""How vocabularies cut a held-out text: pieces per word, whole and unknown words, at every size to choose one by."""
+"""Measure how vocabularies split held-out text: pieces per word, whole words and unknown words, at every size."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from bioptimus_hf.plots import save_plot
 from bioptimus_hf.vocabulary.tokenizer import MARK, build_tokenizer
 from bioptimus_hf.vocabulary.training import count_words
 
-_SIZES = 10  # points of the curve
+_SIZES = 10  # points on the curve
 
 
 @dataclass(frozen=True)
 class Segmentation:
-    """What a vocabulary makes of running words.
+    """How a vocabulary splits a text.
 
     Attributes:
-        words: how many there are.
-        pieces: into how many pieces they are cut; an unknown word is one.
-        whole: words that are a single token, and known.
-        unknown: words that become [UNK].
+        words: number of words in the text.
+        pieces: number of pieces that they are split into. An unknown word is a single piece.
+        whole: number of words that are a single, known token.
+        unknown: number of words that become [UNK].
     """
 
     words: int
@@ -36,11 +36,11 @@ class Segmentation:
 
     @property
     def fertility(self) -> float:
-        """Mean number of pieces of a word."""
+        """Mean number of pieces per word."""
         return self.pieces / self.words
 
     def facts(self) -> dict[str, float]:
-        """Return fertility and shares, for JSON."""
+        """Return fertility and the shares of whole and unknown words, for JSON."""
         return {
             "fertility": self.fertility,
             "whole_words": self.whole / self.words,
@@ -50,13 +50,13 @@ class Segmentation:
 
 @dataclass(frozen=True)
 class SegmentationReport:
-    """The base's vocabulary and the new one at growing sizes, on the same text.
+    """How the base vocabulary, and the new vocabulary at increasing sizes, split the same text.
 
     Attributes:
-        base_size: tokens of the base.
-        base: what it makes of the text.
-        by_size: number of tokens to what a vocabulary of so many makes of it; the last is the one that was made. A
-            vocabulary is made token by token, so each smaller one is what a smaller `--size` would have given.
+        base_size: number of tokens in the base vocabulary.
+        base: how the base vocabulary splits the text.
+        by_size: number of tokens to how a vocabulary of that size splits the text. The last size is that of the
+            vocabulary itself; the others are prefixes of it, which is what training with a smaller size would give.
     """
 
     base_size: int
@@ -64,76 +64,77 @@ class SegmentationReport:
     by_size: dict[int, Segmentation]
 
     def facts(self) -> dict[str, Any]:
-        """Return all of it for JSON."""
+        """Return the report for JSON."""
         return {
             "held_out_words": self.base.words,
             "base": {"size": self.base_size, **self.base.facts()},
-            "sizes": [{"size": size, **found.facts()} for size, found in self.by_size.items()],
+            "sizes": [{"size": size, **split.facts()} for size, split in self.by_size.items()],
         }
 
     def markdown(self) -> str:
-        """Return a page to read; it shows `fertility.png`, from `plot`."""
+        """Return the report as Markdown. It shows `fertility.png`, which `plot` draws."""
         lines = [
             f"# The vocabulary on {self.base.words:,} held-out words",
             "",
-            "| vocabulary | pieces per word | words that stay whole | unknown words |",
+            "| vocabulary | pieces per word | whole words | unknown words |",
             "| --- | --- | --- | --- |",
         ]
         rows = [(f"base, {self.base_size:,} tokens", self.base)]
-        rows += [(f"{size:,} tokens", found) for size, found in self.by_size.items()]
+        rows += [(f"{size:,} tokens", split) for size, split in self.by_size.items()]
         lines += [
-            f"| {name} | {found.fertility:.3f} | {found.whole / found.words:.1%} | {found.unknown / found.words:.3%} |"
-            for name, found in rows
+            f"| {name} | {split.fertility:.3f} | {split.whole / split.words:.1%} | {split.unknown / split.words:.3%} |"
+            for name, split in rows
         ]
         lines += [
             "",
-            "![pieces per word by vocabulary size](fertility.png)",
+            "![Pieces per word by vocabulary size](fertility.png)",
             "",
-            "Each size is what a smaller `--size` gives. A larger vocabulary makes text shorter, and has more rows to "
-            "learn: where the curve is flat, more of them buy little.",
+            "Each row shows what training with that size gives. A larger vocabulary shortens the text but has more "
+            "embeddings to learn: where the curve is flat, additional tokens gain little.",
         ]
         return "\n".join(lines) + "\n"
 
     def plot(self, path: Path) -> None:
-        """Draw pieces per word against the size of the vocabulary."""
+        """Plot pieces per word against vocabulary size."""
 
         def draw(axes: Any) -> None:
-            axes.plot(list(self.by_size), [found.fertility for found in self.by_size.values()], marker=".", label="new")
+            axes.plot(list(self.by_size), [split.fertility for split in self.by_size.values()], marker=".", label="new")
             axes.plot(self.base_size, self.base.fertility, "s", label="base")
-            axes.set(xlabel="tokens in the vocabulary", ylabel="pieces per word, held-out text")
+            axes.set(xlabel="vocabulary size (tokens)", ylabel="pieces per held-out word")
             axes.legend()
 
         save_plot(path, draw)
 
 
 def segment(words: Mapping[str, int], tokenizer: PreTrainedTokenizerBase) -> Segmentation:
-    """Cut words, each as often as it is counted.
+    """Split words into pieces, and count each word as often as it occurs.
 
     Args:
-        words: from `vocabulary.count_words`.
+        words: word to its count, from `count_words`.
+        tokenizer: WordPiece tokenizer that splits them.
 
     Raises:
-        InputError: there are none.
+        InputError: there are no words.
     """
     if not words:
-        raise InputError("no words to measure a vocabulary on: give more text, or a larger --validation_share")
-    cut, unknown_token = tokenizer.backend_tokenizer.model.tokenize, tokenizer.unk_token
-    pieces = whole = unknown = 0
+        raise InputError("no words to measure the vocabulary on: use more text, or hold out a larger share of it")
+    split, unknown_token = tokenizer.backend_tokenizer.model.tokenize, tokenizer.unk_token
+    total = whole = unknown = 0
     for word, count in words.items():
-        found = [piece.value for piece in cut(word)]
-        pieces += count * len(found)
-        if found == [unknown_token]:
+        pieces = [piece.value for piece in split(word)]
+        total += count * len(pieces)
+        if pieces == [unknown_token]:
             unknown += count
-        elif len(found) == 1:
+        elif len(pieces) == 1:
             whole += count
-    return Segmentation(sum(words.values()), pieces, whole, unknown)
+    return Segmentation(words=sum(words.values()), pieces=total, whole=whole, unknown=unknown)
 
 
 def fertility(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> float:
-    """Return the mean number of word pieces a word is cut into; words are those of the pre-tokenizer.
+    """Return the mean number of pieces per word, where words are those of the tokenizer's pre-tokenizer.
 
     Raises:
-        InputError: there is no word in the texts, or the tokenizer is not of BERT's kind.
+        InputError: the texts contain no word, or the tokenizer is not a WordPiece tokenizer.
     """
     return segment(count_words(texts, like=tokenizer), tokenizer).fertility
 
@@ -141,29 +142,31 @@ def fertility(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> float
 def report_vocabulary(
     vocabulary: Sequence[str], texts: Iterable[str], *, like: PreTrainedTokenizerBase
 ) -> SegmentationReport:
-    """Measure a vocabulary, its beginnings and that of the base on held-out texts.
+    """Measure a vocabulary, prefixes of it and the base vocabulary on held-out texts.
 
     Args:
-        vocabulary: from `train_vocabulary` or `extend_vocabulary`.
-        texts: documents that it was not trained on.
-        like: the base's tokenizer.
+        vocabulary: tokens sorted by id, from `train_vocabulary` or `extend_vocabulary`.
+        texts: documents that the vocabulary was not trained on.
+        like: tokenizer of the base model.
 
     Raises:
-        InputError: there is no word in the texts, or the base's tokenizer is not of BERT's kind.
+        InputError: the texts contain no word, or `like` is not a WordPiece tokenizer.
     """
     words = count_words(texts, like=like)
-    smallest = _head(vocabulary, like)
+    smallest = _smallest_size(vocabulary, like)
     sizes = np.unique(np.geomspace(smallest, len(vocabulary), _SIZES).round().astype(int)).tolist()
     by_size = {size: segment(words, build_tokenizer(vocabulary[:size], like=like)) for size in sizes}
     return SegmentationReport(len(like), segment(words, like), by_size)
 
 
-def _head(vocabulary: Sequence[str], like: PreTrainedTokenizerBase) -> int:
-    """Return how many tokens every size has: all of the base's where it was extended, or else the single characters."""
+def _smallest_size(vocabulary: Sequence[str], like: PreTrainedTokenizerBase) -> int:
+    """Return the size of the whole base vocabulary if it was extended, otherwise that of the alphabet."""
     if list(vocabulary[: len(like)]) == like.convert_ids_to_tokens(list(range(len(like)))):
         return len(like)
     special = set(like.all_special_tokens)
     merged = (
-        place for place, token in enumerate(vocabulary) if token not in special and len(token.removeprefix(MARK)) > 1
+        token_id
+        for token_id, token in enumerate(vocabulary)
+        if token not in special and len(token.removeprefix(MARK)) > 1
     )
     return next(merged, len(vocabulary))

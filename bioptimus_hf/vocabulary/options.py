@@ -1,11 +1,13 @@
-"""Options for training a vocabulary."""
+"""Define the options of the vocabulary stage."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from bioptimus_hf.errors import InputError
+
+Policy = Literal["replace", "extend"]
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,7 @@ class VocabularyOptions:
         metadata={"help": "Model to adapt: local folder or name on the Hub", "path": True},
     )
     size: int = field(default=30522, metadata={"help": "Tokens in the vocabulary"})
-    policy: Literal["replace", "extend"] = field(
+    policy: Policy = field(
         default="replace",
         metadata={
             "help": "Train a new vocabulary (the paper), or keep the base's tokens with their ids and add the words "
@@ -33,6 +35,8 @@ class VocabularyOptions:
     )
 
     def __post_init__(self) -> None:
+        if self.policy not in get_args(Policy):
+            raise InputError(f"{self.policy!r} is not one of {', '.join(get_args(Policy))}", argument="policy")
         for name in ("size", "min_frequency"):
             if getattr(self, name) < 1:
                 raise InputError(f"must be at least 1, not {getattr(self, name)}", argument=name)

@@ -1,4 +1,4 @@
-"""Make the tokenizer of a run."""
+"""Make the tokenizer of a run: train or extend a vocabulary, and report how it splits held-out text."""
 
 from __future__ import annotations
 
@@ -20,13 +20,20 @@ logger = logging.getLogger(__name__)
 
 
 def make_tokenizer(run: Run, corpus: Corpus, options: VocabularyOptions) -> Path:
-    """Train a vocabulary and save its tokenizer with a report; skipped if this was already done.
+    """Train or extend a vocabulary, and save the tokenizer with a report. Does nothing if that was done before.
+
+    Args:
+        run: folder of the run.
+        corpus: text to train on, and the share of it that is held out for the report.
+        options: base model, size and policy.
 
     Returns:
-        The folder of the tokenizer, `tokenizer` in that of the run.
+        The folder `tokenizer` of the run: a tokenizer that `AutoTokenizer` loads, with `vocab.txt`, `made.json`, and a
+        report on held-out text (`report.md`, `report.json`, `fertility.png`).
 
     Raises:
-        InputError: corpus or base model can't be read, `size` is too small, or the folder holds another result.
+        InputError: the corpus or the base model can't be read, `size` is too small, no words are held out, or the
+            folder holds a tokenizer made from other inputs or settings and `run.force` is false.
     """
     folder = run.root / "tokenizer"
     base_model = find_model(options.base_model)
@@ -52,7 +59,7 @@ def make_tokenizer(run: Run, corpus: Corpus, options: VocabularyOptions) -> Path
         write_json(stage.path / "report.json", report.facts())
         report.plot(stage.path / "fertility.png")
         stage.facts |= {
-            # Later stages look for the model here. The fingerprint holds its content, not its place.
+            # Tells later stages where the model is; its identity among the inputs tells only what it is.
             "base_model": base_model.commit or str(Path(base_model.folder).resolve()),
             "tokens": len(tokenizer),
             "shared": len(difference.shared),
@@ -63,7 +70,7 @@ def make_tokenizer(run: Run, corpus: Corpus, options: VocabularyOptions) -> Path
         }
     logger.info(
         "%(tokens)d tokens, %(new)d of them new; pieces per word: %(fertility_before).3f before, "
-        "%(fertility_after).3f now",
+        "%(fertility_after).3f after",
         stage.facts,
     )
     return folder

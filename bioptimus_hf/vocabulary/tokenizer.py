@@ -1,4 +1,4 @@
-"""Build WordPiece tokenizers and compare their vocabularies."""
+"""Build BERT tokenizers from vocabularies, and compare and inspect WordPiece vocabularies."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import MAX_LENGTH, tokens_in_order
 
 MARK = "##"
+"""Prefix of a WordPiece token that continues a word."""
 
 _UNUSED = re.compile(r"\[unused\d+\]")
 
 
 @dataclass(frozen=True)
 class VocabularyDiff:
-    """What becomes of the tokens when one vocabulary replaces another; each part in the order of the ids.
+    """Tokens that are kept, added and removed when one vocabulary replaces another, each sorted by id.
 
     Attributes:
-        shared: tokens of both, special tokens among them.
-        new: tokens of the target alone.
-        dropped: tokens of the source alone.
+        shared: tokens in both vocabularies, including special tokens.
+        new: tokens only in the target.
+        dropped: tokens only in the source.
     """
 
     shared: tuple[str, ...]
@@ -38,22 +39,27 @@ class VocabularyDiff:
 
 
 def build_tokenizer(vocabulary: Sequence[str], *, like: PreTrainedTokenizerBase) -> BertTokenizer:
-    """Make a BERT tokenizer of a vocabulary, with the normaliser, special tokens and length limit of `like`.
+    """Build a BERT tokenizer with a new vocabulary and everything else from an existing tokenizer.
+
+    Args:
+        vocabulary: tokens sorted by id, from `train_vocabulary` or `extend_vocabulary`.
+        like: tokenizer whose normaliser, special tokens and maximum length are copied.
 
     Raises:
-        InputError: a token stands twice, a special token is missing, or `like` is no WordPiece tokenizer.
+        InputError: a token is duplicated, a special token is missing, or `like` is not a WordPiece tokenizer.
     """
     settings = wordpiece_settings(like)
     counts = Counter(vocabulary)
-    twice = [token for token, count in counts.items() if count > 1]
-    missing = [token for token in _special_tokens(like) if token not in counts]
-    if twice or missing:
+    duplicates = [token for token, count in counts.items() if count > 1]
+    missing = [token for token in special_tokens(like) if token not in counts]
+    if duplicates or missing:
         raise InputError(
-            f"a vocabulary needs each token once and the special tokens of the base: {len(twice)} stand twice "
-            f"({', '.join(twice[:3])}), missing: {', '.join(missing) or 'none'}"
+            f"a vocabulary must contain each token once, and all special tokens of the base. "
+            f"Duplicates: {', '.join(duplicates[:3]) or 'none'} ({len(duplicates)} in total). "
+            f"Missing: {', '.join(missing) or 'none'}"
         )
     tokenizer = BertTokenizer(
-        vocab={token: number for number, token in enumerate(vocabulary)},
+        vocab={token: token_id for token_id, token in enumerate(vocabulary)},
         do_lower_case=settings["lowercase"],
         strip_accents=settings["strip_accents"],
         tokenize_chinese_chars=settings["handle_chinese_chars"],
@@ -65,66 +71,78 @@ def build_tokenizer(vocabulary: Sequence[str], *, like: PreTrainedTokenizerBase)
         extra_special_tokens=list(like.extra_special_tokens),
         model_max_length=like.model_max_length if like.model_max_length < VERY_LARGE_INTEGER else MAX_LENGTH,
     )
-    if len(tokenizer) != len(vocabulary):  # a keyword this class does not know is silently ignored
+    if len(tokenizer) != len(vocabulary):  # BertTokenizer silently ignores keywords it doesn't know
         raise RuntimeError(f"the tokenizer has {len(tokenizer)} tokens instead of {len(vocabulary)}")
     return tokenizer
 
 
 def compare_vocabularies(source: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase) -> VocabularyDiff:
-    """Say which tokens `target` shares with `source`, which are new and which are gone."""
+    """List the tokens that `target` shares with `source`, adds to it and drops from it.
+
+    Raises:
+        InputError: the token ids of a tokenizer have gaps.
+    """
     before, after = tokens_in_order(source), tokens_in_order(target)
-    had, has = set(before), set(after)
+    in_source, in_target = set(before), set(after)
     return VocabularyDiff(
-        shared=tuple(token for token in after if token in had),
-        new=tuple(token for token in after if token not in had),
-        dropped=tuple(token for token in before if token not in has),
+        shared=tuple(token for token in after if token in in_source),
+        new=tuple(token for token in after if token not in in_source),
+        dropped=tuple(token for token in before if token not in in_target),
     )
 
 
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return the special tokens, sorted by id."""
+    ids = {str(token): int(tokenizer.convert_tokens_to_ids(token)) for token in tokenizer.all_special_tokens}
+    return sorted(ids, key=ids.__getitem__)
+
+
 def real_ids(tokenizer: PreTrainedTokenizerBase) -> npt.NDArray[np.int64]:
-    """Return, in order, the ids of the tokens that stand for text: neither special nor `[unused...]`."""
+    """Return the sorted ids of the tokens that stand for text, i.e. all but special and `[unused...]` tokens."""
     special = set(tokenizer.all_special_tokens)
     vocabulary = tokenizer.get_vocab().items()
     return np.array(
-        sorted(number for token, number in vocabulary if token not in special and not _UNUSED.fullmatch(token)),
+        sorted(token_id for token, token_id in vocabulary if token not in special and not _UNUSED.fullmatch(token)),
         dtype=np.int64,
     )
 
 
 def is_continuation(tokenizer: PreTrainedTokenizerBase) -> npt.NDArray[np.bool_]:
-    """Return a table over the ids: whether the token continues a word.
+    """Return a boolean lookup table, of shape (largest id + 1,), of the ids whose tokens continue a word.
 
     Raises:
-        InputError: the tokenizer does not mark continuations in the token itself (byte-level BPE and SentencePiece
-            mark word starts, and glue punctuation to the word before it).
+        InputError: the tokens themselves don't show whether they continue a word. Byte-level BPE and SentencePiece mark
+            word starts instead, and attach punctuation to the preceding word.
     """
     wordpiece_settings(tokenizer)
-    specials = set(tokenizer.all_special_tokens)
+    special = set(tokenizer.all_special_tokens)
     vocabulary = tokenizer.get_vocab()
-    table = np.zeros(max(vocabulary.values()) + 1, dtype=np.bool_)  # ids may have holes
-    for token, number in vocabulary.items():
-        table[number] = token.startswith(MARK) and len(token) > len(MARK) and token not in specials
+    table = np.zeros(max(vocabulary.values()) + 1, dtype=np.bool_)  # ids may have gaps
+    for token, token_id in vocabulary.items():
+        table[token_id] = token.startswith(MARK) and len(token) > len(MARK) and token not in special
     return table
 
 
 def wordpiece_settings(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Return the settings of the BERT normaliser, or refuse a tokenizer that is not BERT's kind."""
+    """Return the settings of a BERT tokenizer's normaliser: lowercase, strip_accents, handle_chinese_chars, clean_text.
+
+    Raises:
+        InputError: the tokenizer isn't a WordPiece tokenizer that normalises and splits words as BERT does.
+    """
     name = type(tokenizer).__name__
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise InputError(f"{name} has no tokenizer.json backend: give a BERT-like base with a fast tokenizer")
-    kinds = (type(backend.model).__name__, type(backend.normalizer).__name__, type(backend.pre_tokenizer).__name__)
-    if kinds[0] != "WordPiece" or backend.model.continuing_subword_prefix != MARK:
+        raise InputError(f"{name} has no tokenizer.json backend: use a BERT-like base model with a fast tokenizer")
+    model, normalizer, splitter = (
+        type(component).__name__ for component in (backend.model, backend.normalizer, backend.pre_tokenizer)
+    )
+    if model != "WordPiece" or backend.model.continuing_subword_prefix != MARK:
         raise InputError(
-            f"{name} is not a WordPiece tokenizer ({kinds[0]}): its tokens do not tell where a word ends, since "
-            f"punctuation is glued to the word before it. Give a BERT-like base (bert-base-uncased, bert-base-cased)"
+            f"{name} is not a WordPiece tokenizer ({model}): its tokens don't show where a word ends, because "
+            f"punctuation is attached to the preceding word. Use a BERT-like base model (bert-base-uncased, "
+            f"bert-base-cased)"
         )
-    if kinds[1:] != ("BertNormalizer", "BertPreTokenizer"):
-        raise InputError(f"{name} normalises or cuts words in another way than BERT ({kinds[1]}, {kinds[2]})")
+    if (normalizer, splitter) != ("BertNormalizer", "BertPreTokenizer"):
+        raise InputError(f"{name} normalises or splits words differently from BERT ({normalizer}, {splitter})")
     settings: dict[str, Any] = json.loads(backend.to_str())["normalizer"]
     return settings
-
-
-def _special_tokens(like: PreTrainedTokenizerBase) -> list[str]:
-    ids = {str(token): int(like.convert_tokens_to_ids(token)) for token in like.all_special_tokens}
-    return sorted(ids, key=ids.__getitem__)

@@ -1,4 +1,4 @@
-"""Corpus -> reproducible WordPiece vocabulary -> tokenizer; what it shares with another vocabulary."""
+"""Train WordPiece vocabularies reproducibly, or extend a vocabulary with a corpus's most useful words."""
 
 from __future__ import annotations
 
@@ -13,95 +13,99 @@ from transformers import PreTrainedTokenizerBase
 
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import tokens_in_order
-from bioptimus_hf.vocabulary.tokenizer import MARK, _special_tokens, wordpiece_settings
+from bioptimus_hf.vocabulary.tokenizer import MARK, special_tokens, wordpiece_settings
 
 logger = logging.getLogger(__name__)
-_LARGEST_ALPHABET = 1000  # as in BERT's own vocabulary; the rest, mostly stray scripts, becomes [UNK]
-_TEXTS_AT_ONCE = 1000
+_LARGEST_ALPHABET = 1000  # as in BERT's own vocabulary; other characters, mostly of stray scripts, become [UNK]
+_TEXTS_PER_BATCH = 1000
 
 
 def train_vocabulary(
     texts: Iterable[str], *, size: int, like: PreTrainedTokenizerBase, min_frequency: int = 2
 ) -> list[str]:
-    """Train a WordPiece vocabulary that depends on nothing but its arguments.
+    """Train a WordPiece vocabulary. The same arguments give the same vocabulary in any process, on any machine.
 
-    The plain trainer numbers the `##x` characters in hash order and breaks ties by these numbers, so that no two runs
-    agree (tokenizers issue 1794). Here the alphabet is counted beforehand and handed to it in a fixed order.
+    The trainer of `tokenizers` numbers `##x` characters in hash order and breaks ties by these numbers, so two runs
+    disagree (https://github.com/huggingface/tokenizers/issues/1794). To prevent that, the alphabet is counted first and
+    passed to the trainer in a fixed order.
 
     Args:
-        texts: documents; read twice, so a list or a data set's column, not an iterator.
-        size: number of tokens, special tokens and alphabet among them. A small corpus may give fewer.
-        like: tokenizer whose normaliser, pre-tokenizer and special tokens the vocabulary is for.
-        min_frequency: least count of a pair to be merged, and of a character to be in the alphabet.
+        texts: documents. They are read twice, so pass a list or a data set's column, not an iterator.
+        size: number of tokens, including special tokens and the alphabet. A small corpus may give fewer.
+        like: tokenizer whose normaliser, pre-tokenizer and special tokens the vocabulary is trained for.
+        min_frequency: minimum count for a pair of pieces to be merged, and for a character to enter the alphabet.
 
     Returns:
-        Tokens in the order of their ids: special tokens, characters, `##` characters, then merged pieces, the most
-        frequent first.
+        Tokens sorted by id: special tokens, characters, `##` characters, then merged pieces, in the order in which they
+        were merged. A smaller vocabulary is therefore a prefix of a larger one.
 
     Raises:
-        InputError: `like` is no WordPiece tokenizer, the texts are empty, or `size` does not hold the alphabet.
+        InputError: `like` is not a WordPiece tokenizer, the texts are empty, or `size` is too small for the alphabet.
     """
     if iter(texts) is texts:
-        raise InputError("train_vocabulary reads the texts twice: give a list or a data set's column, not an iterator")
+        raise InputError("train_vocabulary reads the texts twice: pass a list or a data set's column, not an iterator")
     wordpiece_settings(like)
     alphabet = _alphabet(texts, like, min_frequency)
     if not alphabet:
-        raise InputError("the corpus holds no text to train a vocabulary on")
-    specials = _special_tokens(like)
+        raise InputError("the corpus contains no text to train a vocabulary on")
+    special = special_tokens(like)
     continuing = [MARK + character for character in alphabet if _can_continue(character, like)]
-    head = [*specials, *alphabet, *continuing]
-    if size < len(head):
+    fixed = [*special, *alphabet, *continuing]
+    if size < len(fixed):
         raise InputError(
-            f"--size {size} does not hold the {len(specials)} special tokens and the alphabet of this corpus "
-            f"({len(alphabet)} characters, {len(continuing)} of them also as ##): give at least {len(head)}"
+            f"{size} tokens can't hold the {len(special)} special tokens and the alphabet of this corpus "
+            f"({len(alphabet)} characters, {len(continuing)} of them also as ##): use at least {len(fixed)}",
+            argument="size",
         )
     trainer = trainers.WordPieceTrainer(
         vocab_size=size,
         min_frequency=min_frequency,
-        special_tokens=[*specials, *continuing],
+        special_tokens=[*special, *continuing],
         initial_alphabet=alphabet,
         limit_alphabet=len(alphabet),
         continuing_subword_prefix=MARK,
         show_progress=True,
     )
-    blank = Tokenizer(models.WordPiece(unk_token=str(like.unk_token)))
-    blank.normalizer = like.backend_tokenizer.normalizer
-    blank.pre_tokenizer = like.backend_tokenizer.pre_tokenizer
-    blank.train_from_iterator(_batches(texts), trainer=trainer)
-    trained = blank.get_vocab()
-    known = set(head)
-    vocabulary = [*head, *sorted(trained.keys() - known, key=trained.__getitem__)]
-    if len(vocabulary) < size:
-        logger.warning("the corpus is too small for %d tokens: the vocabulary has %d", size, len(vocabulary))
+    untrained = Tokenizer(models.WordPiece(unk_token=str(like.unk_token)))
+    untrained.normalizer = like.backend_tokenizer.normalizer
+    untrained.pre_tokenizer = like.backend_tokenizer.pre_tokenizer
+    untrained.train_from_iterator(_batches(texts), trainer=trainer)
+    trained = untrained.get_vocab()
+    vocabulary = [*fixed, *sorted(trained.keys() - set(fixed), key=trained.__getitem__)]
+    _warn_if_smaller(vocabulary, size)
     return vocabulary
 
 
 def extend_vocabulary(
     texts: Iterable[str], *, size: int, like: PreTrainedTokenizerBase, min_frequency: int = 2
 ) -> list[str]:
-    """Add the words of a corpus to a vocabulary that save the most pieces, up to a size.
+    """Add to a vocabulary the words of a corpus that save the most pieces.
 
-    What a word saves is its count times the number of pieces that it is cut into now, less one. The tokens that are
-    there keep their ids, so that a model keeps all that it knows; the paper replaces the vocabulary instead.
+    A word with a count of c that is split into p pieces saves c * (p - 1) pieces. Existing tokens keep their ids, so a
+    model keeps everything it knows. This is an alternative to the paper, which replaces the vocabulary.
 
     Args:
-        texts: documents.
-        size: number of tokens, those of `like` among them. A small corpus may give fewer.
+        texts: documents, read once.
+        size: number of tokens, including those of `like`. A small corpus may give fewer.
         like: tokenizer whose vocabulary is extended.
-        min_frequency: least count of a word.
+        min_frequency: minimum count for a word to be added.
 
     Returns:
-        Tokens in the order of their ids: those of `like`, then the words, that which saves the most first.
+        Tokens sorted by id: those of `like`, then the new words by decreasing number of pieces saved.
 
     Raises:
-        InputError: `like` is no WordPiece tokenizer, `size` is no larger than its vocabulary, or the texts are empty.
+        InputError: `like` is not a WordPiece tokenizer, `size` doesn't exceed its vocabulary, or the texts are empty.
     """
     old = tokens_in_order(like)
     if size <= len(old):
-        raise InputError(f"--size {size} adds nothing to the {len(old)} tokens of the base: give more, or replace them")
+        raise InputError(
+            f"{size} tokens add nothing to the {len(old)} tokens of the base: use a larger size, or replace the "
+            f"vocabulary",
+            argument="size",
+        )
     counts = count_words(texts, like=like)
     if not counts:
-        raise InputError("the corpus holds no text to take words from")
+        raise InputError("the corpus contains no text to take words from")
     known = set(old)
     saved: dict[str, int] = {}
     for word, count in counts.items():
@@ -110,33 +114,39 @@ def extend_vocabulary(
             if like.unk_token not in pieces:
                 saved[word] = count * (len(pieces) - 1)
     best = sorted(saved, key=lambda word: (-saved[word], word))[: size - len(old)]
-    if len(old) + len(best) < size:
-        logger.warning("the corpus is too small for %d tokens: the vocabulary has %d", size, len(old) + len(best))
-    return [*old, *best]
+    vocabulary = [*old, *best]
+    _warn_if_smaller(vocabulary, size)
+    return vocabulary
 
 
 def count_words(texts: Iterable[str], *, like: PreTrainedTokenizerBase) -> Counter[str]:
-    """Count the words of texts, as a tokenizer normalises and cuts them.
+    """Count the words of texts after a tokenizer's normalisation and pre-tokenization.
 
     Raises:
-        InputError: `like` is no WordPiece tokenizer.
+        InputError: `like` is not a WordPiece tokenizer.
     """
     wordpiece_settings(like)
-    # BERT's normaliser works on characters, and a space ends a word: what stands between spaces is cut once.
-    between_spaces: Counter[str] = Counter()
+    # BERT normalises character by character and splits at spaces, so every distinct space-separated string needs to be
+    # split only once.
+    strings: Counter[str] = Counter()
     for text in texts:
-        between_spaces.update(text.split(" "))
+        strings.update(text.split(" "))
     normalise = like.backend_tokenizer.normalizer.normalize_str
-    cut = like.backend_tokenizer.pre_tokenizer.pre_tokenize_str
+    split = like.backend_tokenizer.pre_tokenizer.pre_tokenize_str
     counts: Counter[str] = Counter()
-    for held, count in between_spaces.items():
-        for word, _ in cut(normalise(held)):
+    for string, count in strings.items():
+        for word, _ in split(normalise(string)):
             counts[word] += count
     return counts
 
 
+def _warn_if_smaller(vocabulary: list[str], size: int) -> None:
+    if len(vocabulary) < size:
+        logger.warning("the corpus is too small for %d tokens: the vocabulary has %d", size, len(vocabulary))
+
+
 def _alphabet(texts: Iterable[str], like: PreTrainedTokenizerBase, min_frequency: int) -> list[str]:
-    """Return the most frequent normalised characters, sorted by count, then by code point."""
+    """Return the most frequent normalised characters, sorted by decreasing count, then by code point."""
     raw: Counter[str] = Counter()
     for text in texts:
         raw.update(text)
@@ -151,12 +161,12 @@ def _alphabet(texts: Iterable[str], like: PreTrainedTokenizerBase, min_frequency
 
 
 def _can_continue(character: str, like: PreTrainedTokenizerBase) -> bool:
-    """Say whether a character can stand inside a word: punctuation and Chinese characters are words of their own."""
+    """Return whether a character can be inside a word. Punctuation and Chinese characters are words by themselves."""
     text = like.backend_tokenizer.normalizer.normalize_str("a" + character)
     return len(like.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)) == 1
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    rest = iter(texts)
-    while batch := list(islice(rest, _TEXTS_AT_ONCE)):
+    remaining = iter(texts)
+    while batch := list(islice(remaining, _TEXTS_PER_BATCH)):
         yield batch

@@ -134,7 +134,7 @@ def test_test_sentences_are_kept_out_of_pretraining(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("script", "options", "said"),
     [
-        ("distill_embeddings", [], "run/tokenizer is not there: run the script that makes it first"),
+        ("distill_embeddings", [], "run/tokenizer doesn't exist: make the tokenizer of this run first"),
         ("pretrain", ["--corpus", "{corpus}"], "run/v0.0 is not there: run scripts/distill_embeddings.py first"),
         ("pretrain", ["--corpus", "nowhere.txt", "--model", "{base}"], "no corpus at nowhere.txt"),
         ("pretrain", ["--corpus", "{corpus}", "--model", "{empty}"], "empty: not a local model folder"),
@@ -149,7 +149,7 @@ def test_test_sentences_are_kept_out_of_pretraining(tmp_path: Path) -> None:
         (
             "train_vocabulary",
             ["--corpus", "{corpus}", "--base_model", "{base}", "--size", "20", *ASIDE],
-            "--size 20 does",
+            "--size: 20 tokens can't hold",
         ),
     ],
 )
@@ -219,7 +219,7 @@ def test_contexts_of_another_tokenizer_are_refused_even_under_force(tmp_path: Pa
     assert run_script("train_vocabulary", "--recipe", str(recipe), *smaller, cache=cache).returncode == 0
     done = run_script("distill_embeddings", "--recipe", str(recipe), "--force", cache=cache)
     assert done.returncode == 2
-    assert "run/contexts was found for another tokenizer: run find_contexts.py" in done.stderr.splitlines()[-1]
+    assert "run/contexts was made for another tokenizer" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.slow
@@ -230,7 +230,7 @@ def test_tokens_are_distilled_as_far_as_asked(tmp_path: Path) -> None:
     some = ["--max_tokens", "20"]
     done = run_script("distill_embeddings", "--recipe", str(recipe), "--initializer", "random", *some, cache=cache)
     assert done.returncode == 2
-    assert "--max_tokens goes with --initializer token_distillation" in done.stderr.splitlines()[-1]
+    assert "--max_tokens: only the initializer token_distillation" in done.stderr.splitlines()[-1]
     trained = ["--initializer", "token_distillation", *some]
     done = run_script("distill_embeddings", "--recipe", str(recipe), *trained, cache=cache)
     assert done.returncode == 0, done.stderr

@@ -1,3 +1,5 @@
+"""Check contextual embeddings by hand, the initializers, and that a transplant keeps what is shared bit for bit."""
+
 from __future__ import annotations
 
 import random
@@ -9,7 +11,7 @@ from datasets import Dataset
 from helpers import build_tiny_bert, tiny_vocabulary
 from transformers import AutoConfig, AutoTokenizer, BertForMaskedLM, BertModel, BertTokenizer, RobertaConfig
 
-from bioptimus_hf.distillation import contextual as reading
+from bioptimus_hf.distillation import contextual
 from bioptimus_hf.distillation.contextual import contextual_embeddings
 from bioptimus_hf.distillation.initialization import INITIALIZERS, initial_rows, pieces_of
 from bioptimus_hf.distillation.transplant import transplant_vocabulary
@@ -23,18 +25,18 @@ NEW = ["cardiopathy", "nephrotoxic", "##opath", "activ", "##itides", "é"]
 
 @pytest.fixture
 def target(tokenizer: BertTokenizer) -> BertTokenizer:
-    """Special tokens, then the new tokens, then most of the old ones, in another order."""
+    """Special tokens, new tokens, and most of the old tokens in another order."""
     old = [token for token in tiny_vocabulary() if token not in ("aspirin", "##tion")]
     specials = [token for token in old if token.startswith("[")]
     return build_tokenizer([*specials, *NEW, *reversed([t for t in old if t not in specials])], like=tokenizer)
 
 
 def contexts(rows: list[tuple[str, str, str]]) -> Dataset:
-    """Rows (token, text, what the span holds)."""
+    """Build contexts from tokens, texts and occurrences."""
     return Dataset.from_list(
         [
-            {"token": token, "text": text, "start": text.index(held), "end": text.index(held) + len(held)}
-            for token, text, held in rows
+            {"token": token, "text": text, "start": text.index(found), "end": text.index(found) + len(found)}
+            for token, text, found in rows
         ]
     )
 
@@ -47,16 +49,14 @@ ROWS = [
 ]
 
 
-def by_hand(
-    model: BertModel, tokenizer: BertTokenizer, row: dict[str, Any], layer: int, pieces: str = "mean"
-) -> torch.Tensor:
-    """One context, unbatched: the mean of the states of the pieces that overlap the span."""
+def by_hand(model: BertModel, tokenizer: BertTokenizer, row: dict[str, Any], layer: int) -> torch.Tensor:
+    """Read one context, unbatched: the mean of the hidden states of the pieces that overlap the span."""
     encoded = tokenizer(row["text"], return_tensors="pt", return_offsets_mapping=True)
     offsets = encoded.pop("offset_mapping")[0].tolist()
     with torch.no_grad():
         states = model(**encoded, output_hidden_states=True).hidden_states[layer][0]
-    held = [place for place, (a, b) in enumerate(offsets) if a < row["end"] and b > row["start"] and b > a]
-    return {"mean": states[held].mean(dim=0), "first": states[held[0]], "last": states[held[-1]]}[pieces]
+    inside = [place for place, (a, b) in enumerate(offsets) if a < row["end"] and b > row["start"] and b > a]
+    return states[inside].mean(dim=0)
 
 
 @pytest.mark.parametrize("layer", [-1, 0, 1])
@@ -72,21 +72,10 @@ def test_vectors_are_means_over_pieces_then_contexts(
         assert torch.allclose(vector, torch.stack(each).mean(dim=0), atol=1e-5), token
 
 
-@pytest.mark.parametrize("pieces", ["first", "last"])
-def test_the_first_or_last_piece_alone(tiny_bert: BertForMaskedLM, tokenizer: BertTokenizer, pieces: Any) -> None:
-    rows = contexts(ROWS)
-    got = contextual_embeddings(tiny_bert, tokenizer, rows, pieces=pieces)
-    for token, vector in got.items():
-        each = [by_hand(tiny_bert.bert, tokenizer, row, -1, pieces) for row in rows if row["token"] == token]
-        assert torch.allclose(vector, torch.stack(each).mean(dim=0), atol=1e-5), token
-    with pytest.raises(InputError, match="--pieces middle: choose one of mean, first, last"):
-        contextual_embeddings(tiny_bert, tokenizer, rows, pieces="middle")  # type: ignore[arg-type]
-
-
-def test_many_contexts_are_read_sentence_by_sentence(
+def test_every_sentence_is_read_once_and_order_of_batches_does_not_matter(
     tiny_bert: BertForMaskedLM, tokenizer: BertTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Real batches in an order of their own, several rows a sentence, against one row at a time."""
+    """Several batches and chunks, with several contexts per sentence, against one context at a time."""
     rng = random.Random(0)
     words = [word for word in tiny_vocabulary() if word.isalpha() and len(word) > 1]
     rows = []
@@ -100,7 +89,7 @@ def test_many_contexts_are_read_sentence_by_sentence(
         expected.setdefault(row["token"], []).append(by_hand(tiny_bert.bert, tokenizer, row, -1))
     read: list[int] = []
     forward = BertModel.forward
-    monkeypatch.setattr(reading, "_BATCHES_HELD", 2)
+    monkeypatch.setattr(contextual, "_BATCHES_PER_CHUNK", 2)
     monkeypatch.setattr(
         BertModel, "forward", lambda self, **inputs: read.append(len(inputs["input_ids"])) or forward(self, **inputs)
     )
@@ -120,15 +109,15 @@ def test_bf16_gives_nearly_the_same_vectors(tiny_bert: BertForMaskedLM, tokenize
         assert torch.nn.functional.cosine_similarity(full[token], half[token], dim=0) > 0.999
 
 
-def test_order_of_contexts_changes_nothing(tiny_bert: BertForMaskedLM, tokenizer: BertTokenizer) -> None:
+def test_order_of_contexts_does_not_matter(tiny_bert: BertForMaskedLM, tokenizer: BertTokenizer) -> None:
     rows = contexts(ROWS)
     first = contextual_embeddings(tiny_bert, tokenizer, rows)
     again = contextual_embeddings(tiny_bert, tokenizer, rows.select([3, 1, 0, 2]))
     assert all(torch.equal(first[token], again[token]) for token in first)
 
 
-def test_a_span_far_down_a_long_sentence_is_read(tiny_bert: BertForMaskedLM, tokenizer: BertTokenizer) -> None:
-    # 1,200 pieces; the model reads 512, so the span lies in the third window and in no other.
+def test_a_span_at_the_end_of_a_long_sentence_is_read(tiny_bert: BertForMaskedLM, tokenizer: BertTokenizer) -> None:
+    # 1,200 pieces, and the model reads 512: only the third window contains the span.
     text = "the renal " * 600 + "cardiopathy " + "of mice " * 20
     vector = contextual_embeddings(tiny_bert, tokenizer, contexts([("cardiopathy", text, "cardiopathy")]))[
         "cardiopathy"
@@ -140,7 +129,7 @@ def test_a_span_far_down_a_long_sentence_is_read(tiny_bert: BertForMaskedLM, tok
     assert torch.nn.functional.cosine_similarity(vector, short, dim=0) > 0.5
 
 
-def test_a_tokenizer_that_names_no_limit_will_do(tokenizer: BertTokenizer) -> None:
+def test_a_tokenizer_without_maximum_length(tokenizer: BertTokenizer) -> None:
     model = build_tiny_bert(len(tokenizer))
     rows = contexts([("cardiopathy", "the renal " * 600 + "cardiopathy of mice", "cardiopathy")])
     expected = contextual_embeddings(model, tokenizer, rows)
@@ -148,7 +137,7 @@ def test_a_tokenizer_that_names_no_limit_will_do(tokenizer: BertTokenizer) -> No
     assert torch.equal(contextual_embeddings(model, tokenizer, rows)["cardiopathy"], expected["cardiopathy"])
 
 
-def test_a_single_vector_is_brought_to_the_tables_mean(
+def test_a_single_vector_is_scaled_to_the_mean_of_the_table(
     tiny_bert: BertForMaskedLM, tokenizer: BertTokenizer, target: BertTokenizer
 ) -> None:
     rows = initial_rows(
@@ -159,17 +148,17 @@ def test_a_single_vector_is_brought_to_the_tables_mean(
 
 @pytest.mark.parametrize("layer", [3, -4])
 def test_a_layer_out_of_range_is_refused(tiny_bert: BertForMaskedLM, tokenizer: BertTokenizer, layer: int) -> None:
-    with pytest.raises(InputError, match=f"--layer {layer}: the model has layers 0"):
+    with pytest.raises(InputError, match=f"^layer: the model has no layer {layer}: use 0"):
         contextual_embeddings(tiny_bert, tokenizer, contexts(ROWS), layer=layer)
 
 
-def test_a_span_that_holds_nothing_is_refused(tiny_bert: BertForMaskedLM, tokenizer: BertTokenizer) -> None:
+def test_a_span_without_pieces_is_refused(tiny_bert: BertForMaskedLM, tokenizer: BertTokenizer) -> None:
     empty = Dataset.from_list([{"token": "x", "text": "the mice", "start": 3, "end": 4}])
-    with pytest.raises(InputError, match="span 3:4 holds no piece of its text 'the mice'"):
+    with pytest.raises(InputError, match="no piece between 3 and 4: 'the mice'"):
         contextual_embeddings(tiny_bert, tokenizer, empty)
 
 
-def test_continuations_are_cut_as_continuations(tokenizer: BertTokenizer) -> None:
+def test_continuations_are_split_into_continuations(tokenizer: BertTokenizer) -> None:
     pieces = pieces_of(["##opath", "##edition", "cardio", "##é", "é"], tokenizer)
     assert tokenizer.convert_ids_to_tokens(pieces["##opath"]) == ["##o", "##p", "##a", "##t", "##h"]
     assert tokenizer.convert_ids_to_tokens(pieces["##edition"]) == ["##ed", "##i", "##tion"]
@@ -219,24 +208,24 @@ def test_random_rows_repeat_with_their_seed(
 def test_contextual_rows_need_contexts(
     tiny_bert: BertForMaskedLM, tokenizer: BertTokenizer, target: BertTokenizer, initializer: Any
 ) -> None:
-    with pytest.raises(InputError, match="needs contexts of the new tokens"):
+    with pytest.raises(InputError, match="needs contexts, and none were found"):
         initial_rows(tiny_bert, tokenizer, target, initializer=initializer, vectors={})
 
 
 def test_an_unknown_initializer_is_refused(
     tiny_bert: BertForMaskedLM, tokenizer: BertTokenizer, target: BertTokenizer
 ) -> None:
-    with pytest.raises(InputError, match=r"--initializer best: choose one of random, subtoken_mean"):
+    with pytest.raises(InputError, match=r"^initializer: 'best' is not one of random, subtoken_mean"):
         initial_rows(tiny_bert, tokenizer, target, initializer="best")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("initializer", INITIALIZERS)
-def test_transplant_keeps_what_is_shared_bit_for_bit(
+def test_a_transplant_keeps_shared_tokens_bit_for_bit(
     tokenizer: BertTokenizer, target: BertTokenizer, tmp_path: Any, initializer: Any
 ) -> None:
     base = build_tiny_bert(len(tokenizer))
     with torch.no_grad():
-        base.cls.predictions.decoder.bias.normal_()  # BERT's own is zero at first; a trained one is not
+        base.cls.predictions.decoder.bias.normal_()  # zero in an untrained BERT, but not in a trained one
     rows = initial_rows(
         base,
         tokenizer,
@@ -274,7 +263,7 @@ def _copy(model: BertForMaskedLM) -> BertForMaskedLM:
     return copy
 
 
-def test_an_extended_vocabulary_keeps_every_row_in_its_place(
+def test_an_extended_vocabulary_keeps_the_ids_of_old_tokens(
     tiny_bert: BertForMaskedLM, tokenizer: BertTokenizer
 ) -> None:
     old = tiny_bert.get_input_embeddings().weight.detach().clone()
@@ -306,18 +295,16 @@ def test_text_of_shared_tokens_gives_the_same_logits(
     assert torch.allclose(before[:, old], after[:, new], atol=1e-6)
 
 
-def test_unusable_rows_are_refused_by_name(
-    tiny_bert: BertForMaskedLM, tokenizer: BertTokenizer, target: BertTokenizer
-) -> None:
+def test_unusable_rows_are_refused(tiny_bert: BertForMaskedLM, tokenizer: BertTokenizer, target: BertTokenizer) -> None:
     rows = dict(initial_rows(tiny_bert, tokenizer, target, initializer="random").rows)
     rows["activ"] = torch.zeros(32)
     rows["##itides"] = torch.full((32,), float("nan"))
     del rows["cardiopathy"]
-    with pytest.raises(InputError, match=r"3 new tokens have no usable row .*cardiopathy, activ, ##itides"):
+    with pytest.raises(InputError, match=r"3 new tokens have no usable embedding .*cardiopathy, activ, ##itides"):
         transplant_vocabulary(tiny_bert, tokenizer, target, rows)
 
 
-def test_other_special_tokens_are_refused(tiny_bert: BertForMaskedLM, tokenizer: BertTokenizer) -> None:
+def test_different_special_tokens_are_refused(tiny_bert: BertForMaskedLM, tokenizer: BertTokenizer) -> None:
     other = BertTokenizer(vocab={"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "<m>": 4}, mask_token="<m>")
     with pytest.raises(InputError, match=r"special tokens of the vocabularies differ.*<m>"):
         transplant_vocabulary(tiny_bert, tokenizer, other, {})
@@ -326,11 +313,11 @@ def test_other_special_tokens_are_refused(tiny_bert: BertForMaskedLM, tokenizer:
 def test_an_untied_model_is_refused(tokenizer: BertTokenizer, target: BertTokenizer) -> None:
     model = build_tiny_bert(len(tokenizer))
     model.get_output_embeddings().weight = torch.nn.Parameter(model.get_input_embeddings().weight.clone())
-    with pytest.raises(InputError, match="does not tie"):
+    with pytest.raises(InputError, match="doesn't tie"):
         transplant_vocabulary(model, tokenizer, target, {token: torch.ones(32) for token in NEW})
 
 
-def test_a_base_without_a_head_gets_one_and_says_so(
+def test_a_base_without_a_head_gets_one_and_it_is_logged(
     tiny_bert: BertForMaskedLM, tokenizer: BertTokenizer, tmp_path: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     tiny_bert.bert.save_pretrained(tmp_path)
@@ -338,20 +325,20 @@ def test_a_base_without_a_head_gets_one_and_says_so(
     first, made_up = load_masked_lm(str(tmp_path), seed=3)
     assert made_up
     assert all(name.startswith("cls.") for name in made_up)
-    assert "has no masked-LM head: it gets a new one" in caplog.text
+    assert "has no masked-LM head, a new one is initialised" in caplog.text
     again, _ = load_masked_lm(str(tmp_path), seed=3)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
     assert torch.equal(first.bert.embeddings.word_embeddings.weight, tiny_bert.bert.embeddings.word_embeddings.weight)
 
 
 def test_half_precision_files_are_loaded_in_full(tiny_bert: BertForMaskedLM, tmp_path: Any) -> None:
-    # from_pretrained keeps the dtype written in the config.
+    # By default, from_pretrained keeps the dtype in the config.
     _copy(tiny_bert).half().save_pretrained(tmp_path)
     assert AutoConfig.from_pretrained(tmp_path).dtype == torch.float16
     assert load_masked_lm(str(tmp_path))[0].dtype == torch.float32
 
 
-def test_what_cannot_become_a_masked_lm_is_refused(tmp_path: Any) -> None:
+def test_models_that_cannot_become_a_masked_lm_are_refused(tmp_path: Any) -> None:
     RobertaConfig(vocab_size=10, hidden_size=8, num_hidden_layers=1, num_attention_heads=1).save_pretrained(tmp_path)
     with pytest.raises(InputError, match="is a roberta model, which can't become a BertForMaskedLM"):
         load_masked_lm(str(tmp_path))

@@ -1,4 +1,4 @@
-"""Rows trained one by one: what must not move does not, what is trained comes closer, and nothing else is touched."""
+"""Check that token distillation approaches its targets, and changes nothing but the embeddings it trains."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from datasets import Dataset
 from helpers import tiny_vocabulary
 from transformers import BertForMaskedLM, BertTokenizer
 
-from bioptimus_hf.distillation.token_distillation import _snippet, distill_tokens
+from bioptimus_hf.distillation.options import RowTraining
+from bioptimus_hf.distillation.token_distillation import cut_snippet, distill_tokens
 from bioptimus_hf.errors import InputError
 
 WORDS = [word for word in tiny_vocabulary() if word.isalpha() and len(word) > 1]
 
 
 def contexts_of(*tokens: str, each: int = 12, seed: int = 0) -> Dataset:
-    """Sentences of random words that hold each token once."""
+    """Build sentences of random words, each containing a token once."""
     rng = random.Random(seed)
     rows = []
     for token in tokens:
@@ -35,24 +36,24 @@ def contexts_of(*tokens: str, each: int = 12, seed: int = 0) -> Dataset:
 def error(
     model: BertForMaskedLM, tokenizer: BertTokenizer, rows: Dataset, token: str, row: torch.Tensor, layer: int = -1
 ) -> float:
-    """Read every context by itself, with a token added to the model and its row in the table."""
+    """Return the mean loss with the token added to the vocabulary, reading every context separately."""
     table = model.get_input_embeddings()
     model.resize_token_embeddings(len(tokenizer) + 1, mean_resizing=False)
     new = len(tokenizer)
     with torch.no_grad():
         model.get_input_embeddings().weight[new] = row
     errors = []
-    for one in rows:
-        encoded = tokenizer(one["text"], return_offsets_mapping=True)
+    for context in rows:
+        encoded = tokenizer(context["text"], return_offsets_mapping=True)
         ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-        held = [at for at, (a, b) in enumerate(offsets) if a < one["end"] and b > one["start"] and b > a]
+        inside = [at for at, (a, b) in enumerate(offsets) if a < context["end"] and b > context["start"] and b > a]
         with torch.no_grad():
             in_pieces, with_token = (
-                model.bert(torch.tensor([given]), output_hidden_states=True).hidden_states[layer][0]
-                for given in (ids, [*ids[: held[0]], new, *ids[held[-1] + 1 :]])
+                model.bert(torch.tensor([sequence]), output_hidden_states=True).hidden_states[layer][0]
+                for sequence in (ids, [*ids[: inside[0]], new, *ids[inside[-1] + 1 :]])
             )
-        own = in_pieces[held].mean(dim=0, keepdim=True)
-        target = torch.cat([in_pieces[: held[0]], own, in_pieces[held[-1] + 1 :]])
+        mean = in_pieces[inside].mean(dim=0, keepdim=True)
+        target = torch.cat([in_pieces[: inside[0]], mean, in_pieces[inside[-1] + 1 :]])
         errors.append(float(((with_token - target) ** 2).mean()))
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     assert model.get_input_embeddings() is table
@@ -60,7 +61,7 @@ def error(
 
 
 @pytest.mark.parametrize("layer", [-1, 1])
-def test_a_trained_row_comes_closer_on_contexts_it_has_not_seen(
+def test_training_reduces_the_loss_on_unseen_contexts(
     tiny_bert: BertForMaskedLM, tokenizer: BertTokenizer, layer: int
 ) -> None:
     before = {name: values.clone() for name, values in tiny_bert.state_dict().items()}
@@ -68,26 +69,28 @@ def test_a_trained_row_comes_closer_on_contexts_it_has_not_seen(
     ids = {token: tokenizer.convert_tokens_to_ids(tokenizer.tokenize(token)) for token in tokens}
     table = tiny_bert.get_input_embeddings().weight.detach()
     start = {token: table[pieces].mean(dim=0) for token, pieces in ids.items()}
-    trained = distill_tokens(tiny_bert, tokenizer, contexts_of(*tokens, each=32), start, layer=layer)
+    trained = distill_tokens(tiny_bert, tokenizer, contexts_of(*tokens, each=32), start, RowTraining(layer=layer))
     assert all(torch.equal(values, before[name]) for name, values in tiny_bert.state_dict().items())
     assert not any(parameter.grad is not None for parameter in tiny_bert.parameters())
     for token in tokens:
         unseen = contexts_of(token, each=20, seed=1)
-        was, now = (error(tiny_bert, tokenizer, unseen, token, rows[token], layer) for rows in (start, trained))
-        assert now < 0.95 * was, token  # the states of a random BERT hardly depend on one word
+        before_training, after_training = (
+            error(tiny_bert, tokenizer, unseen, token, rows[token], layer) for rows in (start, trained)
+        )
+        assert after_training < 0.95 * before_training, token  # one word hardly affects the states of a random BERT
 
 
-def test_a_token_that_is_one_piece_stays_as_it_is(tiny_bert: BertForMaskedLM, tokenizer: BertTokenizer) -> None:
-    """Its row is the solution already: the error is nothing but rounding, and so is the gradient."""
+def test_a_token_that_is_a_single_piece_keeps_its_row(tiny_bert: BertForMaskedLM, tokenizer: BertTokenizer) -> None:
+    """Its row is already the solution, so loss and gradient are rounding errors."""
     row = tiny_bert.get_input_embeddings().weight.detach()[tokenizer.convert_tokens_to_ids("asthma")].clone()
     trained = distill_tokens(tiny_bert, tokenizer, contexts_of("asthma"), {"asthma": row})["asthma"]
-    now, of_another = (
-        error(tiny_bert, tokenizer, contexts_of("asthma"), "asthma", each) for each in (trained, row.flip(0))
+    own, other = (
+        error(tiny_bert, tokenizer, contexts_of("asthma"), "asthma", values) for values in (trained, row.flip(0))
     )
-    assert now < 0.05 * of_another
+    assert own < 0.05 * other
 
 
-def test_a_row_depends_on_its_own_contexts_alone(tiny_bert: BertForMaskedLM, tokenizer: BertTokenizer) -> None:
+def test_a_row_depends_only_on_its_own_contexts(tiny_bert: BertForMaskedLM, tokenizer: BertTokenizer) -> None:
     start = {token: torch.full((32,), 0.01) for token in ("cardiopathy", "nephrotoxic", "nephritis")}
     numbers = {"cardiopathy": 3, "nephrotoxic": 60, "nephritis": 1}
     rows = Dataset.from_list([row for token, each in numbers.items() for row in contexts_of(token, each=each)])
@@ -100,18 +103,18 @@ def test_a_row_depends_on_its_own_contexts_alone(tiny_bert: BertForMaskedLM, tok
         alone = distill_tokens(tiny_bert, tokenizer, own, start)
         assert list(alone) == [token]
         assert torch.allclose(alone[token], together[token], atol=1e-3), token
-    other = distill_tokens(tiny_bert, tokenizer, rows, start, seed=1)
+    other = distill_tokens(tiny_bert, tokenizer, rows, start, RowTraining(seed=1))
     assert not torch.allclose(other["nephrotoxic"], together["nephrotoxic"], atol=1e-3)
 
 
-def test_as_many_tokens_as_asked_for_are_trained(tiny_bert: BertForMaskedLM, tokenizer: BertTokenizer) -> None:
-    """What cannot be trained does not count."""
+def test_max_tokens_limits_the_number_of_trained_tokens(tiny_bert: BertForMaskedLM, tokenizer: BertTokenizer) -> None:
+    """Tokens that can't be trained don't count."""
     tokens = [f"{first}{second}qx" for first in "bcdfg" for second in "jklmnp"]
     start = {token: torch.zeros(32) for token in ("absent", *tokens)}
     every = distill_tokens(tiny_bert, tokenizer, contexts_of(*tokens, each=1), start)
     assert list(every) == tokens
     for number in (1, 15, 16, 17):
-        some = distill_tokens(tiny_bert, tokenizer, contexts_of(*tokens, each=1), start, max_tokens=number)
+        some = distill_tokens(tiny_bert, tokenizer, contexts_of(*tokens, each=1), start, RowTraining(max_tokens=number))
         assert list(some) == tokens[:number]
 
 
@@ -125,12 +128,12 @@ def test_tokens_with_few_contexts_beside_tokens_with_many(tiny_bert: BertForMask
     assert distill_tokens(tiny_bert, tokenizer, rows, {"absent": torch.zeros(32)}) == {}
 
 
-def test_what_the_base_does_not_know_is_left_out(tiny_bert: BertForMaskedLM, tokenizer: BertTokenizer) -> None:
-    """Its state is that of [UNK], and all such tokens would be trained to be that."""
+def test_tokens_that_the_base_does_not_know_are_left_out(tiny_bert: BertForMaskedLM, tokenizer: BertTokenizer) -> None:
+    """They would all be trained to the state of [UNK]."""
     assert distill_tokens(tiny_bert, tokenizer, contexts_of("∼"), {"∼": torch.zeros(32)}) == {}
 
 
-def test_what_begins_within_a_piece_is_left_out(tiny_bert: BertForMaskedLM, tokenizer: BertTokenizer) -> None:
+def test_tokens_that_are_not_whole_pieces_are_left_out(tiny_bert: BertForMaskedLM, tokenizer: BertTokenizer) -> None:
     text = "the patients with asthma"
     rows = Dataset.from_list(
         [
@@ -152,12 +155,12 @@ def test_what_begins_within_a_piece_is_left_out(tiny_bert: BertForMaskedLM, toke
         (30, 80, 30, 0, 0),
     ],
 )
-def test_a_snippet_holds_the_token_and_what_stands_around_it(
+def test_a_snippet_contains_the_token_and_its_surroundings(
     tokenizer: BertTokenizer, before: int, own: int, after: int, left: int, right: int
 ) -> None:
     ids = list(range(1000, 1000 + before + own + after))
     offsets = np.array([(2 * place, 2 * place + 1) for place in range(len(ids))])
-    found = _snippet(ids, offsets, (2 * before, 2 * (before + own) - 1), tokenizer)
+    found = cut_snippet(ids, offsets, (2 * before, 2 * (before + own) - 1), tokenizer)
     assert found is not None
     assert (found.ids[0], found.ids[-1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
     assert found.ids[found.first : found.last + 1] == ids[before : before + own]
@@ -165,12 +168,12 @@ def test_a_snippet_holds_the_token_and_what_stands_around_it(
     assert found.ids[1:-1] == ids[before - left : before + own + right]
 
 
-def test_a_layer_that_is_not_there(tiny_bert: BertForMaskedLM, tokenizer: BertTokenizer) -> None:
-    with pytest.raises(InputError, match="--layer 3: the model has layers 0"):
-        distill_tokens(tiny_bert, tokenizer, contexts_of("asthma"), {"asthma": torch.zeros(32)}, layer=3)
+def test_a_layer_out_of_range_is_refused(tiny_bert: BertForMaskedLM, tokenizer: BertTokenizer) -> None:
+    with pytest.raises(InputError, match=r"^layer: the model has no layer 3: use 0"):
+        distill_tokens(tiny_bert, tokenizer, contexts_of("asthma"), {"asthma": torch.zeros(32)}, RowTraining(layer=3))
 
 
 def test_bf16_gives_nearly_the_same_rows(tiny_bert: BertForMaskedLM, tokenizer: BertTokenizer) -> None:
     arguments: tuple[Any, ...] = (tiny_bert, tokenizer, contexts_of("cardiopathy"), {"cardiopathy": torch.zeros(32)})
-    full, half = (distill_tokens(*arguments, bf16=bf16)["cardiopathy"] for bf16 in (False, True))
+    full, half = (distill_tokens(*arguments, RowTraining(bf16=bf16))["cardiopathy"] for bf16 in (False, True))
     assert torch.cosine_similarity(full, half, dim=0) > 0.95

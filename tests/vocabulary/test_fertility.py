@@ -1,4 +1,4 @@
-"""Pieces per word that can be checked by hand, and a curve whose points are what smaller vocabularies give."""
+"""Check fertility by hand and by brute force, and the curve against vocabularies trained at each size."""
 
 from __future__ import annotations
 
@@ -26,26 +26,25 @@ TRAIN, HELD_OUT = SAMPLE[:70], SAMPLE[70:]
 
 def plain_bert() -> BertTokenizer:
     vocabulary = [*SPECIAL, "a", "##a", "b", "-", "aspirin"]
-    return BertTokenizer(vocab={token: number for number, token in enumerate(vocabulary)})
+    return BertTokenizer(vocab={token: token_id for token_id, token in enumerate(vocabulary)})
 
 
 def test_fertility_by_hand() -> None:
-    pieces = plain_bert()
-    # aspirin | a ##a ##a | a | - | b | [UNK]  of the words  aspirin aaa a - b zzz
-    assert fertility(pieces, ["aspirin aaa", "a-b", "", "zzz"]) == pytest.approx(8 / 6)
+    # The words  aspirin aaa a - b zzz  are split into  aspirin | a ##a ##a | a | - | b | [UNK]
+    assert fertility(plain_bert(), ["aspirin aaa", "a-b", "", "zzz"]) == pytest.approx(8 / 6)
 
 
 def test_fertility_by_brute_force(tokenizer: BertTokenizer, data_dir: Path) -> None:
     texts = list(load_corpus(data_dir / "corpus" / "abstracts.txt.gz", max_megabytes=0.05)["text"])
-    cut = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str
+    split = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str
     normalise = tokenizer.backend_tokenizer.normalizer.normalize_str
-    words = [word for text in texts for word, _ in cut(normalise(text))]
+    words = [word for text in texts for word, _ in split(normalise(text))]
     expected = sum(len(tokenizer.tokenize(word)) for word in words) / len(words)
     assert fertility(tokenizer, texts) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("texts", [[], ["", "  "]])
-def test_fertility_of_nothing_is_refused(tokenizer: BertTokenizer, texts: list[str]) -> None:
+def test_fertility_of_texts_without_words_is_refused(tokenizer: BertTokenizer, texts: list[str]) -> None:
     with pytest.raises(InputError, match="no words"):
         fertility(tokenizer, texts)
 
@@ -64,35 +63,35 @@ def test_whole_and_unknown_words_by_hand() -> None:
         st.text(alphabet=st.characters(codec="utf-8") | st.sampled_from(" \t\x1c\x85\u3000é中ΣσİA.-"), max_size=40)
     )
 )
-def test_words_are_counted_as_the_tokenizer_cuts_whole_texts(texts: list[str]) -> None:
+def test_words_are_counted_as_the_tokenizer_splits_whole_texts(texts: list[str]) -> None:
     tokenizer = plain_bert()
     normalise = tokenizer.backend_tokenizer.normalizer.normalize_str
-    cut = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str
-    assert count_words(texts, like=tokenizer) == Counter(word for text in texts for word, _ in cut(normalise(text)))
+    split = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str
+    assert count_words(texts, like=tokenizer) == Counter(word for text in texts for word, _ in split(normalise(text)))
 
 
-def test_a_smaller_vocabulary_is_the_beginning_of_a_larger_one(tokenizer: BertTokenizer) -> None:
+def test_a_smaller_vocabulary_is_a_prefix_of_a_larger_one(tokenizer: BertTokenizer) -> None:
     large = train_vocabulary(TRAIN, size=1500, like=tokenizer)
     report = report_vocabulary(large, HELD_OUT, like=tokenizer)
-    *smaller, last = report.by_size
-    assert last == 1500
+    *smaller, largest = report.by_size
+    assert largest == 1500
     assert len(smaller) == 9
     for size in smaller:
-        own = train_vocabulary(TRAIN, size=size, like=tokenizer)
-        assert own == large[:size]
-        assert report.by_size[size].fertility == fertility(build_tokenizer(own, like=tokenizer), HELD_OUT)
+        trained = train_vocabulary(TRAIN, size=size, like=tokenizer)
+        assert trained == large[:size]
+        assert report.by_size[size].fertility == fertility(build_tokenizer(trained, like=tokenizer), HELD_OUT)
     by_size = [found.fertility for found in report.by_size.values()]
     assert by_size == sorted(by_size, reverse=True)
     assert {found.words for found in report.by_size.values()} == {report.base.words}
     assert report.base.fertility == fertility(tokenizer, HELD_OUT)
     characters, words = set(large), count_words(HELD_OUT, like=tokenizer)
     unknown = {word for word in words if not set(word) <= characters}
-    least = report.by_size[smaller[0]]  # single characters only
-    assert least.unknown == sum(words[word] for word in unknown)
-    assert least.pieces == sum(count * (1 if word in unknown else len(word)) for word, count in words.items())
+    smallest = report.by_size[smaller[0]]  # only single characters
+    assert smallest.unknown == sum(words[word] for word in unknown)
+    assert smallest.pieces == sum(count * (1 if word in unknown else len(word)) for word, count in words.items())
 
 
-def test_an_extended_vocabulary_is_measured_from_the_base_on(tokenizer: BertTokenizer) -> None:
+def test_an_extended_vocabulary_is_measured_from_the_size_of_the_base(tokenizer: BertTokenizer) -> None:
     extended = extend_vocabulary(TRAIN, size=300, like=tokenizer)
     report = report_vocabulary(extended, HELD_OUT, like=tokenizer)
     assert extended[: len(tokenizer)] == tokens_in_order(tokenizer) == tiny_vocabulary()
@@ -100,7 +99,7 @@ def test_an_extended_vocabulary_is_measured_from_the_base_on(tokenizer: BertToke
     assert report.by_size[300].whole > report.base.whole
 
 
-def test_the_page(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+def test_report_as_markdown_json_and_plot(tokenizer: BertTokenizer, tmp_path: Path) -> None:
     report = report_vocabulary(train_vocabulary(TRAIN, size=600, like=tokenizer), HELD_OUT, like=tokenizer)
     page = report.markdown()
     assert f"on {report.base.words:,} held-out words" in page
