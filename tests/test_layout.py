@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -126,3 +127,72 @@ def test_public_names_are_there(name: str) -> None:
 def test_other_names_are_not() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         bioptimus_hf.nothing  # noqa: B018
+
+
+def test_type_checkers_see_the_names_that_are_imported_late() -> None:
+    """The names stand twice in __init__.py: for type checkers, and for `__getattr__`."""
+    seen = {}
+    for node in ast.walk(ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("bioptimus_hf."):
+            seen |= {alias.asname: str(node.module).removeprefix("bioptimus_hf.") for alias in node.names}
+    assert seen == bioptimus_hf._PUBLIC
+
+
+USER = """
+from bioptimus_hf import Annotator, InputError, MaskingStrategy, Run, entity_scores, train_vocabulary
+
+rate: float = MaskingStrategy("token", 0.15, True).rate
+scores: dict[str, float] = entity_scores([["O"]], [["O"]])
+vocabulary: int = train_vocabulary([], size=3)
+MaskingStrategy("letter", 0.15, True)
+Run("runs/mine", sede=1)
+"""
+
+
+def test_a_type_checker_sees_what_public_names_are(tmp_path: Path) -> None:
+    """Names behind a module-level `__getattr__` alone would all be `Any`."""
+    pytest.importorskip("mypy")
+    (tmp_path / "user.py").write_text(USER)
+    others = [
+        "torch",
+        "transformers",
+        "datasets",
+        "tokenizers",
+        "huggingface_hub",
+        "numpy",
+        "pyarrow",
+        "accelerate",
+        "yaml",
+        "jinja2",
+        "onnx",
+    ]
+    skipped = "\n".join(f"[mypy-{name}.*]\nfollow_imports = skip\nignore_missing_imports = True" for name in others)
+    (tmp_path / "mypy.ini").write_text(f"[mypy]\nfollow_imports = silent\nignore_missing_imports = True\n{skipped}\n")
+    command = [sys.executable, "-m", "mypy", "--config-file=mypy.ini", "--cache-dir=cache", "user.py"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MYPYPATH": str(ROOT)}
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    errors = [line for line in ended.stdout.splitlines() if ": error:" in line]
+    assert [line.partition(":")[2].partition(":")[0] for line in errors] == ["6", "6", "7", "8"], ended.stdout
+    assert 'Missing named argument "like"' in errors[0]
+    assert 'expression has type "list[str]"' in errors[1]
+    assert "Literal['letter']" in errors[2]
+    assert 'Unexpected keyword argument "sede"' in errors[3]
+
+
+COMPILED = {"contexts/kernels.py"}  # loops that numba compiles
+
+
+def functions(file: Path) -> Iterator[tuple[str, int, int]]:
+    """Yield name, number of lines and number of parameters of the functions in a file."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef):
+            parameters = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            yield node.name, (node.end_lineno or 0) - node.lineno + 1, len(parameters)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(PACKAGE).as_posix())
+def test_functions_are_short(file: Path) -> None:
+    place = file.relative_to(PACKAGE).as_posix()
+    longest = 40 if room_of(file) == "cli" else 60
+    long = {name: lines for name, lines, _ in functions(file) if lines > longest}
+    assert place in COMPILED or not long, f"functions of more than {longest} lines: {long}"
