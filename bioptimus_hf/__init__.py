@@ -58,6 +58,8 @@ if TYPE_CHECKING:  # what editors and type checkers see of the names below
     from bioptimus_hf.pretraining.packing import tokenize_and_pack as tokenize_and_pack
     from bioptimus_hf.pretraining.run import mask_once as mask_once
     from bioptimus_hf.pretraining.run import pretrain as pretrain
+    from bioptimus_hf.publishing.options import About as About
+    from bioptimus_hf.publishing.options import Selection as Selection
     from bioptimus_hf.publishing.publish import PublishedVersion as PublishedVersion
     from bioptimus_hf.publishing.publish import publish as publish
     from bioptimus_hf.publishing.report import make_report as make_report
@@ -131,6 +133,8 @@ _PUBLIC = {
     "Annotator": "annotation.annotator",
     "annotate_files": "annotation.annotate_files",
     "export_onnx": "annotation.onnx_export",
+    "About": "publishing.options",
+    "Selection": "publishing.options",
     "PublishedVersion": "publishing.publish",
     "publish": "publishing.publish",
     "make_report": "publishing.report",
