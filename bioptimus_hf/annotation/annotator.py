@@ -68,9 +68,9 @@ class Annotator:
         if self.batch_size < 1:
             raise InputError(f"batch_size is {self.batch_size}: it must be at least 1")
         self._groups: list[_Group] = []
-        for one in models:
-            own_tokenizer = tokenizer or _load_tokenizer(one)
-            engine = load_engine(one, self.device, dtype)
+        for source in models:
+            own_tokenizer = tokenizer or _load_tokenizer(source)
+            engine = load_engine(source, self.device, dtype)
             text_tokenizer = TextTokenizer(own_tokenizer, engine.config)
             group = next((group for group in self._groups if group.tokenizer.is_equivalent_to(text_tokenizer)), None)
             if group is None:

@@ -34,7 +34,7 @@ ONE_WINDOW = Annotator(build_tiny_head(layers=0), TOKENIZER)
 MANY_WINDOWS = Annotator(build_tiny_head(layers=0, positions=LONGEST), TOKENIZER, batch_size=3)
 
 
-def places(entities: list[Entity]) -> list[tuple[int, int, str]]:
+def offsets(entities: list[Entity]) -> list[tuple[int, int, str]]:
     return [(entity.start, entity.end, entity.label) for entity in entities]
 
 
@@ -45,9 +45,10 @@ def test_entities_equal_those_of_the_transformers_pipeline(tmp_path: Path) -> No
     expected = pipeline("ner", model=head, tokenizer=TOKENIZER, aggregation_strategy="first", device="cpu")(texts)
     found = list(Annotator(head, TOKENIZER).annotate(texts))
     assert sum(map(len, found)) > 500
-    for text, theirs, ours in zip(texts, expected, found, strict=True):
-        assert places(ours) == [(one["start"], one["end"], one["entity_group"]) for one in theirs], text
-        assert [one.score for one in ours] == pytest.approx([float(one["score"]) for one in theirs], abs=1e-5)
+    for text, groups, entities in zip(texts, expected, found, strict=True):
+        assert offsets(entities) == [(group["start"], group["end"], group["entity_group"]) for group in groups], text
+        scores = [float(group["score"]) for group in groups]
+        assert [entity.score for entity in entities] == pytest.approx(scores, abs=1e-5)
 
 
 # Text that tokenizers drop, join, split or measure differently.
@@ -73,8 +74,8 @@ def test_offsets_are_exact_and_do_not_depend_on_windows(text: str) -> None:
         assert text[entity.start : entity.end] == entity.text
         assert entity.text
         assert 0 < entity.score <= 1
-    for one, following in pairwise(whole):
-        assert one.end <= following.start
+    for entity, following in pairwise(whole):
+        assert entity.end <= following.start
 
 
 def test_windows_are_whole_sentences_that_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +98,7 @@ def test_windows_are_whole_sentences_that_overlap(monkeypatch: pytest.MonkeyPatc
 def test_a_text_of_a_megabyte_is_annotated_to_its_end() -> None:
     text = "Aspirin induced asthma in the mice. " * 28_000
     (found,) = Annotator(build_tiny_head(layers=0), TOKENIZER, batch_size=64).annotate([text])
-    per_sentence = places(next(ONE_WINDOW.annotate(["Aspirin induced asthma in the mice."])))
+    per_sentence = offsets(next(ONE_WINDOW.annotate(["Aspirin induced asthma in the mice."])))
     assert len(text) > 1_000_000
     assert len(per_sentence) > 0
     assert len(found) in (28_000 * len(per_sentence), 28_000 * (len(per_sentence) - 1) + 1)
@@ -123,7 +124,7 @@ def test_an_inside_label_that_continues_no_entity_begins_one() -> None:
             head.classifier.weight[TAGS.index(tag), number] = 1
     text = "Aspirin asthma renal; mice mice renal the renal"
     (found,) = Annotator(head, TOKENIZER).annotate([text])
-    assert [(one.text, one.label) for one in found] == [
+    assert [(entity.text, entity.label) for entity in found] == [
         ("Aspirin", "Chemical"),
         ("asthma renal", "Disease"),
         ("mice", "Disease"),
@@ -135,15 +136,15 @@ def test_an_inside_label_that_continues_no_entity_begins_one() -> None:
 def test_a_combining_accent_stays_with_its_letter() -> None:
     head = build_tiny_head(layers=0, tags=["Thing"])
     (found,) = Annotator(head, TOKENIZER).annotate(["cafe\u0301 the"])
-    assert [one.text for one in found] == ["cafe\u0301 the"]
+    assert [entity.text for entity in found] == ["cafe\u0301 the"]
     (found,) = Annotator(head, TOKENIZER).annotate(["the cafe\u0301"])
-    assert [one.text for one in found] == ["the cafe\u0301"]
+    assert [entity.text for entity in found] == ["the cafe\u0301"]
 
 
 def test_a_combining_accent_that_begins_a_word_is_in_one_entity() -> None:
     cased = BertTokenizer(vocab=TOKENIZER.get_vocab(), do_lower_case=False, model_max_length=512)
     (found,) = Annotator(build_tiny_head(layers=0, tags=["B-Thing"]), cased).annotate(["the-\u0301of"])
-    assert [one.text for one in found] == ["the", "-", "\u0301of"]
+    assert [entity.text for entity in found] == ["the", "-", "\u0301of"]
 
 
 def test_special_tokens_written_in_a_text_are_plain_text() -> None:
@@ -169,7 +170,7 @@ def test_several_heads_share_one_tokenization(tmp_path: Path) -> None:
     assert len(together._groups) == 1
     alone = [list(Annotator(head, TOKENIZER).annotate(texts)) for head in heads]
     for found, first, second in zip(together.annotate(texts), *alone, strict=True):
-        assert_same_entities(found, sorted(first + second, key=lambda one: (one.start, one.end, one.label)))
+        assert_same_entities(found, sorted(first + second, key=lambda entity: (entity.start, entity.end, entity.label)))
     separate = Annotator([heads[0], build_tiny_head(layers=0, positions=LONGEST)], TOKENIZER)
     assert len(separate._groups) == 2
 
@@ -189,8 +190,8 @@ def test_texts_are_streamed_and_batch_size_changes_no_entity(monkeypatch: pytest
     found = Annotator(head, TOKENIZER, batch_size=1).annotate(source())
     first = next(found)
     assert taken == 4
-    assert list(map(places, [first, *found])) == list(
-        map(places, Annotator(head, TOKENIZER, batch_size=7).annotate(texts))
+    assert list(map(offsets, [first, *found])) == list(
+        map(offsets, Annotator(head, TOKENIZER, batch_size=7).annotate(texts))
     )
 
 
@@ -198,7 +199,7 @@ def test_bfloat16_finds_nearly_the_same_entities() -> None:
     texts = load_corpus(SAMPLE / "corpus.txt")["text"][:40]
     exact = list(Annotator(build_tiny_head(layers=1), TOKENIZER).annotate(texts))
     rough = list(Annotator(build_tiny_head(layers=1), TOKENIZER, dtype=torch.bfloat16).annotate(texts))
-    same = sum(len({*places(left)} & {*places(right)}) for left, right in zip(exact, rough, strict=True))
+    same = sum(len({*offsets(left)} & {*offsets(right)}) for left, right in zip(exact, rough, strict=True))
     assert same > 0.8 * sum(map(len, exact))
 
 
@@ -206,13 +207,13 @@ def test_passages_are_annotated_separately() -> None:
     text = "Aspirin in asthma\nThe mice were renal"
     passages = (Passage(0, 17, 0, {"type": "title"}), Passage(18, len(text), 18, {"type": "abstract"}))
     plain = Document("1", text, extra={"relations": [["CID"]], "fields": {}})
-    parted = Document("2", text, entities=[Entity(0, 7, "Aspirin", "old")], passages=passages, extra={"year": 1})
+    divided = Document("2", text, entities=[Entity(0, 7, "Aspirin", "old")], passages=passages, extra={"year": 1})
     everything = Annotator(build_tiny_head(layers=0, tags=["Thing"]), TOKENIZER)
-    one, two = everything.annotate_documents([plain, parted])
-    assert one.extra == {"fields": {}}  # the entities that they relate are gone
-    assert places(list(one.entities)) == [(0, len(text), "Thing")]
-    assert places(list(two.entities)) == [(0, 17, "Thing"), (18, len(text), "Thing")]
-    assert two.extra == {"year": 1}
+    first, second = everything.annotate_documents([plain, divided])
+    assert first.extra == {"fields": {}}  # the entities that they relate are gone
+    assert offsets(list(first.entities)) == [(0, len(text), "Thing")]
+    assert offsets(list(second.entities)) == [(0, 17, "Thing"), (18, len(text), "Thing")]
+    assert second.extra == {"year": 1}
 
 
 def test_spaces_before_a_word_are_not_part_of_an_entity() -> None:
@@ -223,11 +224,11 @@ def test_spaces_before_a_word_are_not_part_of_an_entity() -> None:
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
     text = "take  aspirin "
-    (apart,) = Annotator(build_tiny_head(layers=0, tags=["B-Drug"]), tokenizer).annotate([text])
+    (separate,) = Annotator(build_tiny_head(layers=0, tags=["B-Drug"]), tokenizer).annotate([text])
     (together,) = Annotator(build_tiny_head(layers=0, tags=["Drug"]), tokenizer).annotate([text])
-    assert places(apart) == [(0, 4, "Drug"), (6, 13, "Drug")]
-    assert places(together) == [(0, 13, "Drug")]
-    assert [one.text for one in (*apart, *together)] == ["take", "aspirin", "take  aspirin"]
+    assert offsets(separate) == [(0, 4, "Drug"), (6, 13, "Drug")]
+    assert offsets(together) == [(0, 13, "Drug")]
+    assert [entity.text for entity in (*separate, *together)] == ["take", "aspirin", "take  aspirin"]
 
 
 def test_models_that_number_positions_from_the_padding_id() -> None:

@@ -183,7 +183,7 @@ def test_the_space_answers_over_http(space: Space, tiny_head: Path) -> None:
     marked, table, *files = json.loads(lines[1].removeprefix("data: "))
     assert marked.count("<mark") > len({entity.label for entity in expected})
     rows = table["value"]["data"]
-    assert [row[:4] for row in rows] == [[one.text, one.label, one.start, one.end] for one in expected]
+    assert [row[:4] for row in rows] == [[entity.text, entity.label, entity.start, entity.end] for entity in expected]
     with urlopen(files[0]["value"]["url"]) as response:
         assert json.load(response)["text"] == HOSTILE
 
@@ -226,7 +226,7 @@ def check_answer(page: Any, expected: list[Entity]) -> None:
     marks = page.locator("#found article mark")
     labels = page.locator("#found article mark small").all_text_contents()
     texts = [text.removesuffix(label) for text, label in zip(marks.all_text_contents(), labels, strict=True)]
-    assert list(zip(texts, labels, strict=True)) == [(one.text, one.label) for one in expected]
+    assert list(zip(texts, labels, strict=True)) == [(entity.text, entity.label) for entity in expected]
     table = page.inner_text("#table").split()
     assert [str(expected[0].start), str(expected[0].end)] == table[8:10]
     assert re.fullmatch(r"0\.\d{1,3}", table[10])
@@ -235,7 +235,8 @@ def check_answer(page: Any, expected: list[Entity]) -> None:
         page.click("#jsonl")
     row = json.loads(Path(download.value.path()).read_text(encoding="utf-8"))
     assert row["text"] == HOSTILE
-    assert [(one["start"], one["end"]) for one in row["entities"]] == [(one.start, one.end) for one in expected]
+    offsets = [(entity["start"], entity["end"]) for entity in row["entities"]]
+    assert offsets == [(entity.start, entity.end) for entity in expected]
     with page.expect_download() as download:
         page.click("#pubtator")
     assert download.value.suggested_filename == "entities.pubtator"
