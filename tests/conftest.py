@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="bioptimus-tests-")  # so that no run sees another's cache
 
 import pytest
 import torch
 from helpers import build_tiny_bert, build_tiny_head, build_tiny_tokenizer
 from hub import Hub
 from transformers import BertForMaskedLM, BertTokenizer
+
+from bioptimus_hf.cli.__main__ import main
 
 torch.set_num_threads(1)  # the models of the tests are too small for more to pay
 
@@ -30,6 +35,47 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         return real_connect(self, address)  # type: ignore[arg-type]
 
     monkeypatch.setattr(socket.socket, "connect", connect)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache() -> Iterator[None]:
+    yield
+    shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
+
+
+class Command:
+    """Runs `bioptimus` commands in this process.
+
+    Attributes:
+        out: what the last command printed.
+        err: what it printed on stderr.
+        log: what it logged.
+    """
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+        self._capsys, self._caplog = capsys, caplog
+        self.out = self.err = self.log = ""
+
+    def __call__(self, *arguments: object, status: int = 0) -> Command:
+        """Run a command that is to end with a status."""
+        self._capsys.readouterr()
+        self._caplog.clear()
+        with self._caplog.at_level("INFO"):
+            ended = main([str(argument) for argument in arguments])
+        self.out, self.err = self._capsys.readouterr()
+        self.log = self._caplog.text
+        assert ended == status, self.err
+        return self
+
+    @property
+    def error(self) -> str:
+        """The last line on stderr, which says what was wrong."""
+        return self.err.strip().splitlines()[-1]
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Command:
+    return Command(capsys, caplog)
 
 
 @pytest.fixture
