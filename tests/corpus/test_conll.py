@@ -50,7 +50,7 @@ def test_missing_conll_is_refused(tmp_path: Path) -> None:
         read_conll(tmp_path / "train.tsv")
 
 
-def test_conll_of_other_systems_is_read_alike(tmp_path: Path) -> None:
+def test_variants_of_the_format_are_read(tmp_path: Path) -> None:
     expected = [(["Aspirin", "helps"], ["B-Chemical", "O"]), (["pain"], ["B-Disease"])]
     for number, content in enumerate(
         (
@@ -64,12 +64,12 @@ def test_conll_of_other_systems_is_read_alike(tmp_path: Path) -> None:
         assert read_conll(write(tmp_path / f"{number}.tsv", content)) == expected, content
 
 
-def test_line_separators_inside_tokens_are_no_line_ends(tmp_path: Path) -> None:
+def test_unicode_line_separators_do_not_end_lines(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tsv", "a\u2028b\tO\nc\u0085\x0cd\tB-X\n")
     assert read_conll(path) == [(["a\u2028b", "c\u0085\x0cd"], ["O", "B-X"])]
 
 
-def test_inside_without_beginning_is_repaired_counted_and_reported(
+def test_inside_tags_that_continue_nothing_are_repaired_and_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = write(tmp_path / "a.tsv", "a\tI-X\nb\tI-X\nc\tI-Y\nd\tO\ne\tI-Y\n\nf\tI-Y\n")

@@ -51,7 +51,7 @@ def tiny_tokenizer() -> BertTokenizer:
 def base(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: BertTokenizer) -> Path:
     folder = tmp_path_factory.mktemp("base")
     build_tiny_bert(len(tiny_tokenizer)).save_pretrained(folder)
-    # Without a length limit, as transformers 5 makes tokenizers: the limit of the saved head must be our doing.
+    # Without a length limit, like tokenizers made by transformers 5, so the limit of the saved head must be ours.
     BertTokenizer(vocab=tiny_tokenizer.get_vocab()).save_pretrained(folder)
     return folder
 
@@ -71,7 +71,7 @@ def train(base: Path, sample: DatasetDict, folder: Path, *, seed: int, **options
 
 @pytest.fixture(scope="module")
 def head(base: Path, sample: DatasetDict, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any]]:
-    """A head trained on the sample and saved, and the log of its training. The rate is too high on purpose."""
+    """A head trained on the sample, and the history of the training. The learning rate is too high on purpose."""
     folder = tmp_path_factory.mktemp("head")
     options = {"learning_rate": 2e-2, "num_train_epochs": 4, "lr_scheduler_type": "constant"}
     model, tokenizer, history = train(base, sample, folder / "checkpoints", seed=1, **options)
@@ -79,18 +79,20 @@ def head(base: Path, sample: DatasetDict, tmp_path_factory: pytest.TempPathFacto
     return folder / "saved", history
 
 
-def test_saved_head_is_that_of_the_best_epoch(head: tuple[Path, list[Any]], sample: DatasetDict) -> None:
+def test_the_saved_head_is_the_best_epoch(head: tuple[Path, list[Any]], sample: DatasetDict) -> None:
     folder, history = head
     assert [row["epoch"] for row in history] == [1, 2, 3, 4]
     best = max(row["f1"] for row in history)
-    assert best > history[-1]["f1"] or best > history[0]["f1"], "every epoch is alike: this run proves nothing"
+    assert best > history[-1]["f1"] or best > history[0]["f1"], "all epochs are equal: this run proves nothing"
     model = BertForTokenClassification.from_pretrained(folder)
     tokenizer, sentences = AutoTokenizer.from_pretrained(folder), sample["validation"]["tokens"]
-    predicted = predict_tags(model, tokenizer, sentences, batch_size=8)  # as in training: others are rounded otherwise
+    predicted = predict_tags(
+        model, tokenizer, sentences, batch_size=8
+    )  # as in training: other batches round differently
     assert entity_scores(tags_of(sample["validation"]), predicted)["f1"] == best > 0.1
 
 
-def test_saved_head_works_in_a_pipeline_that_knows_transformers_alone(head: tuple[Path, list[Any]]) -> None:
+def test_the_saved_head_works_in_a_stock_pipeline(head: tuple[Path, list[Any]]) -> None:
     folder, _ = head
     config = json.loads((folder / "config.json").read_text())
     assert config["architectures"] == ["BertForTokenClassification"]
@@ -109,7 +111,7 @@ def test_saved_head_works_in_a_pipeline_that_knows_transformers_alone(head: tupl
             assert not re.fullmatch(r"\w\w", text[max(place - 1, 0) : place + 1]) or place == 0
 
 
-def test_same_seed_same_weights(base: Path, sample: DatasetDict, tmp_path: Path) -> None:
+def test_equal_seeds_give_equal_weights(base: Path, sample: DatasetDict, tmp_path: Path) -> None:
     few = DatasetDict({split: part.select(range(24)) for split, part in sample.items()})
     once, again, other = (
         train(base, few, tmp_path / str(number), seed=seed, learning_rate=1e-3, num_train_epochs=2)[0].state_dict()
@@ -120,14 +122,14 @@ def test_same_seed_same_weights(base: Path, sample: DatasetDict, tmp_path: Path)
 
 
 def test_a_head_that_diverges_is_refused(base: Path, sample: DatasetDict, tmp_path: Path) -> None:
-    """The Trainer by default logs the mean of the other losses in place of one that is NaN."""
+    """By default, Trainer logs the mean of the other losses in place of a NaN."""
     few = DatasetDict({split: part.select(range(24)) for split, part in sample.items()})
     for epochs in (1, 2):  # after one step the weights are not finite; the loss shows it a step later
         with pytest.raises(InputError, match="Training of the head diverged: nothing was saved"):
             train(base, few, tmp_path / str(epochs), seed=5, learning_rate=1e38, num_train_epochs=epochs)
 
 
-def test_weights_come_from_the_training_part_alone(base: Path, sample: DatasetDict, tmp_path: Path) -> None:
+def test_weights_depend_on_the_training_set_alone(base: Path, sample: DatasetDict, tmp_path: Path) -> None:
     few = sample["train"].select(range(24))
     once, again = (
         train(base, DatasetDict(train=few, validation=sample["train"].select(rows)), tmp_path / name, seed=5,
@@ -140,7 +142,7 @@ def test_weights_come_from_the_training_part_alone(base: Path, sample: DatasetDi
 def test_loss_and_gradient_do_not_depend_on_accumulation(base: Path, sample: DatasetDict, tmp_path: Path) -> None:
     model, tokenizer = new_head(base, label_names(sample["train"]), seed=0)
     rows = windows_dataset(sample["train"], tokenizer).select(range(4))
-    assert len({len(row) for row in rows["input_ids"]}) > 1  # else a mean of means would pass
+    assert len({len(row) for row in rows["input_ids"]}) > 1  # otherwise a mean of means would pass
 
     def first_update(batch: int, accumulation: int) -> tuple[float, float]:
         head, _ = new_head(base, label_names(sample["train"]), seed=0)
@@ -179,8 +181,8 @@ def test_loss_and_gradient_do_not_depend_on_accumulation(base: Path, sample: Dat
         assert first_update(batch_size, accumulation) == pytest.approx((loss.item(), norm.item()), rel=1e-4)
 
 
-def test_order_of_training_is_by_length_and_by_seed_alone(base: Path, sample: DatasetDict, tmp_path: Path) -> None:
-    """Processes that share the work must agree on the order, though dropout leaves torch's generator differing."""
+def test_the_training_order_depends_on_lengths_and_seed_alone(base: Path, sample: DatasetDict, tmp_path: Path) -> None:
+    """The processes of a run must agree on the order, although dropout advances their generators differently."""
     model, tokenizer = new_head(base, label_names(sample["train"]), seed=0)
     rows = windows_dataset(sample["train"], tokenizer)
 

@@ -26,7 +26,7 @@ from bioptimus_hf.ner.tasks import (
 
 
 def drawn_counts(rng: np.random.Generator, true: np.ndarray, chance: np.ndarray | float) -> np.ndarray:
-    """Counts of a model that finds each entity with this chance, and predicts as many as there are."""
+    """Return counts of a model that finds each entity with this chance, and predicts as many as there are."""
     return np.stack([rng.binomial(true, chance), true, true], axis=1)
 
 
@@ -59,7 +59,7 @@ def test_differences_are_paired() -> None:
     assert (row["task"], row["model"], row["minus"], row["seeds"]) == ("t", "m", "base", [0, 1])
     assert row["mean"] == pytest.approx(0.035)
     assert row["standard_deviation"] == pytest.approx(statistics.stdev([0.05, 0.02]))
-    # One sentence is always drawn as it is, so that only the pairs vary: both alike, or one of each.
+    # There is only one sentence to draw, so only the pairs vary: twice the same, or each once.
     assert row["interval"] == pytest.approx([0.035 - 0.015 * 2**0.5, 0.035 + 0.015 * 2**0.5])
 
 
@@ -84,7 +84,7 @@ def test_the_difference_between_equal_predictions_is_zero() -> None:
 
 
 def test_the_interval_of_a_single_pair_is_the_plain_bootstrap() -> None:
-    """Against resampling by hand, a sentence at a time."""
+    """Compare with resampling one sentence at a time."""
     rng = np.random.default_rng(1)
     true = rng.integers(0, 4, size=80)
     base, other = (drawn_counts(rng, true, chance) for chance in (0.6, 0.8))
@@ -116,7 +116,7 @@ def test_intervals_are_reproducible_and_independent_of_other_tasks_and_models() 
 
 
 def test_intervals_cover_the_true_difference_about_as_often_as_they_claim() -> None:
-    """Two models that are equal, over test sentences of varying difficulty, and seeds with a skill of their own."""
+    """Compare two equally good models, with test sentences and seeds that vary."""
     rng = np.random.default_rng(3)
     held = {"both": 0, "seeds alone": 0}
     trials = 200
@@ -124,7 +124,7 @@ def test_intervals_cover_the_true_difference_about_as_often_as_they_claim() -> N
         true = rng.integers(0, 4, size=150)
         results = []
         for model in ("base", "m"):
-            taste = rng.normal(0, 0.12, size=150)  # of the model for sentences, which its seeds share
+            taste = rng.normal(0, 0.12, size=150)  # shared by the seeds of a model
             for seed in range(5):
                 chance = np.clip(0.75 + taste + rng.normal(0, 0.02), 0, 1)
                 results.append(result_of(f"t{trial}", model, seed, drawn_counts(rng, true, chance)))
@@ -133,7 +133,7 @@ def test_intervals_cover_the_true_difference_about_as_often_as_they_claim() -> N
         spread = 1.96 * row["standard_deviation"] / 5**0.5
         held["seeds alone"] += abs(row["mean"]) <= spread
     assert 0.89 <= held["both"] / trials <= 0.985
-    assert held["seeds alone"] / trials < 0.87  # which is why test sentences are drawn too
+    assert held["seeds alone"] / trials < 0.87  # this is why test sentences are drawn too
 
 
 def test_the_average_difference_has_an_interval_if_all_five_tasks_have_pairs() -> None:

@@ -38,7 +38,7 @@ def split_pairs(pairs: list[list[tuple[str, str]]]) -> tuple[Tags, Tags]:
 
 
 def spans(sequences: Tags) -> set[tuple[int, int, int, str]]:
-    """All entities by their definition: try every stretch of words and every type."""
+    """Find entities by definition: try every span of words and every type."""
     return {
         (number, start, end, kind)
         for number, tags in enumerate(sequences)
@@ -52,7 +52,7 @@ def spans(sequences: Tags) -> set[tuple[int, int, int, str]]:
 
 
 def conlleval(gold: Tags, predicted: Tags) -> tuple[int, int, int]:
-    """Count as conlleval does, a line at a time: entities that are right, predicted, and there."""
+    """Count line by line, like conlleval: entities predicted correctly, predicted, and in gold."""
 
     def starts(before: str, tag: str) -> bool:
         return tag != "O" and (tag[0] == "B" or before == "O" or before[2:] != tag[2:])
@@ -85,7 +85,7 @@ def test_scores_agree_with_brute_force_and_with_seqeval_strict(pairs: list[list[
     assert all(type(value) is float for value in scores.values())
     true, found = spans(gold), spans(predicted)
     for prefix, kinds in (("", KINDS), *((f"{kind}_", (kind,)) for kind in KINDS)):
-        ours_true, ours_found = ({one for one in all_ if one[3] in kinds} for all_ in (true, found))
+        ours_true, ours_found = ({span for span in all_spans if span[3] in kinds} for all_spans in (true, found))
         if prefix and not ours_true | ours_found:
             assert f"{prefix}f1" not in scores
             continue
@@ -118,14 +118,14 @@ def test_lenient_scores_agree_with_conlleval_and_with_seqeval_by_default(pairs: 
             assert scores[f"conlleval_{name}"] == theirs(gold, predicted, zero_division=0)
 
 
-def test_entity_that_starts_inside_is_wrong_but_to_conlleval() -> None:
+def test_an_entity_that_starts_with_inside_counts_for_conlleval_only() -> None:
     gold, predicted = [["B-X", "I-X", "O"]], [["I-X", "I-X", "O"]]
     assert f1_score(gold, predicted) == 1.0  # seqeval's default
     scores = entity_scores(gold, predicted)
     assert (scores["f1"], scores["conlleval_f1"]) == (0.0, 1.0)
 
 
-def test_scores_of_unlike_lengths_or_tags_are_refused() -> None:
+def test_different_lengths_and_invalid_tags_are_refused() -> None:
     for score in (entity_scores, entity_counts):
         with pytest.raises(InputError, match="2 sentences in gold, 1 predicted"):
             score([["O"], ["O"]], [["O"]])
@@ -136,7 +136,7 @@ def test_scores_of_unlike_lengths_or_tags_are_refused() -> None:
                 score([["O"]], [[tag]])
 
 
-def test_scores_of_nothing_are_zero() -> None:
+def test_scores_without_entities_are_zero() -> None:
     for gold in ([], [[]], [["O"]]):
         scores = entity_scores(gold, gold)
         assert set(scores.values()) == {0.0}
@@ -144,7 +144,7 @@ def test_scores_of_nothing_are_zero() -> None:
 
 
 def real_predictions(data_dir: Path, folder: Path) -> Iterator[tuple[Tags, Tags]]:
-    """Yield the gold tags of the five test parts with a share of them drawn anew, and what an untrained head says."""
+    """Yield the gold tags of the five test sets with some of them replaced at random, and tags of an untrained head."""
     tokenizer = build_tiny_tokenizer()
     build_tiny_bert(len(tokenizer)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -168,4 +168,4 @@ def test_real_predictions_score_as_with_seqeval(data_dir: Path, tmp_path: Path) 
             == (seqeval_by_default(gold, predicted, average="micro")[:3])
         )
         differ += scores["f1"] != scores["conlleval_f1"]
-    assert differ > 5  # else the two were never told apart
+    assert differ > 5  # otherwise the two would never differ

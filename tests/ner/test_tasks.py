@@ -42,7 +42,7 @@ from bioptimus_hf.ner.tasks import (
 )
 
 SAMPLE = Path(str(resources.files("bioptimus_hf") / "sample" / "ner"))
-NAMES = ["I-Disease", "O", "B-Chemical", "I-Chemical", "B-Disease"]  # in no order that could be ours by chance
+NAMES = ["I-Disease", "O", "B-Chemical", "I-Chemical", "B-Disease"]  # in an order that the code never produces
 ROWS = {"tokens": [["Aspirin", "acid", "helps"], [], ["No\tpain"]], "ner_tags": [[2, 3, 1], [], [0]]}
 
 
@@ -52,7 +52,7 @@ def test_real_sets_have_the_published_numbers_of_mentions(data_dir: Path, caplog
     for name in BLURB_NER:
         dataset = load_ner(name, data_dir / "ner")
         labels = label_names(dataset["train"])
-        assert len(labels) == 3, labels  # one class of mentions each, JNLPBA too
+        assert len(labels) == 3, labels  # a single type each, even in JNLPBA
         found[name] = [sum(tag.startswith("B-") for row in tags_of(part) for tag in row) for part in dataset.values()]
     assert found == {
         "bc5-chem": [5203, 5347, 5385],
@@ -90,7 +90,7 @@ def test_no_other_task_takes_the_name_of_a_blurb_task(task: NerTask, tmp_path: P
         load_ner(task, tmp_path)
 
 
-def test_sample_is_a_task_of_its_own() -> None:
+def test_the_sample_is_a_task() -> None:
     dataset = load_ner(NerTask("sample"), SAMPLE)
     assert list(dataset) == ["train", "validation", "test"]
     assert dataset.column_names["test"] == ["tokens", "ner_tags"]
@@ -102,7 +102,7 @@ def test_sample_is_a_task_of_its_own() -> None:
         assert [tag for tags in tags_of(dataset[split]) for tag in tags] == [tag for _, tag in lines]
 
 
-def test_task_folder_or_files_themselves_and_any_label_set(tmp_path: Path) -> None:
+def test_a_task_may_be_a_sub_folder_or_the_files_themselves(tmp_path: Path) -> None:
     kinds = [f"Type{number:02d}" for number in range(16)]
     text = "".join(f"word\tB-{kind}\n" for kind in kinds) + "\n"
     write_task(tmp_path / "many", text, text, text)
@@ -118,13 +118,13 @@ def test_merged_types_become_a_single_type(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("split", ["dev", "test"])
-def test_type_that_does_not_occur_in_train_is_refused(tmp_path: Path, split: str) -> None:
+def test_a_type_that_does_not_occur_in_train_is_refused(tmp_path: Path, split: str) -> None:
     write_task(tmp_path, **{split: "Pain\tO\nhurts\tB-Disease\n\n"})
     with pytest.raises(InputError, match=rf"{split}\.tsv, line 2: tag 'B-Disease' .* known are Chemical"):
         load_ner(NerTask("mine"), tmp_path)
 
 
-def test_type_that_a_task_does_not_name_is_refused(tmp_path: Path) -> None:
+def test_a_type_that_the_task_does_not_name_is_refused(tmp_path: Path) -> None:
     write_task(tmp_path)
     with pytest.raises(InputError, match=r"train\.tsv, line 1: tag 'B-Chemical' .* known are Disease"):
         load_ner(NerTask("mine", types=("Disease",)), tmp_path)
@@ -204,7 +204,7 @@ def test_a_hub_data_set_is_pinned_to_a_commit(tmp_path: Path) -> None:
         part.to_parquet(tmp_path / "data" / f"{split}.parquet")
     command = [sys.executable, "-c", CLIENT, "ada/set", str(tmp_path)]
     with Hub() as hub:
-        # By default the library also tells a server outside the Hub what was loaded.
+        # By default the library reports each download to another server.
         environment = {**hub.environment(token=hub.token("ada")), "HF_UPDATE_DOWNLOAD_COUNTS": "0"}
         ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
         assert not hub.leaks
@@ -225,7 +225,10 @@ def test_rows_of_a_hub_data_set_are_read_like_lines_of_a_file(
     asked = serve(splits())
     dataset = load_ner(NerTask("mine", merged_type="Any", mentions=(2, 2, 2)), "lab/set@refs/pr/1")
     assert asked == [("lab/set", "commit-of-refs/pr/1")]
-    assert tags_of(dataset["train"]) == [["B-Any", "I-Any", "O"], ["B-Any"]]  # no empty sentence, no I- first
+    assert tags_of(dataset["train"]) == [
+        ["B-Any", "I-Any", "O"],
+        ["B-Any"],
+    ]  # without the empty sentence, and I- repaired
     assert "lab/set@refs/pr/1, train: 1 I- tags continue nothing, read as B-" in caplog.text
     serve(splits())
     with pytest.raises(InputError, match="not mine: it has mentions train 2, validation 2, test 2, but the published"):

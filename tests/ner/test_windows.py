@@ -37,7 +37,7 @@ def tiny_tokenizer() -> BertTokenizer:
 
 
 class TagsByFirstPiece(torch.nn.Module):
-    """A model whose tag at a position is a function of the piece there, so that any misplacement shows."""
+    """A model whose tag at a position depends on the piece there alone, which reveals misplaced tags."""
 
     device = torch.device("cpu")
 
@@ -62,7 +62,7 @@ words = st.one_of(
 
 @given(st.lists(st.lists(words, max_size=25), max_size=5), st.integers(3, 24))
 @settings(max_examples=200, deadline=None)
-def test_each_word_is_tagged_once_in_windows_that_fit(sentences: list[list[str]], max_length: int) -> None:
+def test_each_word_is_tagged_once_and_windows_fit(sentences: list[list[str]], max_length: int) -> None:
     tokenizer = build_tiny_tokenizer()
     names = [f"tag{number}" for number in range(len(tokenizer))]
 
@@ -97,7 +97,7 @@ def test_windows_without_room_are_refused(tiny_tokenizer: BertTokenizer) -> None
 
 
 @pytest.mark.parametrize("max_length", [512, 12])
-def test_every_label_survives_at_its_words_first_piece(tiny_tokenizer: BertTokenizer, max_length: int) -> None:
+def test_every_label_is_at_the_first_piece_of_the_word(tiny_tokenizer: BertTokenizer, max_length: int) -> None:
     dataset = load_ner(NerTask("sample"), SAMPLE)["test"]
     rows = windows_dataset(dataset, tiny_tokenizer, max_length=max_length)
     assert rows.column_names == ["input_ids", "attention_mask", "labels"]
