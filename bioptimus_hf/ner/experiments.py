@@ -255,7 +255,7 @@ def plan_heads(
     models = {label: (source.folder, source.identity) for label, source in encoders.items()}
     for name, data in tasks.items():
         test = data.splits["test"]
-        gold = hash_of_gold(test["tokens"], tags_of(test))
+        gold = hash_of_gold(test["tokens"][:], tags_of(test))
         of_task = {**settings, "merged_type": data.task.merged_type}
         for (label, (folder, model)), seed in product(models.items(), seeds):
             inputs = {**data.inputs, "model": model}
@@ -357,7 +357,7 @@ def _stage_of_all_ranks(folder: Path, inputs: Mapping[str, str], settings: Mappi
 def _score(stage: Stage, head: Path, data: Dataset, max_length: int) -> dict[str, float]:
     """Score a saved head on a test set, and save its predictions."""
     model = load_token_classifier(head).to(PartialState().device)
-    words, gold = data["tokens"], tags_of(data)
+    words, gold = data["tokens"][:], tags_of(data)
     tokenizer = load_by_name(AutoTokenizer, str(head))
     predicted = predict_tags(model, tokenizer, words, max_length=max_length)
     write_conll(stage.path / "predictions.tsv", list(zip(words, gold, predicted, strict=True)))

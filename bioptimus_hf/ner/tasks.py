@@ -208,7 +208,7 @@ def label_names(dataset: Dataset) -> list[str]:
 def tags_of(dataset: Dataset) -> list[list[str]]:
     """Return the tags of each sentence of a data set from `load_ner` as strings, for `entity_scores`."""
     names = label_names(dataset)
-    return [[names[number] for number in numbers] for numbers in dataset["ner_tags"]]
+    return [[names[number] for number in numbers] for numbers in dataset["ner_tags"][:]]
 
 
 def _named(task: str | NerTask) -> NerTask:
@@ -328,6 +328,6 @@ def _merged(sentences: Sequence[Sentence], kind: str) -> list[Sentence]:
 
 def _dataset(sentences: Sequence[Sentence], features: Features) -> Dataset:
     tokens, tags = zip(*sentences, strict=True)
-    label = features["ner_tags"].feature
-    numbers = [label.str2int(row) for row in tags]
+    ids = {name: number for number, name in enumerate(features["ner_tags"].feature.names)}
+    numbers = [[ids[tag] for tag in row] for row in tags]
     return Dataset.from_dict({"tokens": list(tokens), "ner_tags": numbers}, features=features)
