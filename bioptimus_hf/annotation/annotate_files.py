@@ -17,7 +17,15 @@ from bioptimus_hf.annotation.annotator import Annotator
 from bioptimus_hf.annotation.options import AnnotationOptions
 from bioptimus_hf.artifacts import identity, is_finished, read_record, write_record
 from bioptimus_hf.corpus.documents import Document
-from bioptimus_hf.corpus.formats import READABLE, SUFFIXES, DocumentReader, format_of, write_documents
+from bioptimus_hf.corpus.formats import (
+    FORMATS,
+    READABLE,
+    READABLE_ENDINGS,
+    DocumentReader,
+    format_of,
+    stem_of,
+    write_documents,
+)
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import find_model
 
@@ -67,12 +75,11 @@ def input_files(patterns: Iterable[str], output_dir: Path) -> list[Path]:
     Raises:
         InputError: a name, pattern or folder yields no file.
     """
-    endings = tuple(f"{end}{packed}" for kind in READABLE for end in SUFFIXES[kind] for packed in ("", ".gz"))
     files: list[Path] = []
     for pattern in patterns:
         path = Path(pattern)
         if path.is_dir():
-            found = [file for file in sorted(path.iterdir()) if file.name.lower().endswith(endings)]
+            found = [file for file in sorted(path.iterdir()) if file.name.lower().endswith(READABLE_ENDINGS)]
             if path.resolve() == output_dir.resolve():
                 found = [file for file in found if not record_of(file).is_file()]
         else:
@@ -94,9 +101,7 @@ def target_files(files: Iterable[Path], output_dir: Path, format: str) -> dict[P
     """
     targets: dict[Path, Path] = {}
     for file in files:
-        stem = file.name.removesuffix(".gz")
-        ending = next((end for ends in SUFFIXES.values() for end in ends if stem.lower().endswith(end)), "")
-        target = output_dir / f"{stem[: len(stem) - len(ending)]}{SUFFIXES[format][0]}"
+        target = output_dir / f"{stem_of(file)}{FORMATS[format].suffixes[0]}"
         if same := next((other for other, taken in targets.items() if taken == target), None):
             raise InputError(f"{same} and {file} would both become {target}: annotate them into different folders")
         if target.resolve() == file.resolve():

@@ -15,15 +15,15 @@ from typing import Any
 from bioptimus_hf.annotation.annotator import Annotator
 from bioptimus_hf.annotation.extras import require_packages
 from bioptimus_hf.corpus.documents import Document
-from bioptimus_hf.corpus.formats import SUFFIXES, write_documents
-from bioptimus_hf.corpus.html import DARK, LIGHT, STYLE, html_part
+from bioptimus_hf.corpus.formats import FORMATS, write_documents
+from bioptimus_hf.corpus.html import DARK, LIGHT, STYLE, html_fragment
 from bioptimus_hf.errors import InputError
 
 MAX_CHARACTERS = 2_000_000
 SHOWN_CHARACTERS = 50_000  # browsers are slow to lay out tens of thousands of marks
 SHOWN_ROWS = 1_000
 KEPT_SECONDS = 3600  # how long files stay available for download
-FORMATS = {"jsonl": "JSON lines", "pubtator": "PubTator"}
+DOWNLOADS = {"jsonl": "JSON lines", "pubtator": "PubTator"}
 HEADERS = ["entity", "label", "start", "end", "score"]
 EXAMPLES = [
     "Two children with severe asthma were given magnesium sulfate after salbutamol had failed. Bronchoconstriction "
@@ -78,7 +78,7 @@ def build_page(annotator: Annotator, models: Sequence[str]) -> Any:
         try:
             document = find_entities(annotator, text)
         except InputError as error:
-            hidden = [gr.DownloadButton(visible=False) for _ in FORMATS]
+            hidden = [gr.DownloadButton(visible=False) for _ in DOWNLOADS]
             return alert(str(error)), gr.Dataframe([], visible=False), *hidden
         buttons = [gr.DownloadButton(value=path, visible=True) for path in save_downloads(document)]
         table = gr.Dataframe(table_rows(document), visible=bool(document.entities))
@@ -103,7 +103,8 @@ def build_page(annotator: Annotator, models: Sequence[str]) -> Any:
         )
         with gr.Row():
             files = [
-                gr.DownloadButton(f"Download {name}", visible=False, elem_id=format) for format, name in FORMATS.items()
+                gr.DownloadButton(f"Download {name}", visible=False, elem_id=format)
+                for format, name in DOWNLOADS.items()
             ]
         button.click(answer, text, [found, table, *files], api_name="find_entities")
     return page
@@ -142,7 +143,7 @@ def marked_text(document: Document) -> str:
     cut = [f"the first {shown:,} of {total:,} {what}" for shown, total, what in counts if total > shown]
     note = f'<p class="note">Showing {" and ".join(cut)}. The downloads contain everything.</p>' if cut else ""
     visible = [entity for entity in document.entities if entity.end <= SHOWN_CHARACTERS]
-    return note + html_part(replace(document, text=document.text[:SHOWN_CHARACTERS], entities=visible))
+    return note + html_fragment(replace(document, text=document.text[:SHOWN_CHARACTERS], entities=visible))
 
 
 def table_rows(document: Document) -> list[list[str | float]]:
@@ -154,12 +155,12 @@ def table_rows(document: Document) -> list[list[str | float]]:
 
 
 def save_downloads(document: Document) -> list[str]:
-    """Write a file of each of `FORMATS` into the folder that gradio serves and cleans up; return their paths."""
+    """Write a file of each of `DOWNLOADS` into the folder that gradio serves and cleans up; return their paths."""
     from gradio.utils import get_upload_folder
 
     Path(get_upload_folder()).mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=get_upload_folder()))
-    paths = [folder / f"entities{SUFFIXES[format][0]}" for format in FORMATS]
+    paths = [folder / f"entities{FORMATS[format].suffixes[0]}" for format in DOWNLOADS]
     for path in paths:
         write_documents(path, [document])
     return [str(path) for path in paths]

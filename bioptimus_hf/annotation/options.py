@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from bioptimus_hf.errors import InputError
 
-InputFormat = Literal["txt", "jsonl", "pubmed", "pubtator", "bioc", "conll"]
+InputFormat = Literal["txt", "jsonl", "parquet", "pubmed", "pubtator", "bioc", "conll"]
 OutputFormat = Literal["jsonl", "pubtator", "bioc", "conll", "html"]
 Precision = Literal["int8", "fp32"]
 MODELS_VARIABLE = "BIOPTIMUS_MODELS"

@@ -31,7 +31,7 @@ from bioptimus_hf.contexts.local import Found
 from bioptimus_hf.contexts.matching import word_rules
 from bioptimus_hf.contexts.sampling import FIELDS, Candidates, Reservoir, from_table
 from bioptimus_hf.corpus.dataset import check_parts, check_share, is_set_aside
-from bioptimus_hf.corpus.files import corpus_files, documents_of, no_text
+from bioptimus_hf.corpus.files import corpus_files, no_text, texts_of
 from bioptimus_hf.corpus.sentences import sentences_of
 from bioptimus_hf.errors import InputError
 
@@ -227,7 +227,7 @@ class _FileSearch:
             raise FileNotFoundError("no such file")
         texts: list[str] = []
         documents: list[int] = []
-        for text in documents_of(file, self.text_column, self.errors):
+        for text in texts_of(file, self.text_column, self.errors):
             if self.validation_share is not None and is_set_aside(text, self.validation_share):
                 counts["set_aside"] += 1
             else:

@@ -1,1 +1,1 @@
-"""Read and write documents: files, formats, sentences, decontamination."""
+"""Read and write documents: corpora, file formats, sentences, decontamination."""

@@ -1,4 +1,4 @@
-"""Text in: files or a Hub data set -> documents -> sentences; training and validation parts."""
+"""Load a corpus from files or the Hub as a data set of documents, and split off validation documents."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 
 from bioptimus_hf import __version__
 from bioptimus_hf.artifacts import identity, sha256_of_file
-from bioptimus_hf.corpus.files import NoText, documents_of, no_text, report_undecodable, resolve
+from bioptimus_hf.corpus.files import NoTextError, no_text, report_undecodable, resolve, texts_of
 from bioptimus_hf.corpus.options import Corpus
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import find_files, split_revision
@@ -44,24 +44,30 @@ def load_corpus(
     max_megabytes: float | None = None,
     errors: str = "strict",
 ) -> Dataset:
-    """Read documents.
+    """Load the documents of a corpus.
+
+    Files may have any format that `DocumentReader` reads, and end in its suffix: plain text (`.txt`, a document per
+    line), JSON lines (`.jsonl`), Parquet (`.parquet`), PubMed XML (`.xml`), PubTator (`.pubtator`), BioC (`.json`) or
+    CoNLL (`.conll`, `.tsv`, a document per sentence); all but Parquet may be compressed (`.gz`). Of a folder, all such
+    files in it and its subfolders are read, except hidden ones. Annotations are ignored and empty documents left out.
 
     Args:
-        source: a file, a folder or a pattern of files, several of them, or the name of a Hub data set (`name` or
-            `name@revision`, and maybe `:split` behind it, by default `train`). In `.txt` and `.txt.gz` a document is a
-            line; in `.jsonl` and `.parquet` it is the value of `text_column`. Empty documents are left out.
+        source: a file, a folder, a pattern of files, a list of these, or the name of a Hub data set (`name` or
+            `name@revision`, optionally followed by `:split`; the default split is `train`).
+        text_column: name of the text in JSON lines, Parquet and Hub data sets.
         max_megabytes: stop after this much text, in 10^6 bytes of UTF-8.
-        errors: what is done about bytes that are not UTF-8: `strict`, or `replace` by U+FFFD and say how many.
+        errors: what to do about bytes that are not UTF-8: `strict` raises, `replace` reads them as U+FFFD and logs how
+            many there are.
 
     Returns:
-        Data set with the columns `text` and `document` (running number). Each file is kept in the cache of `datasets`
-        by itself: where one of many cannot be read, the others are not read again.
+        A data set with the columns `text` and `document` (running number). Each file has its own entry in the cache of
+        `datasets`: if one of many files can't be read, the others are not read again next time.
 
     Raises:
-        InputError: nothing there, no text in it, or files that cannot be read (which ones, and where in them).
+        InputError: there is nothing, or no text, or some files can't be read (which ones, and where in them).
     """
-    if max_megabytes is not None and max_megabytes <= 0:
-        raise InputError(f"--max_megabytes must be above 0, not {max_megabytes:g}")
+    if max_megabytes is not None and not max_megabytes > 0:
+        raise InputError(f"must be above 0, not {max_megabytes:g}", argument="max_megabytes")
     found = resolve(source)
     if isinstance(found, str):
         return _load_from_hub(found, text_column, max_megabytes)
@@ -70,19 +76,19 @@ def load_corpus(
     limit = None if max_megabytes is None else int(max_megabytes * 1e6)
     read: list[Dataset] = []
     unreadable: list[str] = []
-    alone = len(found) == 1  # or it is one bar for all files, not one for each
-    with nullcontext() if alone else no_bars():
+    alone = len(found) == 1
+    with nullcontext() if alone else no_bars():  # several files share one bar
         for file in tqdm(found, desc="Reading", unit=" files", disable=alone):
             try:
                 documents = _load_file(file, text_column, limit, errors)
-            except NoText:
+            except NoTextError:
                 continue
             except InputError as error:
                 unreadable.append(str(error))
                 continue
             if limit is not None:
                 size = _size(documents)
-                if size > limit:  # the last one reaches over it
+                if size > limit:  # the last document exceeds it
                     read.append(documents.select(range(max(len(documents) - 1, 0 if read else 1))))
                     break
                 limit -= size
@@ -91,17 +97,18 @@ def load_corpus(
                 break
     if unreadable:
         more = f" (and {len(unreadable) - 3} more)" if unreadable[3:] else ""
-        kept = f"; read and kept for the next time: {len(read)} others" if read else ""
+        kept = f"; {len(read)} other files are cached for the next time" if read else ""
         raise InputError("; ".join(unreadable[:3]) + more + kept)
     if not read:
         raise no_text(found)
-    every = concatenate_datasets(read)
-    numbers = pa.array(np.arange(len(every)))
-    return cast(Dataset, every.add_column("document", numbers, new_fingerprint=f"{every._fingerprint[:-4]}docs"))
+    documents = concatenate_datasets(read)
+    numbers = pa.array(np.arange(len(documents)))
+    fingerprint = f"{documents._fingerprint[:-4]}docs"
+    return cast(Dataset, documents.add_column("document", numbers, new_fingerprint=fingerprint))
 
 
 def load_documents(corpus: Corpus) -> Dataset:
-    """Read all documents of a corpus; see `load_corpus`."""
+    """Load all documents of a corpus; see `load_corpus`."""
     return load_corpus(
         corpus.corpus,
         text_column=corpus.text_column,
@@ -111,15 +118,15 @@ def load_documents(corpus: Corpus) -> Dataset:
 
 
 def load_splits(corpus: Corpus) -> DatasetDict:
-    """Read a corpus and split it; every stage of a run gets the same `train` and `validation` documents."""
+    """Load a corpus and split it; every stage of a run gets the same `train` and `validation` documents."""
     return split_validation(load_documents(corpus), share=corpus.validation_share)
 
 
 def corpus_identity(source: str | Path | Sequence[str | Path]) -> str:
-    """Return what makes a corpus itself: the content of its files in their order, or its name and commit on the Hub.
+    """Return a hash of a corpus's files in their order, or the name and commit of a Hub data set.
 
     Raises:
-        InputError: nothing there.
+        InputError: there is nothing.
     """
     found = resolve(source)
     identities = [identity(_pinned(found))] if isinstance(found, str) else [identity(file) for file in found]
@@ -127,16 +134,20 @@ def corpus_identity(source: str | Path | Sequence[str | Path]) -> str:
 
 
 def split_validation(dataset: Dataset, *, share: float = 0.01) -> DatasetDict:
-    """Set documents aside for validation, by a hash of their text.
+    """Split off validation documents, by a hash of their text.
 
-    A document falls on the same side whatever the seed of a run and whatever else the corpus holds, and copies of it
-    never fall on both sides.
+    Whether a document is used for validation depends on nothing but its text, so it is the same in every run and every
+    corpus, and copies of a document are never on both sides.
 
     Args:
-        share: expected share of the documents, between 0 and 1.
+        dataset: documents, with a column `text`.
+        share: expected share of the documents to use for validation, between 0 and 1.
+
+    Returns:
+        The splits `train` and `validation`, in the order of the corpus.
 
     Raises:
-        InputError: one of the two sides would be empty.
+        InputError: one of the splits would be empty.
     """
     check_share(share)
     aside = [is_set_aside(text, share) for text in dataset["text"]]
@@ -147,29 +158,29 @@ def split_validation(dataset: Dataset, *, share: float = 0.01) -> DatasetDict:
 
 
 def is_set_aside(text: str, share: float) -> bool:
-    """Say whether `split_validation` puts a document into the validation part."""
+    """Return whether `split_validation` uses a document for validation."""
     digest = hashlib.blake2b(text.encode(), digest_size=8, key=bytes(8)).digest()
     return int.from_bytes(digest, "big") < share * 2**64
 
 
 def check_share(share: float) -> None:
-    """Refuse a validation share that is none."""
+    """Raise InputError for a validation share that isn't between 0 and 1."""
     if not 0 < share < 1:
-        raise InputError(f"the validation share must lie between 0 and 1, not {share}")
+        raise InputError(f"the validation share must be between 0 and 1, not {share}")
 
 
 def check_parts(documents: int, validation: int, share: float) -> None:
-    """Refuse a split into training and validation with nothing on one side."""
+    """Raise InputError if one of the splits is empty."""
     if validation in (0, documents):
         raise InputError(
-            f"{documents} documents leave no {'training' if validation else 'validation'} part at a validation "
-            f"share of {share}: give more text or another --validation_share"
+            f"{documents} documents leave none for {'training' if validation else 'validation'} at a validation share "
+            f"of {share}: give more text or another share"
         )
 
 
 @contextmanager
 def no_bars() -> Iterator[None]:
-    """Keep `datasets` from showing its own bars."""
+    """Hide the progress bars of `datasets`."""
     shown = not are_progress_bars_disabled()
     disable_progress_bars()
     try:
@@ -184,15 +195,15 @@ def _load_from_hub(source: str, text_column: str, max_megabytes: float | None) -
     name, commit = split_revision(pinned)
     try:
         dataset = cast(Dataset, load_dataset(name, revision=commit, split=split or "train"))
-    except Exception as error:  # the client raises many kinds; all mean that this name cannot be had
+    except Exception as error:  # the client raises many kinds; all mean that the data set isn't available
         raise _no_dataset(source, error) from error
-    # Off the network, the library takes the newest that it has, whatever was asked for.
+    # Offline, `datasets` takes the newest commit in its cache, whatever was asked for.
     if constants.HF_HUB_OFFLINE and str(commit) not in str(dataset.cache_files):
         raise InputError(f"{source}: commit {commit} is not in the cache: load it once without HF_HUB_OFFLINE")
     if text_column not in dataset.column_names:
         raise InputError(f"{source} has no column {text_column!r}: it has {', '.join(dataset.column_names)}")
     if dataset.features[text_column].dtype not in ("string", "large_string"):
-        raise InputError(f"{source}: the column {text_column!r} holds no text; name another with --text_column")
+        raise InputError(f"{source}: the column {text_column!r} holds no text; text_column names another column")
     dataset = dataset.select_columns([text_column]).filter(
         lambda text: bool(text and text.strip()), input_columns=text_column
     )
@@ -205,10 +216,10 @@ def _load_from_hub(source: str, text_column: str, max_megabytes: float | None) -
 
 
 def _pinned(source: str) -> str:
-    """Return the name of a Hub data set with the commit that its revision is now, or was when it was last online."""
+    """Return the name of a Hub data set with the commit of its revision, as `name@commit` or `name@commit:split`."""
     given, colon, split = source.partition(":")
     try:
-        found = find_files(given, [".gitattributes"])  # which every repository has
+        found = find_files(given, [".gitattributes"])  # every repository has this file
     except InputError as error:
         raise _no_dataset(source, error) from error
     return f"{found.commit}{colon}{split}"
@@ -216,7 +227,7 @@ def _pinned(source: str) -> str:
 
 def _no_dataset(source: str, error: Exception) -> InputError:
     reason = " ".join(str(error).split())[:200]
-    return InputError(f"no corpus at {source}: neither a file here nor a data set that can be had ({reason})")
+    return InputError(f"no corpus at {source}: not a local file and not an available Hub data set ({reason})")
 
 
 def _rows_within(texts: Sequence[str], megabytes: float) -> int:
@@ -230,7 +241,7 @@ def _rows_within(texts: Sequence[str], megabytes: float) -> int:
 
 def _load_file(file: Path, text_column: str, limit: int | None, errors: str) -> Dataset:
     try:
-        # The cache of data sets hashes the arguments alone, so a changed file and a changed package must show in them.
+        # The cache depends on the arguments alone, so they must change when the file or this package changes.
         arguments = {
             "file": str(file),
             "content": sha256_of_file(file),
@@ -240,20 +251,20 @@ def _load_file(file: Path, text_column: str, limit: int | None, errors: str) -> 
             "package": f"bioptimus_hf {__version__}",
         }
         return cast(Dataset, Dataset.from_generator(_documents, features=_TEXT, gen_kwargs=arguments, split="train"))
-    except DatasetGenerationError as error:  # wraps whatever the generator raises
+    except DatasetGenerationError as error:  # wraps what the generator raises
         if isinstance(error.__cause__, (InputError, OSError)):
             raise error.__cause__ from None
         raise
     except PermissionError as error:
-        raise InputError(f"{file} cannot be read ({error.strerror})") from error
+        raise InputError(f"{file} can't be read ({error.strerror})") from error
 
 
 def _documents(
     file: str, content: str, text_column: str, limit: int | None, errors: str, package: str
 ) -> Iterator[dict[str, Any]]:
-    """Yield documents, and if there is a limit in bytes none after the first that goes beyond it."""
+    """Yield documents, up to and including the first one that exceeds the limit in bytes."""
     size = 0
-    for text in documents_of(Path(file), text_column, errors):
+    for text in texts_of(file, text_column, errors):
         yield {"text": text}
         size += len(text.encode())
         if limit is not None and size > limit:
@@ -263,5 +274,5 @@ def _documents(
 
 
 def _size(documents: Dataset) -> int:
-    """Return the number of bytes of text."""
+    """Return the number of bytes of the texts."""
     return sum(pc.sum(pc.binary_length(chunk)).as_py() for chunk in documents.data["text"].chunks)

@@ -1,4 +1,4 @@
-"""Documents with named entities: what an annotator reads and writes, whatever the format of the file."""
+"""Define documents and their named entities, whatever the format of the file."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from bioptimus_hf.errors import InputError
 
 @dataclass(frozen=True)
 class Entity:
-    """A mention of something in a text.
+    """A mention in a text.
 
     Attributes:
-        start: the first character of the mention, counted in Unicode code points as Python does.
-        end: the character after the last one.
-        text: the mention, which is what stands there.
-        label: its type.
-        score: how sure the finder is, between 0 and 1; 1 where a source states nothing.
-        identifier: what it is in some terminology, if that is known (the columns of PubTator after the type).
+        start: offset of the first character, counted in Unicode code points like Python's own indices.
+        end: offset after the last character.
+        text: the mention itself: `document.text[start:end]`.
+        label: the entity type.
+        score: confidence between 0 and 1; 1 if the source states none.
+        identifier: its identifier in a terminology, if known (in PubTator, the columns after the type).
     """
 
     start: int
@@ -34,13 +34,14 @@ class Entity:
 
 @dataclass(frozen=True)
 class Passage:
-    """A part of a document that its source marks as such, for instance the title.
+    """A section of a document that its source marks as such, for instance the title.
 
     Attributes:
-        start: the first character in the document's text.
-        end: the character after the last one.
-        offset: the number that the source gives the first character, which may count what is not in the text.
-        infons: what the source says of the part, as `{"type": "title"}`.
+        start: offset of the first character in the document's text.
+        end: offset after the last character.
+        offset: the number that the source gives the first character; it may count characters that the text doesn't
+            contain.
+        infons: what the source says about the passage, like `{"type": "title"}`.
     """
 
     start: int
@@ -51,18 +52,18 @@ class Passage:
 
 @dataclass(frozen=True)
 class Document:
-    """A text and the entities in it.
+    """A text and its entities.
 
     Attributes:
-        id: what its source calls it; where that names nothing, the number of its line or sentence, from 1.
-        text: what the entities' offsets count in.
+        id: the source's identifier; if it gives none, the number of the line, row or sentence, counted from 1.
+        text: the text to which all offsets refer.
         entities: the mentions.
-        passages: the parts in order, which a line break parts; none where the source marks none.
-        tokens: first and after-last character of each token, from a source that has tokens.
-        extra: whatever else the source holds, for a file of the same format to keep it.
+        passages: the sections in order, separated by line breaks; empty if the source marks none.
+        tokens: start and end offset of each token, if the source is tokenized.
+        extra: everything else in the source, so that a file of the same format can keep it.
 
     Raises:
-        InputError: the text of an entity is not what stands at its place, or the text is not Unicode.
+        InputError: an entity's text isn't what its offsets point to, or the text isn't valid Unicode.
     """
 
     id: str
@@ -73,12 +74,13 @@ class Document:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        try:
-            self.text.encode()
-        except UnicodeEncodeError as error:  # "\ud83d" alone is JSON, and no character
-            raise InputError(
-                f"document {self.id}: half a surrogate pair at character {error.start}, which is no text: mend it"
-            ) from error
+        if not self.text.isascii():
+            try:
+                self.text.encode()
+            except UnicodeEncodeError as error:  # "\ud83d" alone is valid JSON, but not a character
+                raise InputError(
+                    f"document {self.id}: half a surrogate pair at character {error.start}: fix the text"
+                ) from error
         for entity in self.entities:
             try:
                 check_entity(self.text, entity)
@@ -87,17 +89,17 @@ class Document:
 
 
 def check_entity(text: str, entity: Entity) -> None:
-    """Refuse an entity that is not what stands at its place in the text."""
+    """Reject an entity whose text isn't what its offsets point to."""
     if not 0 <= entity.start < entity.end <= len(text):
         raise InputError(
-            f"the entity {entity.text[:60]!r} at {entity.start}:{entity.end} does not lie within the text's "
-            f"{len(text)} characters: mend its offsets"
+            f"the entity {entity.text[:60]!r} at {entity.start}:{entity.end} isn't within the text's {len(text)} "
+            f"characters: fix its offsets"
         )
-    there = text[entity.start : entity.end]
-    if there != entity.text:
+    found = text[entity.start : entity.end]
+    if found != entity.text:
         raise InputError(
-            f"at {entity.start}:{entity.end} stands {there[:60]!r}, not {entity.text[:60]!r}: mend the offsets, which "
-            f"count Unicode characters from 0"
+            f"the text at {entity.start}:{entity.end} is {found[:60]!r}, not {entity.text[:60]!r}: fix the offsets, "
+            f"which count Unicode characters from 0"
         )
 
 
@@ -105,27 +107,27 @@ def read_score(score: Any) -> float:
     """Return a score as a number.
 
     Raises:
-        InputError: it is none, or infinite.
+        InputError: the score isn't a number, or is infinite.
     """
     try:
         number = float(score)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise InputError(f"the score {str(score)[:80]} is no number")
+        raise InputError(f"the score {str(score)[:80]} is not a finite number")
     return number
 
 
-def join_passages(parts: Iterable[tuple[str, int | None, Mapping[str, Any]]]) -> tuple[str, tuple[Passage, ...]]:
-    """Put the parts of a document together, with a line break between two of them.
+def join_passages(sections: Iterable[tuple[str, int | None, Mapping[str, Any]]]) -> tuple[str, tuple[Passage, ...]]:
+    """Join the sections of a document with line breaks.
 
     Args:
-        parts: text, offset and infons of each; without an offset it is the place in the text.
+        sections: text, offset and infons of each; None as the offset stands for the place in the joined text.
     """
     passages: list[Passage] = []
     texts: list[str] = []
     start = 0
-    for text, offset, infons in parts:
+    for text, offset, infons in sections:
         passages.append(Passage(start, start + len(text), start if offset is None else offset, infons))
         texts.append(text)
         start += len(text) + 1
@@ -133,7 +135,7 @@ def join_passages(parts: Iterable[tuple[str, int | None, Mapping[str, Any]]]) ->
 
 
 def without_overlaps(entities: Iterable[Entity]) -> list[Entity]:
-    """Return entities in the order of the text; of those that share a character, the longest, then the first."""
+    """Return entities in text order; of those that share a character keep the longest, then the first."""
     kept: list[Entity] = []
     for entity in sorted(entities, key=lambda entity: (entity.start - entity.end, entity.start, entity.label)):
         place = bisect(kept, entity.start, key=lambda other: other.start)

@@ -1,4 +1,4 @@
-"""A page of HTML that shows documents with their entities marked: one file, without a network and without a script."""
+"""Write an HTML page that highlights the entities of documents: one file, without scripts and network access."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import jinja2
 
 from bioptimus_hf.corpus.documents import Document, Entity, without_overlaps
 
-# Far apart on the circle of colours, however many labels there are: steps of the golden angle, in degrees.
+# Steps of the golden angle, in degrees, keep hues far apart however many labels there are.
 _STEP = 137.508
 LIGHT = "--mark: 75% 84%; --edge: 45% 40%; --ink: #1a1a1a; --paper: #fff; --faint: #595959;"
 DARK = "--mark: 45% 22%; --edge: 50% 62%; --ink: #eee; --paper: #161616; --faint: #a6a6a6;"
-"""The colours that `STYLE` uses, as CSS, in a light and in a dark page."""
+"""CSS variables with the colours that `STYLE` uses, for a light and a dark page."""
 STYLE = """\
 .legend { position: sticky; top: 0; display: flex; flex-wrap: wrap; gap: .2rem .6rem; padding: .6rem 0;
   background: var(--paper); border-bottom: 1px solid var(--faint); }
@@ -27,7 +27,7 @@ mark { padding: .1em .25em; border-radius: .3em; color: inherit; box-decoration-
 small { display: inline-block; margin-left: .35em; font-size: .68em; font-weight: 600; line-height: 1.2;
   letter-spacing: .02em; color: inherit; }
 """
-"""What a page needs that holds an `html_part`, as CSS."""
+"""CSS for a page that contains an `html_fragment`."""
 _HEAD = f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -47,7 +47,7 @@ body {{ display: flex; flex-direction: column; max-width: 50rem; margin: 0 auto;
 </head>
 <body>
 """
-# The entity's type is written beside it, so that nothing hangs on colour alone.
+# The type is written beside each entity, so that nothing depends on colour alone.
 _DOCUMENT = """<article>{% if heading %}<h2>{{ heading }}</h2>
 {% endif %}<p dir="auto">{% for text, entity, hue in pieces %}{% if entity %}<mark style="--hue: {{ hue }}" title="\
 {{ entity.label }}, {{ entity.start }} to {{ entity.end }}, score {{ "%.2f" | format(entity.score) }}\
@@ -66,25 +66,26 @@ _ENVIRONMENT = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefi
 def html_text(documents: Iterable[Document]) -> Iterator[str]:
     """Yield a page, one document after the other.
 
-    Of entities that overlap only the longest is marked, and the page says of how many that is so. Each label has a
-    colour, light or dark as the reader's system is set; colours and numbers stand at the top, though they come last.
+    Of overlapping entities only the longest is highlighted, and the page says how many others there are. Each label has
+    its own colour, in the light or dark scheme of the reader's system. The legend, with the number of entities per
+    label, is shown at the top although it is written last.
     """
-    marked = _Marked()
+    page = _Page()
     yield _HEAD
     for document in documents:
-        yield marked.article(document, heading=document.id)
-    yield marked.legend() + _FOOT
+        yield page.article(document, heading=document.id)
+    yield page.legend() + _FOOT
 
 
-def html_part(document: Document) -> str:
-    """Return a document as `html_text` shows it, without its id, as a part of a page that has `STYLE` and colours."""
-    marked = _Marked()
-    article = marked.article(document, heading="")
-    return marked.legend() + article
+def html_fragment(document: Document) -> str:
+    """Return a document as `html_text` shows it, but without its id, for a page that has `STYLE` and the colours."""
+    page = _Page()
+    article = page.article(document, heading="")
+    return page.legend() + article
 
 
-class _Marked:
-    """Documents of one page, whose labels have the same colours."""
+class _Page:
+    """Renders documents whose labels share their colours."""
 
     def __init__(self) -> None:
         self._article = _ENVIRONMENT.from_string(_DOCUMENT)
@@ -92,7 +93,7 @@ class _Marked:
         self._counts: Counter[str] = Counter()
 
     def article(self, document: Document, *, heading: str) -> str:
-        """Return a document with its entities marked."""
+        """Return a document with its entities highlighted."""
         shown = without_overlaps(document.entities)
         for entity in shown:
             self._hues.setdefault(entity.label, round(205 + len(self._hues) * _STEP) % 360)
@@ -102,12 +103,12 @@ class _Marked:
         return self._article.render(heading=heading, pieces=pieces, hidden=hidden)
 
     def legend(self) -> str:
-        """Return the labels of all documents so far."""
+        """Return the labels of all documents so far, with their colours and counts."""
         return _ENVIRONMENT.from_string(_LEGEND).render(counts=self._counts, hues=self._hues)
 
 
 def _pieces(text: str, entities: list[Entity], hues: dict[str, float]) -> Iterator[tuple[str, Entity | None, float]]:
-    """Yield the text in pieces, those between the entities and those of the entities themselves."""
+    """Yield the text of each entity, with its hue, and the text before, between and after them."""
     end = 0
     for entity in entities:
         yield text[end : entity.start], None, 0

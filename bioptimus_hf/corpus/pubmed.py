@@ -1,24 +1,27 @@
-"""PubMed's XML (`PubmedArticleSet`): a document an article, of its title and the sections of its abstract.
+"""Read PubMed XML (`PubmedArticleSet`): a document per article, with its title and the sections of its abstract.
 
-It is read by expat piece by piece, so that memory does not grow with the file, and no entity that the file itself
-declares is ever expanded.
+The file is parsed by expat chunk by chunk, so memory doesn't grow with it. Entities that the file declares itself are
+never expanded.
 """
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 from xml.parsers import expat
 
 from bioptimus_hf.corpus.documents import Document, join_passages
+from bioptimus_hf.corpus.reading import InputFile
 from bioptimus_hf.errors import InputError
 
 _SET = "PubmedArticleSet"
 _ARTICLES = ("PubmedArticle", "PubmedBookArticle")
 _READ_AT_ONCE = 1 << 16
-# What is read, and within what: an article cites the PMIDs of others, and may have abstracts in other languages.
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+_ENCODING = re.compile(rb"<\?xml[^>]*?\bencoding\s*=\s*[\"'](?!utf-?8[\"'])", re.IGNORECASE)
+# Elements that are read, with their parents: articles cite other PMIDs, and may have abstracts in other languages.
 _WANTED = {
     ("MedlineCitation", "PMID"): "id",
     ("BookDocument", "PMID"): "id",
@@ -28,41 +31,49 @@ _WANTED = {
 }
 
 
-def read_pubmed(path: Path, file: BinaryIO) -> Iterator[Document | InputError]:
-    """Yield the articles of PubMed XML, and the fault of one that has no PMID.
+def read_pubmed(file: InputFile) -> Iterator[Document | InputError]:
+    """Yield the articles of PubMed XML, and an error for each article without a PMID.
 
-    Marks within the text (italics, indices) are left out and their text is kept; runs of white space are one blank.
-    The label of a section stands before its text, as PubMed shows it: `METHODS: We ...`. Abstracts in other languages
-    than the article's own record are left out.
+    Markup within the text (italics, subscripts) is left out and its text is kept; white space becomes single spaces.
+    The label of a section precedes its text, as PubMed shows it: `METHODS: We ...`. Abstracts in other languages than
+    that of the article's own record are left out.
 
     Raises:
-        InputError: the file is not well-formed, declares or uses entities of its own, or is neither a set of articles,
-            which may be empty, nor holds one.
+        InputError: the file isn't well-formed, declares or uses its own entities, or has neither a set of articles
+            (which may be empty) nor an article.
     """
-    articles = _Articles(path)
+    articles = _Articles(file.path)
+    # Undecodable bytes can be replaced in UTF-8 only; other encodings are left to expat.
+    head = file.binary.peek(200)
+    source = file.binary if head.startswith(_UTF_16) or _ENCODING.match(head) else file
     try:
         at_end = False
         while not at_end:
-            chunk = file.read(_READ_AT_ONCE)
+            chunk = source.read(_READ_AT_ONCE)
             at_end = not chunk
             articles.parser.Parse(chunk, at_end)
-            while articles.finished:  # some at the very end: expat may put off what it has not seen the end of
+            while articles.finished:  # some only now: expat may hold back the end of the file
                 yield articles.finished.popleft()
     except expat.ExpatError as error:
         reason = expat.errors.messages.get(error.code, str(error))
-        raise InputError(f"{path}, line {error.lineno}: not well-formed XML ({reason}): fetch or mend it") from error
+        raise InputError(
+            f"{file.path}, line {error.lineno}: not well-formed XML ({reason}): fix the file or fetch it again"
+        ) from error
     except InputError:
         raise
     except (LookupError, ValueError) as error:
-        raise InputError(f"{path}: its encoding cannot be read ({error}): convert it to UTF-8") from error
+        raise InputError(f"{file.path}: can't read its encoding ({error}): convert the file to UTF-8") from error
     if not articles.seen:
-        raise InputError(f"{path} holds no PubmedArticle: give XML as PubMed exports it")
+        raise InputError(f"{file.path} has no PubmedArticle: give XML as PubMed exports it")
 
 
 class _Articles:
-    """Gathers articles as expat reads.
+    """Collects articles while expat parses.
 
-    `finished` holds those that ended since it was last emptied; `seen` says whether there was an article or a set.
+    Attributes:
+        parser: the parser to feed.
+        finished: the articles that have ended; the caller takes them out.
+        seen: whether there was an article or a set of articles.
     """
 
     def __init__(self, path: Path) -> None:
@@ -82,8 +93,8 @@ class _Articles:
         self.parser.buffer_text = True
         self.parser.StartElementHandler = self._start
         self.parser.EndElementHandler = self._end
-        self.parser.EntityDeclHandler = self._refuse_declaration
-        self.parser.SkippedEntityHandler = self._refuse_unknown
+        self.parser.EntityDeclHandler = self._reject_declaration
+        self.parser.SkippedEntityHandler = self._reject_unknown
 
     def _start(self, name: str, attributes: dict[str, str]) -> None:
         parent = self._open[-1] if self._open else ""
@@ -94,7 +105,7 @@ class _Articles:
             self._id, self._title, self._sections = "", None, []
         elif self._field is None and (found := _WANTED.get((parent, name))):
             self._field, self._depth, self._label, self._text = found, len(self._open), attributes.get("Label", ""), []
-            self.parser.CharacterDataHandler = self._text.append  # of all other text nothing is seen
+            self.parser.CharacterDataHandler = self._text.append  # other text is ignored
 
     def _end(self, name: str) -> None:
         if self._field and len(self._open) == self._depth:
@@ -115,7 +126,7 @@ class _Articles:
 
     def _article(self) -> Document | InputError:
         if not self._id:
-            return InputError(f"{self._path}, line {self._line}: the article has no PMID: mend it or leave it out")
+            return InputError(f"{self._path}, line {self._line}: the article has no PMID: add it or remove the article")
         parts = [(self._title or "", None, {"type": "title"})]
         for label, text in self._sections:
             infons = {"type": "abstract", "section": label} if label else {"type": "abstract"}
@@ -123,14 +134,13 @@ class _Articles:
         text, passages = join_passages(parts)
         return Document(self._id, text, passages=passages)
 
-    def _refuse_declaration(self, name: str, *_: object) -> None:
+    def _reject_declaration(self, name: str, *_: object) -> None:
         raise InputError(
             f"{self._path}, line {self.parser.CurrentLineNumber}: declares the entity {name!r}, which PubMed never "
-            f"does, and which is not expanded: take the declaration out"
+            f"does and which is not expanded: remove the declaration"
         )
 
-    def _refuse_unknown(self, name: str, _: bool) -> None:
+    def _reject_unknown(self, name: str, _: bool) -> None:
         raise InputError(
-            f"{self._path}, line {self.parser.CurrentLineNumber}: the entity &{name}; is known to no one: write the "
-            f"character itself"
+            f"{self._path}, line {self.parser.CurrentLineNumber}: unknown entity &{name};: write the character itself"
         )

@@ -5,40 +5,44 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Iterator
 from itertools import accumulate
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import sentencex
-from datasets import (
-    Dataset,
-)
 
-from bioptimus_hf.corpus.dataset import FEATURES
+if TYPE_CHECKING:
+    from datasets import Dataset
 
-# Stands among the arguments of the step, whose cache sees neither our code nor that of the library.
+# An argument of the `map` step, because its cache sees neither our code nor that of the library.
 SPLITTER = f"sentencex {importlib.metadata.version('sentencex')}, masked 1"
 
 _LONG_SENTENCE = 1000  # characters
 
-# The library falls over a capital with such a space between it and a full stop, and takes the process with it.
+# sentencex panics, and takes the process with it, on a capital letter and a full stop with such a space between them.
 _WIDE_SPACES = (
     "\x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
 )
 
-# To it, "3)" and "(iii)" are numbers of list items, which reach to the next one, and "<" and ">" are brackets, within
-# which no sentence ends. Curly brackets are brackets to it too, but number nothing.
+# sentencex takes "3)" and "(iii)" for list items that reach to the next one, and "<" and ">" for brackets, within which
+# no sentence ends. Curly brackets are brackets for it too, but never number list items.
 _MASKED = {"(": "{", ")": "}", "<": "=", ">": "="}
 
 _WITHOUT_PAIRS = str.maketrans(dict.fromkeys("{}[]\"'`“”„‟‘’‚‛«»‹›《》「」•⁃⁌⁍■□▪▫▶▸►◆◇○●◦★☆➢➣➤", " "))
 
 
 def split_sentences(dataset: Dataset, *, num_proc: int | None = None) -> Dataset:
-    """Cut documents into sentences with sentencex, which knows "e.g.", "Fig. 2" and "et al.".
+    """Split documents into sentences with sentencex, which knows "e.g.", "Fig. 2" and "et al.".
+
+    Args:
+        dataset: documents, with the columns `text` and `document`.
+        num_proc: number of processes; doesn't change the result.
 
     Returns:
-        Data set with a row for each sentence: `text` (stripped) and `document`.
+        A data set with a row per sentence: `text` (stripped) and `document`.
     """
+    from bioptimus_hf.corpus.dataset import FEATURES  # here: reading files must not load `datasets`
+
     return cast(
-        Dataset,
+        "Dataset",
         dataset.select_columns(["text", "document"]).map(
             _sentences,
             batched=True,
@@ -59,7 +63,7 @@ def sentences_of(text: str) -> Iterator[str]:
 
 
 def sentence_starts(text: str) -> list[int]:
-    """Return the characters at which the sentences of a text begin."""
+    """Return the offsets at which the sentences of a text begin."""
     return list(accumulate(map(len, _segment(text)), initial=0))[:-1]
 
 
@@ -73,8 +77,8 @@ def _sentences(batch: dict[str, list[Any]], splitter: str) -> dict[str, list[Any
 
 
 def _segment(text: str) -> Iterator[str]:
-    """Yield the sentences of a text, which is all of them put together."""
-    masked = text  # of the same length, character by character
+    """Yield the sentences of a text, unstripped: joined, they are the text."""
+    masked = text  # stays as long as the text
     for character, harmless in _MASKED.items():
         masked = masked.replace(character, harmless)
     if not text.isascii():
@@ -82,7 +86,7 @@ def _segment(text: str) -> Iterator[str]:
             masked = masked.replace(space, " ")
     start = 0
     for part in sentencex.segment("en", masked):
-        # Between a bracket or a quotation mark and one that closes it, however far off, the library ends no sentence.
+        # sentencex ends no sentence between an opening and a closing bracket or quotation mark, however far apart.
         pieces = [part] if len(part) <= _LONG_SENTENCE else sentencex.segment("en", part.translate(_WITHOUT_PAIRS))
         for piece in pieces:
             yield text[start : start + len(piece)]

@@ -13,7 +13,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, lo
 from huggingface_hub import constants
 
 from bioptimus_hf.artifacts import identity, read_yaml
-from bioptimus_hf.corpus.conll import TAG, Sentence, begun, check_row, count_mentions, read_conll, types_of
+from bioptimus_hf.corpus.conll import TAG, Sentence, check_row, count_mentions, read_conll, repair_tag, types_of
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import find_files, format_error, is_hub_name, split_revision
 
@@ -260,10 +260,10 @@ def _sentences(dataset: Dataset, where: str, types: Collection[str] | None) -> l
         for word, tag in zip(words, tags.int2str(ids), strict=True):
             token = " ".join(word.split())  # tabs and line breaks separate columns and rows in CoNLL files
             check_row(row, token, tag, types)
-            begun_tag = begun(tag, sentence[1])
-            repaired += begun_tag != tag
+            repaired_tag = repair_tag(tag, sentence[1])
+            repaired += repaired_tag != tag
             sentence[0].append(token)
-            sentence[1].append(begun_tag)
+            sentence[1].append(repaired_tag)
         if words:
             sentences.append(sentence)
     if repaired:

@@ -158,7 +158,7 @@ def test_impossible_requests_are_rejected(tiny_head: Path, shards: Path) -> None
     rejected("input_format: must be one of txt, .*, not 'html'", shards, out, input_format="html")
     rejected("on_error: must be one of raise, skip", shards, out, on_error="stop")
     rejected("batch_size: must be at least 1, not 0", shards, out, batch_size=0)
-    rejected("no format", shards / "notes.md", out)
+    rejected("unknown format", shards / "notes.md", out)
     rejected("cannot write .*notes.md", shards / "a.txt", shards / "notes.md")
     (shards / "a.jsonl").write_text('{"text": "x"}')
     rejected("would both become", shards, out)

@@ -278,8 +278,8 @@ def test_a_shard_that_cannot_be_read(command: list[str], corpus: Path, tmp_path:
     failed = subprocess.run([*command, str(shards)], capture_output=True, text=True)
     assert failed.returncode == 2
     assert failed.stderr.strip().splitlines()[-1] == (
-        f"error: {shards / '1.txt'} is not valid UTF-8 at byte {len(whole) + 3}: convert or mend it, or --errors "
-        f"replace; read and kept for the next time: 2 others"
+        f"error: {shards / '1.txt'}, line {len(whole.splitlines()) + 1}: not valid UTF-8 at byte {len(whole) + 3} of "
+        f"the file: convert the file, or set errors to replace; 2 other files are cached for the next time"
     )
     replaced = subprocess.run([*command, str(shards), "--errors", "replace"], capture_output=True, text=True)
     assert replaced.returncode == 0, replaced.stderr

@@ -166,17 +166,17 @@ def test_bad_input(corpus: Path, tokenizer: BertTokenizer, tmp_path: Path) -> No
     refused("per_token must be at least 1, not 0", per_token=0)
     refused("no tokens", tokens=[])
     refused("1 tokens can never be found, 'x-ray'", tokens=["x-ray"])
-    refused("must lie between 0 and 1, not 1", validation_share=1)
-    refused("300 documents leave no validation part", validation_share=1e-9)
-    refused("300 documents leave no training part", validation_share=1 - 1e-9)
+    refused("must be between 0 and 1, not 1", validation_share=1)
+    refused("300 documents leave none for validation", validation_share=1e-9)
+    refused("300 documents leave none for training", validation_share=1 - 1e-9)
     refused("no corpus at .*nowhere", tmp_path / "nowhere")
-    refused("no files at owner/name, which may be a data set of the Hub: write it to files first", "owner/name")
+    refused(r"no files at owner/name\. If it is a Hub data set, write it to files", "owner/name")
     refused(r"e\.jsonl\.gz, line 1: no text under 'body'", text_column="body")
     (corpus / "c.parquet").write_bytes(b"PAR1 and no more")
-    refused(r"c\.parquet is not a whole parquet file")
+    refused(r"c\.parquet is not a complete Parquet file")
     (corpus / "c.parquet").unlink()
     (corpus / "f.txt").write_bytes(b"fine\n\xff\n")
-    refused(r"f\.txt is not valid UTF-8 at byte 5")
+    refused(r"f\.txt, line 2: not valid UTF-8 at byte 5")
 
 
 @pytest.mark.usefixtures("without_ray")
@@ -297,7 +297,7 @@ def test_a_machine_is_lost(
                 while not killed.exists():  # so that the other machine has time to begin
                     time.sleep(0.05)
             elif len(log.read_text().split()) >= 10:
-                read = module.documents_of
+                read = module.texts_of
 
                 def stall(*arguments: Any) -> Iterator[str]:
                     for number, text in enumerate(read(*arguments)):
@@ -306,7 +306,7 @@ def test_a_machine_is_lost(
                             time.sleep(600)
                         yield text
 
-                module.documents_of = stall
+                module.texts_of = stall
             found = search(item)
             with log.open("a") as file:
                 file.write(f"{name}\n")
@@ -335,7 +335,7 @@ def test_what_ends_a_run(
     """A file that cannot be read is named, whether there is an error or it takes its worker with it each time."""
     options: dict[str, Any] = {"tokenizer": tokenizer, "address": address_of(machines)}
     (corpus / "d.txt.gz").write_bytes((corpus / "d.txt.gz").read_bytes()[:-20])
-    with pytest.raises(InputError, match=r"^\S*/d\.txt\.gz is not a whole gzip file \(.*\): fetch it again$"):
+    with pytest.raises(InputError, match=r"^\S*/d\.txt\.gz is not a complete gzip file \(.*\): fetch it again$"):
         find_contexts_on_ray(corpus, TOKENS, **options)
     results = module._results
 
@@ -346,7 +346,7 @@ def test_what_ends_a_run(
                     os.kill(os.getpid(), signal.SIGKILL)
                 yield "asthma"
 
-            module.documents_of, module._ATTEMPTS = read, 2
+            module.texts_of, module._ATTEMPTS = read, 2
             return search(item)
 
         return results(task, files, num_proc)

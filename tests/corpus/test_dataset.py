@@ -1,4 +1,4 @@
-"""Text in: every format read alike, every fault told with its place, sentences without loss, a stable split."""
+"""Test that corpora are read the same from every format, errors name the place, and splits are stable."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def pack(path: Path, write: Callable[[Path, list[str]], None], texts: list[str])
     path.write_bytes(gzip.compress(path.read_bytes()))
 
 
-def test_each_format_is_read_alike(tmp_path: Path) -> None:
+def test_all_formats_of_plain_text_give_the_same_corpus(tmp_path: Path) -> None:
     write_txt(tmp_path / "a.txt", TEXTS)
     pack(tmp_path / "a.txt.gz", write_txt, TEXTS)
     write_jsonl(tmp_path / "a.jsonl", TEXTS)
@@ -82,7 +82,7 @@ def test_text_column(tmp_path: Path, suffix: str) -> None:
 
 def test_folders_patterns_and_several_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "deep" / "er").mkdir(parents=True)
-    for name in ("b.txt", "a.txt", "deep/c.txt", "deep/er/d.txt", "deep/notes.md", "deep/table.tsv.gz"):
+    for name in ("b.txt", "a.txt", "deep/c.txt", "deep/er/d.txt", "deep/notes.md", "deep/page.html", "deep/.e.txt"):
         write_txt(tmp_path / name, [Path(name).stem])
 
     def read(*sources: Any) -> list[str]:
@@ -115,13 +115,21 @@ def test_changed_content_is_never_served_from_the_cache(tmp_path: Path) -> None:
     assert list(split_sentences(dataset)["text"]) == ["new text"]
 
 
-def test_another_version_of_the_package_reads_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The cache does not see changed code; what is derived from a corpus (sentences, contexts) is keyed by it."""
+def test_another_version_of_the_package_ignores_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache doesn't see changed code; what is derived from a corpus (sentences, contexts) depends on its key."""
     write_txt(tmp_path / "a.txt", ["text"])
     before, again = load_corpus(tmp_path), load_corpus(tmp_path)
     assert before._fingerprint == again._fingerprint
     monkeypatch.setattr(bioptimus_hf.corpus.dataset, "__version__", "99.0")
     assert load_corpus(tmp_path)._fingerprint != before._fingerprint
+
+
+def xml(title: bytes) -> bytes:
+    """Return PubMed XML with one article."""
+    return (
+        b"<PubmedArticleSet><PubmedArticle><MedlineCitation><PMID>1</PMID><Article><ArticleTitle>%s</ArticleTitle>"
+        b"</Article></MedlineCitation></PubmedArticle></PubmedArticleSet>" % title
+    )
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -131,25 +139,80 @@ def test_invalid_utf8_names_file_and_byte(tmp_path: Path, packed: bool) -> None:
     file.write_bytes(gzip.compress(content) if packed else content)
     with pytest.raises(InputError) as error:
         load_corpus(file)
-    where = " of the unpacked text" if packed else ""
+    where = "decompressed file" if packed else "file"
     assert str(error.value) == (
-        f"{file} is not valid UTF-8 at byte {content.index(0xE9)}{where}: convert or mend it, or --errors replace"
+        f"{file}, line 3: not valid UTF-8 at byte {content.index(0xE9)} of the {where}: convert the file, or set "
+        f"errors to replace"
     )
 
 
-def test_replacing_what_is_no_utf8(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_undecodable_bytes_are_replaced_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_txt(tmp_path / "a.txt", ["all right, and \ufffd was there before"])
     (tmp_path / "b.txt").write_bytes(b"caf\xe9 au lait\nna\xefve \xff\xfe\n")
     (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(b'{"text": "caf\xe9"}\n'))
     invalid = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff")])
     pyarrow.parquet.write_table(pa.table({"text": invalid}), tmp_path / "d.parquet")
+    (tmp_path / "e.pubtator").write_bytes(b"1|t|Na\xefve\n1|a|T\xff cells\n")
+    (tmp_path / "f.json").write_bytes(
+        b'{"documents": [{"id": "1", "passages": [{"offset": 0, "text": "\xef\xbf\xbd \xe9"}]}]}'
+    )
+    (tmp_path / "g.xml").write_bytes(xml("na\xefve".encode("latin-1")))
+    (tmp_path / "h.xml").write_bytes(b'<?xml version="1.0" encoding="ISO-8859-1"?>' + xml("na\xefve".encode("latin-1")))
+    (tmp_path / "i.conll").write_bytes(b"caf\xe9\tO\n")
+    counts = {"b.txt": 4, "c.jsonl.gz": 1, "d.parquet": 1, "e.pubtator": 2, "f.json": 1, "g.xml": 1, "i.conll": 1}
     for _ in range(2):  # from the cache too
         caplog.clear()
         texts = list(load_corpus(tmp_path, errors="replace")["text"])
-        assert texts[1:] == ["caf\ufffd au lait", "na\ufffdve \ufffd\ufffd", "caf\ufffd", "\ufffd"]
+        assert texts[1:5] == ["caf\ufffd au lait", "na\ufffdve \ufffd\ufffd", "caf\ufffd", "\ufffd"]
+        assert texts[5:] == ["Na\ufffdve\nT\ufffd cells", "\ufffd \ufffd", "na\ufffdve", "na\xefve", "caf\ufffd"]
         assert [record.getMessage().split(" ")[:2] for record in caplog.records] == [
-            [f"{tmp_path / name}:", count] for name, count in (("b.txt", "4"), ("c.jsonl.gz", "1"), ("d.parquet", "1"))
+            [f"{tmp_path / name}:", str(count)] for name, count in counts.items()
         ]
+
+
+@pytest.mark.parametrize("errors", ["strict", "replace"])
+def test_characters_across_chunks_are_not_replaced(
+    tmp_path: Path, errors: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Parsers of JSON and XML read chunks, which may end within a character."""
+    text = "".join(f"{'x' * number}β🧬中\ufffd" for number in range(600)) + "end"
+    (tmp_path / "a.json").write_text(
+        json.dumps({"id": "1", "passages": [{"offset": 0, "text": text}]}, ensure_ascii=False)
+    )
+    (tmp_path / "b.xml").write_bytes(xml(text.encode()))
+    assert list(load_corpus(tmp_path, errors=errors)["text"]) == [text, text]
+    assert not caplog.records
+
+
+def test_annotated_documents_are_a_corpus(tmp_path: Path) -> None:
+    """A folder gives the files of all formats; annotations are ignored, even broken ones."""
+    (tmp_path / "a.pubtator").write_text("1|t|A title\n1|a|An abstract\n1\t900\t905\twrong\tGene\n\n2|t|Two\n2|a|\n")
+    passages = [{"offset": 0, "text": "One"}, {"offset": 9, "text": "Two", "annotations": [{"text": "no location"}]}]
+    (tmp_path / "b.json").write_text(json.dumps({"documents": [{"id": "1", "passages": passages}]}))
+    (tmp_path / "c.xml.gz").write_bytes(gzip.compress(xml(b"An article")))
+    (tmp_path / "d.TSV").write_text("IL-2\tB-Gene\nbinds\tO\n\nTwo\tO\n")
+    write_parquet(tmp_path / "e.parquet", ["row"])
+    (tmp_path / "f.jsonl").write_text('{"text": "line", "id": [], "entities": "none"}\n')
+    (tmp_path / "g.html").write_text("a page can't be read back")
+    (tmp_path / ".records").mkdir()
+    (tmp_path / ".records" / "a.json").write_text("not BioC")
+    corpus = load_corpus(tmp_path)
+    assert corpus["text"][:] == [
+        "A title\nAn abstract",
+        "Two\n",
+        "One\nTwo",
+        "An article",
+        "IL-2 binds",
+        "Two",
+        "row",
+        "line",
+    ]
+    assert corpus["document"][:] == list(range(8))
+    assert load_corpus([tmp_path / name for name in ("d.TSV", "a.pubtator")])["text"][:3] == [
+        "IL-2 binds",
+        "Two",
+        "A title\nAn abstract",
+    ]
 
 
 def test_files_that_can_be_read_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,24 +222,26 @@ def test_files_that_can_be_read_are_not_read_again(tmp_path: Path, monkeypatch: 
     (tmp_path / "3.txt").write_text("\n \n")  # no documents, which does not matter beside others
     (tmp_path / "4.txt.gz").write_bytes(b"no gzip")
     read: list[str] = []
-    contents = bioptimus_hf.corpus.files._contents
+    open_input = bioptimus_hf.corpus.files.open_input
     monkeypatch.setattr(
-        bioptimus_hf.corpus.files, "_contents", lambda path, *rest: read.append(path.name) or contents(path, *rest)
+        bioptimus_hf.corpus.files,
+        "open_input",
+        lambda path, *rest: read.append(Path(path).name) or open_input(path, *rest),
     )
     with pytest.raises(InputError) as error:
         load_corpus(tmp_path)
     assert str(error.value) == (
-        f"{tmp_path / '1.txt'} is not valid UTF-8 at byte 0: convert or mend it, or --errors replace; "
-        f"{tmp_path / '4.txt.gz'} is not a whole gzip file (Not a gzipped file (b'no')): fetch it again; "
-        f"read and kept for the next time: 3 others"
+        f"{tmp_path / '1.txt'}, line 1: not valid UTF-8 at byte 0 of the file: convert the file, or set errors to "
+        f"replace; {tmp_path / '4.txt.gz'} is not a complete gzip file (Not a gzipped file (b'no')): fetch it again; "
+        f"3 other files are cached for the next time"
     )
     assert read == ["0.txt", "1.txt", "2.txt", "3.txt", "4.txt", "4.txt.gz"]
     read.clear()
     (tmp_path / "4.txt.gz").unlink()
-    write_txt(tmp_path / "1.txt", ["mended"])
+    write_txt(tmp_path / "1.txt", ["fixed"])
     corpus = load_corpus(tmp_path)
     assert read == ["1.txt", "3.txt"]
-    assert list(corpus["text"]) == ["text 0", "more 0", "mended", "text 2", "more 2", "text 4", "more 4"]
+    assert list(corpus["text"]) == ["text 0", "more 0", "fixed", "text 2", "more 2", "text 4", "more 4"]
     assert list(corpus["document"]) == list(range(7))
     assert corpus._fingerprint == load_corpus(tmp_path)._fingerprint
 
@@ -187,7 +252,7 @@ def test_invalid_utf8_behind_a_byte_order_mark(tmp_path: Path) -> None:
         load_corpus(tmp_path / "a.txt")
 
 
-def test_the_end_of_a_name_says_what_a_file_is(tmp_path: Path) -> None:
+def test_the_end_of_the_name_determines_the_format(tmp_path: Path) -> None:
     write_txt(tmp_path / "notes.jsonl.txt", ["Plain text."])
     assert list(load_corpus(tmp_path)["text"]) == ["Plain text."]
 
@@ -195,7 +260,7 @@ def test_the_end_of_a_name_says_what_a_file_is(tmp_path: Path) -> None:
 def test_the_faulty_file_among_many_is_named(tmp_path: Path) -> None:
     write_txt(tmp_path / "a.txt", ["fine"])
     (tmp_path / "b.txt").write_bytes(b"\xff")
-    with pytest.raises(InputError, match=r"b\.txt is not valid UTF-8 at byte 0"):
+    with pytest.raises(InputError, match=r"b\.txt, line 1: not valid UTF-8 at byte 0"):
         load_corpus(tmp_path)
 
 
@@ -211,7 +276,7 @@ def test_broken_gzip(tmp_path: Path) -> None:
     for name, content in broken.items():
         file = tmp_path / f"{name}.txt.gz"
         file.write_bytes(content)
-        with pytest.raises(InputError, match=rf"{name}\.txt\.gz is not a whole gzip file"):
+        with pytest.raises(InputError, match=rf"{name}\.txt\.gz is not a complete gzip file"):
             load_corpus(file)
 
 
@@ -241,18 +306,18 @@ def test_bad_parquet(tmp_path: Path) -> None:
         load_corpus(file, text_column="id")
     for content in (b"", b"no parquet", file.read_bytes()[:-20], b"PAR1" + bytes(50) + b"PAR1"):
         (tmp_path / "b.parquet").write_bytes(content)
-        with pytest.raises(InputError, match=r"b\.parquet is not a whole parquet file") as error:
+        with pytest.raises(InputError, match=r"b\.parquet is not a complete Parquet file") as error:
             load_corpus(tmp_path / "b.parquet")
         assert "\n" not in str(error.value)
     invalid = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff")])
     pyarrow.parquet.write_table(pa.table({"text": invalid}), tmp_path / "c.parquet")
-    with pytest.raises(InputError, match=r"c\.parquet is not valid UTF-8 at byte 0 of row 1"):
+    with pytest.raises(InputError, match=r"c\.parquet, row 1: not valid UTF-8 at byte 0"):
         load_corpus(tmp_path / "c.parquet")
 
 
 def test_no_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_hub(*_: Any, **__: Any) -> None:
-        pytest.fail("what stands here is no name of a Hub data set")
+        pytest.fail("this is not the name of a Hub data set")
 
     monkeypatch.setattr(bioptimus_hf.corpus.dataset, "load_dataset", no_hub)
     monkeypatch.chdir(tmp_path)
@@ -263,7 +328,7 @@ def test_no_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             load_corpus(nothing)
         with pytest.raises(InputError, match="no corpus at"):
             corpus_identity(nothing)
-    with pytest.raises(InputError, match=r"notes\.md is of no kind known here: give one of \.txt"):
+    with pytest.raises(InputError, match=r"notes\.md has an unknown format: give a file ending in \.txt"):
         load_corpus("notes.md")
     with pytest.raises(InputError, match="no corpus at missing: "):  # a Hub name only when it stands alone
         load_corpus(["missing", tmp_path])
@@ -291,8 +356,10 @@ def test_max_megabytes(tmp_path: Path) -> None:
         20,
     ]
     for size in (0, -1):
-        with pytest.raises(InputError, match="--max_megabytes must be above 0"):
+        with pytest.raises(InputError, match=r"^max_megabytes: must be above 0"):
             load_corpus(tmp_path, max_megabytes=size)
+    with pytest.raises(InputError, match=r"^errors: must be strict or replace"):
+        load_corpus(tmp_path, errors="ignore")
 
 
 def test_hub_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,13 +397,13 @@ def test_hub_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
     assert corpus_identity("some/abstracts:test") == "name:some/abstracts@commit-of-main:test"
 
 
-def test_hub_data_set_that_cannot_be_had() -> None:
-    with pytest.raises(InputError, match="no corpus at some/abstracts: neither a file here nor a data set") as error:
+def test_hub_data_set_that_is_not_available() -> None:
+    with pytest.raises(InputError, match="no corpus at some/abstracts: not a local file and not an available") as error:
         load_corpus("some/abstracts")
     assert "\n" not in str(error.value)
 
 
-def test_corpus_identity_is_its_content_in_order(tmp_path: Path) -> None:
+def test_corpus_identity_depends_on_content_and_order(tmp_path: Path) -> None:
     for name, text in (("a.txt", "one"), ("b.txt", "two"), ("other/first.txt", "one"), ("other/second.txt", "two")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write_txt(tmp_path / name, [text])
@@ -386,7 +453,7 @@ PROSE = st.lists(
 @settings(max_examples=300, deadline=None)
 @given(PROSE, st.sampled_from([5, 1000]))
 def test_sentences_lose_no_character(text: str, long_sentence: int) -> None:
-    with mock.patch.object(bioptimus_hf.corpus.dataset, "_LONG_SENTENCE", long_sentence):
+    with mock.patch.object(bioptimus_hf.corpus.sentences, "_LONG_SENTENCE", long_sentence):
         rows = bioptimus_hf.corpus.sentences._sentences({"text": [text], "document": [3]}, splitter="")
     assert "".join("".join(rows["text"]).split()) == "".join(text.split())
     assert rows["document"] == [3] * len(rows["text"])
@@ -407,7 +474,7 @@ def test_neither_list_numbers_nor_comparisons_hide_a_full_stop(expected: list[st
     text = " ".join(expected)
     assert list(sentences_of(text)) == expected
     as_it_comes = [sentence.strip() for sentence in sentencex.segment("en", text)]
-    assert as_it_comes != expected, "the library has mended it"
+    assert as_it_comes != expected, "the library has fixed this"
 
 
 @pytest.mark.parametrize("marks", ["[]", "()", "“”", "»«", '""', "{}"])
@@ -427,8 +494,8 @@ def test_sentences_are_the_same_for_any_number_of_processes() -> None:
 
 
 @pytest.mark.parametrize("space", ["\u00a0", "\u2009", "\u3000", "\u2028", "\u00a0\u00a0", "\u00a0 ", " \u2009\n"])
-def test_a_text_that_the_library_falls_over(space: str) -> None:
-    """It panics, which no `except Exception` catches: one document would end the run."""
+def test_a_text_on_which_sentencex_panics(space: str) -> None:
+    """A panic is caught by no `except Exception`: one document would end the run."""
     text = f"We gave vitamin B{space}. Rats grew. Mice{space}did not."
     sentences = list(sentences_of(text))
     assert "".join("".join(sentences).split()) == "".join(text.split())
@@ -453,7 +520,7 @@ def sides(texts: list[str], **options: Any) -> tuple[list[str], list[str]]:
 DOCUMENTS = [f"document {number}" for number in range(2000)]
 
 
-def test_split_depends_neither_on_order_nor_on_company() -> None:
+def test_split_depends_on_the_text_alone() -> None:
     train, validation = sides(DOCUMENTS, share=0.1)
     assert sorted(train + validation) == sorted(DOCUMENTS)
     assert train == [text for text in DOCUMENTS if text in set(train)]  # the order of the corpus is kept
@@ -462,7 +529,7 @@ def test_split_depends_neither_on_order_nor_on_company() -> None:
     assert set(sides(DOCUMENTS[::2], share=0.1)[1]) == set(validation) & set(DOCUMENTS[::2])
 
 
-def test_copies_fall_on_one_side() -> None:
+def test_copies_are_on_one_side() -> None:
     train, validation = sides(DOCUMENTS * 2, share=0.3)
     assert not set(train) & set(validation)
     assert len(train) == 2 * len(set(train))
@@ -472,23 +539,23 @@ def test_split_has_the_expected_share() -> None:
     for share in (0.05, 0.5):
         spread = (len(DOCUMENTS) * share * (1 - share)) ** 0.5
         assert abs(len(sides(DOCUMENTS, share=share)[1]) - len(DOCUMENTS) * share) < 4 * spread
-    # Held-out documents of a small share are among those of a larger one, so that a share can be lowered later.
+    # A larger share contains the validation documents of a smaller one, so that a share can be lowered later.
     assert set(sides(DOCUMENTS, share=0.1)[1]) < set(sides(DOCUMENTS, share=0.2)[1])
 
 
-def test_split_is_this_very_one() -> None:
-    """It stands in made.json by its share alone, so it must not change from version to version."""
+def test_split_is_the_same_in_every_version() -> None:
+    """Records contain the share alone, so the split must not change from version to version."""
     assert sides(DOCUMENTS, share=0.002)[1] == ["document 41", "document 465", "document 1123"]
 
 
 @pytest.mark.parametrize("share", [0, 1, -0.1, 1.5])
-def test_split_refuses_an_impossible_share(share: float) -> None:
-    with pytest.raises(InputError, match="must lie between 0 and 1"):
+def test_split_rejects_an_impossible_share(share: float) -> None:
+    with pytest.raises(InputError, match="must be between 0 and 1"):
         sides(DOCUMENTS, share=share)
 
 
-def test_split_refuses_an_empty_side() -> None:
-    with pytest.raises(InputError, match="1 documents leave no validation part"):
+def test_split_rejects_an_empty_side() -> None:
+    with pytest.raises(InputError, match="1 documents leave none for validation"):
         sides(["a"], share=0.01)
-    with pytest.raises(InputError, match="1 documents leave no training part"):
+    with pytest.raises(InputError, match="1 documents leave none for training"):
         sides(["a"], share=0.999)

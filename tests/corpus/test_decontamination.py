@@ -1,4 +1,4 @@
-"""Test sentences in pre-training text: found however they are spaced, spelt in case or cut, and nothing else is."""
+"""Test that test sentences are found in pre-training text whatever their spacing, case and punctuation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bioptimus_hf.corpus.dataset import load_corpus
 from bioptimus_hf.corpus.decontamination import (
     SHORTEST,
     Dropped,
-    _Finder,
+    _hits,
     decontaminate,
     normalized,
     read_test_sentences,
@@ -55,7 +55,7 @@ def test_a_sentence_is_found_however_it_is_written(text: str) -> None:
 
 
 @pytest.mark.parametrize("change", ["reverse", "without its last letter", "over two documents"])
-def test_what_is_not_the_sentence_stays(change: str) -> None:
+def test_similar_text_stays(change: str) -> None:
     texts = {
         "reverse": [SENTENCE[::-1]],
         "without its last letter": [SENTENCE[:-3], SENTENCE[1:]],
@@ -108,42 +108,36 @@ def test_processes_and_batches_change_nothing() -> None:
 
 @given(st.data())
 @settings(max_examples=50, deadline=None)
-def test_the_finder_agrees_with_a_plain_search(data: st.DataObject) -> None:
-    """Few letters, so that sentences share their beginnings and overlap; and text beyond a block."""
-    letters = st.text(alphabet="aβ", min_size=SHORTEST, max_size=SHORTEST + 5)
-    forms = data.draw(st.lists(letters, min_size=1, max_size=8, unique=True))
-    parts = data.draw(st.lists(st.one_of(st.sampled_from(forms), st.text("aβ\n")), max_size=12))
-    text = "x" * data.draw(st.sampled_from([0, 32_700, 65_500])) + "".join(parts)
-    content = text.encode()
-    expected = {
-        (place, number)
-        for number, form in enumerate(forms)
-        for place in range(len(content))
-        if content.startswith(form.encode(), place)
-    }
-    assert set(_Finder(forms).find(content)) == expected
+def test_the_search_agrees_with_a_plain_search(data: st.DataObject) -> None:
+    """Few letters, so that sentences share beginnings, overlap and contain each other."""
+    letters = st.text(alphabet="aβ🧬", min_size=SHORTEST, max_size=SHORTEST + 5)
+    forms = data.draw(st.lists(letters, max_size=8, unique=True))
+    pieces = st.one_of(st.sampled_from(forms), st.text("aβ")) if forms else st.text("aβ")
+    texts = ["x".join(words) for words in data.draw(st.lists(st.lists(pieces, max_size=6), min_size=1, max_size=3))]
+    texts += ["".join(forms), "".join(forms)[1:]]
+    expected = [[number for number, form in enumerate(forms) if form in normalized(text)] for text in texts]
+    assert _hits({"text": texts}, forms, "") == {"hits": expected}
 
 
-def test_the_rule_is_in_the_fingerprint() -> None:
-    """Else the cache would serve what was found for other sentences."""
+def test_other_sentences_are_not_answered_from_the_cache() -> None:
     documents = corpus(SENTENCE)
     assert decontaminate(documents, {"set": [SENTENCE[::-1]]})[1] == []
     assert len(decontaminate(documents, {"set": [SENTENCE]})[1]) == 1
 
 
-def test_sentences_of_every_set_below_a_folder(tmp_path: Path) -> None:
+def test_sentences_of_all_data_sets_in_a_folder(tmp_path: Path) -> None:
     for name in ("one", "deep/two"):
         (tmp_path / name).mkdir(parents=True)
         for split in ("train", "dev", "test"):
             write_conll(tmp_path / name / f"{split}.tsv", [[[name, split, "."], ["O", "O", "O"]]])
     assert read_test_sentences(tmp_path) == {"deep/two": ["deep/two test ."], "one": ["one test ."]}
     assert read_test_sentences(tmp_path / "one") == {".": ["one test ."]}
-    with pytest.raises(InputError, match=r"no test\.tsv in .*none or below"):
+    with pytest.raises(InputError, match=r"no test\.tsv in .*none or its subfolders"):
         read_test_sentences(tmp_path / "none")
 
 
-def test_the_real_corpus_holds_no_test_sentence(data_dir: Path) -> None:
-    """It was cleaned by another program, of which this one finds nothing left."""
+def test_the_real_corpus_contains_no_test_sentence(data_dir: Path) -> None:
+    """Another program removed them; this one finds none that are left."""
     sentences = read_test_sentences(data_dir / "ner")
     assert sorted(sentences) == ["BC2GM", "BC5-chem", "BC5-disease", "JNLPBA", "NCBI-disease"]
     documents = load_corpus(data_dir / "corpus" / "abstracts.txt.gz", max_megabytes=5)

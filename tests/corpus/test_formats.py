@@ -1,4 +1,4 @@
-"""Documents in and out: exact offsets in every format, every fault told with its place, files that stay whole."""
+"""Test that documents keep exact offsets in every format, errors name the place, and files are written atomically."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -20,8 +22,16 @@ from hypothesis import strategies as st
 import bioptimus_hf.corpus.html
 from bioptimus_hf.corpus.conll import read_conll
 from bioptimus_hf.corpus.documents import Document, Entity, without_overlaps
-from bioptimus_hf.corpus.formats import READABLE, DocumentReader, write_documents
-from bioptimus_hf.corpus.html import html_part
+from bioptimus_hf.corpus.formats import (
+    FORMATS,
+    READABLE,
+    WRITABLE,
+    DocumentReader,
+    find_format,
+    stem_of,
+    write_documents,
+)
+from bioptimus_hf.corpus.html import html_fragment
 from bioptimus_hf.errors import InputError
 
 TITLE = "Naloxone reverses the antihypertensive effect of clonidine."
@@ -68,7 +78,7 @@ def test_json_loses_nothing(name: str, document: Document, tmp_path: Path) -> No
 @given(document=documents())
 @WITHIN
 def test_pubtator_keeps_every_offset(document: Document, tmp_path: Path) -> None:
-    """What cannot stand in a field is one blank; the first line break is that between title and abstract."""
+    """A character that a field can't hold becomes a space; the first line break separates title and abstract."""
     write_documents(tmp_path / "a.pubtator", [document, document])
     title, abstract = document.text.partition("\n")[::2]
     blank = re.compile("[\t\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
@@ -88,7 +98,7 @@ def test_conll_keeps_every_character_and_entity(document: Document, tmp_path: Pa
     assert "".join(squeezed(d.text) for d in found) == squeezed(document.text)
     written = [(squeezed(e.text), e.label) for e in document.entities]
     assert [(squeezed(e.text), e.label) for d in found for e in d.entities] == [e for e in written if e[0]]
-    # What was read is written and read alike from then on.
+    # Writing what was read gives the same file.
     write_documents(tmp_path / "b.conll", found)
     assert (tmp_path / "b.conll").read_bytes() == (tmp_path / "a.conll").read_bytes()
 
@@ -112,7 +122,7 @@ def test_an_empty_text_is_a_document(name: str, tmp_path: Path) -> None:
     assert [(d.id, d.text) for d in read(tmp_path / name)] == [("1", ""), ("2", "x")]
 
 
-def test_packed_files_are_read_and_written_alike(tmp_path: Path) -> None:
+def test_compressed_files_have_the_same_content(tmp_path: Path) -> None:
     document = Document("1", TITLE)
     for name in ("a.jsonl", "a.pubtator", "a.json", "a.conll"):
         for packed in ("", ".gz"):
@@ -145,7 +155,7 @@ def test_json_lines_keep_their_other_fields(tmp_path: Path) -> None:
     assert written[0] == {**rows[0], "entities": []}
     assert written[1] == {**rows[1], "id": "2", "entities": []}
     assert written[2]["entities"] == [{"start": 0, "end": 8, "text": "Naloxone", "label": "Chemical", "score": 1.0}]
-    for name in ("a.json", "a.pubtator", "a.conll", "a.html"):  # to which such fields mean nothing
+    for name in ("a.json", "a.pubtator", "a.conll", "a.html"):  # formats that ignore such fields
         write_documents(tmp_path / name, found)
 
 
@@ -163,7 +173,7 @@ PUBTATOR = f"""227508|t|{TITLE}
 """
 
 
-def test_pubtator_as_it_is_exchanged(tmp_path: Path) -> None:
+def test_a_real_pubtator_file(tmp_path: Path) -> None:
     (tmp_path / "a.PubTator.txt").write_text(PUBTATOR)
     first, second = read(tmp_path / "a.PubTator.txt")
     assert first.id == "227508"
@@ -178,8 +188,8 @@ def test_pubtator_as_it_is_exchanged(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", " ", "1|t", "1\t2", "1\n2", "1\x852"])
-def test_pubtator_takes_no_such_id(name: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"^.*a\.pubtator: document .*: PubTator takes no such id"):
+def test_pubtator_rejects_ids(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^.*a\.pubtator: document .*: PubTator can't hold this id"):
         write_documents(tmp_path / "a.pubtator", [Document("1", "fine"), Document(name, "x")])
     assert not list(tmp_path.iterdir())
 
@@ -254,7 +264,7 @@ BIOC: dict[str, Any] = {
         "\ufeff" + json.dumps({"documents": BIOC["documents"], "source": "late"}),
     ],
 )
-def test_bioc_in_its_shapes(content: str, tmp_path: Path) -> None:
+def test_bioc_in_all_its_shapes(content: str, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(content)
     first, second = read(tmp_path / "a.json")
     assert (first.id, second.id, second.text) == ("PMC1", "2", "")
@@ -266,7 +276,7 @@ def test_bioc_in_its_shapes(content: str, tmp_path: Path) -> None:
     ]
 
 
-def test_bioc_with_texts_and_offsets_as_others_write_them(tmp_path: Path) -> None:
+def test_bioc_with_unusual_texts_and_offsets(tmp_path: Path) -> None:
     """An empty text beside sentences, every offset 0, no passages at all."""
     infons = {"type": "Chemical"}
     mention = {"infons": infons, "text": "Aspirin", "locations": [{"offset": 0, "length": 7}]}
@@ -290,7 +300,7 @@ def test_bioc_with_texts_and_offsets_as_others_write_them(tmp_path: Path) -> Non
     assert [one.start for one in second.entities] == [13, 27]
 
 
-def test_bioc_is_written_with_the_offsets_of_its_source(tmp_path: Path) -> None:
+def test_bioc_keeps_the_offsets_of_its_source(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps(BIOC))
     found = read(tmp_path / "a.json")
     assert write_documents(tmp_path / "b.json", iter(found)) == 2
@@ -308,7 +318,7 @@ def test_bioc_is_written_with_the_offsets_of_its_source(tmp_path: Path) -> None:
     assert read(tmp_path / "none.json") == []
 
 
-def test_bioc_keeps_what_a_document_says_of_itself(tmp_path: Path) -> None:
+def test_bioc_keeps_other_fields(tmp_path: Path) -> None:
     row = {"id": "1", "_id": "1|None", "pmid": 1, "authors": ["A B"], "infons": {"year": "1999"}, "passages": []}
     (tmp_path / "a.json").write_text(json.dumps({"documents": [row]}))
     for source, target in (("a.json", "b.json"), ("a.json", "c.jsonl"), ("c.jsonl", "d.json")):
@@ -319,18 +329,18 @@ def test_bioc_keeps_what_a_document_says_of_itself(tmp_path: Path) -> None:
     }
     (found,) = json.loads((tmp_path / "d.json").read_text())["documents"]
     assert (found["pmid"], found["authors"]) == (1, ["A B"])
-    # What another line of JSON has under a name that is BioC's own is no annotation.
+    # A field of JSON lines that happens to have a name of BioC's is not an annotation.
     (tmp_path / "e.jsonl").write_text('{"text": "one", "annotations": 5, "id": 7}')
     write_documents(tmp_path / "f.json", read(tmp_path / "e.jsonl"))
     (again,) = read(tmp_path / "f.json")
     assert (again.id, again.text, again.entities) == ("7", "one", ())
 
 
-def test_an_entity_over_two_passages_is_refused_in_bioc(tmp_path: Path) -> None:
+def test_bioc_rejects_an_entity_across_passages(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps(BIOC))
     document = read(tmp_path / "a.json")[0]
     across = replace(document, entities=(entity(document.text, len(TITLE) - 3, len(TITLE) + 4),))
-    with pytest.raises(InputError, match=r"document PMC1: the entity .* does not lie within one passage"):
+    with pytest.raises(InputError, match=r"document PMC1: the entity .* isn't within one passage"):
         write_documents(tmp_path / "b.json", [across])
 
 
@@ -381,14 +391,14 @@ def test_pubmed_articles(tmp_path: Path) -> None:
     ("before", "after", "message"),
     [
         ("</ArticleTitle>", "</Title>", r"line 6: not well-formed XML \(mismatched tag\)"),
-        ("None <b>", "None &beta; <b>", "line 8: the entity &beta; is known to no one"),
+        ("None <b>", "None &beta; <b>", "line 8: unknown entity &beta;"),
         ('x.dtd">', 'x.dtd" [<!ENTITY a "aaa">]>', "line 2: declares the entity 'a'"),
         ('x.dtd">', 'x.dtd" [<!ENTITY a SYSTEM "file:///etc/passwd">]>', "line 2: declares the entity 'a'"),
         ("</PubmedArticleSet>", "", r"line 20: not well-formed XML \(no element found\)"),
         ("<PMID Version", "<Pmid Version", r"line 4: not well-formed|line 4: the article has no PMID"),
     ],
 )
-def test_bad_xml_is_told_with_its_line(before: str, after: str, message: str, tmp_path: Path) -> None:
+def test_errors_in_xml_name_the_line(before: str, after: str, message: str, tmp_path: Path) -> None:
     content = PUBMED.replace(before, after)
     (tmp_path / "a.xml").write_text(content.replace("11</PMID>", "11</Pmid>") if "Pmid" in after else content)
     with pytest.raises(InputError, match=rf"a\.xml, {message}"):
@@ -396,7 +406,7 @@ def test_bad_xml_is_told_with_its_line(before: str, after: str, message: str, tm
 
 
 def test_entities_of_xml_are_never_expanded(tmp_path: Path) -> None:
-    """A kilobyte that would be three gigabytes."""
+    """A kilobyte that would expand to three gigabytes."""
     levels = "".join(f'<!ENTITY l{n} "{f"&l{n - 1};" * 10}">' for n in range(1, 10))
     laughs = f'<!DOCTYPE PubmedArticleSet [<!ENTITY l0 "ha">{levels}]><PubmedArticleSet>&l9;</PubmedArticleSet>'
     (tmp_path / "a.xml").write_text(laughs)
@@ -407,11 +417,11 @@ def test_entities_of_xml_are_never_expanded(tmp_path: Path) -> None:
     tracemalloc.stop()
 
 
-def test_other_xml_is_no_pubmed(tmp_path: Path) -> None:
+def test_other_xml_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "a.xml").write_text("<collection><document/></collection>")
-    with pytest.raises(InputError, match="holds no PubmedArticle"):
+    with pytest.raises(InputError, match="has no PubmedArticle"):
         read(tmp_path / "a.xml")
-    (tmp_path / "a.xml").write_text("<PubmedArticleSet></PubmedArticleSet>")  # what a search without a hit is answered
+    (tmp_path / "a.xml").write_text("<PubmedArticleSet></PubmedArticleSet>")  # the answer to a search without results
     assert read(tmp_path / "a.xml") == []
 
 
@@ -426,23 +436,26 @@ FAULTY = {
     "e.jsonl": (
         '{"text": "one"}\n{"text": "two", "entities": [{"start": 0, "end": 2, "text": "wt", "label": "x"}]}\n'
         '{"text": "three"}\n',
-        "line 2: document 2: at 0:2 stands 'tw', not 'wt'",
+        "line 2: document 2: the text at 0:2 is 'tw', not 'wt'",
     ),
     "f.jsonl": (
         '{"text": "one"}\n{"text": "two", "entities": [{"start": "0", "end": 2, "text": "tw", "label": "x"}]}\n'
         '{"text": "three"}\n',
-        "line 2: an entity's start cannot be '0'",
+        "line 2: the start of an entity can't be '0'",
     ),
     "g.jsonl": ('{"text": "one"}\n' + "[" * 100_000 + '\n{"text": "three"}\n', "line 2: not JSON"),
-    "a.txt": ("one\ncaf\udce9\nthree\n", "line 2: not valid UTF-8 at byte 3"),
+    "a.txt": ("one\ncaf\udce9\nthree\n", "line 2: not valid UTF-8 at byte 7 of the file"),
     "a.pubtator": (
         "1|t|one\n\n2|t|two\n2\t0\t3\tTwo\tGene\n\n3|t|three\n",
-        "line 4: at 0:3 stands 'two', not 'Two'",
+        "line 4: the text at 0:3 is 'two', not 'Two'",
     ),
     "b.pubtator": ("1|t|one\n\n2|a|two\n\n3|t|three\n", "line 3: a document begins with its title"),
     "c.pubtator": ("1|t|one\n\n2|t|two\n3\t0\t1\tt\tGene\n\n3|t|three\n", "line 4: a line of '3' among those of 2"),
     "d.pubtator": ("1|t|one\n\n2|t|two\n2\t0\t1\n\n3|t|three\n", "line 4: an annotation has the columns"),
-    "e.pubtator": ("1|t|one\n\n2|t|two\n2\t2\t5\to\tGene\n\n3|t|three\n", "line 4: the entity 'o' at 2:5 does not lie"),
+    "e.pubtator": (
+        "1|t|one\n\n2|t|two\n2\t2\t5\to\tGene\n\n3|t|three\n",
+        "line 4: the entity 'o' at 2:5 isn't within the text",
+    ),
     "a.json": (
         '{"documents": [{"id": "1", "passages": [{"offset": 0, "text": "one"}]},\n{"id": "2", "passages": [{"text": '
         '"two"}]},\n{"id": "3", "passages": [{"offset": 0, "text": "three"}]}]}',
@@ -468,25 +481,25 @@ FAULTY = {
     "h.jsonl": (
         '{"text": "one"}\n{"text": "two", "entities": [{"start": false, "end": 2, "text": "tw", "label": "x"}]}\n'
         '{"text": "three"}\n',
-        "line 2: an entity's start cannot be False",
+        "line 2: the start of an entity can't be False",
     ),
     "i.jsonl": (
         '{"text": "one"}\n{"text": "two", "entities": [{"start": 0, "end": 2, "text": "tw", "label": "x", "score": NaN'
         '}]}\n{"text": "three"}\n',
-        "line 2: the score nan is no number",
+        "line 2: the score nan is not a finite number",
     ),
     "j.jsonl": (
         '{"text": "one"}\n{"text": "two", "entities": [{"start": 0, "end": 2, "text": "tw", "label": "x", "score": '
         + f'{10**400}}}]}}\n{{"text": "three"}}\n',
         "line 2: the score 1000",
     ),
-    "c.conll": ("two\n\none\tO\n\nthree\tO\n", "line 1: a token and its tag are needed, not 'two'"),
-    "b.conll": ("one\tO\n\ntwo\nwords\tO\n\nthree\tO\n", "line 3: a token and its tag are needed"),
+    "c.conll": ("two\n\none\tO\n\nthree\tO\n", "line 1: expected a token and its tag, not 'two'"),
+    "b.conll": ("one\tO\n\ntwo\nwords\tO\n\nthree\tO\n", "line 3: expected a token and its tag"),
 }
 
 
 @pytest.mark.parametrize("name", FAULTY)
-def test_a_faulty_document_is_named_and_may_be_skipped(
+def test_a_broken_document_is_named_and_can_be_skipped(
     name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     content, message = FAULTY[name]
@@ -499,22 +512,26 @@ def test_a_faulty_document_is_named_and_may_be_skipped(
         assert [document.text for document in reader] == ["one", "three"]
         assert len(reader.skipped) == 1
     assert reader.skipped[0].startswith(f"{file}, {message}")
-    assert caplog.records[-1].getMessage() == f"{file}: 1 documents could not be read and were skipped"
+    assert caplog.records[-1].getMessage() == f"{file}: skipped 1 documents that can't be read"
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("a.json", b'{"documents": [{"id": "1",\n "passages": [}]}', "lines 1 to 2: not JSON"),
-        ("a.json", b'{"infons": {}}', "holds no document of BioC"),
-        ("a.json", b'[{"text": "x"}, 3]', "holds no document of BioC"),
+        ("a.json", b'{"infons": {}}', "has no BioC document"),
+        ("a.json", b'[{"text": "x"}, 3]', "has no BioC document"),
         ("a.json", b"", "lines 1 to 1: not JSON"),
         ("a.json", b"[" * 1000, "nested more than 100 deep"),
-        ("a.jsonl.gz", b"no gzip", "is not a whole gzip file"),
-        ("a.xml.gz", gzip.compress(PUBMED.encode())[:-20], "is not a whole gzip file"),
-        ("a.XML.GZ", gzip.compress(PUBMED.encode())[:-20], "is not a whole gzip file"),
-        ("a.xml", b'<?xml version="1.0" encoding="GBK"?><PubmedArticleSet/>', "its encoding cannot be read"),
-        ("a.xml", b'<?xml version="1.0" encoding="nothing"?><PubmedArticleSet/>', "(not well-formed|its encoding)"),
+        ("a.jsonl.gz", b"no gzip", "is not a complete gzip file"),
+        ("a.xml.gz", gzip.compress(PUBMED.encode())[:-20], "is not a complete gzip file"),
+        ("a.XML.GZ", gzip.compress(PUBMED.encode())[:-20], "is not a complete gzip file"),
+        ("a.xml", b'<?xml version="1.0" encoding="GBK"?><PubmedArticleSet/>', "can't read its encoding"),
+        (
+            "a.xml",
+            b'<?xml version="1.0" encoding="nothing"?><PubmedArticleSet/>',
+            "(not well-formed|can't read its encoding)",
+        ),
     ],
 )
 def test_a_broken_file_cannot_be_skipped(name: str, content: bytes, message: str, tmp_path: Path) -> None:
@@ -525,44 +542,119 @@ def test_a_broken_file_cannot_be_skipped(name: str, content: bytes, message: str
     assert "\n" not in str(error.value)
 
 
-def test_what_cannot_be_had(tmp_path: Path) -> None:
-    for name in ("a.html", "a.doc", "a"):
-        with pytest.raises(InputError, match=r"no format .* here: name one of pubtator|no format .*: name one of txt"):
+def test_unknown_formats_and_missing_files(tmp_path: Path) -> None:
+    for name, problem in (("a.html", "the format 'html' can't be used here"), ("a.doc", "unknown"), ("a", "unknown")):
+        with pytest.raises(
+            InputError, match=rf"{problem}.*: name one of txt, .*, or use a file name that ends in \.txt"
+        ):
             DocumentReader(tmp_path / name)
-    with pytest.raises(InputError, match="no format 'xml' here"):
+    with pytest.raises(InputError, match="the format 'xml' can't be used here"):
         DocumentReader(tmp_path / "a.txt", format="xml")
     for kind in READABLE:
-        with pytest.raises(InputError, match="cannot be read"):
+        with pytest.raises(InputError, match="can't be read"):
             read(tmp_path / "missing", format=kind)
-    with pytest.raises(InputError, match="no format 'txt' here"):
+    with pytest.raises(InputError, match="the format 'txt' can't be used here"):
         write_documents(tmp_path / "a.txt", [])
     (tmp_path / "file").touch()
-    for place in ("none/a.jsonl", "file/a.jsonl"):
-        with pytest.raises(InputError, match="cannot write"):
-            write_documents(tmp_path / place, [Document("1", "x")])
+    with pytest.raises(InputError, match="can't write"):
+        write_documents(tmp_path / "file" / "a.jsonl", [Document("1", "x")])
 
 
-def test_a_format_given_goes_before_the_name(tmp_path: Path) -> None:
+def test_the_longest_suffix_determines_the_format() -> None:
+    for name, format in (
+        ("a.PubTator.txt", "pubtator"),
+        ("a.txt.gz", "txt"),
+        ("a.b.JSON", "bioc"),
+        ("a.tsv.GZ", "conll"),
+    ):
+        assert find_format(name) == FORMATS[format]
+    for name in ("a", "a.gz", "a.parquet.gz", "txt"):
+        assert find_format(name) is None
+    assert [stem_of(f"deep/{name}") for name in ("a.b.txt", "a.pubtator.txt.gz", "x.GZ", "a.md")] == [
+        "a.b",
+        "a",
+        "x",
+        "a.md",
+    ]
+
+
+def test_all_formats_are_listed_once() -> None:
+    endings = [ending for format in FORMATS.values() for ending in format.endings]
+    assert len(endings) == len(set(endings))
+    assert {name: format.name for name, format in FORMATS.items()} == {name: name for name in FORMATS}
+    assert {*READABLE, *WRITABLE} == set(FORMATS)
+
+
+def test_the_text_may_be_in_another_column(tmp_path: Path) -> None:
+    entities = [{"start": 0, "end": 8, "text": "Naloxone", "label": "Chemical"}]
+    row = {"id": "x", "abstract": TITLE, "year": 1981, "entities": entities}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n" + json.dumps({"abstract": None}) + "\n")
+    first, second = read(tmp_path / "a.jsonl", text_column="abstract")
+    assert (first.id, first.text, first.entities[0].text) == ("x", TITLE, "Naloxone")
+    assert first.extra["fields"] == {"year": 1981}
+    assert (second.id, second.text) == ("2", "")
+    table = pa.table(
+        {"id": [7, None, 9], "abstract": pa.array([TITLE, None, "β"]).dictionary_encode(), "text": [1, 2, 3]}
+    )
+    pyarrow.parquet.write_table(table, tmp_path / "b.parquet")
+    found = read(tmp_path / "b.parquet", text_column="abstract")
+    assert found == [Document("7", TITLE), Document("2", ""), Document("9", "β")]
+    pyarrow.parquet.write_table(table.rename_columns(["number", "abstract", "id"]), tmp_path / "c.parquet")
+    with pytest.raises(InputError, match=r"c\.parquet has no column 'text': it has number, abstract, id"):
+        read(tmp_path / "c.parquet")
+
+
+@pytest.mark.parametrize("ids", [["a", None, ""], [1.5, 2.5, 3.5], None])
+def test_parquet_rows_without_an_id_are_numbered(ids: Any, tmp_path: Path) -> None:
+    columns = {"text": ["one", "two", "three"], **({"id": ids} if ids else {})}
+    pyarrow.parquet.write_table(pa.table(columns), tmp_path / "a.parquet")
+    expected = ["a" if ids and ids[0] == "a" else "1", "2", "3"]
+    assert [document.id for document in read(tmp_path / "a.parquet")] == expected
+
+
+@pytest.mark.parametrize("suffix", ["txt", "jsonl", "parquet", "pubtator", "json", "conll"])
+def test_undecodable_bytes_are_an_error_or_replaced(suffix: str, tmp_path: Path) -> None:
+    file = tmp_path / f"a.{suffix}"
+    if suffix == "parquet":
+        values = pa.Array.from_buffers(
+            pa.binary(), 2, [None, *map(pa.py_buffer, (b"\0\0\0\0\3\0\0\0\7\0\0\0", b"onecaf\xe9"))]
+        )
+        pyarrow.parquet.write_table(pa.table({"text": values.view(pa.string())}), file)
+    elif suffix == "json":
+        file.write_bytes(b'{"id": "1", "passages": [{"offset": 0, "text": "caf\xe9"}]}')
+    else:
+        row = {"txt": b"%s\n", "jsonl": b'{"text": "%s"}\n', "pubtator": b"1|t|%s\n\n", "conll": b"%s\tO\n\n"}[suffix]
+        file.write_bytes(row % b"one" + row % b"caf\xe9")
+    assert read(file, errors="replace")[-1].text == "caf\ufffd"
+    with pytest.raises(
+        InputError, match="not JSON" if suffix == "json" else "not valid UTF-8 .*, or set errors to replace"
+    ):
+        read(file)
+    if suffix != "json":
+        assert [document.text for document in read(file, on_error="skip")] == ["one"]
+
+
+def test_a_given_format_overrides_the_name(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(PUBTATOR)
     assert [document.id for document in read(tmp_path / "a.txt", format="pubtator")] == ["227508", "2"]
 
 
-def test_what_fails_leaves_the_old_file(tmp_path: Path) -> None:
+def test_a_failure_keeps_the_old_file(tmp_path: Path) -> None:
     write_documents(tmp_path / "a.jsonl", [Document("1", "old")])
 
     def failing() -> Iterator[Document]:
         yield Document("1", "new")
         raise InputError("no more")
 
-    with pytest.raises(InputError, match=r"^no more"):  # what a source says stays as it is
+    with pytest.raises(InputError, match=r"^no more"):  # an error of the source stays unchanged
         write_documents(tmp_path / "a.jsonl", failing())
     assert [document.text for document in read(tmp_path / "a.jsonl")] == ["old"]
     assert len(list(tmp_path.iterdir())) == 1
-    write_documents(tmp_path / "a.jsonl", DocumentReader(tmp_path / "a.jsonl"))  # in its own place
+    write_documents(tmp_path / "a.jsonl", DocumentReader(tmp_path / "a.jsonl"))  # onto itself
     assert [document.text for document in read(tmp_path / "a.jsonl")] == ["old"]
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.pubtator", "a.json", "a.xml", "a.conll", "a.txt"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.pubtator", "a.json", "a.xml", "a.conll", "a.txt", "a.parquet"])
 def test_memory_does_not_grow_with_the_file(name: str, tmp_path: Path) -> None:
     file = tmp_path / name
     if name == "a.xml":
@@ -571,24 +663,28 @@ def test_memory_does_not_grow_with_the_file(name: str, tmp_path: Path) -> None:
         file.write_text(start + article * 3000 + end)
     elif name == "a.txt":
         file.write_text(f"{ABSTRACT * 5}\n" * 5000)
+    elif name == "a.parquet":
+        table = pa.table({"text": [f"{number} {ABSTRACT * 5}" for number in range(50_000)]})
+        pyarrow.parquet.write_table(table, file, use_dictionary=False, compression="none")
+        del table
     else:
         write_documents(file, (Document(str(n), ABSTRACT * 5, (entity(ABSTRACT, 0, 4),)) for n in range(5000)))
     tracemalloc.start()
     assert sum(1 for _ in DocumentReader(file)) >= 5000
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert file.stat().st_size > 2_000_000
-    assert peak < 1_000_000
+    assert file.stat().st_size > (20_000_000 if name == "a.parquet" else 2_000_000)
+    assert peak < (2_000_000 if name == "a.parquet" else 1_000_000)  # a page of Parquet is a megabyte
 
 
-def test_an_entity_is_what_stands_there() -> None:
+def test_an_entity_must_match_its_offsets() -> None:
     Document("1", TITLE, (entity(TITLE, 0, len(TITLE)),))
     for start, end, text in ((0, 8, "naloxone"), (0, 0, ""), (-8, -1, TITLE[-8:-1]), (50, 99, TITLE[50:])):
-        with pytest.raises(InputError, match=r"document 1: .*mend"):
+        with pytest.raises(InputError, match=r"document 1: .*: fix "):
             Document("1", TITLE, (Entity(start, end, text, "Chemical"),))
 
 
-def test_of_overlapping_entities_the_longest_stays() -> None:
+def test_the_longest_of_overlapping_entities_is_kept() -> None:
     text = "acute renal failure of both"
     inner, outer, beside, after = (entity(text, *span) for span in ((6, 11), (0, 19), (12, 22), (23, 27)))
     assert without_overlaps([after, inner, beside, outer]) == [outer, after]
@@ -597,10 +693,10 @@ def test_of_overlapping_entities_the_longest_stays() -> None:
     assert without_overlaps(same) == [same[1]]
 
 
-def test_conll_says_how_many_entities_it_cannot_hold(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_conll_reports_entities_that_were_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     entities = (entity(TITLE, 0, 8), entity(TITLE, 0, 17, "Sentence"), entity(TITLE, 0, 8, "Drug"))
     write_documents(tmp_path / "a.conll", [Document("1", TITLE, entities), Document("2", TITLE, entities[:1])])
-    assert "2 entities that overlap longer ones are left out" in caplog.text
+    assert "left out 2 entities that overlap longer ones" in caplog.text
     assert [[e.label for e in d.entities] for d in read(tmp_path / "a.conll")] == [["Sentence"], ["Chemical"]]
 
 
@@ -621,19 +717,19 @@ def test_conll_cuts_tokens_and_keeps_sentences_together(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("label", ["", "-x", "x-", "a b", "a\tb"])
-def test_conll_takes_no_such_type(label: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"document 1: .* cannot be a type in CoNLL"):
+def test_conll_rejects_types(label: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"document 1: .* can't be a type in CoNLL"):
         write_documents(tmp_path / "a.conll", [Document("1", TITLE, (entity(TITLE, 0, 8, label),))])
 
 
 @pytest.mark.parametrize("text", ["a\tb", "a\nb", "-DOCSTART-", " ", " a"])
-def test_conll_takes_no_such_token(text: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="document 1: CoNLL takes no token"):
+def test_conll_rejects_tokens(text: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="document 1: CoNLL can't hold the token"):
         write_documents(tmp_path / "a.conll", [Document("1", text, tokens=[(0, len(text))])])
 
 
 @pytest.mark.parametrize("split", ["BC5-chem/test", "JNLPBA/dev"])
-def test_real_conll_is_written_as_it_was(split: str, data_dir: Path, tmp_path: Path) -> None:
+def test_real_conll_survives_a_round_trip(split: str, data_dir: Path, tmp_path: Path) -> None:
     source = data_dir / "ner" / f"{split}.tsv"
     reader = DocumentReader(source)
     assert write_documents(tmp_path / "a.tsv", reader) > 1000
@@ -642,13 +738,13 @@ def test_real_conll_is_written_as_it_was(split: str, data_dir: Path, tmp_path: P
     assert sum(len(d.entities) for d in documents) == sum(
         tag.startswith("B-") for _, tags in read_conll(source) for tag in tags
     )
-    for name in ("a.jsonl", "a.json", "a.pubtator"):  # and goes through the other formats with its offsets
+    for name in ("a.jsonl", "a.json", "a.pubtator"):  # other formats keep the offsets
         write_documents(tmp_path / name, documents)
         assert [(d.text, d.entities) for d in read(tmp_path / name)] == [(d.text, d.entities) for d in documents]
 
 
 class _Page(HTMLParser):
-    """Takes a page apart: the texts of its documents, without the labels, and its marks."""
+    """Parses a page: the texts of its documents without the labels, and its marks."""
 
     def __init__(self, content: str) -> None:
         super().__init__()
@@ -697,7 +793,7 @@ def test_html_runs_nothing_and_fetches_nothing(tmp_path: Path) -> None:
     assert not re.search(r"https?:|url\(|@import", content)
 
 
-def test_html_says_what_it_hides_and_counts_labels(tmp_path: Path) -> None:
+def test_html_counts_hidden_entities_and_labels(tmp_path: Path) -> None:
     text = "acute renal failure"
     entities = (entity(text, 0, 19, "Disease"), entity(text, 6, 11, "Organ"))
     write_documents(tmp_path / "a.html", [Document("1", text, entities), Document("2", text, entities[1:])])
@@ -709,12 +805,12 @@ def test_html_says_what_it_hides_and_counts_labels(tmp_path: Path) -> None:
     assert "no entities" in (tmp_path / "b.html").read_text()
 
 
-def test_a_part_of_a_page_is_what_the_page_shows(tmp_path: Path) -> None:
+def test_a_fragment_is_part_of_the_page(tmp_path: Path) -> None:
     text = "acute <b> failure"
     document = Document("an id", text, (entity(text, 0, 9, "Disease"), entity(text, 6, 9, "Tag")))
     write_documents(tmp_path / "a.html", [document])
     content = (tmp_path / "a.html").read_text()
-    legend, article = html_part(document).split("</div>")
+    legend, article = html_fragment(document).split("</div>")
     assert legend in content
     assert article.strip().removeprefix("<article>") in content
     assert "an id" not in article
@@ -728,7 +824,7 @@ def luminance(hue: float, saturation: float, lightness: float) -> float:
 
 
 def test_every_colour_of_the_html_is_readable() -> None:
-    """7:1 between letters and their ground, the stricter level of WCAG 2."""
+    """A contrast of 7:1 between letters and background, the stricter level of WCAG 2."""
     marks = re.findall(r"--mark: (\d+)% (\d+)%", bioptimus_hf.corpus.html._HEAD)
     inks = [luminance(0, 0, 100 * int(digits[:2], 16) / 255) for digits in ("1a", "ee")]
     assert len(marks) == 2

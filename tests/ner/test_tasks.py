@@ -120,13 +120,13 @@ def test_merged_types_become_a_single_type(tmp_path: Path) -> None:
 @pytest.mark.parametrize("split", ["dev", "test"])
 def test_a_type_that_does_not_occur_in_train_is_refused(tmp_path: Path, split: str) -> None:
     write_task(tmp_path, **{split: "Pain\tO\nhurts\tB-Disease\n\n"})
-    with pytest.raises(InputError, match=rf"{split}\.tsv, line 2: tag 'B-Disease' .* known are Chemical"):
+    with pytest.raises(InputError, match=rf"{split}\.tsv, line 2: tag 'B-Disease' .* known types are Chemical"):
         load_ner(NerTask("mine"), tmp_path)
 
 
 def test_a_type_that_the_task_does_not_name_is_refused(tmp_path: Path) -> None:
     write_task(tmp_path)
-    with pytest.raises(InputError, match=r"train\.tsv, line 1: tag 'B-Chemical' .* known are Disease"):
+    with pytest.raises(InputError, match=r"train\.tsv, line 1: tag 'B-Chemical' .* known types are Disease"):
         load_ner(NerTask("mine", types=("Disease",)), tmp_path)
 
 
@@ -257,7 +257,7 @@ def test_rows_of_a_hub_data_set_are_read_like_lines_of_a_file(
         ({"test": rows({"tokens": [["a"]], "ner_tags": [[None]]})}, "test, row 0: a token or a tag is missing"),
         ({"test": rows().cast_column("tokens", List(Value("binary")))}, r"`tokens` \(strings\) and"),
         ({"test": rows({"tokens": [["a"]], "ner_tags": [[-100]]})}, "row 0: a tag is not one of the 5 class labels"),
-        ({"test": rows(names=["I-Pain", *NAMES[1:]])}, "row 2: tag 'I-Pain' is of an unknown type: known are Chem"),
+        ({"test": rows(names=["I-Pain", *NAMES[1:]])}, "row 2: tag 'I-Pain' has an unknown type: known types are Chem"),
         ({"train": rows(names=["S-Pain", *NAMES[1:]])}, "lab/set, train, row 2: unknown tag 'S-Pain'"),
         ({"train": rows({"tokens": [["a"]], "ner_tags": [[1]]})}, "lab/set, train holds no entity: every tag is O"),
         ({"train": rows({"tokens": [[]], "ner_tags": [[]]})}, "lab/set, train holds no sentence"),

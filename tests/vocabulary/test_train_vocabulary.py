@@ -80,7 +80,7 @@ def test_bad_input_is_one_line_and_leaves_nothing_half_written(base: BertTokeniz
     (tmp_path / "latin.txt").write_bytes(b"fine\ncaf\xe9\n")
     for ended, message in (
         (run(tmp_path, "--size", "20"), "--size 20 does not hold"),
-        (run(tmp_path, corpus=str(tmp_path / "latin.txt")), "latin.txt is not valid UTF-8 at byte 8"),
+        (run(tmp_path, corpus=str(tmp_path / "latin.txt")), "latin.txt, line 2: not valid UTF-8 at byte 8"),
         (run(tmp_path, "--base_model", str(tmp_path)), "not a local model folder and not"),
     ):
         assert ended.returncode == 2, ended.stderr

@@ -1,0 +1,139 @@
+"""Open files of text, decompress and decode them; errors name the file, the line and the byte."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zlib
+from codecs import BOM_UTF8, getincrementaldecoder
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from bioptimus_hf.errors import InputError
+
+_REPLACEMENT = "\ufffd"
+_BUFFER = 1 << 16  # bytes
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How documents are read, whatever the format of their file.
+
+    Attributes:
+        text_column: name of the field or column that holds the text, in formats whose rows have several.
+        errors: what to do about bytes that are not UTF-8: `strict` raises, `replace` puts U+FFFD in their place.
+        text_only: read the text and ignore the annotations, so that errors in annotations do no harm. For corpora.
+
+    Raises:
+        InputError: `errors` is neither of the two.
+    """
+
+    text_column: str = "text"
+    errors: str = "strict"
+    text_only: bool = False
+
+    def __post_init__(self) -> None:
+        if self.errors not in ("strict", "replace"):
+            raise InputError(f"must be strict or replace, not {self.errors!r}", argument="errors")
+
+
+class NotUtf8Error(InputError):
+    """Some bytes are not UTF-8."""
+
+
+class InputFile:
+    """An open file, decompressed, as the readers of all formats take it.
+
+    Attributes:
+        path: where the file is, for error messages.
+        options: how to read it.
+        binary: the decompressed bytes.
+        replaced: how many undecodable bytes or sequences have been replaced so far.
+    """
+
+    def __init__(self, path: Path, binary: io.BufferedReader, raw: BinaryIO, options: ReadOptions) -> None:
+        self.path = path
+        self.options = options
+        self.binary = binary
+        self.replaced = 0
+        self._raw = raw
+        self._decoder = getincrementaldecoder("utf-8")("replace")
+
+    @property
+    def position(self) -> int:
+        """The number of bytes read so far, before decompression."""
+        return 0 if self._raw.closed else self._raw.tell()
+
+    def lines(self) -> Iterator[tuple[int, str | InputError]]:
+        """Yield the number and the text of each line, without its end, or the error if the line can't be decoded.
+
+        A byte order mark at the start of the file is left out.
+        """
+        packed = self._raw is not self.binary
+        offset = 0
+        for number, line in enumerate(self.binary, start=1):
+            content = line.rstrip(b"\r\n")
+            start = offset
+            if not offset and content.startswith(BOM_UTF8):
+                start, content = len(BOM_UTF8), content.removeprefix(BOM_UTF8)
+            try:
+                yield number, self.decode(content)
+            except UnicodeDecodeError as error:
+                where = f"byte {start + error.start} of the {'decompressed ' if packed else ''}file"
+                yield number, NotUtf8Error(f"{self.path}, line {number}: not valid UTF-8 at {where}: convert the file")
+            offset += len(line)
+
+    def decode(self, content: bytes) -> str:
+        """Decode UTF-8 and count what is replaced.
+
+        Raises:
+            UnicodeDecodeError: some bytes are not UTF-8, and `errors` is `strict`.
+        """
+        try:
+            return content.decode()
+        except UnicodeDecodeError:
+            if self.options.errors == "strict":
+                raise
+        text = content.decode(errors="replace")
+        self._count(text, content)
+        return text
+
+    def read(self, size: int) -> bytes:
+        """Read about this many bytes, for parsers that decode UTF-8 themselves; nothing at the end of the file."""
+        if self.options.errors == "strict" or not size:
+            return self.binary.read(size)
+        while True:
+            chunk = self.binary.read(size)
+            before = self._decoder.getstate()[0]
+            text = self._decoder.decode(chunk, final=not chunk)
+            after = self._decoder.getstate()[0]
+            content = before + chunk
+            self._count(text, content[: len(content) - len(after)])
+            if text or not chunk:
+                return text.encode()
+
+    def _count(self, text: str, content: bytes) -> None:
+        self.replaced += text.count(_REPLACEMENT) - content.count(_REPLACEMENT.encode())
+
+
+@contextmanager
+def open_input(path: str | Path, options: ReadOptions | None = None) -> Iterator[InputFile]:
+    """Open a file for reading, decompressing it if its name ends in `.gz`.
+
+    Raises:
+        InputError: the file can't be read, even if this shows only later, within the `with` block.
+    """
+    path = Path(path)
+    try:
+        with open(path, "rb") as raw:
+            packed = path.name.lower().endswith(".gz")
+            # A BufferedReader splits lines in C, which GzipFile doesn't.
+            binary = io.BufferedReader(cast(io.RawIOBase, gzip.GzipFile(fileobj=raw)), _BUFFER) if packed else raw
+            yield InputFile(path, cast(io.BufferedReader, binary), raw, options or ReadOptions())
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"{path} is not a complete gzip file ({error}): fetch it again") from error
+    except OSError as error:
+        raise InputError(f"{path} can't be read ({error.strerror or error})") from error

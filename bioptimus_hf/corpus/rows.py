@@ -1,0 +1,160 @@
+"""Read and write files with a document per line or row: plain text, JSON lines and Parquet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from bioptimus_hf.corpus.documents import Document, Entity, read_score
+from bioptimus_hf.corpus.reading import InputFile, NotUtf8Error, ReadOptions
+from bioptimus_hf.errors import InputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_ROWS_AT_ONCE = 500  # of Parquet
+_BUFFER = 1 << 18  # bytes of a Parquet column, which may be larger than memory
+_ENTITY_TYPES: dict[str, Any] = {
+    "start": int, "end": int, "text": str, "label": str, "score": (int, float), "identifier": str
+}  # fmt: skip
+
+
+def read_txt(file: InputFile) -> Iterator[Document | InputError]:
+    """Yield a document per line, named by the number of the line; blank lines are left out."""
+    for number, line in file.lines():
+        if isinstance(line, InputError):
+            yield line
+        elif line and not line.isspace():
+            yield Document(str(number), line)
+
+
+def read_jsonl(file: InputFile) -> Iterator[Document | InputError]:
+    """Yield a document per line of JSON, or the error in it.
+
+    A line is an object with the text under `text_column` (null is an empty text), and optionally `id` and `entities`
+    as `jsonl_text` writes them. All other fields are kept in `extra["fields"]`.
+    """
+    for number, line in file.lines():
+        if isinstance(line, InputError):
+            yield line
+        elif line and not line.isspace():
+            try:
+                yield _json_document(number, line, file.options)
+            except InputError as error:
+                yield InputError(f"{file.path}, line {number}: {error}")
+
+
+def read_parquet(file: InputFile) -> Iterator[Document | InputError]:
+    """Yield a document per row of a Parquet file: the text under `text_column` (null is an empty text).
+
+    A document is named by the column `id` if there is one, of strings or integers, otherwise by the number of the row,
+    counted from 1. Other columns are not read.
+
+    Raises:
+        InputError: the file is not Parquet, or has no such column, or not of strings.
+    """
+    import pyarrow as pa  # here: other formats don't need it
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(file.binary, buffer_size=_BUFFER, pre_buffer=False) as parquet:
+            text_column = file.options.text_column
+            if text_column not in (names := parquet.schema_arrow.names):
+                raise InputError(f"{file.path} has no column {text_column!r}: it has {', '.join(names)}")
+            named = "id" in names and text_column != "id" and not file.options.text_only
+            columns = ["id", text_column] if named else [text_column]
+            row = 0
+            for batch in parquet.iter_batches(_ROWS_AT_ONCE, columns=columns):
+                texts = _strings(batch.column(text_column))
+                if texts is None:
+                    raise InputError(f"{file.path}: the column {text_column!r} holds no text")
+                ids = _ids(batch.column("id")) if named else [None] * len(texts)
+                for name, content in zip(ids, texts, strict=True):
+                    row += 1
+                    try:
+                        text = file.decode(content or b"")
+                    except UnicodeDecodeError as error:
+                        where = f"at byte {error.start} of the text"
+                        yield NotUtf8Error(f"{file.path}, row {row}: not valid UTF-8 {where}: convert the file")
+                    else:
+                        yield Document(str(row if name is None else name), text)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{file.path} is not a complete Parquet file ({' '.join(str(error).split())})") from error
+
+
+def jsonl_text(documents: Iterable[Document]) -> Iterator[str]:
+    """Yield documents as JSON lines: `id`, the other fields of the line that was read, `text` and `entities`."""
+    for document in documents:
+        row = {"id": document.id, **document.extra.get("fields", {}), "text": document.text}
+        row["entities"] = [_entity_row(entity) for entity in document.entities]
+        yield json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def _json_document(number: int, line: str, options: ReadOptions) -> Document:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"not JSON ({' '.join(str(error).split())})") from error
+    text = row.get(options.text_column, 0) if isinstance(row, dict) else 0
+    if text is None:
+        text = ""
+    if not isinstance(text, str):
+        raise InputError(
+            f"no text under {options.text_column!r}: each line is an object with the text in that field; set "
+            f"text_column if the field has another name"
+        )
+    if options.text_only:
+        return Document(str(number), text)
+    name = row.get("id", number)
+    if not isinstance(name, (str, int)):
+        raise InputError("'id' must be a string or an integer")
+    entities = row.get("entities", [])
+    if not isinstance(entities, list):
+        raise InputError("'entities' must be a list of objects: rename the field if it holds something else")
+    # An id that is a number stays a number.
+    taken = {options.text_column, "entities", *(["id"] if isinstance(name, str) else [])}
+    fields = {key: value for key, value in row.items() if key not in taken}
+    return Document(str(name), text, tuple(map(_json_entity, entities)), extra={"fields": fields})
+
+
+def _json_entity(row: Any) -> Entity:
+    """Read an entity. `Document` checks that it lies within the text."""
+    if not isinstance(row, dict) or not {"start", "end", "text", "label"} <= row.keys() <= _ENTITY_TYPES.keys():
+        raise InputError(
+            "'entities' must be objects with start, end, text, label and optionally score and identifier: rename the "
+            "field if it holds something else"
+        )
+    for name, value in row.items():
+        if not isinstance(value, _ENTITY_TYPES[name]) or isinstance(value, bool):
+            raise InputError(f"the {name} of an entity can't be {value!r}")
+    read_score(row.get("score", 1.0))
+    return Entity(**row)
+
+
+def _entity_row(entity: Entity) -> dict[str, Any]:
+    row = dict(start=entity.start, end=entity.end, text=entity.text, label=entity.label, score=entity.score)
+    return {**row, "identifier": entity.identifier} if entity.identifier else row
+
+
+def _strings(column: pa.Array) -> list[bytes | None] | None:
+    """Return the strings of a column as bytes, which may not be UTF-8; None if the column holds something else."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        return None
+    values: list[bytes | None] = column.cast(pa.large_binary()).to_pylist()
+    return values
+
+
+def _ids(column: pa.Array) -> Sequence[str | int | None]:
+    """Return the ids of a batch, None where a row has none."""
+    import pyarrow as pa
+
+    if pa.types.is_integer(column.type):
+        numbers: list[int | None] = column.to_pylist()
+        return numbers
+    strings = _strings(column) or [None] * len(column)
+    return [content.decode(errors="replace") if content else None for content in strings]
