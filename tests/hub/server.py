@@ -97,8 +97,8 @@ class Hub:
         self._log.faults.append(fault)
         return fault
 
-    def mend(self) -> None:
-        """Let no further request go wrong."""
+    def clear_faults(self) -> None:
+        """Let no further request fail."""
         self._log.faults.clear()
 
     def environment(self, token: str | None = None, *, xet: bool = True, home: Path | None = None) -> dict[str, str]:

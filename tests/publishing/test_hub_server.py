@@ -21,6 +21,7 @@ import hub_clients
 import lz4.frame
 import pytest
 import torch
+from client_processes import ClientProcesses, client_environment
 from helpers import ROOT, tiny_vocabulary
 from hub import Cut, Delay, Drop, Hub, Status
 from hub.faults import How
@@ -57,21 +58,18 @@ def versions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
-def run(hub: Hub, client: Callable[..., Any], *arguments: Any, **environment: Any) -> Any:
-    """Return what a client function gives in a process of its own."""
-    command = [sys.executable, hub_clients.__file__, client.__name__, json.dumps([arguments, {}], default=str)]
-    ended = subprocess.run(
-        command, env=hub.environment(**environment), capture_output=True, text=True, timeout=300, check=False
-    )
-    assert ended.returncode == 0, ended.stderr
-    return json.loads(ended.stdout.splitlines()[-1])
+def run(clients: ClientProcesses, client: Callable[..., Any], *arguments: Any, **environment: Any) -> Any:
+    """Return the result of a client function, which runs in a process of its own."""
+    return clients.call(client, *arguments, environment=environment)
 
 
 @BOTH_WAYS
-def test_versions_are_published_and_loaded(hub: Hub, versions: dict[str, Path], xet: bool) -> None:
+def test_versions_are_published_and_loaded(
+    hub: Hub, clients: ClientProcesses, versions: dict[str, Path], xet: bool
+) -> None:
     token = hub.token("ada", orgs={"lab": "admin"})
     repo, start = f"lab/encoder-{'xet' if xet else 'lfs'}", len(hub.requests)
-    published = run(hub, hub_clients.publish, repo, versions, token=token, xet=xet)
+    published = run(clients, hub_clients.publish, repo, versions, token=token, xet=xet)
     assert (published["me"]["name"], published["me"]["auth"]["accessToken"]["role"]) == ("ada", "write")
     assert published["me"]["orgs"][0]["name"] == "lab"
     assert published["url"] == f"{hub.endpoint}/{repo}"
@@ -86,7 +84,7 @@ def test_versions_are_published_and_loaded(hub: Hub, versions: dict[str, Path], 
     assert sent == {"cas" if xet else "blobs": 2}  # each weights once, and by the way that was meant
 
     start = len(hub.requests)
-    loaded = run(hub, hub_clients.load, repo, versions, published["tags"], xet=xet)
+    loaded = run(clients, hub_clients.load, repo, versions, published["tags"], xet=xet)
     assert loaded["task"] == "token-classification"
     assert (loaded["no revision"], loaded["no repository"], loaded["no owner"]) == ("OSError",) * 3
     fetched = Counter(request.path for request in hub.requests[start:] if request.origin == "blobs")
@@ -95,8 +93,8 @@ def test_versions_are_published_and_loaded(hub: Hub, versions: dict[str, Path], 
     assert {request.who for request in hub.requests[start:]} == {None}
 
 
-def test_cards_and_collections(hub: Hub) -> None:
-    seen = run(hub, hub_clients.cards, "ada/cards", token=hub.token("ada"))
+def test_cards_and_collections(hub: Hub, clients: ClientProcesses) -> None:
+    seen = run(clients, hub_clients.cards, "ada/cards", token=hub.token("ada"))
     tags = ["chemistry", "en", "license:mit", "region:us", "transformers"]
     assert seen["info"] == ["token-classification", "transformers", "mit", tags]
     assert seen["expanded"] is None
@@ -109,7 +107,7 @@ def test_cards_and_collections(hub: Hub) -> None:
     assert seen["item of nothing"].endswith(" 404")
 
 
-def test_who_may_do_what(hub: Hub) -> None:
+def test_who_may_do_what(hub: Hub, clients: ClientProcesses) -> None:
     owner = hub.token("ada", orgs={"lab": "admin"})
     tokens: dict[str, str | bool] = {
         "admin": owner,
@@ -121,10 +119,10 @@ def test_who_may_do_what(hub: Hub) -> None:
         "none": False,
     }
     files = {"README.md": hub_clients.CARD}
-    run(hub, hub_clients.fill, "lab/private", files, True, token=owner)
+    run(clients, hub_clients.fill, "lab/private", files, True, token=owner)
     missing, not_for_you = "RepositoryNotFoundError 401", "RepositoryNotFoundError 404"
     refused, invalid = "HfHubHTTPError 403", "HfHubHTTPError 401"
-    assert run(hub, hub_clients.access, "lab/private", tokens) == {
+    assert run(clients, hub_clients.access, "lab/private", tokens) == {
         "admin": ["", "", ""],
         "admin, to read": ["", refused, refused],
         "writer": ["", "", refused],
@@ -133,21 +131,21 @@ def test_who_may_do_what(hub: Hub) -> None:
         "wrong": [invalid] * 3,
         "none": [missing] * 3,
     }
-    run(hub, hub_clients.fill, "lab/public", files, False, token=owner)
+    run(clients, hub_clients.fill, "lab/public", files, False, token=owner)
     others = {name: tokens[name] for name in ("stranger", "wrong", "none")}
-    assert run(hub, hub_clients.access, "lab/public", others) == {
+    assert run(clients, hub_clients.access, "lab/public", others) == {
         "stranger": ["", refused, refused],
         "wrong": [invalid] * 3,
         "none": ["", missing, missing],
     }
-    gated = run(hub, hub_clients.gate, "lab/public", tokens["stranger"], token=owner)
+    gated = run(clients, hub_clients.gate, "lab/public", tokens["stranger"], token=owner)
     assert gated == ["", "GatedRepoError 403", "GatedRepoError 401"]
 
 
-def test_history(hub: Hub) -> None:
+def test_history(hub: Hub, clients: ClientProcesses) -> None:
     hub.world.page_size, start = 3, len(hub.requests)
     try:
-        seen = run(hub, hub_clients.history, "ada/history", token=hub.token("ada"))
+        seen = run(clients, hub_clients.history, "ada/history", token=hub.token("ada"))
     finally:
         hub.world.page_size = 1000
     texts = [f"data/{number // 3}/{number}.txt" for number in range(9)]
@@ -165,7 +163,7 @@ def test_history(hub: Hub) -> None:
 
 
 @BOTH_WAYS
-def test_large_files_in_parts(hub: Hub, tmp_path: Path, xet: bool) -> None:
+def test_large_files_in_parts(hub: Hub, clients: ClientProcesses, tmp_path: Path, xet: bool) -> None:
     """Many parts with LFS; with xet all kinds of chunks, and one that comes twice."""
     noise = bytes(number * number % 251 for number in range(1, 300_001))
     floats = b"".join(bytes([number % 256, number // 7 % 256, 0, 63]) for number in range(300_001))
@@ -174,8 +172,8 @@ def test_large_files_in_parts(hub: Hub, tmp_path: Path, xet: bool) -> None:
     hub.world.part_size, start = 500_000, len(hub.requests)
     try:
         repo = f"ada/large-{xet}"
-        first = run(hub, hub_clients.large, repo, tmp_path / "x.bin", token=hub.token("ada"), xet=xet)
-        again = run(hub, hub_clients.large, f"{repo}-too", tmp_path / "x.bin", token=hub.token("ada"), xet=xet)
+        first = run(clients, hub_clients.large, repo, tmp_path / "x.bin", token=hub.token("ada"), xet=xet)
+        again = run(clients, hub_clients.large, f"{repo}-too", tmp_path / "x.bin", token=hub.token("ada"), xet=xet)
     finally:
         hub.world.part_size = 1 << 30
     assert first == again
@@ -209,19 +207,21 @@ def test_large_files_in_parts(hub: Hub, tmp_path: Path, xet: bool) -> None:
         ("GET /large/*", Drop(), False, "", 1),
     ],
 )
-def test_faults(hub: Hub, tmp_path: Path, match: str, how: How, xet: bool, outcome: str, commits: int) -> None:
+def test_faults(
+    hub: Hub, clients: ClientProcesses, tmp_path: Path, match: str, how: How, xet: bool, outcome: str, commits: int
+) -> None:
     number = len(hub.requests)
     (tmp_path / "x.bin").write_bytes(b"%d\0" % number + bytes(i * i % 253 for i in range(600_000)))
     token, repo = hub.token("ada"), f"ada/fault-{number}"
     fault, start = hub.fail(match, how), time.monotonic()
-    seen = run(hub, hub_clients.upload_twice, repo, tmp_path, token=token, xet=xet)
+    seen = run(clients, hub_clients.upload_twice, repo, tmp_path, token=token, xet=xet)
     assert seen == {"outcome": outcome, "commits": commits}
     assert fault.happened == 1
     assert not isinstance(how, Delay) or time.monotonic() - start > how.seconds
 
 
-def test_the_command_line(hub: Hub, versions: dict[str, Path]) -> None:
-    said = run(hub, hub_clients.command, "ada/by-hand", versions["v0.1"], token=hub.token("ada"))
+def test_the_command_line(hub: Hub, clients: ClientProcesses, versions: dict[str, Path]) -> None:
+    said = run(clients, hub_clients.command, "ada/by-hand", versions["v0.1"], token=hub.token("ada"))
     assert "ada" in said[0]
     assert "v1" in said[3]
     assert "classifier.weight" in said[5:]
@@ -288,7 +288,7 @@ def test_faults_are_counted() -> None:
             ask(hub.endpoint)
         assert hub.requests[-1].status is None
         hub.fail("* *", Status(500))
-        hub.mend()
+        hub.clear_faults()
         assert ask(f"{hub.endpoint}/api/models/a/b")[0] == 401
 
 
@@ -297,7 +297,8 @@ def test_a_folder_keeps_the_state(tmp_path: Path) -> None:
     for folder, new in (("kept", True), ("kept", False), ("other", True)):
         with Hub(tmp_path / folder) as hub:
             if new:
-                run(hub, hub_clients.fill, "ada/kept", files, False, token=hub.token("ada"), xet=False)
+                call = [sys.executable, hub_clients.__file__, "fill", json.dumps([["ada/kept", files, False], {}])]
+                subprocess.run(call, env=client_environment(hub, token=hub.token("ada"), xet=False), check=True)
             assert ask(f"{hub.endpoint}/ada/kept/resolve/main/x/b.bin")[2] == b"\0"
             ids.append(json.loads(ask(f"{hub.endpoint}/api/models/ada/kept")[2])["sha"])
     assert len(set(ids)) == 1  # and the same acts give the same ids
