@@ -71,30 +71,33 @@ class RowsReport:
 
     def markdown(self) -> str:
         """Return the report as Markdown. It shows `norms.png`, which `plot` draws."""
-        lines = ["# New embeddings", "", "| tokens | made from | number |", "| --- | --- | --- |"]
-        lines += [
-            f"| {kind} | {origin} | {number:,} |"
+        origins = [
+            f"{kind} | {origin} | {number:,}"
             for kind, by_origin in self.counts.items()
             for origin, number in by_origin.items()
         ]
-        lines += ["", "## Norms", "", "| embeddings | 5th percentile | median | 95th percentile |"]
-        lines += ["| --- | --- | --- | --- |"]
-        for name, norms in (("base", self.old_norms), ("new", self.new_norms)):
-            if norms:
-                lines.append("| " + " | ".join([name, *(f"{np.percentile(norms, p):.3f}" for p in (5, 50, 95))]) + " |")
-        lines += ["", "![Norms of base and new embeddings](norms.png)", "", "## Nearest tokens by cosine", ""]
-        lines += ["| new word | before: to the mean of its pieces | after: to its new embedding |"]
-        lines += ["| --- | --- | --- |"]
-        lines += [
-            f"| {word} | {' '.join(nearest['before'])} | {' '.join(nearest['after'])} |"
-            for word, nearest in self.neighbours.items()
+        norms = [
+            " | ".join([name, *(f"{np.percentile(values, p):.3f}" for p in (5, 50, 95))])
+            for name, values in (("base", self.old_norms), ("new", self.new_norms))
+            if values
         ]
-        lines += ["", "## Agreement between initializers", "", "| initializers | mean cosine |", "| --- | --- |"]
-        lines += [f"| {pair} | {cosine:.3f} |" for pair, cosine in self.cosines.items()]
+        nearest = [
+            f"{word} | {' '.join(tokens['before'])} | {' '.join(tokens['after'])}"
+            for word, tokens in self.neighbours.items()
+        ]
+        cosines = [f"{pair} | {cosine:.3f}" for pair, cosine in self.cosines.items()]
+        lines = ["# New embeddings", *_table("tokens | made from | number", origins)]
+        lines += ["", "## Norms", *_table("embeddings | 5th percentile | median | 95th percentile", norms)]
+        lines += ["", "![Norms of base and new embeddings](norms.png)"]
+        if nearest:
+            lines += ["", "## Nearest tokens by cosine"]
+            lines += _table("new word | before: to the mean of its pieces | after: to its new embedding", nearest)
+        if cosines:
+            lines += ["", "## Agreement between initializers", *_table("initializers | mean cosine", cosines)]
         few = [f"`{token}` {number}" for token, number in self.few_contexts.items()]
-        lines += _section(f"Fewer than {FEW} contexts", few)
-        lines += _section("No contexts", [f"`{token}`" for token in self.without_contexts])
-        lines += _section("Contexts found but not used", [f"`{token}`" for token in self.left_out])
+        lines += _list(f"Fewer than {FEW} contexts", few)
+        lines += _list("No contexts", [f"`{token}`" for token in self.without_contexts])
+        lines += _list("Contexts found but not used", [f"`{token}`" for token in self.left_out])
         return "\n".join(lines) + "\n"
 
     def plot(self, path: Path) -> None:
@@ -144,7 +147,12 @@ def inspect_rows(
     )
 
 
-def _section(title: str, tokens: list[str]) -> list[str]:
+def _table(header: str, rows: list[str]) -> list[str]:
+    """Return the lines of a Markdown table, whose cells are separated by ` | `."""
+    return ["", f"| {header} |", "|" + " --- |" * len(header.split(" | ")), *(f"| {row} |" for row in rows)]
+
+
+def _list(title: str, tokens: list[str]) -> list[str]:
     """Return the lines of a section that lists tokens; none if there are no tokens."""
     if not tokens:
         return []

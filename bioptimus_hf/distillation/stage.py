@@ -74,8 +74,8 @@ def make_distilled_model(run: Run, options: DistillationOptions) -> Path:
             "weights_made_up": new_weights,
         }
     logger.info(
-        "%d new tokens, initialised by %s; %d without contexts start from the mean of their pieces, %d contain "
-        "characters unknown to the base",
+        "%d new tokens, initialised by %s; %d of them fall back on the mean of their pieces, %d contain characters "
+        "unknown to the base",
         len(new.rows),
         options.initializer,
         len(new.fallen_back),

@@ -1,0 +1,129 @@
+"""Check the vocabulary stage and its command: they write, skip, refuse, redo, and leave nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+import pytest
+from helpers import tiny_vocabulary
+from transformers import AutoTokenizer, BertTokenizer
+
+from bioptimus_hf.artifacts import Run, read_record
+from bioptimus_hf.cli.__main__ import main
+from bioptimus_hf.corpus.options import Corpus
+from bioptimus_hf.errors import InputError
+from bioptimus_hf.models import save_tokenizer
+from bioptimus_hf.vocabulary.options import VocabularyOptions
+from bioptimus_hf.vocabulary.stage import make_tokenizer
+from bioptimus_hf.vocabulary.tokenizer import compare_vocabularies
+
+SAMPLE = str(resources.files("bioptimus_hf") / "sample" / "corpus.txt")
+
+
+@pytest.fixture
+def base(tokenizer: BertTokenizer, tmp_path: Path) -> BertTokenizer:
+    save_tokenizer(tokenizer, tmp_path / "base")
+    return tokenizer
+
+
+def command(tmp_path: Path, *options: str, corpus: str | Path = SAMPLE) -> Sequence[str]:
+    where = ["--base_model", str(tmp_path / "base"), "--output_dir", str(tmp_path / "run")]
+    return ["train-vocabulary", "--corpus", str(corpus), "--validation_share", "0.1", *where, *options]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def last_line(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_command_writes_then_skips_then_refuses_then_redoes(
+    base: BertTokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    assert main(command(tmp_path, "--size", "1500")) == 0
+    folder = tmp_path / "run" / "tokenizer"
+    before = contents(tmp_path / "run")
+    assert {"tokenizer/vocab.txt", "tokenizer/tokenizer.json", "tokenizer/made.json"} <= before.keys()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    difference = compare_vocabularies(base, tokenizer)
+    facts = read_record(folder)["facts"]
+    assert len(tokenizer) == facts["tokens"] == 1500
+    assert (facts["shared"], facts["new"]) == (len(difference.shared), len(difference.new))
+    assert 1 < facts["fertility_after"] < facts["fertility_before"]
+    assert f"{facts['new']} of them new" in caplog.text
+    assert "| 1,500 tokens |" in (folder / "report.md").read_text()
+    assert json.loads((folder / "report.json").read_text())["base"]["fertility"] == facts["fertility_before"]
+    assert f"saved {folder}" in caplog.text
+
+    copy = tmp_path / "copy.txt"  # the same text in another place
+    copy.write_bytes(Path(SAMPLE).read_bytes())
+    caplog.clear()
+    assert main(command(tmp_path, "--size", "1500", corpus=copy)) == 0
+    assert "skipped" in caplog.text
+    assert "saved" not in caplog.text
+    assert contents(tmp_path / "run") == before
+
+    copy.write_bytes(Path(SAMPLE).read_bytes() + b"One more document.\n")
+    for options, corpus, changed in (
+        (["--size", "1500"], copy, "corpus ("),
+        (["--size", "1600"], SAMPLE, "size (1500"),
+    ):
+        assert main(command(tmp_path, *options, corpus=corpus)) == 2
+        message = last_line(capsys)
+        assert message.startswith(f"error: {folder} was made with different {changed}")
+        assert contents(tmp_path / "run") == before
+
+    assert main(command(tmp_path, "--size", "1600", "--force")) == 0
+    assert len(AutoTokenizer.from_pretrained(folder)) == 1600
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["tokenizer"]
+
+
+def test_bad_input_ends_with_one_line_and_leaves_nothing_half_written(
+    base: BertTokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "latin.txt").write_bytes(b"fine\ncaf\xe9\n")
+    for arguments, message in (
+        (command(tmp_path, "--size", "20"), "error: --size: 20 tokens can't hold"),
+        (command(tmp_path, corpus=tmp_path / "latin.txt"), "latin.txt, line 2: not valid UTF-8 at byte 8"),
+        (command(tmp_path, "--base_model", str(tmp_path / "nowhere")), "nowhere: not a local model folder"),
+        (command(tmp_path, "--base_model", str(tmp_path)), f"{tmp_path}: not a local model folder"),
+    ):
+        assert main(arguments) == 2
+        captured = capsys.readouterr().err
+        assert captured.splitlines()[-1].startswith("error: ")
+        assert message in captured.splitlines()[-1]
+        assert "Traceback" not in captured
+        assert contents(tmp_path / "run") == {}
+
+
+def test_the_function_leaves_what_the_command_leaves(base: BertTokenizer, tmp_path: Path) -> None:
+    assert main(command(tmp_path, "--size", "600", "--policy", "extend")) == 0
+    run = Run(str(tmp_path / "function"))
+    options = VocabularyOptions(str(tmp_path / "base"), size=600, policy="extend")
+    folder = make_tokenizer(run, Corpus([SAMPLE], validation_share=0.1), options)
+    assert folder == run.root / "tokenizer"
+    by_function, by_command = contents(folder), contents(tmp_path / "run" / "tokenizer")
+    records = [json.loads(files.pop("made.json")) for files in (by_function, by_command)]
+    assert by_function == by_command
+    assert all(records[0][key] == records[1][key] for key in ("fingerprint", "inputs", "settings", "facts"))
+    assert AutoTokenizer.from_pretrained(folder).convert_ids_to_tokens(list(range(len(base)))) == tiny_vocabulary()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": 0}, "^size: must be at least 1, not 0"),
+        ({"min_frequency": 0}, "^min_frequency: must be at least 1, not 0"),
+        ({"policy": "merge"}, "^policy: 'merge' is not one of replace, extend"),
+    ],
+)
+def test_invalid_options_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        VocabularyOptions(**options)  # type: ignore[arg-type]
