@@ -186,10 +186,10 @@ def pieces(batches: list[pa.Array], megabytes: float, new: Sequence[str], tokeni
     finder = BatchFinder(new, word_rules(tokenizer), per_token=64, seed=0)
     timed = [
         (kernels, "scan", "scanning"),
-        (kernels, "expand", "writing down occurrences"),
+        (kernels, "expand", "listing occurrences"),
         (kernels, "choose", "choosing the sample"),
         (kernels, "hash_texts", "hashing sentences"),
-        (matching._Words, "settle", "cutting new words"),
+        (matching._Words, "resolve", "splitting new words"),
     ]
     with ExitStack() as stack:
         for owner, name, label in timed:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:  # what editors and type checkers see of the names below
     from bioptimus_hf.contexts.finder import find_contexts as find_contexts
     from bioptimus_hf.contexts.local import search_documents as search_documents
     from bioptimus_hf.contexts.on_ray import find_contexts_on_ray as find_contexts_on_ray
+    from bioptimus_hf.contexts.options import ContextsOptions as ContextsOptions
+    from bioptimus_hf.contexts.query import ContextQuery as ContextQuery
+    from bioptimus_hf.contexts.stage import make_contexts as make_contexts
     from bioptimus_hf.corpus.dataset import load_corpus as load_corpus
     from bioptimus_hf.corpus.decontamination import decontaminate as decontaminate
     from bioptimus_hf.corpus.decontamination import read_test_sentences as read_test_sentences
@@ -101,6 +104,9 @@ _PUBLIC = {
     "build_tokenizer": "vocabulary.tokenizer",
     "compare_vocabularies": "vocabulary.tokenizer",
     "fertility": "vocabulary.fertility",
+    "ContextsOptions": "contexts.options",
+    "make_contexts": "contexts.stage",
+    "ContextQuery": "contexts.query",
     "find_contexts": "contexts.finder",
     "search_documents": "contexts.local",
     "find_contexts_on_ray": "contexts.on_ray",

@@ -1,10 +1,11 @@
-"""The inner loops of finding tokens, compiled by numba: one pass over UTF-8, without an object a character or a word.
+"""Scan UTF-8 text for tokens in loops compiled by numba: a single pass that creates no object per character or word.
 
-They know nothing of tokenizers: what characters become and which words hold which tokens stands in tables, which
-`matching` fills. A loop that meets what stands in none of them stops, says why, and is called again.
+The loops know nothing about tokenizers. Tables, which `matching` fills, say what each character becomes and which words
+contain which tokens. When a loop meets something that isn't in the tables, it stops, returns the reason, and is called
+again.
 
-All of them are in this one module: numba keeps compiled code for as long as the file that it stands in is the same, and
-does not look at files of functions that it calls.
+All loops are in this module: numba reuses compiled code until the file of a function changes, and doesn't check the
+files of the functions that it calls.
 """
 
 from __future__ import annotations
@@ -21,25 +22,25 @@ Offsets = npt.NDArray[np.int64]
 Keys = npt.NDArray[np.uint64]
 Mask = npt.NDArray[np.bool_]
 
-# Why `scan` has stopped.
+# Reasons why `scan` stops.
 DONE, NEW_CHARACTER, ODD_TEXT, NO_ROOM = range(4)
-NOTHING = -1  # number of a word that holds no token; fresh words count down from the next
-PLAIN = -1  # instead of a place in the map of characters: each character of the text has become one byte
-SPACE, SPECIAL = 32, 128  # between words; to be looked up as a character
+NOTHING = -1  # number of a word that contains no token; the numbers of new words are below it
+PLAIN = -1  # instead of a place in the character map: each character of the text became a single byte
+SPACE, SPECIAL = 32, 128  # separator of words; marks a byte whose character must be looked up
 
-PADDING = 8  # bytes that have to follow whatever is read 8 bytes at a time
+PADDING = 8  # bytes that must follow any array that is read 8 bytes at a time
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 class CharacterTable(NamedTuple):
-    """What characters become: letters their lower case, what stands between words a space, and so on.
+    """What each character becomes: a letter its lower case, a separator of words a space, and so on.
 
     Attributes:
-        bytes: of each byte, what it becomes, SPACE or SPECIAL; shape (256,).
-        numbers: of each code point, into the following, or -1 where it is not known yet; shape (0x110000,).
-        content: what these characters become, one after the other: UTF-8, words separated by spaces.
-        ends: of each character in `content`, after a 0; shape (characters + 1,).
-        odd: whether it matters what stands beside a character; shape (characters,).
+        bytes: for each byte, what it becomes, or SPACE or SPECIAL; shape (256,).
+        numbers: for each code point, its index in the arrays below, or -1 if it isn't known yet; shape (0x110000,).
+        content: what these characters become, concatenated: UTF-8, words separated by spaces.
+        ends: end of each character in `content`, after a 0; shape (characters + 1,).
+        odd: whether the result depends on the neighbours of the character; shape (characters,).
     """
 
     bytes: Bytes
@@ -50,29 +51,29 @@ class CharacterTable(NamedTuple):
 
 
 class WordTable(NamedTuple):
-    """A hash table of words with open addressing.
+    """A hash table of words with open addressing, behind a Bloom filter.
 
     Attributes:
-        signs: a bit for every word, where its key says; what has none is in no need of being looked up.
-        slots: of a word, its key, which is never 0, and its number: from 0 up into the following, NOTHING, or from
-            NOTHING - 1 down into the fresh words; shape (a power of 2, 2).
-        content: the words that hold tokens, one after the other, padded.
-        ends: of each word in `content`, after a 0; shape (words + 1,).
+        bloom: Bloom filter with one hash: a word whose bit isn't set needs no lookup; shape (2^16,).
+        slots: key of each word, which is never 0, and its number: an index in the arrays below, or NOTHING, or
+            NOTHING - 1 - i for the new word i; shape (a power of 2, 2).
+        content: the words that contain tokens, concatenated and padded.
+        ends: end of each word in `content`, after a 0; shape (words + 1,).
     """
 
-    signs: Bytes
+    bloom: Bytes
     slots: Offsets
     content: Bytes
     ends: Offsets
 
 
-class FreshWords(NamedTuple):
-    """Room for words that are in the table, but not known to hold tokens or not.
+class NewWords(NamedTuple):
+    """Buffers for words that a scan adds to the table before it is known which tokens they contain.
 
     Attributes:
-        content: the words, one after the other, padded.
-        ends: of each word in `content`, after a 0.
-        slots: of each word in the table.
+        content: the words, concatenated and padded.
+        ends: end of each word in `content`, after a 0.
+        slots: slot of each word in the table.
     """
 
     content: Bytes
@@ -81,14 +82,14 @@ class FreshWords(NamedTuple):
 
 
 class Hits(NamedTuple):
-    """Room for the words found that may hold tokens, in the order of the text.
+    """Buffers for the words found that may contain tokens, in the order of the text.
 
     Attributes:
-        rows: of the texts.
-        words: numbers of the words.
-        starts: first character of each in its text.
-        maps: where in `characters` the characters that the bytes of the word come from begin, or PLAIN.
-        characters: see there.
+        rows: row of the text.
+        words: number of the word.
+        starts: first character of the word in its text; only for PLAIN words.
+        maps: first entry of the word in `characters`, or PLAIN.
+        characters: for each byte of a word that isn't PLAIN, the character of the text that it comes from.
     """
 
     rows: Integers
@@ -99,27 +100,30 @@ class Hits(NamedTuple):
 
 
 @njit(cache=True)
-def scan(content, offsets, row, longest, characters, words, any_word, fresh, hits):
-    """Find the words of texts in a table.
+def scan(content, offsets, row, longest, characters, words, any_word, new, hits):
+    """Look up the words of texts in a table.
 
     Args:
-        content: UTF-8 of the texts, one after the other.
-        offsets: of the texts in it.
-        row: the text to start at.
-        longest: bytes of the longest word that can be found.
-        characters, words: the tables.
-        any_word: whether words that are not in the table, which has room for them, are of interest and put into it.
-        fresh, hits: filled from the start.
+        content: UTF-8 of the texts, concatenated.
+        offsets: offsets of the texts in it.
+        row: the text to start with.
+        longest: length in bytes of the longest word that can contain a token.
+        characters: table of characters.
+        words: table of words.
+        any_word: add words that aren't in the table. It must have enough empty slots.
+        new: filled with the words that are added.
+        hits: filled with the words that are found.
 
     Returns:
-        Text that it has stopped at, of which it leaves no trace in `hits`; why; number of fresh words; number of hits.
+        The row where the scan stopped, which contributes nothing to `hits`; the reason; the number of new words; the
+        number of hits.
     """
     slots, last_slot, shift = words.slots, np.int64(len(words.slots) - 1), _shift(words.slots)
     text = np.empty(_room_for_text(offsets[row:], characters.ends), dtype=np.uint8)
-    origins = np.empty(len(text), dtype=np.int32)  # of each byte of `text`, the character that it comes from
+    origins = np.empty(len(text), dtype=np.int32)  # for each byte of `text`, the character that it comes from
     edges, places = np.empty((2, len(text) + 1), dtype=np.int64)
     keys = np.empty(len(text), dtype=np.uint64)
-    fresh_words, found, mapped = 0, 0, 0
+    new_words, found, mapped = 0, 0, 0
     while row < len(offsets) - 1:
         found_before = found
         size = offsets[row + 1] - offsets[row]
@@ -132,13 +136,13 @@ def scan(content, offsets, row, longest, characters, words, any_word, fresh, hit
         if not plain:
             size, reason = _normalise(content, offsets[row], offsets[row + 1], characters, text, origins)
             if reason != DONE:
-                return row, reason, fresh_words, found
+                return row, reason, new_words, found
         text[size : size + PADDING] = SPACE
         candidates = 0
         for number_in_text in range(_find_edges(text, size, edges) // 2):
             key = _key(text, edges[2 * number_in_text], edges[2 * number_in_text + 1])
             keys[candidates], places[candidates] = key, number_in_text
-            candidates += np.int64(_may_hold(words.signs, key))
+            candidates += np.int64(_may_contain(words.bloom, key))
         for candidate in range(candidates):
             key = np.int64(keys[candidate])
             start, end = edges[2 * places[candidate]], edges[2 * places[candidate] + 1]
@@ -150,22 +154,22 @@ def scan(content, offsets, row, longest, characters, words, any_word, fresh, hit
             if slots[slot, 0] == key:
                 number = slots[slot, 1]
             elif any_word and length <= longest:
-                last = fresh.ends[fresh_words]
-                if fresh_words == len(fresh.slots) or last + length + PADDING > len(fresh.content):
-                    return row, NO_ROOM, fresh_words, found_before
-                fresh.content[last : last + length] = text[start:end]
-                fresh_words += 1
-                fresh.ends[fresh_words] = last + length
-                fresh.slots[fresh_words - 1] = slot
-                number = NOTHING - fresh_words
+                last = new.ends[new_words]
+                if new_words == len(new.slots) or last + length + PADDING > len(new.content):
+                    return row, NO_ROOM, new_words, found_before
+                new.content[last : last + length] = text[start:end]
+                new_words += 1
+                new.ends[new_words] = last + length
+                new.slots[new_words - 1] = slot
+                number = NOTHING - new_words
                 slots[slot, 0], slots[slot, 1] = key, number
             if number != NOTHING and (
                 _is_word(text, start, end, words.content, words.ends, number)
                 if number > NOTHING
-                else _is_word(text, start, end, fresh.content, fresh.ends, NOTHING - 1 - number)
+                else _is_word(text, start, end, new.content, new.ends, NOTHING - 1 - number)
             ):
                 if found == len(hits.rows) or mapped + length > len(hits.characters):
-                    return row, NO_ROOM, fresh_words, found_before
+                    return row, NO_ROOM, new_words, found_before
                 hits.rows[found] = row
                 hits.words[found] = number
                 if plain:
@@ -177,12 +181,12 @@ def scan(content, offsets, row, longest, characters, words, any_word, fresh, hit
                     mapped += length
                 found += 1
         row += 1
-    return row, DONE, fresh_words, found
+    return row, DONE, new_words, found
 
 
 @njit(cache=True)
 def insert(slots, words):
-    """Put distinct words, each a key and a number, into a table that has room for them."""
+    """Insert distinct words, each a key and a number, into a table with enough empty slots."""
     last_slot, shift = np.int64(len(slots) - 1), _shift(slots)
     for word in range(len(words)):
         slot = np.int64(np.uint64(words[word, 0]) >> shift)
@@ -193,7 +197,7 @@ def insert(slots, words):
 
 @njit(cache=True)
 def keys_of(content, ends):
-    """Return the keys of words, one after the other in `content`, which is padded."""
+    """Return the keys of the words in `content`, which are concatenated and padded."""
     keys = np.empty(len(ends) - 1, dtype=np.uint64)
     for word in range(len(keys)):
         keys[word] = _key(content, ends[word], ends[word + 1])
@@ -202,47 +206,54 @@ def keys_of(content, ends):
 
 @njit(cache=True)
 def expand(hits, found, firsts, tokens, places, lengths, rows, which, starts, ends):
-    """Write down the tokens in the words that were hit.
+    """List the tokens in the words that a scan found.
 
     Args:
-        hits: of `scan`.
-        found: number of them.
-        firsts: of each word, its first token in the next three; shape (words + 1,).
-        tokens, places, lengths: which token, and its bytes in the word.
-        rows, which, starts, ends: filled: text, token, first character and the character after the last.
+        hits: from `scan`.
+        found: number of hits.
+        firsts: index of the first token of each word in the next three arrays; shape (words + 1,).
+        tokens: the tokens.
+        places: offset of each token in its word, in bytes.
+        lengths: length of each token in bytes.
+        rows: filled with the rows of the texts.
+        which: filled with the tokens.
+        starts: filled with the first characters of the tokens.
+        ends: filled with the characters after the tokens.
     """
     number = 0
     for hit in range(found):
         word = hits.words[hit]
         if word == NOTHING:
             continue
-        for held in range(firsts[word], firsts[word + 1]):
+        for entry in range(firsts[word], firsts[word + 1]):
             rows[number] = hits.rows[hit]
-            which[number] = tokens[held]
+            which[number] = tokens[entry]
             if hits.maps[hit] == PLAIN:
-                starts[number] = hits.starts[hit] + places[held]
-                ends[number] = starts[number] + lengths[held]
+                starts[number] = hits.starts[hit] + places[entry]
+                ends[number] = starts[number] + lengths[entry]
             else:
-                first = hits.maps[hit] + places[held]
+                first = hits.maps[hit] + places[entry]
                 starts[number] = hits.characters[first]
-                ends[number] = hits.characters[first + lengths[held] - 1] + 1
+                ends[number] = hits.characters[first + lengths[entry] - 1] + 1
             number += 1
 
 
 @njit(cache=True)
 def choose(rows, tokens, text_hashes, token_hashes, limits, heaps, sizes):
-    """Choose, of the occurrences of a token in a text, the first, if it can be among the token's best ones.
+    """Choose the first occurrence of each token in each text, unless its priority can't win any more.
 
     Args:
-        rows, tokens: of each occurrence; those of a text stand together, in its order.
-        text_hashes, token_hashes: a priority is made of both; the least ones win.
-        limits: of each token, the priority above which nothing can win any more. It falls from call to call.
-        heaps: the least priorities of each token so far, the largest of them first; shape (tokens, how many can win),
-            or (tokens, 0) to choose every one.
-        sizes: how many of them there are; shape (tokens,).
+        rows: row of the text of each occurrence; the occurrences in a text are adjacent and in its order.
+        tokens: token of each occurrence.
+        text_hashes: hashes of the texts. The priority is a hash of text and token, and the smallest priorities win.
+        token_hashes: hashes of the tokens.
+        limits: for each token, the priority above which nothing can win any more. It decreases from call to call.
+        heaps: for each token, a max-heap of its smallest priorities so far; shape (tokens, number of winners), or
+            (tokens, 0) to choose every first occurrence.
+        sizes: number of priorities in each heap; shape (tokens,).
 
     Returns:
-        Numbers of the occurrences chosen, and their priorities.
+        Indices of the chosen occurrences, and their priorities.
     """
     chosen = np.empty(len(rows), dtype=np.int64)
     priorities = np.empty(len(rows), dtype=np.uint64)
@@ -266,9 +277,12 @@ def choose(rows, tokens, text_hashes, token_hashes, limits, heaps, sizes):
 
 @njit(cache=True)
 def _push(heap, size, value):
-    """Put a value that is not above the largest into a heap, in whose place if that is full; return its size."""
+    """Push a value that isn't above the largest into a max-heap, replacing the largest if it is full; return its size.
+
+    A value that is in the heap already is ignored.
+    """
     copy = False
-    for place in range(size):  # all of them: what does not branch, several are done of at once
+    for place in range(size):  # without a break, so that the loop is vectorised
         copy |= heap[place] == value
     if copy:
         return size
@@ -294,7 +308,7 @@ def _push(heap, size, value):
 
 @njit(cache=True)
 def hash_texts(content, offsets, seed):
-    """Return a 64-bit hash of each text: splitmix64's last steps, chained over its 8-byte pieces."""
+    """Return a 64-bit hash of each text: the finalizer of splitmix64, chained over pieces of 8 bytes."""
     hashes = np.empty(len(offsets) - 1, dtype=np.uint64)
     for row in range(len(hashes)):
         start, stop = offsets[row], offsets[row + 1]
@@ -320,7 +334,7 @@ def _eight_bytes(content, place):
 
 @njit(cache=True)
 def _mix(value):
-    """Spread 64 bits: the last steps of splitmix64, a bijection."""
+    """Mix 64 bits with the finalizer of splitmix64, which is a bijection."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return value ^ (value >> np.uint64(31))
@@ -328,14 +342,14 @@ def _mix(value):
 
 @njit(cache=True)
 def _scatter(value):
-    """Spread 64 bits over the high ones, where slots are taken from; a bijection that keeps 0."""
+    """Mix 64 bits into the high ones, which select the slot; a bijection that maps 0 to 0."""
     value = (value ^ (value >> np.uint64(32))) * _GOLDEN
     return (value ^ (value >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
 
 
 @njit(cache=True)
 def _shift(slots):
-    """Return by how much a key is shifted to give a slot."""
+    """Return the number of bits by which to shift a key right to get its slot."""
     shift = np.uint64(64)
     size = len(slots)
     while size > 1:
@@ -346,7 +360,7 @@ def _shift(slots):
 
 @njit(cache=True)
 def _room_for_text(offsets, ends):
-    """Return how many bytes the longest text may become, padding included."""
+    """Return the maximum number of bytes that a text becomes, including padding."""
     widest = 1
     for character in range(len(ends) - 1):
         widest = max(widest, ends[character + 1] - ends[character])
@@ -358,10 +372,10 @@ def _room_for_text(offsets, ends):
 
 @njit(cache=True)
 def _normalise(content, place, stop, characters, text, origins):
-    """Write down what the characters of a text become, and which characters it comes from.
+    """Write what the characters of a text become into `text`, and the characters it comes from into `origins`.
 
     Returns:
-        Its length in bytes; DONE, or why the text is not to be read in this way.
+        The number of bytes written, and DONE or the reason why the text can't be normalised with this table.
     """
     size, character = 0, 0
     while place < stop:
@@ -378,8 +392,8 @@ def _normalise(content, place, stop, characters, text, origins):
                 return size, NEW_CHARACTER
             if characters.odd[number]:
                 return size, ODD_TEXT
-            for held in range(characters.ends[number], characters.ends[number + 1]):
-                text[size] = characters.content[held]
+            for entry in range(characters.ends[number], characters.ends[number + 1]):
+                text[size] = characters.content[entry]
                 origins[size] = character
                 size += 1
             place += width
@@ -389,12 +403,12 @@ def _normalise(content, place, stop, characters, text, origins):
 
 @njit(cache=True)
 def _find_edges(text, size, edges):
-    """Write down where words start and end; return how many edges there are. A space follows the text."""
+    """Write the starts and ends of words into `edges`; return their number. A space must follow the text."""
     number = 0
     before = np.uint8(1)
     for place in range(size + 1):
         space = np.uint8(text[place] == SPACE)
-        edges[number] = place  # and overwrite it unless it is one: to branch at every word would take much longer
+        edges[number] = place  # overwritten unless it is an edge: a branch at every word would be much slower
         number += np.int64(space ^ before)
         before = space
     return number
@@ -402,7 +416,7 @@ def _find_edges(text, size, edges):
 
 @njit(cache=True)
 def _key(text, start, end):
-    """Return a 64-bit key of a word, never 0; words of up to 8 bytes have the same key only if they are the same."""
+    """Return a 64-bit key of a word, never 0. Different words of up to 8 bytes have different keys."""
     key = np.uint64(0)
     lane = _eight_bytes(text, start)
     while end - start > PADDING:
@@ -413,15 +427,15 @@ def _key(text, start, end):
 
 
 @njit(cache=True)
-def sign(signs, keys):
-    """Set the bits of words; `signs` has 2^16 bytes."""
+def add_to_bloom(bloom, keys):
+    """Add words to a Bloom filter of 2^16 bytes."""
     for key in keys:
-        signs[key >> np.uint64(48)] |= np.uint8(1) << np.uint8(key & np.uint64(7))
+        bloom[key >> np.uint64(48)] |= np.uint8(1) << np.uint8(key & np.uint64(7))
 
 
 @njit(cache=True)
-def _may_hold(signs, key):
-    return (signs[key >> np.uint64(48)] >> np.uint8(key & np.uint64(7))) & 1
+def _may_contain(bloom, key):
+    return (bloom[key >> np.uint64(48)] >> np.uint8(key & np.uint64(7))) & 1
 
 
 @njit(cache=True)
@@ -429,7 +443,7 @@ def _is_word(text, start, end, content, ends, number):
     first = ends[number]
     if ends[number + 1] - first != end - start:
         return False
-    if end - start <= PADDING:  # of such words, those of the same key are the same
+    if end - start <= PADDING:  # the key of such a word is unique
         return True
     while end - start > PADDING:
         if _eight_bytes(text, start) != _eight_bytes(content, first):
@@ -447,7 +461,7 @@ def _first_bytes(number):
 
 @njit(cache=True)
 def _code_point(content, place):
-    """Decode a UTF-8 character; return it and its number of bytes."""
+    """Decode a UTF-8 character; return its code point and its number of bytes."""
     byte = np.int64(content[place])
     if byte < 0x80:
         return byte, 1

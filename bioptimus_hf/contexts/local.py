@@ -1,11 +1,14 @@
-"""Contexts from any amount of text: `contexts.find_contexts` in parts, so that a kill costs no more than a part.
+"""Search documents on this machine, in parts that survive a kill.
 
-A part is a range of documents, whose sentences are split (which the cache of `datasets` keeps) and searched by one
-process. What can still win is written to a file of the part; the parent merges these as they come.
+A part is a range of documents. A process splits it into sentences, which are cached by `datasets`, runs the
+`datasets.map` step of `find_contexts` on them, and writes the candidates to a file. The parent process merges the files
+as they appear. When the search is started again, it continues with the parts that have no file yet.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import math
 import multiprocessing
@@ -13,116 +16,70 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from datasets import Dataset, concatenate_datasets, disable_progress_bars
+from datasets import Dataset, disable_progress_bars
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase
 
-from bioptimus_hf.artifacts import fingerprint
-from bioptimus_hf.contexts.finder import ROWS_AT_ONCE, BatchFinder, fetch_contexts, first_copy_counts, usable_tokens
-from bioptimus_hf.contexts.matching import word_rules
-from bioptimus_hf.contexts.sampling import FEATURES, Reservoir, from_table
+from bioptimus_hf.artifacts import RECORD, atomic_file, fingerprint, read_record, write_record
+from bioptimus_hf.contexts.fetching import Counts, Found, fetch_contexts
+from bioptimus_hf.contexts.finder import BatchFinder, find_candidates, make_reservoir
+from bioptimus_hf.contexts.query import ContextQuery
+from bioptimus_hf.contexts.sampling import Candidates, Reservoir, first_row, from_table
 from bioptimus_hf.corpus.dataset import no_bars
 from bioptimus_hf.corpus.sentences import SPLITTER, split_sentences
 from bioptimus_hf.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-_MEGABYTES_A_PART = 16
+_MEGABYTES_PER_PART = 16
 _SECONDS_BETWEEN_COUNTS = 10
-_ROW_BITS = 32  # of a row number for the sentence within its part; the bits above are the number of the part
-_COUNTS = ("documents", "bytes", "sentences", "occurrences")
+_COUNTS = b"counts"  # key in the metadata of a part's file
 
 _search: _PartSearch  # of a process of the pool
 
 
-@dataclass(frozen=True)
-class Found:
-    """What a search found.
-
-    Attributes:
-        contexts: as `contexts.find_contexts` returns them.
-        sentences: how many were searched.
-        occurrences: of all tokens in all of them.
-    """
-
-    contexts: Dataset
-    sentences: int
-    occurrences: int
-
-
 def search_documents(
-    documents: Dataset,
-    tokens: Collection[str],
-    *,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: str | Path,
-    per_token: int = 64,
-    seed: int = 0,
-    num_proc: int | None = None,
+    documents: Dataset, query: ContextQuery, *, folder: str | Path, num_proc: int | None = None
 ) -> Found:
-    """Find contexts in documents: the rows that `find_contexts` finds in `split_sentences(documents)`.
+    """Find the contexts that `find_contexts` finds in `split_sentences(documents)`, and continue after a kill.
 
     Args:
         documents: rows of `text` and `document`.
-        tokens: tokens of interest.
-        tokenizer: the tokenizer that holds the tokens, the new one.
-        folder: where the parts are kept. Given again for the same search, after a kill, the parts in it are not redone;
-            parts of another search are deleted. It can go when the result is saved.
-        per_token: contexts of a token at most.
-        seed: another seed draws another sample.
-        num_proc: processes; changes nothing in the result.
+        query: what to search for.
+        folder: where to keep the finished parts. If the same search was killed before, its parts in this folder aren't
+            searched again; parts of another search are deleted. Delete the folder when the result is saved.
+        num_proc: number of processes. It doesn't affect the result.
 
     Raises:
-        InputError: as `find_contexts` raises it, or a process was killed (of too little memory, say).
+        InputError: `folder` contains other files, or a process was killed (for example because memory ran out).
     """
-    selection = usable_tokens(tokens, tokenizer, per_token)
-    finder = BatchFinder(selection.normalised, word_rules(tokenizer), per_token, seed)
-    parts = _cut(documents)
-    search = _PartSearch(documents, parts, finder, Path(folder))
-    made_of = {"documents": documents._fingerprint, "splitter": SPLITTER, "parts": len(parts), "for": finder.task}
-    _own(search.folder, fingerprint({}, made_of))
-    reservoir = Reservoir(len(selection.tokens), per_token, copies=not first_copy_counts(documents))
-    counts = dict.fromkeys(_COUNTS, 0)
-    shown = time.monotonic()
+    parts = _divide(documents)
+    search = _PartSearch(documents, parts, BatchFinder.of(query), Path(folder))
+    _claim(search)
+    reservoir = make_reservoir(query, documents)
+    counts = Counts()
     with no_bars(), tqdm(total=len(documents), desc="Finding contexts", unit=" documents") as bar:
-        for number in _searched(search, num_proc):
-            part = pq.read_table(search.file(number))
-            candidates = from_table(part)
-            candidates["row"] += number << _ROW_BITS
+        progress = _Progress(bar, reservoir, tokens=len(query.selection.tokens))
+        for number in _finished_parts(search, num_proc):
+            candidates, counts_of_part = search.read(number)
+            candidates["row"] += first_row(number)
             reservoir.add(candidates)
-            for name in _COUNTS:
-                counts[name] += int(part.schema.metadata[name.encode()])
-            if counts["documents"] == len(documents) or time.monotonic() - shown > _SECONDS_BETWEEN_COUNTS:
-                reservoir.best()  # which brings the limits up to date
-                shown = time.monotonic()
-            satisfied = reservoir.satisfied()
-            bar.set_postfix_str(
-                f"{counts['bytes'] / 1e6:.0f} MB, {counts['sentences']:,} sentences, {satisfied:,} of "
-                f"{len(selection.tokens):,} tokens satisfied",
-                refresh=False,
-            )
-            bar.update(counts["documents"] - bar.n)
+            counts += counts_of_part
+            progress.show(counts)
         sentences = [search.sentences(number) for number in range(len(parts))]
-    winners = reservoir.best()
-    starts = np.cumsum([0, *map(len, sentences)])
-    winners["row"] = starts[winners["row"] >> _ROW_BITS] + (winners["row"] & ((1 << _ROW_BITS) - 1))
-    contexts = fetch_contexts(concatenate_datasets(sentences), winners, selection.tokens)
-    return Found(contexts, counts["sentences"], counts["occurrences"])
+        contexts = fetch_contexts(sentences, reservoir.best(), query.selection.tokens)
+    return Found(contexts, counts)
 
 
 class _PartSearch:
-    """The search of a part. A process keeps what it has learned for the next one."""
+    """The search of a part, as a function of its number. What a process has learned helps it with its next part."""
 
     def __init__(self, documents: Dataset, parts: Sequence[range], finder: BatchFinder, folder: Path) -> None:
         self.parts = parts
@@ -130,64 +87,93 @@ class _PartSearch:
         self._documents = documents
         self._finder = finder
 
+    def made_from(self) -> dict[str, str]:
+        """Return everything that the files depend on."""
+        task = hashlib.sha256(json.dumps(self._finder.task).encode()).hexdigest()[:32]
+        return {
+            "documents": self._documents._fingerprint,
+            "splitter": SPLITTER,
+            "parts": str(len(self.parts)),
+            "task": task,
+        }
+
     def file(self, number: int) -> Path:
-        """Return where the part's candidates are written, and its counts in the metadata of the schema."""
+        """Return the file for the candidates and counts of a part."""
         return self.folder / f"part-{number:06d}.parquet"
 
     def sentences(self, number: int) -> Dataset:
-        """Return the sentences of a part; split once, and then from the cache."""
+        """Return the sentences of a part, from the cache if the part has been split before."""
         return split_sentences(self._documents.select(self.parts[number])).with_format("arrow")
 
     def __call__(self, number: int) -> None:
-        """Search a part, and write its file, whole or not at all."""
-        counts = dict.fromkeys(_COUNTS, 0)
-        counts["documents"] = len(self.parts[number])
-        found = [FEATURES.arrow_schema.empty_table()]
+        """Search a part and write its file."""
         try:
-            before = self._finder.occurrences
-            for table in self.sentences(number).iter(batch_size=ROWS_AT_ONCE):
-                found.append(self._finder(table, range(counts["sentences"], counts["sentences"] + len(table))))
-                counts["sentences"] += len(table)
-                counts["bytes"] += pc.sum(pc.binary_length(table["text"])).as_py() or 0
-            counts["occurrences"] = self._finder.occurrences - before
-            metadata = {name: str(count) for name, count in counts.items()}
-            partial = self.file(number).with_suffix(".partial")
-            pq.write_table(pa.concat_tables(found).replace_schema_metadata(metadata), partial)
-            partial.replace(self.file(number))
+            candidates = find_candidates(self.sentences(number), self._finder, keep_in_memory=True)
+            counts = replace(self._finder.take_counts(), documents=len(self.parts[number]))
+            table = candidates.with_format("arrow")[:].replace_schema_metadata({_COUNTS: json.dumps(asdict(counts))})
+            with atomic_file(self.file(number)) as partial:
+                pq.write_table(table, partial)
         except BaseException:
-            # What it has in the lead is written nowhere, and must keep nothing out of the parts to come.
+            # The finder remembers candidates that were never written. They must not exclude those of later parts.
             self._finder = BatchFinder(*self._finder.task)
             raise
 
+    def read(self, number: int) -> tuple[Candidates, Counts]:
+        """Read the file of a part."""
+        table = pq.read_table(self.file(number))
+        return from_table(table), Counts(**json.loads(table.schema.metadata[_COUNTS]))
 
-def _cut(documents: Dataset) -> list[range]:
-    """Cut documents into parts, the same for any number of processes."""
-    number = max(1, min(math.ceil(documents.data.nbytes / (1e6 * _MEGABYTES_A_PART)), len(documents)))
+
+class _Progress:
+    """The bar: documents, megabytes, sentences, and the tokens that have as many contexts as asked for."""
+
+    def __init__(self, bar: tqdm, reservoir: Reservoir, *, tokens: int) -> None:
+        self._bar = bar
+        self._reservoir = reservoir
+        self._tokens = tokens
+        self._updated = time.monotonic()
+
+    def show(self, counts: Counts) -> None:
+        """Show how far the search is."""
+        if counts.documents == self._bar.total or time.monotonic() - self._updated > _SECONDS_BETWEEN_COUNTS:
+            self._reservoir.best()  # updates the limits, from which satisfied tokens are counted
+            self._updated = time.monotonic()
+        self._bar.set_postfix_str(
+            f"{counts.bytes / 1e6:.0f} MB, {counts.sentences:,} sentences, {self._reservoir.satisfied():,} of "
+            f"{self._tokens:,} tokens satisfied",
+            refresh=False,
+        )
+        self._bar.update(counts.documents - self._bar.n)
+
+
+def _divide(documents: Dataset) -> list[range]:
+    """Divide documents into parts; the number of processes doesn't matter."""
+    number = max(1, min(math.ceil(documents.data.nbytes / (1e6 * _MEGABYTES_PER_PART)), len(documents)))
     edges = [len(documents) * part // number for part in range(number + 1)]
     return [range(start, stop) for start, stop in pairwise(edges)]
 
 
-def _own(folder: Path, key: str) -> None:
-    """Make the folder of this search; what another search left there goes."""
-    owner = folder / "search"
-    if owner.is_file() and owner.read_text(encoding="utf-8") == key:
-        return
-    if owner.is_file():
-        for file in folder.iterdir():  # the owner's mark last: a kill in between would leave files that are no one's
-            if file != owner:
+def _claim(search: _PartSearch) -> None:
+    """Create the folder for the parts, with a record of the search; delete the parts of another search."""
+    folder, record = search.folder, search.folder / RECORD
+    inputs = search.made_from()
+    if record.is_file():
+        if read_record(folder)["fingerprint"] == fingerprint(inputs, {}):
+            return
+        for file in folder.iterdir():  # the record last: after a kill in between, the folder is still known as ours
+            if file != record:
                 file.unlink()
         shutil.rmtree(folder)
     if folder.exists() and any(folder.iterdir()):
-        raise InputError(f"{folder} is not of our making: move it away")
-    folder.mkdir(parents=True, exist_ok=True)
-    owner.write_text(key, encoding="utf-8")
+        raise InputError(f"{folder} contains files that don't belong to a search: move it away")
+    write_record(record, inputs, {}, facts={}, seconds=0)
 
 
-def _searched(search: _PartSearch, num_proc: int | None) -> Iterator[int]:
-    """Yield the number of each part as soon as its file is there."""
+def _finished_parts(search: _PartSearch, num_proc: int | None) -> Iterator[int]:
+    """Yield the number of each part as soon as its file exists."""
     finished = [number for number in range(len(search.parts)) if search.file(number).is_file()]
     if finished:
-        logger.info("%d of %d parts are there already", len(finished), len(search.parts))
+        logger.info("%d of %d parts are already finished", len(finished), len(search.parts))
     yield from finished
     rest = sorted(set(range(len(search.parts))) - set(finished))
     processes = min(num_proc or 1, len(rest))
@@ -196,7 +182,7 @@ def _searched(search: _PartSearch, num_proc: int | None) -> Iterator[int]:
             search(number)
             yield number
         return
-    with ProcessPoolExecutor(processes, initializer=_become_worker, initargs=(search,)) as pool:
+    with ProcessPoolExecutor(processes, initializer=_start_worker, initargs=(search,)) as pool:
         try:
             futures = {pool.submit(_search_part, number): number for number in rest}
             for future in as_completed(futures):
@@ -204,17 +190,18 @@ def _searched(search: _PartSearch, num_proc: int | None) -> Iterator[int]:
                 yield futures[future]
         except BrokenProcessPool as error:
             raise InputError(
-                "a process of the search was killed, perhaps for want of memory: give the same command again to go on, "
-                "with a smaller --num_proc"
+                "a process of the search was killed, perhaps because memory ran out: run the search again with a "
+                "smaller number of processes, and it continues with the parts that are missing",
+                argument="num_proc",
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _become_worker(search: _PartSearch) -> None:
+def _start_worker(search: _PartSearch) -> None:
     global _search
     disable_progress_bars()
-    # A parent that is killed says nothing to its workers, which would wait for it for ever.
+    # When the parent is killed, its workers aren't told, and would wait for the next part forever.
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _search = search
 

@@ -1,7 +1,7 @@
-"""Where tokens of interest stand in a batch of texts, by a tokenizer's own words and word pieces.
+"""Find every occurrence of the tokens of interest in a batch of texts, with the tokenizer's own words and word pieces.
 
-One pass over the value buffer of an Arrow array (`kernels.scan`), with tables of what characters become and of which
-words hold which tokens. What the tokenizer makes of a character or a word it is asked once, when the first is met.
+A single pass over the value buffer of an Arrow array (`kernels.scan`) uses tables of what characters become and of
+which words contain which tokens. The tokenizer is asked about each character and each word once, when it first occurs.
 """
 
 from __future__ import annotations
@@ -23,27 +23,28 @@ from bioptimus_hf.contexts.kernels import (
     PADDING,
     Bytes,
     CharacterTable,
-    FreshWords,
     Hits,
     Integers,
+    NewWords,
     Offsets,
     WordTable,
 )
 from bioptimus_hf.vocabulary.tokenizer import MARK
 
 _HITS_AT_ONCE = 1 << 14
-_FRESH_AT_ONCE = 1 << 12  # words
-_LATE_MARK, _EARLY_MARK = "\u302e", "\U0001d165"  # of combining classes 224 and 216; neither is stripped as an accent
+_NEW_WORDS_AT_ONCE = 1 << 12  # words
+# Marks with the combining classes 224 and 216, neither of which is stripped as an accent.
+_LATE_MARK, _EARLY_MARK = "\u302e", "\U0001d165"
 
 
 class Matches(NamedTuple):
-    """Occurrences of tokens in a batch; those of one text stand together, in its order. All of shape (occurrences,).
+    """Occurrences of tokens in a batch; those in the same text are adjacent and in its order. Shapes: (occurrences,).
 
     Attributes:
-        row: which text of the batch.
-        token: which token of interest.
-        start: first character of it in the text.
-        end: the character after its last.
+        row: index of the text in the batch.
+        token: index of the token.
+        start: first character of the token in the text.
+        end: the character after the token.
     """
 
     row: Integers
@@ -53,17 +54,17 @@ class Matches(NamedTuple):
 
 
 def word_rules(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return all of a tokenizer that decides what a word is and how it is cut, as JSON.
+    """Return the parts of a tokenizer that decide what a word is and how it is split, as JSON.
 
-    Truncation and padding, which change with every call of a tokenizer, are left out: the same rules always give the
-    same text, so that it can stand in a fingerprint.
+    Truncation and padding, which change with every call of a tokenizer, are left out. The same rules always give the
+    same string, so it can be part of a fingerprint.
     """
     whole = json.loads(tokenizer.backend_tokenizer.to_str())
     return json.dumps({key: whole[key] for key in ("version", "normalizer", "pre_tokenizer", "model")})
 
 
 def utf8_buffers(texts: pa.Array) -> tuple[Bytes, Offsets]:
-    """Return the UTF-8 of an array of strings and the offsets of the texts in it; a null is empty."""
+    """Return the UTF-8 of an array of strings and the offsets of its texts; a null becomes an empty text."""
     if not pa.types.is_string(texts.type):
         texts = texts.cast(pa.large_string())
     texts = texts.fill_null("") if texts.null_count else texts
@@ -76,43 +77,43 @@ def utf8_buffers(texts: pa.Array) -> tuple[Bytes, Offsets]:
 
 
 class Matcher:
-    """Finds every occurrence of the tokens of interest.
+    """Find every occurrence of the tokens of interest.
 
-    A word is what the tokenizer's normaliser and pre-tokenizer say. A token is found where it is a whole word, and
-    where it is one of the pieces that the tokenizer cuts a word into. A piece that ends inside what one character
-    normalises to is given that whole character.
+    A word is what the tokenizer's normaliser and pre-tokenizer produce. A token is found as a whole word, and as one of
+    the pieces that the tokenizer splits a word into. If a single character normalises to several and a piece ends among
+    these, the span includes the whole character.
 
     Args:
-        tokens: normalised tokens, a `##` piece with its mark.
+        tokens: normalised tokens, `##` pieces with their mark.
         rules: the tokenizer, from `word_rules`.
     """
 
     def __init__(self, tokens: Sequence[str], rules: str) -> None:
         self._tokenizer = Tokenizer.from_str(rules)
-        self._holding = _Holding(tokens, self._tokenizer)
-        self._words = _Words(self._holding)
+        self._contained = _ContainedTokens(tokens, self._tokenizer)
+        self._words = _Words(self._contained)
         self._characters = _Characters(self._tokenizer, isolated={token for token in tokens if len(token) == 1})
-        self._hits = self._room_for_hits(_HITS_AT_ONCE)
+        self._hits = self._hits_buffer(_HITS_AT_ONCE)
 
     def match(self, texts: pa.Array) -> Matches:
-        """Return the occurrences in an Arrow array of strings; a null is an empty text."""
+        """Return the occurrences in an Arrow array of strings. A null counts as an empty text."""
         content, offsets = utf8_buffers(texts)
         parts = [Matches(*np.empty((4, 0), dtype=np.int32))]
         row = 0
         while row < len(texts):
             before = row
-            row, reason, fresh, found = kernels.scan(
+            row, reason, new, found = kernels.scan(
                 content,
                 offsets,
                 row,
-                self._holding.longest,
+                self._contained.longest,
                 self._characters.table,
                 self._words.table,
-                self._holding.any_word,
-                self._words.fresh,
+                self._contained.any_word,
+                self._words.new,
                 self._hits,
             )
-            self._words.settle(fresh, self._hits.words[:found])
+            self._words.resolve(new, self._hits.words[:found])
             if found:
                 parts.append(self._words.expand(self._hits, found))
             if reason == kernels.NEW_CHARACTER:
@@ -120,36 +121,36 @@ class Matcher:
             elif reason == kernels.ODD_TEXT:
                 parts.append(self._match_odd(texts[row].as_py(), row))
                 row += 1
-            elif reason == kernels.NO_ROOM and row == before and not fresh:  # a text of more hits than that
-                self._hits = self._room_for_hits(2 * len(self._hits.rows))
+            elif reason == kernels.NO_ROOM and row == before and not new:  # a text with more hits than fit
+                self._hits = self._hits_buffer(2 * len(self._hits.rows))
         return Matches(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
     def _match_odd(self, text: str, row: int) -> Matches:
-        """Return the occurrences in a text in which it matters for a character what stands beside it."""
+        """Return the occurrences in a text with characters whose normalisation depends on their neighbours."""
         words = PreTokenizedString(text)
         words.normalize(self._tokenizer.normalizer.normalize)
         self._tokenizer.pre_tokenizer.pre_tokenize(words)
         splits = [(word, span) for word, span, _ in words.get_splits("original", "char")]
-        word, token, _, _ = self._holding.find([word for word, _ in splits])
+        word, token, _, _ = self._contained.find([word for word, _ in splits])
         spans = np.array([span for _, span in splits], dtype=np.int32).reshape(-1, 2)[word]
         return Matches(np.full(len(word), row, dtype=np.int32), token, spans[:, 0], spans[:, 1])
 
-    def _room_for_hits(self, number: int) -> Hits:
+    def _hits_buffer(self, number: int) -> Hits:
         rows, words, starts, maps = np.empty((4, number), dtype=np.int32)
-        return Hits(rows, words, starts, maps, np.empty(number + self._holding.longest, dtype=np.int32))
+        return Hits(rows, words, starts, maps, np.empty(number + self._contained.longest, dtype=np.int32))
 
 
 class _Characters:
-    """What the tokenizer's normaliser and pre-tokenizer make of each character, asked once a character.
+    """The table of what the tokenizer's normaliser and pre-tokenizer make of each character.
 
-    Both look at one character at a time, but for one thing: canonical order. A text with a mark that survives
-    normalisation and may have to change places is odd: it has to be normalised as a whole. So is one that keeps a NUL,
-    which is what fills up the last 8 bytes of a word when it is hashed.
+    Both look at each character on its own, with one exception: the canonical order of combining marks. A text with a
+    mark that survives normalisation and may change places is odd, and must be normalised as a whole. So must a text
+    that keeps a NUL, because NULs pad the last 8 bytes of a word when it is hashed.
     """
 
     def __init__(self, tokenizer: Tokenizer, isolated: set[str]) -> None:
         self._normalise = tokenizer.normalizer.normalize_str
-        self._cut = tokenizer.pre_tokenizer.pre_tokenize_str
+        self._pre_tokenize = tokenizer.pre_tokenizer.pre_tokenize_str
         self._isolated = isolated
         self._bytes = np.full(256, kernels.SPECIAL, dtype=np.uint8)
         self._numbers = np.full(0x110000, -1, dtype=np.int32)
@@ -162,11 +163,11 @@ class _Characters:
 
     @property
     def table(self) -> CharacterTable:
-        """What is known so far."""
+        """The table of the characters seen so far."""
         return CharacterTable(self._bytes, self._numbers, self._content.array, self._ends.array, self._odd.array)
 
     def learn(self, text: str) -> None:
-        """Put the characters of a text into the table."""
+        """Add the characters of a text to the table."""
         for character in sorted(set(text)):
             if self._numbers[ord(character)] < 0:
                 content, odd = self._ask(character)
@@ -176,9 +177,9 @@ class _Characters:
                 self._odd.extend(np.array([odd]))
 
     def _ask(self, character: str) -> tuple[bytes, bool]:
-        """Return what a character becomes, words separated by spaces, and whether it matters what stands beside it."""
+        """Return what a character becomes, words separated by spaces, and whether that depends on its neighbours."""
         normalised = self._normalise(character)
-        content = "".join(self._separated(one) for one in normalised).encode()
+        content = "".join(map(self._separated, normalised)).encode()
         odd = (
             "\0" in normalised
             or self._normalise(_LATE_MARK + character) != self._normalise(_LATE_MARK) + normalised
@@ -187,19 +188,19 @@ class _Characters:
         return content, odd
 
     def _separated(self, normalised: str) -> str:
-        parts = len(self._cut(f"a{normalised}a"))
-        if parts == 1:
+        words = len(self._pre_tokenize(f"a{normalised}a"))
+        if words == 1:
             return normalised
-        return f" {normalised} " if parts == 3 and normalised in self._isolated else " "
+        return f" {normalised} " if words == 3 and normalised in self._isolated else " "
 
 
-class _Holding:
-    """Which tokens of interest a word holds: itself, and its pieces.
+class _ContainedTokens:
+    """Determine which tokens of interest a word contains: the word itself, and its pieces.
 
     Attributes:
         words: the tokens that can be whole words.
-        any_word: some tokens are pieces of the tokenizer's vocabulary, so that any word may hold one.
-        longest: bytes of the longest word that can hold a token.
+        any_word: whether any word may contain a token, because some tokens are in the tokenizer's vocabulary.
+        longest: length in bytes of the longest word that can contain a token.
     """
 
     def __init__(self, tokens: Sequence[str], tokenizer: Tokenizer) -> None:
@@ -211,9 +212,9 @@ class _Holding:
         if not self.any_word:
             return
         self.longest = max(self.longest, 4 * tokenizer.model.max_input_chars_per_word)
-        self._cutter = Tokenizer(tokenizer.model)  # of normalised words, separated by spaces
-        self._cutter.pre_tokenizer = pre_tokenizers.CharDelimiterSplit(" ")
-        self._pieces = np.full(max(vocabulary.values()) + 1, -1, dtype=np.int64)  # id to token of interest
+        self._splitter = Tokenizer(tokenizer.model)  # for normalised words, separated by spaces
+        self._splitter.pre_tokenizer = pre_tokenizers.CharDelimiterSplit(" ")
+        self._pieces = np.full(max(vocabulary.values()) + 1, -1, dtype=np.int64)  # token id to token of interest
         self._lengths = np.zeros(len(self._pieces), dtype=np.int64)  # bytes
         for piece, number in vocabulary.items():
             self._pieces[number] = self._tokens.get(piece, -1)
@@ -221,16 +222,18 @@ class _Holding:
         self._pieces[vocabulary[tokenizer.model.unk_token]] = -1
 
     def find(self, words: Sequence[str]) -> tuple[Integers, Integers, Integers, Integers]:
-        """Return the number of the word, the token, its place in the word and its length; by word, then place.
+        """Return all tokens in the given words, sorted by word and place.
 
-        Places and lengths are in bytes.
+        Returns:
+            Index of the word, index of the token, and place and length of the token in the word, in bytes; each of
+            shape (tokens found,).
         """
         whole = np.array([-1 if _is_piece(word) else self._tokens.get(word, -1) for word in words], dtype=np.int64)
         word = np.flatnonzero(whole >= 0)
         sizes = np.array([len(words[number].encode()) for number in word.tolist()], dtype=np.int64)
         found = [(word, whole[word], np.zeros_like(word), sizes)]
         if self.any_word and words:
-            encoding = self._cutter.encode(" ".join(words), add_special_tokens=False)
+            encoding = self._splitter.encode(" ".join(words), add_special_tokens=False)
             pieces, word = np.array(encoding.ids, dtype=np.int64), np.array(encoding.word_ids, dtype=np.int64)
             lengths = self._lengths[pieces]
             before = np.cumsum(lengths) - lengths
@@ -244,54 +247,54 @@ class _Holding:
 
 
 class _Words:
-    """The table of words, and which tokens they hold.
+    """The table of words and the tokens that they contain.
 
-    Where only whole words are looked for, it holds these. Else a word that it does not hold is entered by the scan as a
-    fresh one, and settled after it: cut by the tokenizer, and given a number if it holds tokens.
+    If all tokens are whole words, the table contains just these. Otherwise a scan adds every word that it doesn't know;
+    after the scan, the tokenizer splits the new words, and those that contain tokens get a number.
 
     Attributes:
-        fresh: room for fresh words.
+        new: buffers for the new words of a scan.
     """
 
-    def __init__(self, holding: _Holding) -> None:
-        self._holding = holding
+    def __init__(self, contained: _ContainedTokens) -> None:
+        self._contained = contained
         self._slots = np.zeros((4, 2), dtype=np.int64)
-        self._signs = np.full(1 << 16, 255 if holding.any_word else 0, dtype=np.uint8)
-        self._entered = 0
+        self._bloom = np.full(1 << 16, 255 if contained.any_word else 0, dtype=np.uint8)
+        self._size = 0
         self._content, self._ends = _Growing(np.empty(0, dtype=np.uint8)), _Growing(np.zeros(1, dtype=np.int64))
-        # Where the tokens of each numbered word begin in the three arrays that follow.
+        # Index of the first token of each numbered word in the three arrays below.
         self._firsts = _Growing(np.zeros(1, dtype=np.int64))
         self._tokens, self._places, self._lengths = (_Growing(np.empty(0, dtype=np.int32)) for _ in range(3))
-        self.fresh = FreshWords(
-            content=np.empty(_FRESH_AT_ONCE * 16 + holding.longest + PADDING, dtype=np.uint8),
-            ends=np.zeros(_FRESH_AT_ONCE + 1, dtype=np.int64),
-            slots=np.empty(_FRESH_AT_ONCE, dtype=np.int64),
+        self.new = NewWords(
+            content=np.empty(_NEW_WORDS_AT_ONCE * 16 + contained.longest + PADDING, dtype=np.uint8),
+            ends=np.zeros(_NEW_WORDS_AT_ONCE + 1, dtype=np.int64),
+            slots=np.empty(_NEW_WORDS_AT_ONCE, dtype=np.int64),
         )
-        words = [word.encode() for word in holding.words if "\0" not in word]
-        self._make_room(len(words))
+        words = [word.encode() for word in contained.words if "\0" not in word]
+        self._reserve(len(words))
         self._insert(words, self._numbered(words))
 
     @property
     def table(self) -> WordTable:
-        """The table as it is, with room for the fresh words of a scan."""
-        if self._holding.any_word:
-            self._make_room(_FRESH_AT_ONCE)
-        return WordTable(self._signs, self._slots, self._content.array, self._ends.array)
+        """The table, with enough empty slots for the new words of a scan."""
+        if self._contained.any_word:
+            self._reserve(_NEW_WORDS_AT_ONCE)
+        return WordTable(self._bloom, self._slots, self._content.array, self._ends.array)
 
-    def settle(self, fresh: int, hits: Integers) -> None:
-        """Find out what the fresh words of a scan hold; put their numbers in place of the scan's into its hits."""
-        if not fresh:
+    def resolve(self, new: int, hits: Integers) -> None:
+        """Number the new words of a scan that contain tokens, and replace the preliminary numbers in its hits."""
+        if not new:
             return
-        ends = self.fresh.ends[: fresh + 1].tolist()
-        content = self.fresh.content[: ends[-1]].tobytes()
+        ends = self.new.ends[: new + 1].tolist()
+        content = self.new.content[: ends[-1]].tobytes()
         numbers = self._numbered([content[start:end] for start, end in pairwise(ends)])
-        self._slots[self.fresh.slots[:fresh], 1] = numbers
-        self._entered += fresh
-        new = np.flatnonzero(hits < NOTHING)
-        hits[new] = numbers[NOTHING - 1 - hits[new]]
+        self._slots[self.new.slots[:new], 1] = numbers
+        self._size += new
+        preliminary = np.flatnonzero(hits < NOTHING)
+        hits[preliminary] = numbers[NOTHING - 1 - hits[preliminary]]
 
     def expand(self, hits: Hits, found: int) -> Matches:
-        """Return the tokens in the words that were hit."""
+        """Return the tokens in the words that a scan found."""
         words = hits.words[:found]
         words = words[words != NOTHING]
         firsts = self._firsts.array
@@ -300,43 +303,43 @@ class _Words:
         return matches
 
     def _numbered(self, words: list[bytes]) -> Integers:
-        """Number those of some new words that hold tokens; return the numbers."""
-        word, token, place, length = self._holding.find([word.decode() for word in words])
+        """Number the words that contain tokens; return the numbers of all words, NOTHING for the others."""
+        word, token, place, length = self._contained.find([word.decode() for word in words])
         counts = np.bincount(word, minlength=len(words))
-        holding = np.flatnonzero(counts)
+        containing = np.flatnonzero(counts)
         numbers = np.full(len(words), NOTHING, dtype=np.int32)
-        numbers[holding] = len(self._firsts.array) - 1 + np.arange(len(holding))
-        content, ends = _joined([words[number] for number in holding])
+        numbers[containing] = len(self._firsts.array) - 1 + np.arange(len(containing))
+        content, ends = _joined([words[number] for number in containing])
         self._ends.extend(self._ends.array[-1] + ends[1:])
         self._content.extend(content[: ends[-1]])
-        self._firsts.extend(self._firsts.array[-1] + np.cumsum(counts[holding]))
+        self._firsts.extend(self._firsts.array[-1] + np.cumsum(counts[containing]))
         for array, values in ((self._tokens, token), (self._places, place), (self._lengths, length)):
             array.extend(values)
         return numbers
 
-    def _make_room(self, words: int) -> None:
-        """Keep half of the table full at most, so that a word is found at once."""
-        if 2 * (self._entered + words) > len(self._slots):
-            held = self._slots[self._slots[:, 0] != 0]
-            self._slots = np.zeros((1 << (2 * (self._entered + words)).bit_length(), 2), dtype=np.int64)
-            kernels.insert(self._slots, held)
+    def _reserve(self, words: int) -> None:
+        """Grow the table so that it stays at most half full with so many more words, and lookups stay fast."""
+        if 2 * (self._size + words) > len(self._slots):
+            entries = self._slots[self._slots[:, 0] != 0]
+            self._slots = np.zeros((1 << (2 * (self._size + words)).bit_length(), 2), dtype=np.int64)
+            kernels.insert(self._slots, entries)
 
     def _insert(self, words: list[bytes], numbers: Integers) -> None:
         keys = kernels.keys_of(*_joined(words))
         kernels.insert(self._slots, np.stack([keys.view(np.int64), numbers], axis=1))
-        kernels.sign(self._signs, keys)
-        self._entered += len(words)
+        kernels.add_to_bloom(self._bloom, keys)
+        self._size += len(words)
 
 
 class _Growing:
-    """An array that is added to at its end; there is memory behind it, so that 8 bytes can be read at any place."""
+    """An array that grows at its end. It is padded, so 8 bytes can be read at any place."""
 
     def __init__(self, first: npt.NDArray[Any]) -> None:
         self._room = self.array = first[:0]
         self.extend(first)
 
     def extend(self, values: npt.NDArray[Any]) -> None:
-        """Add values."""
+        """Append values."""
         size = len(self.array) + len(values)
         if size + PADDING > len(self._room):
             room = np.zeros(2 * (size + PADDING), dtype=self._room.dtype)
@@ -347,7 +350,7 @@ class _Growing:
 
 
 def _joined(words: Sequence[bytes]) -> tuple[Bytes, Offsets]:
-    """Put words one after the other; return them, padded, and where each ends, after a 0."""
+    """Concatenate words; return them, padded, and the end of each word, after a 0."""
     ends = np.array([0, *accumulate(map(len, words))], dtype=np.int64)
     return np.frombuffer(b"".join(words) + bytes(PADDING), dtype=np.uint8), ends
 

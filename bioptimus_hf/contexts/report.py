@@ -1,32 +1,34 @@
-"""What was found for which tokens: how many contexts each has, as a word or inside one."""
+"""Report how many contexts each token has, and whether it occurs as a word or only inside words."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from bioptimus_hf.contexts.finder import ROWS_AT_ONCE, select_tokens
+from bioptimus_hf.contexts.fetching import ROWS_AT_ONCE
+from bioptimus_hf.contexts.query import select_tokens
 from bioptimus_hf.vocabulary.tokenizer import MARK
 
-FEW = 4  # contexts, of which a mean says little
+FEW = 4  # fewer contexts give an unreliable mean
 
 
 @dataclass(frozen=True)
 class ContextsReport:
-    """What was found; a token is counted once.
+    """How often each token was found. Each token is in exactly one of the three lists.
 
     Attributes:
-        as_words: tokens that some context holds as a whole word.
-        inside_words: tokens that their contexts hold as a piece of a longer word only.
-        not_found: tokens without a context.
+        as_words: tokens that occur as a whole word in at least one context.
+        inside_words: tokens that occur only as a piece of longer words.
+        not_found: tokens without contexts.
         contexts: number of contexts of each token.
-        widened: spans that hold more than the token, since one character of the text normalises to several and the
-            token ends within them.
+        widened: number of spans that are longer than the token, because a single character of the text normalises to
+            several and the token ends among these.
     """
 
     as_words: list[str]
@@ -37,11 +39,21 @@ class ContextsReport:
 
     @property
     def coverage(self) -> dict[int, int]:
-        """Number of contexts to the number of tokens that have so many, from 0 up."""
+        """Histogram: number of contexts, from 0, to the number of tokens with that many contexts."""
         return dict(sorted(Counter(self.contexts.values()).items()))
 
+    def coverage_in_words(self, per_token: int) -> str:
+        """Describe the histogram in bins: no contexts, few, more, and the maximum number."""
+        edges = [0, *(edge for edge in (1, FEW, 16) if edge < per_token), per_token]
+        bins = []
+        for first, after in pairwise([*edges, per_token + 1]):
+            name = str(first) if after == first + 1 else f"{first} to {after - 1}"
+            tokens = sum(tokens for contexts, tokens in self.coverage.items() if first <= contexts < after)
+            bins.append(f"{name}: {tokens}")
+        return ", ".join(bins)
+
     def facts(self) -> dict[str, Any]:
-        """Return the numbers, and the tokens with few contexts or none by name, for `made.json`."""
+        """Return the numbers, and the names of the tokens with few contexts or none, for the record."""
         few = {token: number for token, number in self.contexts.items() if 0 < number < FEW}
         return {
             "found_as_words": len(self.as_words),
@@ -57,7 +69,7 @@ class ContextsReport:
 def report_contexts(
     contexts: Dataset, tokens: Collection[str], *, tokenizer: PreTrainedTokenizerBase
 ) -> ContextsReport:
-    """Count what `find_contexts` found for these tokens."""
+    """Count the contexts that `find_contexts` found for these tokens."""
     selection = select_tokens(tokens, tokenizer)
     normalised = dict(zip(selection.tokens, selection.normalised, strict=True))
     normalise = tokenizer.backend_tokenizer.normalizer.normalize_str
@@ -82,7 +94,7 @@ def report_contexts(
 
 
 def _is_whole_word(token: str, rest: str, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Say whether a token is a word, and not a piece of one, where this rest of the text follows it."""
+    """Return whether a token is a whole word, rather than a piece, if `rest` follows it in the text."""
     if token.startswith(MARK):
         return False
     backend = tokenizer.backend_tokenizer

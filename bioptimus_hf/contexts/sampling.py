@@ -1,17 +1,23 @@
-"""A uniform sample of at most k sentences for each token, out of any number of candidates, in whatever order they come.
+"""Draw a uniform sample of at most k sentences per token from any number of candidates, in any order.
 
-Bottom-k sampling: every (token, sentence) has a priority, a hash of seed, sentence and token, and the k smallest of a
-token win. Losers can be thrown out anywhere, early and in pieces, without changing who wins.
+The method is bottom-k sampling: every pair of token and sentence has a priority, which is a hash of seed, sentence and
+token, and the k smallest priorities of a token win. Candidates that can't win may be dropped anywhere and at any time
+without changing the result.
+
+Row numbers are the same for every way to run the search. The text is divided into parts, which are the units of work
+(the whole data set, a range of documents, or a file), and the row number of a sentence is
+`part << ROW_BITS | row within the part`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from datasets import Dataset, Features, Value
+from datasets import Features, Value
 
 CANDIDATE = np.dtype([("token", "i4"), ("row", "i8"), ("priority", "u8"), ("start", "i4"), ("end", "i4")], align=True)
 FIELDS = ("token", "row", "priority", "start", "end")
@@ -24,21 +30,25 @@ FEATURES = Features(
         "end": Value("int32"),
     }
 )
-_HELD = 1 << 20  # candidates, before the losers are thrown out for the first time
-_READ_AT_ONCE = 1_000_000
+ROW_BITS = 40
+_HELD = 1 << 20  # number of candidates at which losers are dropped for the first time
 _LARGEST = np.uint64(2**64 - 1)
 
-Candidates = npt.NDArray[Any]  # structured, of dtype CANDIDATE
+Candidates = npt.NDArray[Any]  # structured array with dtype CANDIDATE
+Rows = npt.NDArray[np.int64]
 
 
 class Reservoir:
-    """Keeps, of each token, the candidates with the k smallest priorities; the same sentence counts once.
+    """Keep the candidates with the k smallest priorities of each token; identical sentences count once.
 
     Args:
-        copies: keep all copies of a sentence in the lead, for the caller to choose one; or that of the least row alone.
+        tokens: number of tokens.
+        per_token: k, the maximum number of sentences per token.
+        copies: keep all copies of a winning sentence and leave the choice to the caller, instead of keeping only the
+            copy with the smallest row number.
 
     Attributes:
-        limits: of each token, a priority above which nothing can win any more; shape (tokens,).
+        limits: for each token, the priority above which a candidate can't win any more; shape (tokens,).
     """
 
     def __init__(self, tokens: int, per_token: int, *, copies: bool) -> None:
@@ -48,45 +58,58 @@ class Reservoir:
         self._kept: list[Candidates] = [np.empty(0, dtype=CANDIDATE)]
         self._room = _HELD
 
-    def add(self, candidates: Candidates) -> None:
-        """Take candidates in; cut back to the best when their number has doubled."""
+    def add(self, candidates: Candidates) -> Candidates:
+        """Add candidates, and drop the losers whenever the number of candidates has doubled.
+
+        Returns:
+            The given candidates that could still win.
+        """
+        candidates = _take(candidates, np.flatnonzero(candidates["priority"] <= self.limits[candidates["token"]]))
         self._kept.append(candidates)
         if sum(map(len, self._kept)) > self._room:
             self._room = max(2 * len(self.best()), _HELD)
+        return candidates
 
     def satisfied(self) -> int:
-        """Return how many tokens had k sentences when `best` was last called."""
+        """Return the number of tokens that had k sentences at the last call of `best`."""
         return int((self.limits != _LARGEST).sum())
 
     def best(self) -> Candidates:
-        """Return what is in the lead, by token, then priority, then row; copies of a sentence follow each other."""
-        every = np.concatenate(self._kept)
-        every = _take(every, _order(every))
+        """Return the current sample, sorted by token, priority and row; duplicate sentences are adjacent."""
+        candidates = np.concatenate(self._kept)
+        candidates = _take(candidates, _order(candidates))
         if not self._copies:
-            every = _take(every, np.flatnonzero(starts_sentence(every)))
-        token, priority = every["token"], every["priority"]
+            candidates = _take(candidates, np.flatnonzero(starts_sentence(candidates)))
+        token, priority = candidates["token"], candidates["priority"]
         new_token = np.diff(token, prepend=-1) != 0
-        count = np.cumsum(starts_sentence(every))
-        before = np.repeat(count[new_token] - 1, np.diff(np.append(np.flatnonzero(new_token), len(every))))
+        count = np.cumsum(starts_sentence(candidates))
+        before = np.repeat(count[new_token] - 1, np.diff(np.append(np.flatnonzero(new_token), len(candidates))))
         rank = count - before  # of the sentence among those of its token, from 1
         last = rank == self._per_token
         self.limits[token[last]] = priority[last]
-        self._kept = [_take(every, np.flatnonzero(rank <= self._per_token))]
+        self._kept = [_take(candidates, np.flatnonzero(rank <= self._per_token))]
         return self._kept[0]
 
 
-def merge(candidates: Dataset | None, tokens: int, per_token: int, *, copies: bool) -> Candidates:
-    """Keep the best candidates of each token; one batch after the other, whatever their number."""
-    reservoir = Reservoir(tokens, per_token, copies=copies)
-    if candidates is not None:
-        for table in candidates.with_format("arrow").iter(batch_size=_READ_AT_ONCE):
-            batch = from_table(table)
-            reservoir.add(batch[batch["priority"] <= reservoir.limits[batch["token"]]])
-    return reservoir.best()
+def first_row(part: int) -> int:
+    """Return the row number of the first sentence of a part."""
+    return part << ROW_BITS
+
+
+def part_of(rows: Rows) -> Rows:
+    """Return the part that each row is in."""
+    return rows >> ROW_BITS
+
+
+def positions(rows: Rows, sizes: Sequence[int]) -> Rows:
+    """Convert row numbers to positions in the concatenated parts, given the number of sentences in each part."""
+    starts = np.cumsum([0, *sizes])
+    places: Rows = starts[part_of(rows)] + (rows & (first_row(1) - 1))
+    return places
 
 
 def from_table(table: pa.Table) -> Candidates:
-    """Take candidates out of a table that has their fields as columns."""
+    """Convert a table with a column for each field to an array of candidates."""
     candidates = np.empty(len(table), dtype=CANDIDATE)
     for name in FIELDS:
         candidates[name] = table[name].to_numpy()
@@ -94,20 +117,23 @@ def from_table(table: pa.Table) -> Candidates:
 
 
 def starts_sentence(candidates: Candidates) -> npt.NDArray[np.bool_]:
-    """Say, of sorted candidates, which are of another token or sentence than the one before."""
+    """Mark the sorted candidates that differ in token or sentence from the candidate before them."""
     token, priority = candidates["token"], candidates["priority"]
     starts: npt.NDArray[np.bool_] = (np.diff(token, prepend=-1) != 0) | (np.diff(priority, prepend=_LARGEST) != 0)
     return starts
 
 
-def _take(candidates: Candidates, places: npt.NDArray[np.int64]) -> Candidates:
-    """Take candidates as rows of 64-bit values, which is several times faster than field by field."""
+def _take(candidates: Candidates, places: Rows) -> Candidates:
+    """Select candidates as rows of 64-bit values, which is several times faster than field by field."""
     rows = candidates.view(np.uint64).reshape(len(candidates), CANDIDATE.itemsize // 8)
     return rows.take(places, axis=0).reshape(-1).view(CANDIDATE)
 
 
-def _order(candidates: Candidates) -> npt.NDArray[np.int64]:
-    """Return the order by token, priority and row: one sort of 64-bit keys, which is far faster than one by fields."""
+def _order(candidates: Candidates) -> Rows:
+    """Return the order by token, priority and row.
+
+    A single sort of 64-bit keys is far faster than a sort by several fields. Ties are broken afterwards.
+    """
     bits = np.uint64(int(candidates["token"].max(initial=0)).bit_length())
     keys = candidates["priority"] >> bits
     if bits:

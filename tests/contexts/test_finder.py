@@ -1,34 +1,27 @@
-"""Contexts: the right pairs, the same sample however the work is cut, caches, bad input, the script."""
+"""Test that `find_contexts` finds the right pairs and the same sample however the work is divided, and its cache."""
 
 from __future__ import annotations
 
 import gzip
 import itertools
-import json
 import random
-import sys
 from collections import defaultdict
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from datasets import Dataset, Features, Value, load_from_disk
-from helpers import ROOT, load_script, tiny_vocabulary
+from helpers import tiny_vocabulary
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import BertTokenizer
 
-from bioptimus_hf.artifacts import read_record
+from bioptimus_hf.contexts import fetching, sampling
 from bioptimus_hf.contexts import finder as module
-from bioptimus_hf.contexts import sampling
-from bioptimus_hf.contexts.finder import find_contexts, select_tokens
+from bioptimus_hf.contexts.finder import find_contexts
 from bioptimus_hf.contexts.matching import Matcher
-from bioptimus_hf.contexts.report import report_contexts
-from bioptimus_hf.corpus.dataset import load_corpus
 from bioptimus_hf.corpus.sentences import split_sentences
 from bioptimus_hf.errors import InputError
-from bioptimus_hf.models import save_tokenizer
 
 SENTENCES = [
     "Asthma was treated with aspirin.",
@@ -53,7 +46,7 @@ def rows(contexts: Dataset) -> list[tuple[object, ...]]:
 
 
 def many(number: int, seed: int = 0) -> Dataset:
-    """Sentences of a few words, some more than once, each time in another document."""
+    """Return sentences of a few words. Some occur several times, each time in a different document."""
     rng = random.Random(seed)
     words = [word for word in tiny_vocabulary() if word.isalpha() and len(word) > 1]
     texts = [" ".join(rng.choices(words, k=rng.randint(1, 6))) + rng.choice([".", " é.", ""]) for _ in range(number)]
@@ -95,7 +88,6 @@ def test_nothing_found(sentences: Dataset, tokenizer: BertTokenizer, words: list
     assert (len(contexts), contexts.column_names) == (0, ["token", "text", "start", "end", "document"])
     empty = find_contexts(sentences.select([]), words, tokenizer=tokenizer)
     assert contexts.features == empty.features == find_contexts(sentences, TOKENS, tokenizer=tokenizer).features
-    assert report_contexts(contexts, words, tokenizer=tokenizer).not_found == words
 
 
 def test_all_pairs_of_real_text(data_dir: Path, tokenizer: BertTokenizer) -> None:
@@ -118,7 +110,7 @@ def test_all_pairs_of_real_text(data_dir: Path, tokenizer: BertTokenizer) -> Non
     assert found == {token: expected[token] for token in tokens}
 
 
-def test_the_same_rows_however_the_work_is_cut(tokenizer: BertTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_rows_however_the_work_is_divided(tokenizer: BertTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     sentences = many(3000)
     tokens = ["asthma", "##tion", "disease", "cells", "e", "the", "é"][:6]
     expected = rows(find_contexts(sentences, tokens, tokenizer=tokenizer, per_token=20, seed=3))
@@ -128,7 +120,8 @@ def test_the_same_rows_however_the_work_is_cut(tokenizer: BertTokenizer, monkeyp
     assert rows(find_contexts(sentences.select(order), tokens, tokenizer=tokenizer, per_token=20, seed=3)) == expected
     for batch in (1, 7, 1000):
         monkeypatch.setattr(module, "ROWS_AT_ONCE", batch)
-        monkeypatch.setattr(sampling, "_HELD", 100)  # so that losers are dropped on the way
+        monkeypatch.setattr(fetching, "ROWS_AT_ONCE", batch)
+        monkeypatch.setattr(sampling, "_HELD", 100)  # losers are dropped in between
         some = sentences.select(order)
         assert rows(find_contexts(some, tokens, tokenizer=tokenizer, per_token=20, seed=3)) == expected
     for processes in (1, 2, 3):
@@ -158,7 +151,7 @@ def test_a_token_has_the_same_sample_whatever_else_is_looked_for(tokenizer: Bert
 
 
 def test_the_sample_is_uniform(tokenizer: BertTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every distinct sentence is drawn equally often over the seeds, however many copies of it there are."""
+    """Over many seeds, each distinct sentence is drawn equally often, no matter how many copies of it there are."""
     monkeypatch.setattr(module, "ROWS_AT_ONCE", 16)
     monkeypatch.setattr(sampling, "_HELD", 20)
     texts = [f"asthma {number}" for number in range(100)]
@@ -172,16 +165,16 @@ def test_the_sample_is_uniform(tokenizer: BertTokenizer, monkeypatch: pytest.Mon
         for text in contexts["text"]:
             counts[text] += 1
     expected = seeds * drawn / len(texts)
-    # A draw without replacement varies less than independent draws do, by this factor.
+    # The factor corrects for drawing without replacement, which varies less than independent draws.
     chi_square = sum((count - expected) ** 2 / expected for count in counts.values()) / (1 - drawn / len(texts))
-    assert 55 < chi_square < 155  # 99 degrees of freedom: beyond these bounds once in some 5,000 trials
+    assert 55 < chi_square < 155  # 99 degrees of freedom: outside of this interval in about 1 of 5,000 trials
 
 
 @pytest.mark.parametrize("kind", ["int64", "uint32", "string"])
 def test_copies_that_come_late_still_give_their_document(
     tokenizer: BertTokenizer, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """The last winner's own priority is the limit below which others must come; a copy of it comes neither below."""
+    """The limit is the priority of the last winner. Its copies have the same priority and must still be accepted."""
     monkeypatch.setattr(module, "ROWS_AT_ONCE", 10)
     monkeypatch.setattr(sampling, "_HELD", 5)
     texts = [f"asthma {number % 50}" for number in range(200)]
@@ -194,32 +187,32 @@ def test_copies_that_come_late_still_give_their_document(
         assert all(int(row["document"]) == 50 - int(row["text"].split()[1]) for row in contexts)
 
 
-def test_copies_are_held_only_where_documents_are_in_no_order(
+def test_copies_are_kept_only_if_documents_are_unordered(
     tokenizer: BertTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sampling, "_HELD", 5)
-    held: list[int] = []
+    kept: list[int] = []
     best = sampling.Reservoir.best
-    monkeypatch.setattr(sampling.Reservoir, "best", lambda self: held.append(len(kept := best(self))) or kept)
-    monkeypatch.setattr(sampling, "_READ_AT_ONCE", 10)
+    monkeypatch.setattr(sampling.Reservoir, "best", lambda self: kept.append(len(found := best(self))) or found)
+    monkeypatch.setattr(module, "_READ_AT_ONCE", 10)
     texts = ["All asthma reserved.", "asthma"] * 100
     for documents, most in ((range(200), 2), ([7] * 200, 2), (range(200, 0, -1), 200)):
-        held.clear()
+        kept.clear()
         sentences = Dataset.from_dict({"text": texts, "document": list(documents)})
         contexts = find_contexts(sentences, ["asthma"], tokenizer=tokenizer)
         least = {text: min(d for t, d in zip(texts, documents, strict=True) if t == text) for text in texts}
         assert dict(zip(contexts["text"], contexts["document"], strict=True)) == least
-        assert max(held) == most
+        assert max(kept) == most
     named = Dataset.from_dict({"text": texts, "document": [f"PMID{number}" for number in range(200)]})
     assert set(find_contexts(named, ["asthma"], tokenizer=tokenizer)["document"]) == {"PMID0", "PMID1"}
 
 
-def test_text_that_is_no_utf8_is_refused(tokenizer: BertTokenizer) -> None:
-    """Arrow does not look at it, and the kernels would read beyond their tables."""
+def test_invalid_utf8_is_an_error(tokenizer: BertTokenizer) -> None:
+    """Arrow doesn't check the bytes, and the kernels would read beyond their tables."""
     for content in (b"the \xff\xff\xff\xff of", b"\xed\xa0\x80 the"):
         offsets = pa.py_buffer(np.array([0, len(content)], dtype=np.int32))
         texts = pa.Array.from_buffers(pa.string(), 1, [None, offsets, pa.py_buffer(content)])
-        with pytest.raises(InputError, match="the sentences hold text that is not valid UTF-8"):
+        with pytest.raises(InputError, match="the sentences contain text that is not valid UTF-8"):
             find_contexts(Dataset(pa.table({"text": texts})), ["the"], tokenizer=tokenizer)
 
 
@@ -247,7 +240,7 @@ def test_the_cache(tokenizer: BertTokenizer, tmp_path: Path, monkeypatch: pytest
     tokens = ["asthma", "##ing"]
     assert runs("one", tokens, tokenizer)
     assert not runs("one", tokens, tokenizer)
-    tokenizer(["asthma", "mice mice"], padding=True, truncation=True)  # leaves its mark on the backend
+    tokenizer(["asthma", "mice mice"], padding=True, truncation=True)  # changes the state of the backend
     assert not runs("one", tokens, tokenizer)
     assert runs("two", tokens, tokenizer)
     assert runs("one", [*tokens, "mice"], tokenizer)
@@ -260,155 +253,29 @@ def test_the_cache(tokenizer: BertTokenizer, tmp_path: Path, monkeypatch: pytest
     assert not runs("one", tokens, tokenizer)
 
 
-def test_another_spelling_is_another_name(tokenizer: BertTokenizer, tmp_path: Path) -> None:
-    """The same winners under another name: nothing of the first may come out of the cache."""
+def test_contexts_have_the_spelling_that_was_asked_for(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    """The winners are the same under both spellings, but the cached result of the first must not be used."""
     many(50).save_to_disk(tmp_path / "one")
     for spelling in ("asthma", "Asthma"):
         contexts = find_contexts(load_from_disk(tmp_path / "one"), [spelling], tokenizer=tokenizer)
         assert set(contexts["token"]) == {spelling}
 
 
-def test_selecting_tokens(tokenizer: BertTokenizer) -> None:
-    given = [
-        "Asthma",
-        "asthma",
-        "ASTHMA",
-        "naïve",
-        "naive",
-        "two words",
-        "x-ray",
-        "",
-        "\u200b",
-        "##",
-        "##Ing",
-        "##ing",
-        "-",
-        "日",
-    ]
-    selection = select_tokens(given, tokenizer)
-    assert selection.tokens == ("Asthma", "naïve", "##Ing", "-", "日")
-    assert selection.normalised == ("asthma", "naive", "##ing", "-", "日")
-    assert selection.merged == {"asthma": "Asthma", "ASTHMA": "Asthma", "naive": "naïve", "##ing": "##Ing"}
-    assert selection.unusable == {
-        "two words": "it normalises to 2 words (two words)",
-        "x-ray": "it normalises to 3 words (x - ray)",
-        "": "it normalises to nothing",
-        "\u200b": "it normalises to nothing",
-        "##": "it normalises to 2 words (# #)",
-    }
-
-
 def test_bad_input(sentences: Dataset, tokenizer: BertTokenizer) -> None:
-    with pytest.raises(InputError, match=r"2 tokens can never be found, 'x-ray' for one: it normalises to 3 words"):
+    with pytest.raises(InputError, match=r"2 tokens can never be found, for example 'x-ray': it normalises to 3 words"):
         find_contexts(sentences, ["asthma", "x-ray", ""], tokenizer=tokenizer)
     with pytest.raises(InputError, match="no tokens"):
         find_contexts(sentences, [], tokenizer=tokenizer)
     with pytest.raises(InputError, match="per_token must be at least 1, not 0"):
         find_contexts(sentences, ["asthma"], tokenizer=tokenizer, per_token=0)
-    with pytest.raises(InputError, match="column 'text': these have sentence"):
+    with pytest.raises(InputError, match="column 'text', not only sentence"):
         find_contexts(sentences.rename_column("text", "sentence"), ["asthma"], tokenizer=tokenizer)
-    with pytest.raises(InputError, match="column 'text' must hold strings, not int64"):
+    with pytest.raises(InputError, match="column 'text' must contain strings, not int64"):
         find_contexts(Dataset.from_dict({"text": [1]}), ["asthma"], tokenizer=tokenizer)
 
 
-def test_other_kinds_of_tokenizers_are_refused(sentences: Dataset, tokenizer: BertTokenizer) -> None:
-    """What they make of a character hangs on its neighbours, and would be found in part, in silence."""
+def test_other_kinds_of_tokenizers_are_an_error(sentences: Dataset, tokenizer: BertTokenizer) -> None:
+    """With them, the result for a character depends on its neighbours, and tokens would be missed silently."""
     tokenizer.backend_tokenizer.pre_tokenizer = Whitespace()
-    with pytest.raises(InputError, match="normalises or cuts words in another way than BERT"):
+    with pytest.raises(InputError, match="splits words differently from BERT"):
         find_contexts(sentences, ["asthma"], tokenizer=tokenizer)
-
-
-def test_the_report(sentences: Dataset, tokenizer: BertTokenizer) -> None:
-    korean = BertTokenizer(
-        vocab={**tokenizer.get_vocab(), "\u1112\u1161": len(tokenizer), "##\u11ab": len(tokenizer) + 1}
-    )
-    texts = Dataset.from_dict({"text": [*SENTENCES, "\ud55c"]})  # one character, which normalises to three
-    tokens = [*TOKENS, "asthma", "ASTHMA", "\u1112\u1161", "##\u11ab"]
-    contexts = find_contexts(texts, tokens, tokenizer=korean)
-    report = report_contexts(contexts, tokens, tokenizer=korean)
-    assert report.as_words == ["asthma", "binding", "naïve", "bronchoconstriction", "Culture"]
-    assert report.inside_words == ["##itis", "##ing", "\u1112\u1161", "##\u11ab"]
-    assert report.not_found == ["zebra"]
-    assert report.coverage == {0: 1, 1: 8, 3: 1}
-    assert report.widened == 2
-    assert report.contexts["asthma"] == 3
-    facts = report.facts()
-    assert facts["found_inside_words"] == 4
-    assert facts["without_contexts"] == ["zebra"]
-    assert facts["with_few_contexts"] == {token: 1 for token in report.contexts if token not in {"asthma", "zebra"}} | {
-        "asthma": 3
-    }
-
-
-@pytest.fixture
-def script() -> ModuleType:
-    return load_script(ROOT / "scripts" / "find_contexts.py")
-
-
-def test_the_script(
-    script: ModuleType, tokenizer: BertTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    corpus = ROOT / "bioptimus_hf" / "sample" / "corpus.txt"
-    save_tokenizer(tokenizer, tmp_path / "run" / "tokenizer")
-    smaller = {token: number for number, token in enumerate(tiny_vocabulary()) if token not in {"##tion", "asthma"}}
-    save_tokenizer(BertTokenizer(vocab={t: i for i, t in enumerate(smaller)}), tmp_path / "base")
-    common = [
-        "find_contexts",
-        "--corpus",
-        str(corpus),
-        "--validation_share",
-        "0.1",
-        "--output_dir",
-        str(tmp_path / "run"),
-    ]
-    monkeypatch.setattr(sys, "argv", [*common, "--base_model", str(tmp_path / "base"), "--per_token", "3"])
-    script.main()
-    contexts = load_from_disk(tmp_path / "run" / "contexts")
-    assert set(contexts["token"]) <= {"##tion", "asthma"}
-    made = read_record(tmp_path / "run" / "contexts")
-    assert set(made["inputs"]) == {"corpus", "tokenizer", "base_model"}
-    assert made["facts"]["tokens"] == 2
-    train = load_corpus(corpus)
-    assert made["facts"]["sentences"] <= len(split_sentences(train))
-
-    before = json.dumps(made)
-    script.main()  # skipped
-    assert json.dumps(read_record(tmp_path / "run" / "contexts")) == before
-    (tmp_path / "words.txt").write_text("\ufeffPatients\n\nx-ray\npatients\n", encoding="utf-8")
-    words = [*common, "--words", str(tmp_path / "words.txt")]
-    monkeypatch.setattr(sys, "argv", words)
-    with pytest.raises(InputError, match="was made with different"):
-        script.main()
-    monkeypatch.setattr(sys, "argv", [*words, "--force"])
-    with pytest.raises(
-        InputError, match=r"1 of 3 lines can never be found, 'x-ray' for one \(it normalises to 3 words"
-    ):
-        script.main()
-    monkeypatch.setattr(sys, "argv", [*words, "--force", "--skip_unusable", "--jsonl"])
-    script.main()
-    contexts = load_from_disk(tmp_path / "run" / "contexts")
-    assert set(contexts["token"]) == {"Patients"}
-    facts = read_record(tmp_path / "run" / "contexts")["facts"]
-    assert facts["tokens"] == 1
-    assert facts["merged_tokens"] == {"patients": "Patients"}
-    assert facts["left_out"] == {"x-ray": "it normalises to 3 words (x - ray)"}
-    lines = (tmp_path / "run" / "contexts" / "contexts.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line) for line in lines] == list(contexts)
-
-
-def test_the_histogram_in_words(script: ModuleType) -> None:
-    coverage = {0: 1, 1: 2, 3: 4, 4: 8, 15: 16, 16: 32, 63: 64, 64: 128}
-    assert script.in_bands(coverage, 64) == "0: 1, 1 to 3: 6, 4 to 15: 24, 16 to 63: 96, 64: 128"
-    assert script.in_bands({0: 1, 1: 2}, 1) == "0: 1, 1: 2"
-    assert script.in_bands({0: 1, 1: 2, 2: 3, 4: 5}, 4) == "0: 1, 1 to 3: 5, 4: 5"
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [(b"", "holds no words"), (b"ok\n\xff\n", "not valid UTF-8 at byte 3"), (None, "No such file")],
-)
-def test_bad_word_files(script: ModuleType, tmp_path: Path, content: bytes | None, message: str) -> None:
-    if content is not None:
-        (tmp_path / "words.txt").write_bytes(content)
-    with pytest.raises(InputError, match=message):
-        script.read_words(tmp_path / "words.txt")

@@ -1,4 +1,4 @@
-"""The batch kernel against a brute-force oracle that asks the tokenizer word by word."""
+"""Compare the matcher with a brute-force oracle that asks the tokenizer word by word."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ TEXTS = [
     "straße STRASSE ﬁnding ﬃ Ⅷ ǅ",
     "𝔘𝔫𝔦 😀the😀 👩‍👩‍👧 \U000e0100the",
     "the",
-    "of",  # the texts of an array lie side by side: "theof" must not be one word
+    "of",  # texts are adjacent in an array: "theof" must not be found as a word
     "-", "a-", "--the--",
 ]  # fmt: skip
 
@@ -59,7 +59,7 @@ TOKENIZERS = {
 
 
 def uncleaned() -> BertTokenizer:
-    """A tokenizer that keeps control characters."""
+    """Return a tokenizer that keeps control characters."""
     tokenizer = uncased(*PIECES, "a\x02b")
     tokenizer.backend_tokenizer.normalizer = BertNormalizer(clean_text=False)
     return tokenizer
@@ -79,7 +79,7 @@ def words_of(texts: list[str], tokenizer: BertTokenizer) -> list[str]:
 
 
 def oracle(text: str, tokens: set[str], tokenizer: BertTokenizer) -> Iterator[tuple[str, str]]:
-    """Yield every token of a text with the word that it stands in."""
+    """Yield every token of a text, with the word that contains it."""
     backend = tokenizer.backend_tokenizer
     for word, _ in backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(text)):
         if word in tokens:
@@ -89,7 +89,7 @@ def oracle(text: str, tokens: set[str], tokenizer: BertTokenizer) -> Iterator[tu
 
 
 def check(texts: list[str], tokens: list[str], tokenizer: BertTokenizer) -> int:
-    """Compare all occurrences with the oracle's, and look at each span; return how many were widened."""
+    """Compare all occurrences with those of the oracle and check each span; return the number of widened spans."""
     matches = Matcher(tokens, word_rules(tokenizer)).match(pa.array(texts, pa.string()))
     found: list[list[str]] = [[] for _ in texts]
     normalise = tokenizer.backend_tokenizer.normalizer.normalize_str
@@ -121,7 +121,7 @@ def test_whole_words_outside_the_vocabulary() -> None:
     tokenizer = BertTokenizer(
         vocab={token: number for number, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])}
     )
-    assert not Matcher(words, word_rules(tokenizer))._holding.any_word
+    assert not Matcher(words, word_rules(tokenizer))._contained.any_word
     check([*TEXTS, "cafés cafes Induced. straße"], words, tokenizer)
 
 
@@ -131,15 +131,15 @@ CHARACTERS = st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from
 @pytest.mark.parametrize("name", TOKENIZERS)
 @settings(max_examples=300, deadline=None)
 @given(texts=st.lists(st.text(CHARACTERS, max_size=30), max_size=6))
-@example(texts=["\u302e\U0001d165", "é x\u302e\U0001d165y"])  # marks that change places
-@example(texts=["00", "0:1\x00"])  # a word that differs from another by what fills up the lanes
+@example(texts=["\u302e\U0001d165", "é x\u302e\U0001d165y"])  # combining marks that change places
+@example(texts=["00", "0:1\x00"])  # words that differ only in padding bytes
 def test_fuzzed_unicode(name: str, texts: list[str]) -> None:
     tokenizer = TOKENIZERS[name]
     check(texts, list(dict.fromkeys([*pieces_of(tokenizer), *words_of(texts, tokenizer)[::2]])), tokenizer)
 
 
 def test_every_character() -> None:
-    """Each code point between letters and alone: nothing that the tokenizer does to one escapes the tables."""
+    """Check each code point on its own and between letters: the tables must reflect whatever the tokenizer does."""
     planes = (range(0x3400), range(0xA000, 0xB000), range(0xF900, 0x11000), range(0x1D000, 0x1F000))
     codes = [code for plane in planes for code in plane if not 0xD800 <= code < 0xE000]
     texts = ["".join(f"a{chr(code)}b {chr(code)} " for code in codes[i : i + 64]) for i in range(0, len(codes), 64)]
@@ -180,20 +180,20 @@ def test_arrow_arrays_of_every_kind(kind: pa.DataType) -> None:
     assert len(matcher.match(whole[:0]).row) == 0
 
 
-def test_little_room_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_buffers_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [text for text in TEXTS for _ in range(3)]
     random.Random(0).shuffle(texts)
     tokens = pieces_of(TOKENIZERS["uncased"])
     results = []
-    for hits, fresh in ((1, 1), (5, 3), (1 << 12, 1 << 12)):
+    for hits, new in ((1, 1), (5, 3), (1 << 12, 1 << 12)):
         monkeypatch.setattr(matching, "_HITS_AT_ONCE", hits)
-        monkeypatch.setattr(matching, "_FRESH_AT_ONCE", fresh)
+        monkeypatch.setattr(matching, "_NEW_WORDS_AT_ONCE", new)
         matches = Matcher(tokens, word_rules(TOKENIZERS["uncased"])).match(pa.array(texts))
         results.append(list(zip(*(column.tolist() for column in matches), strict=True)))
     assert results[0] == results[1] == results[2]
 
 
-def test_a_text_is_read_again_once_for_all_its_new_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_is_scanned_again_once_for_all_its_new_characters(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     scan = matching.kernels.scan
     monkeypatch.setattr(matching.kernels, "scan", lambda *arguments: calls.append(1) or scan(*arguments))
@@ -211,8 +211,8 @@ def test_a_table_that_grows() -> None:
     check([" ".join(words[i : i + 100]) for i in range(0, len(words), 100)], tokens, tokenizer)
 
 
-def test_words_of_the_same_key_are_told_apart(tmp_path: Path) -> None:
-    """Keys of long words hardly ever agree; here most do, and what is found is right all the same."""
+def test_words_with_the_same_key_are_distinguished() -> None:
+    """Long words hardly ever have the same key. Here most do, and the result must still be right."""
     program = """
 import pyarrow as pa
 from numba import njit
@@ -232,5 +232,6 @@ for more in ([], ["bronchocons", "##triction"]):
     for token, start, end in zip(*(column.tolist() for column in matches[1:]), strict=True):
         assert text[start:end] == tokens[token].removeprefix("##")
 """
-    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}  # and the other cache keeps the right keys
+    # Without compilation, which would take longer than everything else in this module.
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
     subprocess.run([sys.executable, "-c", program], check=True, env=environment)

@@ -1,0 +1,153 @@
+"""Make the contexts of a run: find them, count them and save them."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from bioptimus_hf.artifacts import RECORD, Run, building, digest_of_rows, identity, is_finished
+from bioptimus_hf.contexts.fetching import Found
+from bioptimus_hf.contexts.local import search_documents
+from bioptimus_hf.contexts.on_ray import check_corpus, find_contexts_on_ray
+from bioptimus_hf.contexts.options import ContextsOptions
+from bioptimus_hf.contexts.query import ContextQuery, select_tokens
+from bioptimus_hf.contexts.report import ContextsReport, report_contexts
+from bioptimus_hf.corpus.dataset import corpus_identity, load_documents, load_splits
+from bioptimus_hf.corpus.options import Corpus
+from bioptimus_hf.errors import InputError
+from bioptimus_hf.models import base_of_run, find_model, load_by_name
+from bioptimus_hf.vocabulary.tokenizer import compare_vocabularies
+
+logger = logging.getLogger(__name__)
+
+
+def make_contexts(run: Run, corpus: Corpus, options: ContextsOptions) -> Path:
+    """Find contexts of the new tokens, or of a list of words, and save them; skipped if this was already done.
+
+    New tokens are searched for in the training documents, words of your own in all documents. The result is an Arrow
+    data set with the columns of `find_contexts`. A local search that was killed continues where it stopped.
+
+    Returns:
+        The folder of the contexts, `contexts` in that of the run.
+
+    Raises:
+        InputError: the corpus, a model or the file of words can't be read, a word can never be found, or the folder
+            contains another result.
+    """
+    if options.engine == "ray":
+        check_corpus(corpus)
+    folder = run.root / "contexts"
+    tokenizer_of_run = run.root / "tokenizer"
+    if options.tokenizer is None and not tokenizer_of_run.is_dir():
+        raise InputError(f"{tokenizer_of_run} doesn't exist: train a vocabulary first, or name a tokenizer")
+    source = find_model(options.tokenizer or tokenizer_of_run)
+    inputs = {"corpus": corpus_identity(corpus.corpus), "tokenizer": source.identity}
+    settings = {**corpus.settings(), "seed": run.seed, "per_token": options.per_token, "jsonl": options.jsonl}
+    if options.words:
+        inputs["words"] = identity(options.words)
+        del settings["validation_share"]  # words are searched for in all documents
+        settings["skip_unusable"] = options.skip_unusable
+    else:
+        base_model = base_of_run(run.output_dir, options.base_model)
+        inputs["base_model"] = base_model.identity
+    if is_finished(folder, inputs, settings, force=run.force):
+        return folder
+    tokenizer = load_by_name(AutoTokenizer, source.folder)
+    tokens = _find_words(options, tokenizer) if options.words else _new_tokens(base_model.folder, tokenizer)
+    query = ContextQuery(tokens, tokenizer, options.per_token, run.seed)
+    parts = folder.with_name("contexts.parts")
+    with building(folder, inputs, settings) as stage:
+        found = _search(run, corpus, options, query, parts)
+        report = report_contexts(found.contexts, tokens, tokenizer=tokenizer)
+        found.contexts.save_to_disk(stage.path)
+        if options.jsonl:
+            found.contexts.to_json(stage.path / "contexts.jsonl", force_ascii=False)
+        stage.facts |= _facts(options, query, found, report)
+    if options.engine == "local":
+        shutil.rmtree(parts)
+    _log(stage.facts, report, options.per_token, folder / RECORD)
+    return folder
+
+
+def _search(run: Run, corpus: Corpus, options: ContextsOptions, query: ContextQuery, parts: Path) -> Found:
+    """Search all documents for words, or the training documents for new tokens."""
+    if options.engine == "ray":
+        return find_contexts_on_ray(
+            corpus, query, training_only=not options.words, num_proc=run.num_proc, address=options.address
+        )
+    documents = load_documents(corpus) if options.words else load_splits(corpus)["train"]
+    return search_documents(documents, query, folder=parts, num_proc=run.num_proc)
+
+
+def _facts(options: ContextsOptions, query: ContextQuery, found: Found, report: ContextsReport) -> dict[str, Any]:
+    """Return the facts for the record."""
+    left_out = select_tokens(read_words(options.words), query.tokenizer).unusable if options.words else {}
+    return {
+        "engine": options.engine,
+        "sentences": found.sentences,
+        "occurrences": found.occurrences,
+        "tokens": len(report.contexts),
+        "contexts": len(found.contexts),
+        "digest": digest_of_rows(found.contexts),
+        **report.facts(),
+        "merged_tokens": query.selection.merged,
+        "left_out": left_out,
+    }
+
+
+def _log(facts: dict[str, Any], report: ContextsReport, per_token: int, record: Path) -> None:
+    """Log the main numbers of the result."""
+    logger.info(
+        "%(contexts)d contexts of %(tokens)d tokens, which occur %(occurrences)d times: %(found_as_words)d found as "
+        "words, %(found_inside_words)d only inside words, %(not_found)d not found",
+        facts,
+    )
+    if report.not_found:
+        some = ", ".join(report.not_found[:10]) + (", ..." if report.not_found[10:] else "")
+        logger.info("not found: %s (%s lists all of them, and the tokens with few contexts)", some, record)
+    logger.info("tokens by number of contexts: %s", report.coverage_in_words(per_token))
+
+
+def _new_tokens(base_model: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return the tokens that the base model doesn't have."""
+    return list(compare_vocabularies(load_by_name(AutoTokenizer, base_model), tokenizer).new)
+
+
+def _find_words(options: ContextsOptions, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Read the words that can be found, and raise for or skip those that can't."""
+    words = read_words(options.words)
+    unusable = select_tokens(words, tokenizer).unusable
+    if unusable and not options.skip_unusable:
+        word, reason = next(iter(unusable.items()))
+        raise InputError(
+            f"{options.words}: {len(unusable)} of {len(words)} words can never be found, for example {word!r} "
+            f"({reason}): remove them, or use skip_unusable",
+            argument="words",
+        )
+    for word, reason in unusable.items():
+        logger.warning("skipped %r: %s", word, reason)
+    return [word for word in words if word not in unusable]
+
+
+def read_words(path: str | Path | None) -> list[str]:
+    """Read one word per line, and skip empty lines.
+
+    Raises:
+        InputError: the file can't be read, isn't UTF-8, or contains no words.
+    """
+    try:
+        lines = Path(str(path)).read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}", argument="words") from error
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path} is not valid UTF-8 at byte {error.start}: convert or repair it", argument="words"
+        ) from error
+    words = [word for line in lines if (word := line.strip())]
+    if not words:
+        raise InputError(f"{path} contains no words", argument="words")
+    return words
