@@ -57,7 +57,7 @@ def annotate_files(options: AnnotationOptions) -> list[Path]:
         format_of(file, options.input_format, READABLE)
     provenance = _Provenance(
         {f"model {number}": find_model(model).identity for number, model in enumerate(options.models)},
-        {"format": options.format, "input_format": options.input_format, "bf16": options.bf16},
+        {name: getattr(options, name) for name in ("format", "input_format", "text_column", "bf16")},
     )
     rest = {file: target for file, target in targets.items() if not _is_annotated(file, target, provenance, options)}
     if len(rest) < len(targets):
@@ -154,7 +154,9 @@ def _annotate(targets: Mapping[Path, Path], provenance: _Provenance, options: An
         for file, target in targets.items():
             began, entities_before = time.monotonic(), progress.entities
             inputs = provenance.inputs(file)
-            reader = DocumentReader(file, format=options.input_format, on_error=options.on_error)
+            reader = DocumentReader(
+                file, format=options.input_format, on_error=options.on_error, text_column=options.text_column
+            )
             annotated = progress.watch(reader, file.stat().st_size, annotator.annotate_documents(reader))
             record = record_of(target)
             record.unlink(missing_ok=True)  # after a kill, it must not describe a file that replaced the recorded one

@@ -32,6 +32,9 @@ class AnnotationOptions:
     input_format: InputFormat | None = field(
         default=None, metadata={"help": "Format of the input files; by default recognized by their names"}
     )
+    text_column: str = field(
+        default="text", metadata={"help": "Field or column with the text in JSON lines and parquet files"}
+    )
     on_error: Literal["raise", "skip"] = field(
         default="raise",
         metadata={"help": "Stop at a document that can't be read, or skip it and record it"},

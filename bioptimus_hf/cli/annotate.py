@@ -3,10 +3,10 @@
     bioptimus annotate --models runs/mine/ner/ncbi-disease/v0.4/0 --input abstracts.jsonl --output_dir found
     bioptimus annotate --models HEAD OTHER_HEAD --input pubmed/*.xml.gz --output_dir found --format pubtator
 
-Reads txt (one document per line), JSON lines, PubMed XML, PubTator, BioC JSON and CoNLL, plain or .gz, with texts of
-any length. Writes one file per input file: JSON lines, PubTator, BioC JSON, CoNLL or an HTML page, with offsets in
-characters. Files are written atomically, and files that are already done are skipped: run the same command again to
-resume.
+Reads txt (one document per line), JSON lines, parquet, PubMed XML, PubTator, BioC JSON and CoNLL, plain or .gz, with
+texts of any length. Writes one file per input file: JSON lines, PubTator, BioC JSON, CoNLL or an HTML page, with
+offsets in characters. Files are written atomically, and files that are already done are skipped: run the same command
+again to resume.
 """
 
 from __future__ import annotations

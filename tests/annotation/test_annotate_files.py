@@ -120,6 +120,24 @@ def test_the_output_folder_is_a_data_set(tiny_head: Path, tmp_path: Path) -> Non
         assert {"start", "end", "text", "label", "score"} == set(rows[0]["entities"][0])
 
 
+def test_parquet_and_json_lines_may_name_their_text_column(tiny_head: Path, tmp_path: Path) -> None:
+    rows = datasets.Dataset.from_dict({"abstract": TEXTS[:3], "year": [1999, 2000, 2001]})
+    rows.to_parquet(tmp_path / "a.parquet")
+    rows.to_json(tmp_path / "b.jsonl")
+    out = tmp_path / "out"
+    first, second = annotate(tiny_head, f"{tmp_path}/*.*", out, text_column="abstract")
+    expected = list(Annotator(tiny_head).annotate(TEXTS[:3]))
+    for written in (first, second):
+        documents = list(DocumentReader(written))
+        assert [document.text for document in documents] == TEXTS[:3]
+        for document, entities in zip(documents, expected, strict=True):
+            assert_same_entities(document.entities, entities)
+    with pytest.raises(InputError, match="different text_column"):
+        annotate(tiny_head, f"{tmp_path}/*.*", out)
+    with pytest.raises(InputError, match=r"a\.parquet.*'text'"):
+        annotate(tiny_head, tmp_path / "a.parquet", tmp_path / "other")
+
+
 def test_documents_that_cannot_be_read_are_errors_or_skipped(tiny_head: Path, tmp_path: Path) -> None:
     source, out = tmp_path / "a.jsonl", tmp_path / "out"
     source.write_text('{"text": "Aspirin."}\n{"text": 3}\n{"text": "Asthma."}\n')

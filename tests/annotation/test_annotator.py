@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import logging
+import os
+import signal
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -261,3 +264,16 @@ def test_an_item_that_is_not_a_string_is_named(wrong: Any) -> None:
 def test_a_single_string_is_rejected() -> None:
     with pytest.raises(InputError, match="pass a list of texts"):
         list(ONE_WINDOW.annotate("Aspirin"))
+
+
+def test_an_annotator_leaves_the_process_alone(tiny_head: Path) -> None:
+    """A service that creates one keeps its logging, environment and signal handlers."""
+
+    def state() -> tuple[object, ...]:
+        root = logging.getLogger()
+        handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+        return dict(os.environ), root.level, list(root.handlers), list(root.filters), handlers, torch.get_num_threads()
+
+    before = state()
+    list(Annotator(tiny_head).annotate(["aspirin in asthma"]))
+    assert state() == before
