@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # what editors and type checkers see of the names below
     from bioptimus_hf.distillation.contextual import contextual_embeddings as contextual_embeddings
     from bioptimus_hf.distillation.initialization import initial_rows as initial_rows
     from bioptimus_hf.distillation.options import DistillationOptions as DistillationOptions
+    from bioptimus_hf.distillation.options import RowTraining as RowTraining
     from bioptimus_hf.distillation.stage import make_distilled_model as make_distilled_model
     from bioptimus_hf.distillation.token_distillation import distill_tokens as distill_tokens
     from bioptimus_hf.distillation.transplant import transplant_vocabulary as transplant_vocabulary
@@ -116,6 +117,7 @@ _PUBLIC = {
     "initial_rows": "distillation.initialization",
     "transplant_vocabulary": "distillation.transplant",
     "distill_tokens": "distillation.token_distillation",
+    "RowTraining": "distillation.options",
     "PretrainingArguments": "pretraining.arguments",
     "BioptimusDataCollator": "pretraining.masking",
     "MaskingStrategy": "pretraining.masking",

@@ -204,7 +204,7 @@ def _train(
         embedded[range(len(batch)), [example.place for _, example in batch]] = rows[tokens]
         target = pad_sequence([example.target for _, example in batch], batch_first=True)
         error = ((_hidden_states(encoder, embedded, mask, training) - target) ** 2).mean(dim=2) * mask
-        # Examples of other tokens don't affect a row's gradient. Adam is insensitive to the number of its own.
+        # Examples of other tokens don't affect the gradient of a row, and Adam is insensitive to its scale.
         (rows.grad,) = torch.autograd.grad((error.sum(dim=1) / mask.sum(dim=1)).sum(), rows)
         optimizer.step()
         schedule.step()

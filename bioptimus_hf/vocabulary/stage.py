@@ -59,7 +59,7 @@ def make_tokenizer(run: Run, corpus: Corpus, options: VocabularyOptions) -> Path
         write_json(stage.path / "report.json", report.facts())
         report.plot(stage.path / "fertility.png")
         stage.facts |= {
-            # Tells later stages where the model is; its identity among the inputs tells only what it is.
+            # Where later stages find the model. The identity in the inputs only says what it contains.
             "base_model": base_model.commit or str(Path(base_model.folder).resolve()),
             "tokens": len(tokenizer),
             "shared": len(difference.shared),
