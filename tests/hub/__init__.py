@@ -1,4 +1,4 @@
-"""A Hugging Face Hub on loopback, so that real clients can publish to it and load from it without a network.
+"""Simulate the Hugging Face Hub on loopback, so that real clients can publish and load without a network.
 
     with Hub() as hub:
         token = hub.token("ada", orgs={"lab": "admin"})
@@ -6,14 +6,14 @@
         subprocess.run(command, env=hub.environment(token, xet=False), check=True)
         assert lost.happened == 1 and not hub.leaks
 
-What it has: models, datasets and spaces (create, describe, settings, delete, list); branches, tags and commits with the
-ids of git; trees and lists in pages; users, organizations, tokens that read or write; private and gated repositories;
-uploads by the LFS protocol (in one piece or in parts) and by xet; files from a second origin that refuses tokens; model
-cards read and checked; collections. Errors carry the codes that clients look for. Requests can be made to go wrong.
+It has models, data sets and spaces (create, describe, settings, delete, list); branches, tags and commits with the ids
+of git; trees and lists in pages; users, organizations, tokens that read or write; private and gated repositories;
+uploads by the LFS protocol (in one or several parts) and by xet; downloads from a second origin that rejects tokens;
+validation of model cards; collections. Errors carry the codes that clients look for. Tests can make requests fail.
 
-What it has not: discussions (a commit may open a pull request, and no more), moves, squashes, hooks, jobs, likes,
-buckets and the rest of the site. It infers nothing from a model's files, and of a card it checks what one of a text
-model says. It does not check the hashes of xet's chunks, and deduplicates nothing across repositories.
+It doesn't have discussions (a commit may open a pull request, but that is all), moves, squashes, webhooks, jobs, likes,
+buckets or the rest of the site. It infers nothing from the files of a model, and validates only those fields of a card
+that models of text have. It doesn't check the hashes of xet chunks, and doesn't deduplicate across repositories.
 """
 
 from .faults import Cut, Delay, Drop, Fault, Request, Status

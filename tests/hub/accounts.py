@@ -1,4 +1,4 @@
-"""Who may do what: users, the organizations they belong to, and their tokens."""
+"""Decide who may do what: users, their organizations, and their tokens."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class User:
 
 @dataclass(frozen=True)
 class Caller:
-    """A user through one token."""
+    """A user, with the role of the token they use."""
 
     user: User
     role: Role
@@ -45,7 +45,7 @@ class Accounts:
         self._tokens: dict[str, Caller] = {}
 
     def token(self, name: str, role: Role, orgs: dict[str, OrgRole]) -> str:
-        """Return the token of a user for a role, the same each time; the user joins the organizations."""
+        """Return the token of a user for a role, always the same one, and add the user to organizations."""
         user = self._users.setdefault(name, User(name))
         user.orgs.update(orgs)
         token = "hf_" + hashlib.sha256(f"{name} {role}".encode()).hexdigest()[:34]

@@ -1,4 +1,4 @@
-"""The YAML at the head of a README.md: what the Hub reads from it, and what it objects to."""
+"""Read and validate the YAML metadata of a README.md."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _ID = re.compile(r"[\w.-]+/[\w.-]+|[\w.-]+")
 
 
 class BadCard(Exception):
-    """YAML that cannot be read at all."""
+    """The metadata isn't valid YAML, or not a mapping."""
 
 
 def metadata(content: str) -> dict[str, Any]:
-    """Return what stands at the head of a README.
+    """Return the metadata of a README.
 
     Raises:
-        BadCard: it is no mapping in YAML.
+        BadCard: the metadata can't be read.
     """
     front = _FRONT.match(content)
     if front is None:
@@ -50,7 +50,7 @@ def metadata(content: str) -> dict[str, Any]:
 
 
 def check(content: str, kind: str) -> tuple[list[str], list[str]]:
-    """Return the errors and the warnings that the Hub has for a README."""
+    """Return the errors and warnings of the Hub about a README."""
     try:
         data = metadata(content)
     except BadCard as error:
@@ -123,7 +123,7 @@ def _many(value: Any) -> list[Any]:
 
 
 def tags(data: dict[str, Any]) -> list[str]:
-    """Return the tags that the Hub shows and searches, which are more than the card's own."""
+    """Return the tags that the Hub shows and searches: those of the card, and some derived from other fields."""
     found = [data["library_name"]] if "library_name" in data else []
     found += [*_many(data.get("tags")), *_many(data.get("language"))]
     for name in ("base_model", "license"):

@@ -1,4 +1,4 @@
-"""Routes that give files out: small ones at once, large ones by way of another origin, as the Hub does."""
+"""Serve files: small ones directly, large ones by a redirect to another origin, as the Hub does."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ async def resolve(request: Request) -> Response:
     entry = commit.files.get(path)
     if entry is None:
         error = HubError(404, "Entry not found", "EntryNotFound")
-        error.headers["X-Repo-Commit"] = commit.id  # with it, a client remembers that the file is not there
+        error.headers["X-Repo-Commit"] = commit.id  # with this header, clients cache that the file doesn't exist
         raise error
     headers = {"X-Repo-Commit": commit.id, "Accept-Ranges": "bytes"}
     if entry.sha256 is None:

@@ -1,4 +1,4 @@
-"""Requests that go wrong because a test wants them to, and a log of all of them.
+"""Log all requests, and make those fail that a test chooses.
 
 A fault is chosen by method and path: `"POST */commit/*"`, `"PUT *"`, `"* /api/*"`.
 """
@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 @dataclass(frozen=True)
 class Status:
-    """Answer with an error; `after` the request took effect (its answer is lost), or instead; as a gateway's `page`."""
+    """Answer with an error: `after` the request took effect, or instead; with `page`, as the HTML page of a gateway."""
 
     code: int
     after: bool = False
@@ -28,21 +28,21 @@ class Status:
 
 @dataclass(frozen=True)
 class Drop:
-    """Close the connection without an answer; `after` the request took effect, or instead."""
+    """Close the connection without an answer: `after` the request took effect, or instead."""
 
     after: bool = False
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Close the connection when this many bytes of the request's body have arrived."""
+    """Close the connection once this many bytes of the request body have arrived."""
 
     after_bytes: int
 
 
 @dataclass(frozen=True)
 class Delay:
-    """Wait before the request is looked at."""
+    """Wait before handling the request."""
 
     seconds: float
 
@@ -52,7 +52,7 @@ How = Status | Drop | Cut | Delay
 
 @dataclass
 class Fault:
-    """What goes wrong for the next `times` requests that match, the first `skip` of them excepted."""
+    """A failure of the next `times` requests that match, after the first `skip` of them."""
 
     match: str
     how: How
@@ -61,7 +61,7 @@ class Fault:
     happened: int = 0
 
     def hits(self, method: str, path: str) -> bool:
-        """Count a request, and say whether it goes wrong."""
+        """Count a request, and return whether it fails."""
         methods, _, paths = self.match.partition(" ")
         if self.happened == self.times or methods not in {"*", method} or not fnmatchcase(path, paths):
             return False
@@ -74,16 +74,16 @@ class Fault:
 
 @dataclass
 class Request:
-    """One line of the log. The token itself is never kept."""
+    """One line of the log. The token itself is never stored."""
 
     origin: str  # hub, blobs or cas
     method: str
     path: str
     authorization: bool
-    leak: bool = False  # a token of the Hub came to another origin
-    who: str | None = None  # "ada (write)"; None without a token or with a wrong one
-    received: int = 0  # bytes of the body
-    status: int | None = None  # None: not answered
+    leak: bool = False  # a token of the Hub was sent to another origin
+    who: str | None = None  # "ada (write)"; None without a valid token
+    received: int = 0  # bytes of the request body
+    status: int | None = None  # None: no answer
 
 
 @dataclass
@@ -93,7 +93,7 @@ class Log:
 
 
 class Faults:
-    """Middleware: log every request, then let it pass or go wrong."""
+    """Middleware that logs every request, and then handles it or makes it fail."""
 
     def __init__(self, app: ASGIApp, log: Log, origin: Callable[[int], str]) -> None:
         self._app, self._log, self._origin = app, log, origin
@@ -118,7 +118,7 @@ class Faults:
 
         async def answered(message: Message) -> None:
             if message["type"] == "http.response.start":
-                request.status = message["status"]  # before the client can know it
+                request.status = message["status"]  # before the client sees it
             await send(message)
 
         async def lost(message: Message) -> None:
@@ -127,18 +127,20 @@ class Faults:
         if isinstance(how, Delay):
             await asyncio.sleep(how.seconds)
         effective = not isinstance(how, Status | Drop) or how.after
-        inner = {**scope, "log": request, "path": path}  # routes see the path as it was sent, "%2F" and all
+        inner = {**scope, "log": request, "path": path}  # routes see the raw path, including "%2F"
         try:
             if effective:
                 await self._app(inner, received, lost if isinstance(how, Status | Drop) else answered)
-            elif isinstance(how, Status):  # or the client would not read the answer, but fail while it still sends
+            elif isinstance(how, Status):  # otherwise the client fails while sending, without reading the answer
                 async for _ in HttpRequest(scope, received).stream():
                     pass
         except ClientDisconnect:
             return
         if isinstance(how, Status):
-            said = "Something went wrong, and a test wanted it to."
-            answer = HTMLResponse(f"<p>{said}</p>", how.code) if how.page else JSONResponse({"error": said}, how.code)
+            message = "A test made this request fail."
+            answer = (
+                HTMLResponse(f"<p>{message}</p>", how.code) if how.page else JSONResponse({"error": message}, how.code)
+            )
             await answer(scope, received, answered)
         elif isinstance(how, Drop):
             await _drop(scope)
@@ -146,4 +148,4 @@ class Faults:
 
 async def _drop(scope: Any) -> None:
     scope["drop"]()
-    await asyncio.sleep(0.01)  # until the server has noticed, or it would answer with an error
+    await asyncio.sleep(0.01)  # until the server notices; otherwise it answers with an error

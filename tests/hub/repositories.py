@@ -1,4 +1,4 @@
-"""Routes about repositories as a whole: making, describing, deleting them; their refs, commits and lists of files."""
+"""Create, describe and delete repositories, and serve their refs, commits and lists of files."""
 
 from __future__ import annotations
 
@@ -34,8 +34,11 @@ async def whoami(request: Request) -> Response:
 async def validate_yaml(request: Request) -> Response:
     body = await request.json()
     errors, warnings = check(body["content"], f"{body.get('repoType', 'model')}s")
-    said = {"errors": [{"message": error} for error in errors], "warnings": [{"message": one} for one in warnings]}
-    return answer(said, 400 if errors else 200)
+    body = {
+        "errors": [{"message": error} for error in errors],
+        "warnings": [{"message": warning} for warning in warnings],
+    }
+    return answer(body, 400 if errors else 200)
 
 
 async def create(request: Request) -> Response:
@@ -49,8 +52,8 @@ async def create(request: Request) -> Response:
         private = body.get("visibility") == "private" or body.get("private") is True
         found = store.create(kind, id, private, who.user.name)
         return answer({"url": f"{world(request).endpoint}/{found.url_path}", "name": id})
-    said = f"You already created this {kind[:-1]} repo: {id}"
-    raise HubError(409, said, url=f"{world(request).endpoint}/{found.url_path}")
+    message = f"You already created this {kind[:-1]} repo: {id}"
+    raise HubError(409, message, url=f"{world(request).endpoint}/{found.url_path}")
 
 
 async def delete(request: Request) -> Response:
@@ -262,16 +265,20 @@ def _last_change(found: Repository, commit: Commit, path: str) -> Commit:
     def at(commit: Commit) -> dict[str, Entry]:
         return {name: entry for name, entry in commit.files.items() if f"{name}/".startswith(f"{path}/")}
 
-    return next(one for one in found.history(commit) if one.parent is None or at(found.commits[one.parent]) != at(one))
+    return next(
+        earlier
+        for earlier in found.history(commit)
+        if earlier.parent is None or at(found.commits[earlier.parent]) != at(earlier)
+    )
 
 
 async def missing(request: Request) -> Response:
-    """Answer for names without an owner, of which there are none here."""
+    """Answer for names without an owner, which don't exist here."""
     kind_of(request)
     raise no_repository(caller(request))
 
 
-_ONE = "/api/{kind}/{owner}/{name}"
+_REPOSITORY = "/api/{kind}/{owner}/{name}"
 ROUTES = [
     Route("/api/whoami-v2", whoami),
     Route("/api/validate-yaml", validate_yaml, methods=["POST"]),
@@ -279,18 +286,18 @@ ROUTES = [
     Route("/api/repos/delete", delete, methods=["DELETE"]),
     Route("/api/{kind}", search),
     Route("/api/{kind}/{name}", missing),
-    Route(_ONE, show),
-    Route(_ONE + "/revision/{revision}", show),
-    Route(_ONE + "/settings", settings, methods=["PUT"]),
-    Route(_ONE + "/auth-check", may_read),
-    Route(_ONE + "/auth-check/write", may_write),
-    Route(_ONE + "/refs", refs),
-    Route(_ONE + "/tag/{revision}", create_tag, methods=["POST"]),
-    Route(_ONE + "/tag/{revision}", delete_tag, methods=["DELETE"]),
-    Route(_ONE + "/branch/{revision}", create_branch, methods=["POST"]),
-    Route(_ONE + "/branch/{revision}", delete_branch, methods=["DELETE"]),
-    Route(_ONE + "/commits/{revision}", commits),
-    Route(_ONE + "/tree/{revision}", tree),
-    Route(_ONE + "/tree/{revision}/{path}", tree),
-    Route(_ONE + "/paths-info/{revision}", paths_info, methods=["POST"]),
+    Route(_REPOSITORY, show),
+    Route(_REPOSITORY + "/revision/{revision}", show),
+    Route(_REPOSITORY + "/settings", settings, methods=["PUT"]),
+    Route(_REPOSITORY + "/auth-check", may_read),
+    Route(_REPOSITORY + "/auth-check/write", may_write),
+    Route(_REPOSITORY + "/refs", refs),
+    Route(_REPOSITORY + "/tag/{revision}", create_tag, methods=["POST"]),
+    Route(_REPOSITORY + "/tag/{revision}", delete_tag, methods=["DELETE"]),
+    Route(_REPOSITORY + "/branch/{revision}", create_branch, methods=["POST"]),
+    Route(_REPOSITORY + "/branch/{revision}", delete_branch, methods=["DELETE"]),
+    Route(_REPOSITORY + "/commits/{revision}", commits),
+    Route(_REPOSITORY + "/tree/{revision}", tree),
+    Route(_REPOSITORY + "/tree/{revision}/{path}", tree),
+    Route(_REPOSITORY + "/paths-info/{revision}", paths_info, methods=["POST"]),
 ]

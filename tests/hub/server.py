@@ -1,4 +1,4 @@
-"""The Hub as a server in a thread: three origins on loopback, and what a test may do with it."""
+"""Run the Hub as a server in a thread, with three origins on loopback, and control it from tests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from . import downloads, gatherings, repositories, uploads, xet
+from . import collections, downloads, repositories, uploads, xet
 from .accounts import OrgRole, Role
 from .faults import Fault, Faults, How, Log, Request
 from .store import Store
@@ -26,11 +26,11 @@ from .web import HubError, World, answer_error, bearer, caller, plain_404, signa
 
 
 class Hub:
-    """A Hub of its own on loopback, for as long as a `with` block lasts.
+    """A Hub on loopback that runs for the duration of a `with` block.
 
     Args:
-        folder: where the state is kept, and found again; by default it is thrown away at the end.
-        port: of the main origin; by default one that is free.
+        folder: where the state is stored and restored from; by default it is discarded at the end.
+        port: port of the main origin; by default any free port.
     """
 
     def __init__(self, folder: Path | None = None, port: int = 0) -> None:
@@ -39,9 +39,11 @@ class Hub:
 
     def __enter__(self) -> Hub:
         self._folder = self._given or Path(tempfile.mkdtemp(prefix="hub-"))
-        # One port an origin: a client must not carry its token from one to another.
+        # One port per origin: a client mustn't send its token to another origin.
         self._sockets = [socket.create_server(("127.0.0.1", port)) for port in (self._port, 0, 0)]
-        ports = dict(zip((one.getsockname()[1] for one in self._sockets), ("hub", "blobs", "cas"), strict=True))
+        ports = dict(
+            zip((listener.getsockname()[1] for listener in self._sockets), ("hub", "blobs", "cas"), strict=True)
+        )
         endpoint, blobs, cas = (f"http://127.0.0.1:{port}" for port in ports)
         self.world = World(Store(self._folder / "hub", self._given is not None), endpoint, blobs, cas)
         app = Faults(_Origins(self.world, ports), self._log, ports.__getitem__)
@@ -62,11 +64,11 @@ class Hub:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def stop(self) -> None:
-        """Stop answering, for good."""
+        """Stop answering for good."""
         self._server.should_exit = True
         self._thread.join()
-        for one in self._sockets:
-            one.close()
+        for listener in self._sockets:
+            listener.close()
 
     @property
     def endpoint(self) -> str:
@@ -74,25 +76,25 @@ class Hub:
 
     @property
     def requests(self) -> list[Request]:
-        """All requests so far, to any of the origins. Clear it as you like."""
+        """All requests so far, to any origin; may be cleared."""
         return self._log.requests
 
     @property
     def leaks(self) -> list[Request]:
-        """The requests that carried a token of the Hub to another origin: none, if the client is sound."""
+        """The requests that sent a token of the Hub to another origin; a sound client sends none."""
         return [request for request in self.requests if request.leak]
 
     @property
     def outside(self) -> list[Request]:
-        """The requests meant for other hosts, which come here because the Hub is the proxy of its clients."""
+        """The requests for other hosts, which arrive here because the Hub is the proxy of its clients."""
         return [request for request in self.requests if request.method == "CONNECT" or "://" in request.path]
 
     def token(self, name: str, role: Role = "write", orgs: dict[str, OrgRole] | None = None) -> str:
-        """Return the token of a user for a role; both come to be as they are asked for."""
+        """Return the token of a user for a role; the user is created if necessary."""
         return self.world.accounts.token(name, role, orgs or {})
 
     def fail(self, match: str, how: How, times: int = 1, skip: int = 0) -> Fault:
-        """Let the next requests that match go wrong, the first `skip` of them excepted."""
+        """Make the next requests that match fail, after the first `skip` of them."""
         fault = Fault(match, how, times, skip)
         self._log.faults.append(fault)
         return fault
@@ -102,15 +104,15 @@ class Hub:
         self._log.faults.clear()
 
     def environment(self, token: str | None = None, *, xet: bool = True, home: Path | None = None) -> dict[str, str]:
-        """Return the environment of a client of this Hub, which then reaches nothing else.
+        """Return the environment of a client of this Hub, in which it can't reach any other host.
 
         Args:
-            token: of the user that the client is; by default it is nobody.
-            xet: how large files go up; by the LFS protocol otherwise.
-            home: the client's HF_HOME; by default a fresh one, with an empty cache.
+            token: token of the client; by default it is anonymous.
+            xet: whether large files are uploaded by xet or by the LFS protocol.
+            home: HF_HOME of the client; by default a new folder, with an empty cache.
         """
-        theirs = ("HF_", "HUGGING", "TRANSFORMERS_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
-        kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(theirs)}
+        removed = ("HF_", "HUGGING", "TRANSFORMERS_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+        kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(removed)}
         proxies = {f"{name}_PROXY": self.endpoint for name in ("HTTP", "HTTPS", "ALL")}
         return {
             **kept,
@@ -128,7 +130,7 @@ class Hub:
 
 
 class _Protocol(H11Protocol):
-    """HTTP, with a way to close a connection under a request."""
+    """HTTP, with a way to close the connection during a request."""
 
     def __init__(self, config: uvicorn.Config, *arguments: Any, **options: Any) -> None:
         super().__init__(config, *arguments, **options)
@@ -141,12 +143,12 @@ class _Protocol(H11Protocol):
 
 
 class _Origins:
-    """Three applications over one state, told apart by the port."""
+    """Three applications that share one state, and have one port each."""
 
     def __init__(self, world: World, ports: dict[int, str]) -> None:
         modules = (repositories, uploads, xet, downloads)
         routes: dict[str, list[BaseRoute]] = {
-            "hub": [*gatherings.ROUTES, *(route for module in modules for route in module.ROUTES)],
+            "hub": [*collections.ROUTES, *(route for module in modules for route in module.ROUTES)],
             "blobs": [*uploads.BLOB_ROUTES, *downloads.BLOB_ROUTES, *xet.BLOB_ROUTES],
             "cas": list(xet.CAS_ROUTES),
         }
@@ -169,12 +171,12 @@ def _application(world: World, origin: str, routes: list[BaseRoute]) -> ASGIApp:
         scope["log"].leak = origin != "hub" and world.accounts.caller(bearer(request) or "") is not None
         try:
             if origin == "hub":
-                caller(request)  # a wrong token opens nothing, whatever the route
+                caller(request)  # an invalid token is rejected on every route
             elif origin == "blobs" and request.headers.get("authorization"):
-                raise HubError(400, "Only one way to prove who you are is allowed, and the signature is one")
+                raise HubError(400, "Only one authentication method is allowed, and the address is signed")
             signed = origin == "blobs" or scope["path"].startswith("/api/complete_multipart/")
             if signed and request.query_params.get("signature") != signature(scope["path"]):
-                raise HubError(403, "The signature does not fit this address")
+                raise HubError(403, "The signature doesn't match this address")
         except HubError as error:
             await answer_error(request, error)(scope, receive, send)
             return

@@ -1,4 +1,4 @@
-"""What a Hub keeps: repositories of commits, the files in them, and collections. The ids are made as git makes them."""
+"""Store repositories with their commits and files, and collections. Ids are those that git would give."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def git_id(kind: str, content: bytes) -> str:
 
 @dataclass(frozen=True)
 class Entry:
-    """A file of a commit; one with a sha256 lies in the large file storage, and `oid` is that of its pointer."""
+    """A file of a commit. If it has a sha256, it is stored as a large file, and `oid` is that of its pointer."""
 
     oid: str
     size: int
@@ -43,14 +43,14 @@ def large_file(sha256: str, size: int) -> Entry:
 
 
 def parents(path: str) -> Iterator[str]:
-    """Yield the folders that a path lies in, the innermost first and the root ("") last."""
+    """Yield the folders that contain a path, from the innermost to the root ("")."""
     while path:
         path = path.rpartition("/")[0]
         yield path
 
 
 def tree_ids(files: Mapping[str, Entry]) -> dict[str, str]:
-    """Return the id of every folder, the root ("") included."""
+    """Return the id of every folder, including the root ("")."""
     folders = {"", *(folder for path in files for folder in parents(path))}
     members: dict[str, list[tuple[str, bytes]]] = {folder: [] for folder in folders}
     for path, entry in files.items():
@@ -85,7 +85,7 @@ class Repository:
     gated: str | bool = False
     refs: dict[str, str] = field(default_factory=dict)  # refs/heads/main -> commit
     commits: dict[str, Commit] = field(default_factory=dict)
-    large: set[str] = field(default_factory=set)  # the sha256 of all that was uploaded to this repository
+    large: set[str] = field(default_factory=set)  # sha256 of every large file that was uploaded to this repository
 
     @property
     def owner(self) -> str:
@@ -96,7 +96,7 @@ class Repository:
         return self.id if self.kind == "models" else f"{self.kind}/{self.id}"
 
     def find(self, revision: str) -> Commit | None:
-        """Return the commit that a branch, a tag, a full ref, or an id of at least seven digits names."""
+        """Return the commit of a branch, a tag, a full ref, or an id of at least seven digits."""
         for name in (revision, f"refs/heads/{revision}", f"refs/tags/{revision}"):
             if name in self.refs:
                 return self.commits[self.refs[name]]
@@ -106,7 +106,7 @@ class Repository:
         return None
 
     def branch(self, revision: str) -> str | None:
-        """Return the full name of the ref that a commit onto this revision would move."""
+        """Return the full name of the ref that a commit to this revision would move."""
         for name in (revision, f"refs/heads/{revision}"):
             if name in self.refs and not name.startswith("refs/tags/"):
                 return name
@@ -142,20 +142,20 @@ class Collection:
 
 @dataclass(frozen=True)
 class XetFile:
-    """How a file is put together: pieces of `bytes` from the chunks `start` to `end` of a xorb."""
+    """The pieces of a file: `bytes` from the chunks `start` to `end` of a xorb."""
 
     sha256: str
     pieces: tuple[tuple[str, int, int, int], ...]  # xorb, bytes, start, end
 
 
 class Store:
-    """The state of a Hub, and the folder that holds its files."""
+    """The state of a Hub, and the folder with its files."""
 
     def __init__(self, folder: Path, lasting: bool) -> None:
         self.folder = folder
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.collections: dict[str, Collection] = {}
-        self.xet: dict[str, XetFile] = {}  # by the hash that xet gives a file
+        self.xet: dict[str, XetFile] = {}  # by the hash of a file in xet
         self._seconds = 0
         self._lasting = lasting
         for name in ("regular", "large", "parts", "xorbs"):
@@ -169,19 +169,19 @@ class Store:
         return self.folder / "state.pickle"
 
     def save(self) -> None:
-        """Write the state down, if it is to outlast this process."""
+        """Save the state, if it is to be restored later."""
         if self._lasting:
             partial = self._state.with_suffix(".partial")
             partial.write_bytes(pickle.dumps((self.repositories, self.collections, self.xet, self._seconds)))
             os.replace(partial, self._state)
 
     def now(self) -> str:
-        """Return the time by a clock that moves a second a look, so that the same acts give the same ids."""
+        """Return the time of a clock that advances one second per call, so that the same requests give the same ids."""
         self._seconds += 1
         return (datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self._seconds)).strftime("%Y-%m-%dT%H:%M:%S.000Z")
 
     def create(self, kind: str, id: str, private: bool, author: str) -> Repository:
-        """Make a repository as the Hub does, with a first commit of `.gitattributes`."""
+        """Create a repository as the Hub does, with an initial commit of `.gitattributes`."""
         repository = Repository(kind, id, private, self.now())
         files = {".gitattributes": self.add_regular(GITATTRIBUTES)}
         repository.commit("refs/heads/main", files, "initial commit", "", author, self.now())
@@ -194,17 +194,17 @@ class Store:
         return entry
 
     def path(self, entry: Entry) -> Path:
-        """Return where the bytes of a file lie."""
+        """Return the path of a file's bytes."""
         return self.large(entry.sha256) if entry.sha256 else self.folder / "regular" / entry.oid
 
     def large(self, sha256: str) -> Path:
         return self.folder / "large" / sha256
 
     def read(self, commit: Commit, path: str) -> bytes | None:
-        """Return the bytes of a file of a commit, if it has one of that name."""
+        """Return the bytes of a file in a commit, or None if there is no such file."""
         entry = commit.files.get(path)
         return None if entry is None else self.path(entry).read_bytes()
 
     def xet_hash(self, sha256: str | None) -> str | None:
-        """Return the hash under which xet knows a file, if it was uploaded so."""
+        """Return the hash of a file in xet, or None if it wasn't uploaded by xet."""
         return next((hash for hash, file in self.xet.items() if file.sha256 == sha256), None)

@@ -1,4 +1,4 @@
-"""Routes that take files in: how each is to be sent, the large ones by the LFS protocol, and the commit."""
+"""Accept files: decide how each is uploaded, receive large ones by the LFS protocol, and commit."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def _plan(file: dict[str, Any], commit: Commit, large: list[str], ignored: list[
 
 
 def _matches(path: str, patterns: list[str]) -> bool:
-    """Say whether a pattern fits a path, its name, or a folder it lies in."""
+    """Return whether a pattern matches a path, its name, or a folder that contains it."""
     tries = {path, *path.split("/"), *(path[:end] for end, letter in enumerate(path) if letter == "/")}
-    return any(fnmatchcase(one, pattern.strip("/")) for one in tries for pattern in patterns)
+    return any(fnmatchcase(name, pattern.strip("/")) for name in tries for pattern in patterns)
 
 
 async def commit(request: Request) -> Response:
@@ -53,10 +53,10 @@ async def commit(request: Request) -> Response:
     commit_of(request, found)
     ref = found.branch(revision)
     if ref is None:
-        raise HubError(400, f"Only a branch can be committed to, and {revision} is none")
+        raise HubError(400, f"Only branches accept commits, and {revision} is not a branch")
     head = found.commits[found.refs[ref]]
     if not head.id.startswith(header.get("parentCommit") or ""):
-        raise HubError(412, "The branch has moved on since the parent commit: fetch it and try again")
+        raise HubError(412, "The branch has moved since the parent commit: fetch it and retry")
     files = _changed(world(request), found, head, [(line["key"], line["value"]) for line in lines[1:]])
     asked = request.query_params.get("create_pr") in {"1", "true"}
     if asked:
@@ -65,12 +65,12 @@ async def commit(request: Request) -> Response:
     author, date = signed_in(request).user.name, world(request).store.now()
     made = found.commit(ref, files, header["summary"], header.get("description", ""), author, date)
     url = f"{world(request).endpoint}/{found.url_path}"
-    said = {"success": True, "commitOid": made.id, "commitUrl": f"{url}/commit/{made.id}", "hookOutput": ""}
-    return answer({**said, **({"pullRequestUrl": f"{url}/discussions/{ref.rpartition('/')[2]}"} if asked else {})})
+    body = {"success": True, "commitOid": made.id, "commitUrl": f"{url}/commit/{made.id}", "hookOutput": ""}
+    return answer({**body, **({"pullRequestUrl": f"{url}/discussions/{ref.rpartition('/')[2]}"} if asked else {})})
 
 
 def _changed(world: World, found: Repository, head: Commit, changes: list[tuple[str, Any]]) -> dict[str, Entry]:
-    """Return the files of a commit, all checked before any is kept."""
+    """Return the files of a commit; all are checked before any is stored."""
     files, contents = dict(head.files), {}
     for key, value in changes:
         path = value["path"]
@@ -86,7 +86,7 @@ def _changed(world: World, found: Repository, head: Commit, changes: list[tuple[
         if key == "file":
             contents[path] = base64.b64decode(value["content"])
             if len(contents[path]) > LARGEST_REGULAR:
-                raise HubError(400, f"{path} is larger than 10 MB, and must be sent as a large file")
+                raise HubError(400, f"{path} is larger than 10 MB and must be uploaded as a large file")
         elif key == "lfsFile":
             files[path] = _uploaded(world, found, value)
     if "README.md" in contents:
@@ -113,7 +113,7 @@ def _uploaded(world: World, found: Repository, value: dict[str, Any]) -> Entry:
 async def batch(request: Request) -> Response:
     found, body = repository(request, write=True), await request.json()
     multipart = "multipart" in body.get("transfers", ())
-    objects = [_object(world(request), found, one["oid"], one["size"], multipart) for one in body["objects"]]
+    objects = [_object(world(request), found, item["oid"], item["size"], multipart) for item in body["objects"]]
     media = {"Content-Type": "application/vnd.git-lfs+json"}
     return answer({"transfer": "basic", "objects": objects}, headers=media)
 
@@ -135,12 +135,12 @@ async def verify(request: Request) -> Response:
     found, body = repository(request, write=True), await request.json()
     path = world(request).store.large(body["oid"])
     if body["oid"] not in found.large or path.stat().st_size != body["size"]:
-        raise HubError(404, f"The large file {body['oid']} was not uploaded, or not whole")
+        raise HubError(404, f"The large file {body['oid']} was not uploaded completely")
     return answer({})
 
 
 async def put(request: Request) -> Response:
-    """Take a large file in one piece."""
+    """Receive a large file in one part."""
     store, sha256 = world(request).store, request.path_params["sha256"]
     partial = store.folder / "parts" / f"{sha256}-{id(request):x}"
     with partial.open("wb") as file:
@@ -157,12 +157,12 @@ async def put_part(request: Request) -> Response:
 
 
 async def complete(request: Request) -> Response:
-    """Put the parts of a large file together."""
+    """Join the parts of a large file."""
     body, sha256 = await request.json(), request.path_params["sha256"]
-    paths = [_part(request, one["partNumber"]) for one in body["parts"]]
-    for path, one in zip(paths, body["parts"], strict=True):
-        if not path.exists() or hashlib.md5(path.read_bytes()).hexdigest() != one["etag"].strip('"'):
-            raise HubError(400, f"Part {one['partNumber']} is not what was uploaded")
+    paths = [_part(request, item["partNumber"]) for item in body["parts"]]
+    for path, item in zip(paths, body["parts"], strict=True):
+        if not path.exists() or hashlib.md5(path.read_bytes()).hexdigest() != item["etag"].strip('"'):
+            raise HubError(400, f"Part {item['partNumber']} differs from what was uploaded")
     whole = _part(request, "whole")
     whole.write_bytes(b"".join(path.read_bytes() for path in paths))
     keep_large(world(request), _target(request), sha256, whole)
@@ -180,7 +180,7 @@ def _target(request: Request) -> tuple[str, str]:
 
 
 def keep_large(world: World, repository: tuple[str, str], sha256: str, partial: Path) -> None:
-    """Keep a large file of a repository, if it is what its name says."""
+    """Store a large file of a repository if its content has the expected sha256."""
     with partial.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256 or repository not in world.store.repositories:

@@ -1,4 +1,4 @@
-"""What all routes share: the state they work on, who is calling, errors, pages, signed addresses."""
+"""Provide what all routes share: state, authentication, errors, pages, signed addresses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KINDS = ("models", "datasets", "spaces")
 
 @dataclass(frozen=True)
 class Grant:
-    """What a token of xet allows."""
+    """The permissions of a xet token."""
 
     who: str | None
     repository: tuple[str, str]
@@ -31,19 +31,19 @@ class Grant:
 
 @dataclass
 class World:
-    """The state behind the routes, and the three addresses that they are served under."""
+    """The state of the Hub, and the addresses of its three origins."""
 
     store: Store
     endpoint: str
     blobs: str
     cas: str
     accounts: Accounts = field(default_factory=Accounts)
-    grants: dict[str, Grant] = field(default_factory=dict)  # tokens of xet
+    grants: dict[str, Grant] = field(default_factory=dict)  # by xet token
     page_size: int = 1000
     part_size: int = 1 << 30  # larger files are uploaded in parts of this size
 
     def signed(self, base: str, path: str) -> str:
-        """Return an address that opens a path to whoever holds it."""
+        """Return an address with which anyone may access a path."""
         return f"{base}{path}?signature={signature(path)}"
 
 
@@ -52,7 +52,7 @@ def signature(path: str) -> str:
 
 
 class HubError(Exception):
-    """An answer other than success."""
+    """An answer with an error status."""
 
     def __init__(self, status: int, message: str, code: str | None = None, **more: Any) -> None:
         super().__init__(message)
@@ -82,7 +82,7 @@ def world(request: Request) -> World:
 
 
 def part(request: Request, name: str) -> str:
-    """Return a part of the path, decoded only now: `refs%2Fpr%2F1` is one part."""
+    """Return a parameter of the path, decoded only now: `refs%2Fpr%2F1` is one parameter."""
     return unquote(request.path_params[name])
 
 
@@ -92,10 +92,10 @@ def bearer(request: Request) -> str | None:
 
 
 def caller(request: Request) -> Caller | None:
-    """Return who is calling.
+    """Return the caller, or None for an anonymous one.
 
     Raises:
-        HubError: with a token that is none, which opens nothing, not even what is public.
+        HubError: the token is invalid; then even public repositories are inaccessible.
     """
     token = bearer(request)
     if token is None:
@@ -122,17 +122,17 @@ def kind_of(request: Request) -> str:
 
 
 def no_repository(who: Caller | None) -> HubError:
-    """Say the same of a repository that is missing and of one that is private."""
+    """Give the same answer for a missing and a private repository."""
     if who is None:
         return HubError(401, "Invalid username or password.", "RepoNotFound")
     return HubError(404, "Repository not found", "RepoNotFound")
 
 
 def repository(request: Request, write: bool = False, manage: bool = False) -> Repository:
-    """Return the repository that a path names.
+    """Return the repository of a path.
 
     Raises:
-        HubError: it is not there for this caller, or not to be changed by them.
+        HubError: it doesn't exist, or the caller lacks permission.
     """
     key = (kind_of(request), "/".join(part(request, name) for name in ("owner", "name") if name in request.path_params))
     who, found = caller(request), world(request).store.repositories.get(key)
@@ -147,7 +147,7 @@ def repository(request: Request, write: bool = False, manage: bool = False) -> R
 
 
 def commit_of(request: Request, found: Repository, revision: str | None = None) -> Commit:
-    """Return the commit that a path, or a revision, names."""
+    """Return the commit of a revision, which is by default that of the path."""
     revision = part(request, "revision") if revision is None else revision
     commit = found.find(revision)
     if commit is None:
@@ -156,7 +156,7 @@ def commit_of(request: Request, found: Repository, revision: str | None = None) 
 
 
 def page(request: Request, items: Sequence[Any]) -> Response:
-    """Answer with a page of a list, and say where the next one is."""
+    """Answer with a page of a list, and link to the next page."""
     query = dict(request.query_params)
     start = int(query.get("cursor", 0))
     end = start + min(int(query.get("limit", world(request).page_size)), world(request).page_size)

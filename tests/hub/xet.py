@@ -1,7 +1,7 @@
-"""The storage that hf-xet talks to: files as pieces of xorbs (packs of compressed chunks), which shards describe.
+"""Serve the storage of hf-xet: xorbs (packs of compressed chunks), and shards that describe files as pieces of xorbs.
 
-The formats are those of the public specification of xet. The hashes that xet gives to chunks and xorbs are not
-checked; that of every whole file (sha256) is.
+The formats follow the public specification of xet. The hashes of chunks and xorbs aren't checked; the sha256 of every
+complete file is.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .web import Grant, HubError, World, answer, bearer, caller, commit_of, part
 
 _HEADER = RECORD = 48
 _WITH_CHECKS, _WITH_SHA256 = 1 << 31, 1 << 30
-_LIFE = 3600  # seconds that a token of xet is good for
+_LIFETIME = 3600  # lifetime of a xet token in seconds
 
 
 async def token(request: Request) -> Response:
@@ -34,16 +34,16 @@ async def token(request: Request) -> Response:
     grants = world(request).grants
     made = f"xet-{len(grants)}-{request.path_params['access']}"
     grants[made] = Grant(str(who) if who else None, (found.kind, found.id), write)
-    end, cas = int(time.time()) + _LIFE, world(request).cas
+    end, cas = int(time.time()) + _LIFETIME, world(request).cas
     headers = {"X-Xet-Access-Token": made, "X-Xet-Token-Expiration": str(end), "X-Xet-Cas-Url": cas}
     return answer({"accessToken": made, "exp": end, "casUrl": cas}, headers=headers)
 
 
 def granted(request: Request, write: bool = False) -> Grant:
-    """Return what the token of a request allows.
+    """Return the permissions of the xet token of a request.
 
     Raises:
-        HubError: it is no token of xet, or not one for this.
+        HubError: the token is invalid or lacks permission.
     """
     grant = world(request).grants.get(bearer(request) or "")
     if grant is None:
@@ -57,7 +57,7 @@ def granted(request: Request, write: bool = False) -> Grant:
 async def put_xorb(request: Request) -> Response:
     granted(request, write=True)
     path, content = _xorb(world(request), part(request, "hash")), await request.body()
-    list(chunks(content))  # or fail now
+    list(chunks(content))  # raises if it is invalid
     new = not path.exists()
     path.write_bytes(content)
     return answer({"was_inserted": new})
@@ -99,7 +99,7 @@ async def reconstruction(request: Request) -> Response:
 
 
 def _where(world: World, xorb: str, start: int, end: int) -> dict[str, Any]:
-    """Return the address of some chunks, and the range of bytes there, both ends included."""
+    """Return the address of chunks, and the range of their bytes, including both ends."""
     found = list(chunks(_xorb(world, xorb).read_bytes()))
     bytes_range = {"start": found[start].start, "end": found[end - 1].end - 1}
     return {"url": world.signed(world.blobs, f"/xorbs/{xorb}"), "url_range": bytes_range}
@@ -118,16 +118,16 @@ def _xorb(world: World, hash: str) -> Any:
 def _pieces(world: World, file: XetFile) -> Iterator[bytes]:
     for xorb, length, start, end in file.pieces:
         path = _xorb(world, xorb)
-        if not path.exists():  # a client that remembers another Hub under this address may think so
-            raise HubError(400, f"The shard speaks of a xorb that was never uploaded: {xorb}")
+        if not path.exists():  # a client may remember it from another Hub at this address
+            raise HubError(400, f"The shard refers to a xorb that was never uploaded: {xorb}")
         content = b"".join(chunk.content for chunk in list(chunks(path.read_bytes()))[start:end])
         if len(content) != length:
-            raise HubError(400, "The shard does not fit the xorb")
+            raise HubError(400, "The shard doesn't match the xorb")
         yield content
 
 
 def text(hash: bytes) -> str:
-    """Return the usual form of a hash of xet: four numbers of 64 bits in hexadecimal."""
+    """Return the text form of a xet hash: four 64-bit numbers in hexadecimal."""
     return "".join(f"{number:016x}" for number in struct.unpack("<4Q", hash))
 
 
@@ -136,7 +136,7 @@ def files_of(shard: bytes) -> Iterator[tuple[str, XetFile]]:
     place = _HEADER
     while (hash := shard[place : place + 32]) != b"\xff" * 32:
         if len(hash) < 32:
-            raise HubError(400, "The shard ends too early")
+            raise HubError(400, "The shard is truncated")
         flags, number = struct.unpack_from("<II", shard, place + 32)
         pieces = []
         for _ in range(number):
@@ -145,14 +145,14 @@ def files_of(shard: bytes) -> Iterator[tuple[str, XetFile]]:
             pieces.append((text(shard[place : place + 32]), length, start, end))
         place += RECORD * (1 + number * bool(flags & _WITH_CHECKS))
         if not flags & _WITH_SHA256:
-            raise HubError(400, "The shard does not say the sha256 of a file")
+            raise HubError(400, "The shard lacks the sha256 of a file")
         yield text(hash), XetFile(text(shard[place : place + 32]), tuple(pieces))
         place += RECORD
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A chunk, and where it lies packed in its xorb."""
+    """A packed chunk, and its position in the xorb."""
 
     start: int
     end: int
@@ -164,11 +164,11 @@ class Chunk:
         if self.scheme == 0:
             return self.packed
         content = lz4.frame.decompress(self.packed)
-        return content if self.scheme == 1 else _ungrouped(content)
+        return content if self.scheme == 1 else _ungroup(content)
 
 
 def chunks(xorb: bytes) -> Iterator[Chunk]:
-    """Yield the chunks of a xorb, which may end in a description that is not needed here."""
+    """Yield the chunks of a xorb; an optional footer is ignored."""
     start = 0
     while start < len(xorb) and xorb[start] == 0:
         length, scheme = int.from_bytes(xorb[start + 1 : start + 4], "little"), xorb[start + 4]
@@ -179,8 +179,8 @@ def chunks(xorb: bytes) -> Iterator[Chunk]:
         start = end
 
 
-def _ungrouped(content: bytes) -> bytes:
-    """Undo the order in which all first bytes of four come first, then all second ones, and so on."""
+def _ungroup(content: bytes) -> bytes:
+    """Undo the grouping of bytes by their position modulo 4."""
     whole, start = bytearray(len(content)), 0
     for place in range(4):
         end = start + len(range(place, len(content), 4))

@@ -1,7 +1,7 @@
-"""What clients of the Hub do, each function in a process of its own: this file, run as a script, calls one by name.
+"""Client functions that use the Hub through the real libraries; each runs in a process of its own.
 
-The clients read the address of the Hub when they are imported, so a test sets it before. What a function returns is
-printed as JSON.
+The libraries read the address of the Hub when they are imported, so `client_processes` sets it before. This file can
+also be run as a script that calls a function by name and prints its result as JSON.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def shorten_pauses() -> None:
     time.sleep = lambda seconds: sleep(min(seconds, 0.02))
 
 
-def failure(act: Callable[[], Any]) -> str:
-    """Return the name of the error that an act ends in, with the status if there is one; nothing if it succeeds."""
+def failure(action: Callable[[], Any]) -> str:
+    """Return the name of the error that an action raises, with the HTTP status if there is one, or an empty string."""
     try:
-        act()
+        action()
     except Exception as error:
         response = getattr(error, "response", None)
         return f"{type(error).__name__} {response.status_code}" if response is not None else type(error).__name__
@@ -78,7 +78,7 @@ def publish(repo: str, versions: dict[str, str]) -> dict[str, Any]:
 
 
 def load(repo: str, versions: dict[str, str], tags: dict[str, str]) -> dict[str, Any]:
-    """Load by tag and by task through one cache, and compare with what was published."""
+    """Load by tag and by task through one cache, and compare with the local folders."""
     from safetensors.torch import load_file
     from transformers import AutoModelForTokenClassification, AutoTokenizer, pipeline
 
@@ -94,7 +94,7 @@ def load(repo: str, versions: dict[str, str], tags: dict[str, str]) -> dict[str,
         assert snapshot.name == tags[tag]
         for file in Path(folder).iterdir():
             assert (snapshot / file.name).read_bytes() == file.read_bytes()
-    assert len({json.dumps(one) for one in different.values()}) == len(versions)
+    assert len({json.dumps(weights) for weights in different.values()}) == len(versions)
     words = pipeline("ner", model=repo, aggregation_strategy="simple")("severe asthma of mice")
     return {
         "words": [float(word["score"]) for word in words],
@@ -119,7 +119,7 @@ def cards(repo: str) -> dict[str, Any]:
     seen["bad"] = failure(ModelCard(BAD_CARD).validate)
     seen["bad pushed"] = failure(lambda: ModelCard(BAD_CARD).push_to_hub(repo))
     index = "---\nmodel-index:\n- name: m\n  results:\n  - task: {type: t}\n---\n"
-    body = {"content": index, "repoType": "model"}  # which the client's own class of cards would not even read
+    body = {"content": index, "repoType": "model"}  # the client's class of cards wouldn't even read this
     seen["bad index"] = get_session().post(f"{api.endpoint}/api/validate-yaml", json=body).json()["errors"]
     file = {"path": "README.md", "content": "LS0tCmxpY2Vuc2U6IHgKLS0tCg==", "encoding": "base64"}
     lines = [{"key": "header", "value": {"summary": "s"}}, {"key": "file", "value": file}]
@@ -144,10 +144,10 @@ def cards(repo: str) -> dict[str, Any]:
 
 
 def access(repo: str, tokens: dict[str, str | bool]) -> dict[str, list[str]]:
-    """Return how reading a file, changing one, and changing the settings end for each token."""
+    """Return the outcome of reading a file, writing one, and changing the settings, for each token."""
     api = HfApi()
 
-    def acts(token: str | bool) -> list[str]:
+    def outcomes(token: str | bool) -> list[str]:
         def read() -> None:
             get_hf_file_metadata(hf_hub_url(repo, "README.md"), token=token)
 
@@ -157,9 +157,9 @@ def access(repo: str, tokens: dict[str, str | bool]) -> dict[str, list[str]]:
         def manage() -> None:
             api.update_repo_settings(repo, visibility="private", token=token)
 
-        return [failure(act) for act in (read, write, manage)]
+        return [failure(action) for action in (read, write, manage)]
 
-    return {name: acts(token) for name, token in tokens.items()}
+    return {name: outcomes(token) for name, token in tokens.items()}
 
 
 def gate(repo: str, stranger: str) -> list[str]:
@@ -177,7 +177,7 @@ def fill(repo: str, files: dict[str, str], private: bool) -> str:
 
 
 def history(repo: str) -> dict[str, Any]:
-    """Branches, stale parents, deletions, copies, pull requests and pages of three."""
+    """Use branches, stale parents, deletions, copies, pull requests and pages of three items."""
     api, seen = HfApi(), {}
     api.create_repo(repo)
     adds = [CommitOperationAdd(f"data/{number // 3}/{number}.txt", str(number).encode()) for number in range(9)]
@@ -198,22 +198,22 @@ def history(repo: str) -> dict[str, Any]:
     assert history[:3] == [third.oid, second.oid, first.oid]
     assert len(history) == 4
 
-    def one() -> list[CommitOperationAdd]:
+    def one_file() -> list[CommitOperationAdd]:
         return [CommitOperationAdd("one.txt", b"1")]
 
-    seen["stale"] = failure(lambda: api.create_commit(repo, one(), commit_message="s", parent_commit=first.oid))
-    seen["nowhere"] = failure(lambda: api.create_commit(repo, one(), commit_message="s", revision="nowhere"))
+    seen["stale"] = failure(lambda: api.create_commit(repo, one_file(), commit_message="s", parent_commit=first.oid))
+    seen["nowhere"] = failure(lambda: api.create_commit(repo, one_file(), commit_message="s", revision="nowhere"))
     gone = [CommitOperationDelete("nothing.txt")]
     seen["gone"] = failure(lambda: api.create_commit(repo, gone, commit_message="s"))
     assert api.model_info(repo).sha == third.oid
     api.create_branch(repo, branch="try/out", revision=first.oid)
     seen["same branch"] = failure(lambda: api.create_branch(repo, branch="try/out"))
-    apart = api.create_commit(repo, one(), commit_message="apart", revision="try/out")
+    apart = api.create_commit(repo, one_file(), commit_message="apart", revision="try/out")
     assert api.model_info(repo, revision="try/out").sha == apart.oid
     assert api.file_exists(repo, "data/0/0.txt", revision="try/out")
     assert not api.file_exists(repo, "data/0/0.txt")
     assert api.revision_exists(repo, first.oid[:7])
-    request = api.create_commit(repo, one(), commit_message="please", create_pr=True)
+    request = api.create_commit(repo, one_file(), commit_message="please", create_pr=True)
     refs = api.list_repo_refs(repo, include_pull_requests=True)
     seen["refs"] = sorted(ref.ref for ref in [*refs.branches, *refs.tags, *refs.pull_requests])
     assert api.file_exists(repo, "one.txt", revision=request.pr_revision)
@@ -243,7 +243,7 @@ def upload(repo: str, folder: str) -> str:
 
 
 def upload_twice(repo: str, folder: str) -> dict[str, Any]:
-    """Upload twice, and say how it ended the first time, and what is there then."""
+    """Upload twice; return the outcome of the first attempt, and the number of commits at the end."""
     shorten_pauses()
     api = HfApi()
     api.create_repo(repo)
@@ -257,9 +257,9 @@ def upload_twice(repo: str, folder: str) -> dict[str, Any]:
 
 
 def command(repo: str, folder: str) -> list[str]:
-    """Go through the command line, and read the weights' head by ranges."""
+    """Use the command line, and read the header of the weights by range requests."""
     hf = [sys.executable, "-m", "huggingface_hub.cli.hf"]
-    said = []
+    printed = []
     for arguments in (
         ["auth", "whoami"],
         ["upload", repo, folder],
@@ -269,15 +269,15 @@ def command(repo: str, folder: str) -> list[str]:
     ):
         ended = subprocess.run([*hf, *arguments], capture_output=True, text=True, check=False)
         assert ended.returncode == 0, ended.stderr
-        said.append(ended.stdout)
+        printed.append(ended.stdout)
     tensors = HfApi().get_safetensors_metadata(repo).files_metadata["model.safetensors"].tensors
-    return [*said, *tensors]
+    return [*printed, *tensors]
 
 
 def use(
     repo_id: str, run: str, versions: list[str], head: str, strangers: list[str | bool], code: str
 ) -> dict[str, Any]:
-    """Load as a user would, by transformers alone; strangers try first, while nothing is in the cache."""
+    """Load as a user would, with transformers alone; strangers try first, while the cache is empty."""
     from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
     refused, weights = [], []
@@ -288,8 +288,8 @@ def use(
             refused.append(type(error).__name__)
     for version in versions:
         found = AutoModelForMaskedLM.from_pretrained(repo_id, revision=f"v{version}")
-        meant = AutoModelForMaskedLM.from_pretrained(f"{run}/v{version}").state_dict()
-        assert all(found.state_dict()[name].equal(values) for name, values in meant.items()), version
+        local = AutoModelForMaskedLM.from_pretrained(f"{run}/v{version}").state_dict()
+        assert all(found.state_dict()[name].equal(values) for name, values in local.items()), version
         weights.append(float(found.state_dict()["bert.embeddings.word_embeddings.weight"].double().sum()))
         assert len(AutoTokenizer.from_pretrained(repo_id, revision=f"v{version}")) == found.config.vocab_size
     newest = AutoModelForMaskedLM.from_pretrained(repo_id)
@@ -306,12 +306,12 @@ def use(
         "filled": len(filled),
         "printed": len(printed.getvalue().split()),
         "base": [info.card_data.base_model, info.card_data["base_model_revision"]],
-        "results": [[one.dataset_id, one.task_id, one.value] for one in info.eval_results],
+        "results": [[result.dataset_id, result.task_id, result.value] for result in info.eval_results],
     }
 
 
 def fill_model(repo_id: str, folder: str, pull_request: str) -> None:
-    """Make a repository of what is in one folder, with a pull request of what is in another."""
+    """Create a repository with the files of a folder, and a pull request with those of another folder."""
     api = HfApi()
     api.create_repo(repo_id)
     api.upload_folder(repo_id=repo_id, folder_path=folder)
@@ -319,7 +319,7 @@ def fill_model(repo_id: str, folder: str, pull_request: str) -> None:
 
 
 def fill_all(models: list[list[str]], data: dict[str, dict[str, str]], elsewhere: str) -> list[str]:
-    """Make models as of `fill_model`, data sets, whose commits are returned, and a repository with a tag on nothing."""
+    """Create models by `fill_model`, a repository with a tag but no model, and data sets; return their commits."""
     for model in models:
         fill_model(*model)
     tag_elsewhere(elsewhere, "v0.2")

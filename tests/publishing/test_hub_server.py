@@ -1,4 +1,4 @@
-"""The Hub of the tests does what the real clients expect of the real one; they run in processes of their own."""
+"""Test with real clients that the Hub of the tests behaves as they expect the real Hub to behave."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from hub.store import regular_file, tree_ids
 from hub.xet import chunks, text
 from transformers import BertConfig, BertForTokenClassification, BertTokenizer
 
-BOTH_WAYS = pytest.mark.parametrize("xet", [False, True], ids=["lfs", "xet"])
+BOTH_PROTOCOLS = pytest.mark.parametrize("xet", [False, True], ids=["lfs", "xet"])
 
 
 @pytest.fixture(scope="module")
 def versions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Two folders of a model that differ in weights alone."""
-    folder, vocabulary = tmp_path_factory.mktemp("versions"), {one: i for i, one in enumerate(tiny_vocabulary())}
+    """Two folders of a model that only differ in the weights."""
+    folder, vocabulary = tmp_path_factory.mktemp("versions"), {token: i for i, token in enumerate(tiny_vocabulary())}
     tokenizer = BertTokenizer(vocab=vocabulary, model_max_length=512)
     config = BertConfig(
         vocab_size=len(vocabulary),
@@ -63,7 +63,7 @@ def run(clients: ClientProcesses, client: Callable[..., Any], *arguments: Any, *
     return clients.call(client, *arguments, environment=environment)
 
 
-@BOTH_WAYS
+@BOTH_PROTOCOLS
 def test_versions_are_published_and_loaded(
     hub: Hub, clients: ClientProcesses, versions: dict[str, Path], xet: bool
 ) -> None:
@@ -78,10 +78,10 @@ def test_versions_are_published_and_loaded(
     assert published["tags"] == published["commits"]
     assert published["branches"] == {"main": published["commits"]["v0.2"]}
     assert published["titles"] == ["v0.2", "v0.1", "initial commit"]
-    assert [one["path"] for one in published["wrong"]] == ["model.safetensors"]
+    assert [file["path"] for file in published["wrong"]] == ["model.safetensors"]
     assert all(re.fullmatch(r"[0-9a-f]{40}", commit) for commit in published["commits"].values())
     sent = Counter(request.origin for request in hub.requests[start:] if request.received > 3_000_000)
-    assert sent == {"cas" if xet else "blobs": 2}  # each weights once, and by the way that was meant
+    assert sent == {"cas" if xet else "blobs": 2}  # the weights of each version once, by the right protocol
 
     start = len(hub.requests)
     loaded = run(clients, hub_clients.load, repo, versions, published["tags"], xet=xet)
@@ -107,7 +107,7 @@ def test_cards_and_collections(hub: Hub, clients: ClientProcesses) -> None:
     assert seen["item of nothing"].endswith(" 404")
 
 
-def test_who_may_do_what(hub: Hub, clients: ClientProcesses) -> None:
+def test_permissions(hub: Hub, clients: ClientProcesses) -> None:
     owner = hub.token("ada", orgs={"lab": "admin"})
     tokens: dict[str, str | bool] = {
         "admin": owner,
@@ -120,14 +120,14 @@ def test_who_may_do_what(hub: Hub, clients: ClientProcesses) -> None:
     }
     files = {"README.md": hub_clients.CARD}
     run(clients, hub_clients.fill, "lab/private", files, True, token=owner)
-    missing, not_for_you = "RepositoryNotFoundError 401", "RepositoryNotFoundError 404"
+    missing, hidden = "RepositoryNotFoundError 401", "RepositoryNotFoundError 404"
     refused, invalid = "HfHubHTTPError 403", "HfHubHTTPError 401"
     assert run(clients, hub_clients.access, "lab/private", tokens) == {
         "admin": ["", "", ""],
         "admin, to read": ["", refused, refused],
         "writer": ["", "", refused],
         "reader": ["", refused, refused],
-        "stranger": [not_for_you] * 3,
+        "stranger": [hidden] * 3,
         "wrong": [invalid] * 3,
         "none": [missing] * 3,
     }
@@ -162,9 +162,9 @@ def test_history(hub: Hub, clients: ClientProcesses) -> None:
     assert sum(request.path.endswith("/tree/main") for request in hub.requests[start:]) > 5  # pages
 
 
-@BOTH_WAYS
+@BOTH_PROTOCOLS
 def test_large_files_in_parts(hub: Hub, clients: ClientProcesses, tmp_path: Path, xet: bool) -> None:
-    """Many parts with LFS; with xet all kinds of chunks, and one that comes twice."""
+    """Upload many parts by LFS; by xet, every kind of chunk, and a repeated one."""
     noise = bytes(number * number % 251 for number in range(1, 300_001))
     floats = b"".join(bytes([number % 256, number // 7 % 256, 0, 63]) for number in range(300_001))
     content = noise + floats + bytes(1_000_000) + noise + b"x"
@@ -198,7 +198,7 @@ def test_large_files_in_parts(hub: Hub, clients: ClientProcesses, tmp_path: Path
         ("POST */commit/*", Drop(after=True), False, "RemoteProtocolError", 1),
         ("POST */commit/*", Delay(1), True, "", 1),
         ("POST */commit/*", Drop(), True, "", 1),
-        ("POST */commit/*", Status(503, after=True), True, "", 2),  # the client repeats a commit that was made
+        ("POST */commit/*", Status(503, after=True), True, "", 2),  # the client repeats a successful commit
         ("GET */xet-write-token/*", Status(503), True, "", 1),
         ("POST /v1/xorbs/*", Cut(300_000), True, "", 1),
         ("POST /v1/xorbs/*", Status(500, after=True), True, "", 1),
@@ -221,16 +221,16 @@ def test_faults(
 
 
 def test_the_command_line(hub: Hub, clients: ClientProcesses, versions: dict[str, Path]) -> None:
-    said = run(clients, hub_clients.command, "ada/by-hand", versions["v0.1"], token=hub.token("ada"))
-    assert "ada" in said[0]
-    assert "v1" in said[3]
-    assert "classifier.weight" in said[5:]
+    printed = run(clients, hub_clients.command, "ada/by-hand", versions["v0.1"], token=hub.token("ada"))
+    assert "ada" in printed[0]
+    assert "v1" in printed[3]
+    assert "classifier.weight" in printed[5:]
     back = versions["v0.1"].with_name("v0.1-back")
     assert all((back / file.name).read_bytes() == file.read_bytes() for file in versions["v0.1"].iterdir())
 
 
 def ask(url: str, method: str = "GET", body: Any = None, **headers: str) -> tuple[int, dict[str, str], bytes]:
-    """Send one request as it stands."""
+    """Send a single request without any client library."""
     content = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, content, headers, method=method)
     try:
@@ -240,8 +240,8 @@ def ask(url: str, method: str = "GET", body: Any = None, **headers: str) -> tupl
         return error.code, dict(error.headers), error.read()
 
 
-def test_what_is_refused() -> None:
-    """What sound clients never send."""
+def test_invalid_requests_are_rejected() -> None:
+    """Sound clients never send these."""
     with Hub() as hub:
         auth = {"Authorization": f"Bearer {hub.token('ada')}"}
         repo = f"{hub.endpoint}/api/models/ada/m"
@@ -253,12 +253,12 @@ def test_what_is_refused() -> None:
         def commit(*lines: tuple[str, dict[str, Any]]) -> tuple[int, str]:
             header = ("header", {"summary": "s"})
             body = "\n".join(json.dumps({"key": key, "value": value}) for key, value in (header, *lines))
-            status, _, said = ask(f"{repo}/commit/main", "POST", body.encode(), **auth)
-            return status, json.loads(said).get("error", "")
+            status, _, content = ask(f"{repo}/commit/main", "POST", body.encode(), **auth)
+            return status, json.loads(content).get("error", "")
 
         sha256 = hashlib.sha256(b"content").hexdigest()
-        status, said = commit(("lfsFile", {"path": "x.bin", "algo": "sha256", "oid": sha256, "size": 7}))
-        assert (status, said) == (400, f"x.bin: the large file {sha256} was never uploaded")
+        status, message = commit(("lfsFile", {"path": "x.bin", "algo": "sha256", "oid": sha256, "size": 7}))
+        assert (status, message) == (400, f"x.bin: the large file {sha256} was never uploaded")
         assert commit(("file", {"path": "a/../b", "content": "", "encoding": "base64"}))[0] == 400
         assert json.loads(ask(repo)[2])["siblings"] == [{"rfilename": ".gitattributes"}]
 
@@ -268,7 +268,7 @@ def test_what_is_refused() -> None:
         assert ask(href.partition("?")[0], "PUT", b"content")[0] == 403
         assert ask(href, "PUT", b"other")[0] == 400
         assert not hub.leaks
-        assert ask(href, "PUT", b"content", **auth)[0] == 400  # a token where none belongs
+        assert ask(href, "PUT", b"content", **auth)[0] == 400  # a token must not be sent here
         assert [leak.method for leak in hub.leaks] == ["PUT"]
         assert ask(href, "PUT", b"content")[0] == 200
         assert commit(("lfsFile", {"path": "x.bin", "algo": "sha256", "oid": sha256, "size": 8}))[0] == 400
@@ -277,7 +277,7 @@ def test_what_is_refused() -> None:
         assert hub.token("ada") not in repr(hub.requests)
 
 
-def test_faults_are_counted() -> None:
+def test_faults_are_counted_and_cleared() -> None:
     with Hub() as hub:
         fault = hub.fail("GET /api/models/*", Status(503), times=2, skip=1)
         assert [ask(f"{hub.endpoint}/api/models/a/b")[0] for _ in range(4)] == [401, 503, 503, 401]
@@ -292,7 +292,7 @@ def test_faults_are_counted() -> None:
         assert ask(f"{hub.endpoint}/api/models/a/b")[0] == 401
 
 
-def test_a_folder_keeps_the_state(tmp_path: Path) -> None:
+def test_state_is_restored_from_a_folder(tmp_path: Path) -> None:
     ids, files = [], {"a.txt": "a", "x/b.bin": "\0"}
     for folder, new in (("kept", True), ("kept", False), ("other", True)):
         with Hub(tmp_path / folder) as hub:
@@ -301,13 +301,13 @@ def test_a_folder_keeps_the_state(tmp_path: Path) -> None:
                 subprocess.run(call, env=client_environment(hub, token=hub.token("ada"), xet=False), check=True)
             assert ask(f"{hub.endpoint}/ada/kept/resolve/main/x/b.bin")[2] == b"\0"
             ids.append(json.loads(ask(f"{hub.endpoint}/api/models/ada/kept")[2])["sha"])
-    assert len(set(ids)) == 1  # and the same acts give the same ids
+    assert len(set(ids)) == 1  # the same requests give the same ids
 
 
-def test_ids_are_those_of_git(tmp_path: Path) -> None:
+def test_ids_equal_those_of_git(tmp_path: Path) -> None:
     git = shutil.which("git")
     if git is None:
-        pytest.skip("git is needed to compare with")
+        pytest.skip("needs git for comparison")
     names = ("a.txt", "b/c.txt", "b.txt", "b/d/e.txt", "b-c/f.txt", "b0")
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -318,17 +318,17 @@ def test_ids_are_those_of_git(tmp_path: Path) -> None:
     assert tree_ids({name: regular_file(name.encode()) for name in names})[""] == written.stdout.strip()
 
 
-def test_what_xet_sends_is_checked() -> None:
+def test_invalid_xet_uploads_are_rejected() -> None:
     content = bytes(number * number % 251 for number in range(999))
     grouped = b"".join(content[place::4] for place in range(4))
     packed = [content, lz4.frame.compress(content), lz4.frame.compress(grouped)]
-    headers = [struct.pack("<BHBBHB", 0, len(one), 0, scheme, 999, 0) for scheme, one in enumerate(packed)]
-    xorb = b"".join(header + one for header, one in zip(headers, packed, strict=True)) + b"XETBLOB and more"
+    headers = [struct.pack("<BHBBHB", 0, len(chunk), 0, scheme, 999, 0) for scheme, chunk in enumerate(packed)]
+    xorb = b"".join(header + chunk for header, chunk in zip(headers, packed, strict=True)) + b"XETBLOB and more"
     assert [chunk.content for chunk in chunks(xorb)] == [content] * 3
     sha256 = hashlib.sha256(content * 2)
 
     def shard(xorb: bytes, sha256: bytes, end: int = 3) -> bytes:
-        name = struct.pack(">4Q", *struct.unpack("<4Q", sha256))  # the file's hash could be any
+        name = struct.pack(">4Q", *struct.unpack("<4Q", sha256))  # the hash of the file may be anything
         piece = xorb + struct.pack("<4I", 0, len(content) * (end - 1), 1, end)
         return bytes(48) + bytes(32) + struct.pack("<2I8x", 1 << 30, 1) + piece + name + bytes(16) + b"\xff" * 48
 
@@ -345,7 +345,7 @@ def test_what_xet_sends_is_checked() -> None:
         assert ask(xorbs, "POST", xorb, **auth)[0] == 401
         assert len(hub.leaks) == 1
         assert ask(xorbs, "POST", xorb[:-500], **grants["write"])[0] == 400
-        assert ask(shards, "POST", good, **grants["write"])[0] == 400  # its xorb was never uploaded
+        assert ask(shards, "POST", good, **grants["write"])[0] == 400  # the xorb was never uploaded
         assert ask(xorbs, "POST", xorb, **grants["write"])[0] == 200
         assert ask(shards, "POST", shard(bytes(32), bytes(32)), **grants["write"])[0] == 400
         assert ask(shards, "POST", shard(bytes(32), sha256.digest(), 2), **grants["write"])[0] == 400
@@ -353,14 +353,14 @@ def test_what_xet_sends_is_checked() -> None:
         assert hub.world.store.large(sha256.hexdigest()).read_bytes() == content * 2
 
 
-def test_a_hub_run_by_hand(tmp_path: Path) -> None:
+def test_hub_run_by_hand(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.hub", "--folder", str(tmp_path)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             _, endpoint, token = process.stdout.readline().split()
             headers = {"Authorization": f"Bearer {token.partition('=')[2]}"}
-            said = ask(f"{endpoint.partition('=')[2]}/api/whoami-v2", **headers)[2]
-            assert json.loads(said)["name"] == "demo"
+            answer = ask(f"{endpoint.partition('=')[2]}/api/whoami-v2", **headers)[2]
+            assert json.loads(answer)["name"] == "demo"
         finally:
             process.terminate()

@@ -194,6 +194,55 @@ def test_two_publishers_of_different_versions(hub: Hub, clients: ClientProcesses
     assert titles(hub, name) == ["initial commit", "v0.1", "v0.4"]
 
 
+CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "read token": ("finished", "ada/reader", {}),
+    "unknown token": ("finished", "ada/nobody", {"token": "hf_" + "x" * 34}),
+    "other owner": ("finished", "bob/encoder", {}),
+    "other content": ("finished", "ada/bare", {"private": False}),
+    "public": ("finished", "ada/bare", {}),
+    "adopted": ("finished", "ada/bare", {"private": False, "adopt": True}),
+    "adopted again": ("finished", "ada/bare", {"private": False, "adopt": True}),
+    "other branch": ("finished", "ada/aside", {"private": False, "adopt": True}),
+    "altered": ("finished", "ada/altered", {"versions": ["0.1"]}),
+    "other tag": ("finished", "ada/moved", {"adopt": True}),
+    "heads alone": ("finished", "ada/alone", {"what": "heads"}),
+    "newest": ("finished", "ada/late", {"versions": ["0.4"]}),
+    "older": ("finished", "ada/late", {"versions": ["0.2"]}),
+    "heads": ("finished", "ada/late", {"what": "heads"}),
+    "other run": ("other", "ada/late", {"versions": ["0.4"]}),
+    "other version of other run": ("other", "ada/late", {"versions": ["0.3"]}),
+    "encoder to head": ("finished", "ada/late-own", {"versions": ["0.1"]}),
+    "without heads": ("young", "ada/grown", {"versions": ["0.4"]}),
+    "with later heads": ("finished", "ada/grown", {"versions": ["0.4"], "what": "all"}),
+    "heads of other run": ("other", "ada/late", {"what": "heads"}),
+    "later commit": ("finished", "ada/shared", {"versions": ["0.2"]}),
+    "later commit named like a version": ("finished", "ada/titled", {"versions": ["0.2"]}),
+    "later commit with a tag": ("finished", "ada/tagged", {"versions": ["0.2"]}),
+    "later commit named like this version": ("finished", "ada/named", {"versions": ["0.2"]}),
+}
+"""What is published in each case, in this order: the run, the repository, and options."""
+ERRORS = {
+    "read token": "the token lacks permission",
+    "unknown token": "rejects this token",
+    "other owner": "the token lacks permission",
+    "other content": r"ada/bare holds files that this package didn't publish: choose another repo_id, or set adopt",
+    "public": r"ada/bare is public, but should be private: publish with private=False",
+    "other branch": "ada/aside has a branch versions that holds no version of ours",
+    "altered": r"ada/altered: README\.md of v0\.1 arrived changed .* no tag was created",
+    "other tag": r"the tag v0\.2 already points at [0-9a-f]{40}, where",
+    "heads alone": r"ada/alone v0\.4, which is not published: publish all",
+    "other run": r"ada/late v0\.[24] has other weights than .*, so it belongs to another run",
+    "other version of other run": r"ada/late v0\.[24] has other weights than .*, so it belongs to another run",
+    "encoder to head": r"ada/late-own v0\.4 is a BertForTokenClassification, not a BertForMaskedLM",
+    "heads of other run": r"ada/late v0\.4, whose weights are not those of",
+    "later commit": r"the last commit of main is not ours \(A word more, ",
+    "later commit with a tag": r"the last commit of main is not ours \(A word more, ",
+    "later commit named like a version": r"the last commit of main is not ours \(v1\.1, ",
+    "later commit named like this version": r"the last commit of main is not ours \(v0\.1, ",
+}
+"""The errors of the cases that are rejected."""
+
+
 def test_work_of_others_is_never_undone(
     hub: Hub, clients: ClientProcesses, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,33 +260,10 @@ def test_work_of_others_is_never_undone(
     before, other = dict(refs(hub, "ada/bare")), make_run(tmp_path / "other", seed=1)
     young = shutil.copytree(finished, tmp_path / "young")
     shutil.rmtree(young / "ner")
-    cases: dict[str, tuple[Path, str, dict[str, Any]]] = {
-        "read token": (finished, "ada/reader", {"token": hub.token("ada", "read")}),
-        "unknown token": (finished, "ada/nobody", {"token": "hf_" + "x" * 34}),
-        "other owner": (finished, "bob/encoder", {}),
-        "other content": (finished, "ada/bare", {"private": False}),
-        "public": (finished, "ada/bare", {}),
-        "adopted": (finished, "ada/bare", {"private": False, "adopt": True}),
-        "adopted again": (finished, "ada/bare", {"private": False, "adopt": True}),
-        "other branch": (finished, "ada/aside", {"private": False, "adopt": True}),
-        "altered": (finished, "ada/altered", {"versions": ["0.1"]}),
-        "other tag": (finished, "ada/moved", {"adopt": True}),
-        "heads alone": (finished, "ada/alone", {"what": "heads"}),
-        "newest": (finished, "ada/late", {"versions": ["0.4"]}),
-        "older": (finished, "ada/late", {"versions": ["0.2"]}),
-        "heads": (finished, "ada/late", {"what": "heads"}),
-        "other run": (other, "ada/late", {"versions": ["0.4"]}),
-        "other version of other run": (other, "ada/late", {"versions": ["0.3"]}),
-        "encoder to head": (finished, "ada/late-own", {"versions": ["0.1"]}),
-        "without heads": (young, "ada/grown", {"versions": ["0.4"]}),
-        "with later heads": (finished, "ada/grown", {"versions": ["0.4"], "what": "all"}),
-        "heads of other run": (other, "ada/late", {"what": "heads"}),
-        "later commit": (finished, "ada/shared", {"versions": ["0.2"]}),
-        "later commit named like a version": (finished, "ada/titled", {"versions": ["0.2"]}),
-        "later commit with a tag": (finished, "ada/tagged", {"versions": ["0.2"]}),
-        "later commit named like this version": (finished, "ada/named", {"versions": ["0.2"]}),
-    }
     edits = {"ada/shared": "A word more", "ada/titled": "v1.1", "ada/named": "v0.1", "ada/tagged": "A word more"}
+    runs = {"finished": finished, "other": other, "young": young}
+    cases = {name: (runs[run], repo_id, options) for name, (run, repo_id, options) in CASES.items()}
+    cases["read token"] = (finished, "ada/reader", {"token": hub.token("ada", "read")})
     shared = {name: (finished, name, {"versions": ["0.1"]}) for name in edits}
     clients.call(publish_clients.attempts, shared, environment=environment)
     clients.call(publish_clients.edit, edits, environment=environment)
@@ -246,27 +272,8 @@ def test_work_of_others_is_never_undone(
     edited = {name: dict(refs(hub, name)) for name in edits}
     outcomes = clients.call(publish_clients.attempts, cases, environment=environment)
     errors = {name: outcome[0][1] for name, outcome in outcomes.items() if outcome[0][0] == "error"}
-    patterns = {
-        "read token": "the token lacks permission",
-        "unknown token": "rejects this token",
-        "other owner": "the token lacks permission",
-        "other content": r"ada/bare holds files that this package didn't publish: choose another repo_id, or set adopt",
-        "public": r"ada/bare is public, but should be private: publish with private=False",
-        "other branch": "ada/aside has a branch versions that holds no version of ours",
-        "altered": r"ada/altered: README\.md of v0\.1 arrived changed .* no tag was created",
-        "other tag": r"the tag v0\.2 already points at [0-9a-f]{40}, where",
-        "heads alone": r"ada/alone v0\.4, which is not published: publish all",
-        "other run": r"ada/late v0\.[24] has other weights than .*, so it belongs to another run",
-        "other version of other run": r"ada/late v0\.[24] has other weights than .*, so it belongs to another run",
-        "encoder to head": r"ada/late-own v0\.4 is a BertForTokenClassification, not a BertForMaskedLM",
-        "heads of other run": r"ada/late v0\.4, whose weights are not those of",
-        "later commit": r"the last commit of main is not ours \(A word more, ",
-        "later commit with a tag": r"the last commit of main is not ours \(A word more, ",
-        "later commit named like a version": r"the last commit of main is not ours \(v1\.1, ",
-        "later commit named like this version": r"the last commit of main is not ours \(v0\.1, ",
-    }
-    assert errors.keys() == patterns.keys(), errors
-    for name, pattern in patterns.items():
+    assert errors.keys() == ERRORS.keys(), errors
+    for name, pattern in ERRORS.items():
         assert re.search(pattern, errors[name]), errors[name]
 
     assert aside.refs["refs/heads/versions"] == old

@@ -1,4 +1,4 @@
-"""Routes of collections: lists of repositories that belong together."""
+"""Serve collections, which are lists of repositories."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ async def create(request: Request) -> Response:
         raise HubError(409, "This collection already exists", slug=slug)
     made = Collection(slug, title, owner, body.get("private", False), body.get("description"), store.now())
     store.collections[slug] = made
-    return answer(_shown(made))
+    return answer(_describe(made))
 
 
 async def show(request: Request) -> Response:
-    return answer(_shown(_found(request)))
+    return answer(_describe(_found(request)))
 
 
 async def add(request: Request) -> Response:
@@ -43,7 +43,7 @@ async def add(request: Request) -> Response:
     item = {"_id": git_id("item", f"{found.slug} {kind} {id}".encode())[:24], "id": id, "type": kind}
     found.items.append({**item, **({"note": {"text": body["note"]}} if "note" in body else {})})
     found.updated = store.now()
-    return answer(_shown(found))
+    return answer(_describe(found))
 
 
 def _found(request: Request) -> Collection:
@@ -54,7 +54,7 @@ def _found(request: Request) -> Collection:
     return found
 
 
-def _shown(found: Collection) -> dict[str, Any]:
+def _describe(found: Collection) -> dict[str, Any]:
     return {
         "slug": found.slug,
         "title": found.title,
