@@ -276,12 +276,14 @@ def test_ray_on_this_machine(corpus: Path, tokenizer: BertTokenizer, monkeypatch
             return str(folders[-1])
 
     monkeypatch.setattr(tempfile, "TemporaryDirectory", Noted)
-    before = dict(os.environ), signal.getsignal(signal.SIGTERM)
+    environment, handler = dict(os.environ), signal.getsignal(signal.SIGTERM)
     found = on_ray(corpus, tokenizer, num_proc=2)
     assert_same(found.contexts, here(corpus, tokenizer))
     assert not ray.is_initialized()
     assert [folder.exists() for folder in folders] == [False]
-    assert (dict(os.environ), signal.getsignal(signal.SIGTERM)) == before
+    changed = {name for name, _ in os.environ.items() ^ environment.items()}
+    assert changed <= {"KMP_DUPLICATE_LIB_OK"}  # set by scikit-learn when Ray Data imports it
+    assert signal.getsignal(signal.SIGTERM) == handler
 
 
 @pytest.mark.slow
