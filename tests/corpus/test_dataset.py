@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
-import math
 import os
 import random
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,9 +22,7 @@ from hypothesis import strategies as st
 
 import bioptimus_hf.corpus.dataset
 import bioptimus_hf.corpus.files
-import bioptimus_hf.corpus.hub
-from bioptimus_hf.corpus.dataset import corpus_identity, load_corpus, load_documents, load_splits, split_validation
-from bioptimus_hf.corpus.options import Corpus
+from bioptimus_hf.corpus.dataset import corpus_identity, load_corpus, split_validation
 from bioptimus_hf.corpus.sentences import sentences_of, split_sentences
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import Source
@@ -324,7 +319,7 @@ def test_no_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_hub(*_: Any, **__: Any) -> None:
         pytest.fail("this is not the name of a Hub data set")
 
-    monkeypatch.setattr(bioptimus_hf.corpus.hub, "load_dataset", no_hub)
+    monkeypatch.setattr(bioptimus_hf.corpus.dataset, "load_dataset", no_hub)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.md").write_text("x")
@@ -380,9 +375,9 @@ def test_hub_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
         name, _, revision = name.partition("@")
         return Source("anywhere", f"{name}@commit-of-{revision or 'main'}")
 
-    monkeypatch.setattr(bioptimus_hf.corpus.hub, "load_dataset", load_dataset)
-    monkeypatch.setattr(bioptimus_hf.corpus.hub, "find_files", find_files)
-    monkeypatch.setattr(bioptimus_hf.corpus.hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(bioptimus_hf.corpus.dataset, "load_dataset", load_dataset)
+    monkeypatch.setattr(bioptimus_hf.corpus.dataset, "find_files", find_files)
+    monkeypatch.setattr(bioptimus_hf.corpus.dataset.constants, "HF_HUB_OFFLINE", False)
     dataset = load_corpus("some/abstracts", text_column="abstract")
     assert dataset.column_names == ["text", "document"]
     assert list(dataset["text"]) == KEPT
@@ -396,7 +391,7 @@ def test_hub_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
         load_corpus("some/abstracts")
     with pytest.raises(InputError, match="'pmid' holds no text"):
         load_corpus("some/abstracts", text_column="pmid")
-    monkeypatch.setattr(bioptimus_hf.corpus.hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(bioptimus_hf.corpus.dataset.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match="commit commit-of-main is not in the cache: load it once without"):
         load_corpus("some/abstracts", text_column="abstract")
     assert corpus_identity("some/abstracts:test") == "name:some/abstracts@commit-of-main:test"
@@ -564,34 +559,3 @@ def test_split_rejects_an_empty_side() -> None:
         sides(["a"], share=0.01)
     with pytest.raises(InputError, match="1 documents leave none for training"):
         sides(["a"], share=0.999)
-
-
-def test_a_corpus_that_makes_no_sense_is_rejected() -> None:
-    assert Corpus(["a.txt"], errors="replace", max_megabytes=0.5).settings()["errors"] == "replace"
-    for options in (
-        {"corpus": []},
-        {"max_megabytes": 0},
-        {"max_megabytes": math.nan},
-        {"errors": "ignore"},
-        {"validation_share": 1},
-    ):
-        with pytest.raises(InputError) as error:
-            Corpus(**{"corpus": ["a.txt"], **options})  # type: ignore[arg-type]
-        assert error.value.argument == next(iter(options))
-
-
-def test_a_described_corpus_is_loaded_and_split(tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "a.jsonl", DOCUMENTS[:200], "abstract")
-    corpus = Corpus([str(tmp_path)], text_column="abstract", validation_share=0.2)
-    expected = sides(DOCUMENTS[:200], share=0.2)
-    found = load_splits(corpus)
-    assert (found["train"]["text"][:], found["validation"]["text"][:]) == expected
-    assert load_documents(corpus)["text"][:] == DOCUMENTS[:200]
-
-
-def test_reading_files_loads_nothing_heavy() -> None:
-    """Options name the formats, and must be quick to show."""
-    code = "import sys, bioptimus_hf.corpus.formats, bioptimus_hf.corpus.options; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert "bioptimus_hf.corpus.rows" in loaded
-    assert not {"torch", "transformers", "datasets", "numpy", "pyarrow", "yaml", "matplotlib"} & set(loaded)
