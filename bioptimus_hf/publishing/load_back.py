@@ -1,6 +1,6 @@
 """Load published versions as any user would, and compare them with the folders they were published from.
 
-    python -P load_back.py REPOSITORY ARCHITECTURE TAG=FOLDER ...
+    python -P load_back.py REPOSITORY TAG ARCHITECTURE FOLDER [REPOSITORY TAG ...]
 
 This script needs only transformers, as users do. `publish` runs it with an empty cache, and with a token only if the
 repository is private.
@@ -21,7 +21,7 @@ DIFFERENT = 3
 _TEXT = "Methacholine provoked bronchoconstriction in patients with asthma."
 
 
-def differences(repo_id: str, architecture: str, tag: str, folder: Path) -> list[str]:
+def differences(repo_id: str, tag: str, architecture: str, folder: Path) -> list[str]:
     """Return what differs between a published version and its folder: tensors, labels or the tokenizer."""
     auto_class = {"BertForMaskedLM": "AutoModelForMaskedLM"}.get(architecture, "AutoModelForTokenClassification")
     loader = getattr(transformers, auto_class)
@@ -43,11 +43,10 @@ def differences(repo_id: str, architecture: str, tag: str, folder: Path) -> list
 
 def main() -> None:
     """Compare each version given on the command line; exit with status `DIFFERENT` at the first that differs."""
-    repo_id, architecture, *versions = sys.argv[1:]
-    for version in versions:
-        tag, _, folder = version.partition("=")
-        if different := differences(repo_id, architecture, tag, Path(folder)):
-            print(f"{tag} differs in {', '.join(different[:3])}", file=sys.stderr)
+    arguments = iter(sys.argv[1:])
+    for repo_id, tag, architecture, folder in zip(arguments, arguments, arguments, arguments, strict=True):
+        if different := differences(repo_id, tag, architecture, Path(folder)):
+            print(f"{repo_id} {tag} differs in {', '.join(different[:3])}", file=sys.stderr)
             sys.exit(DIFFERENT)
 
 

@@ -133,23 +133,26 @@ def usable_token(token: str | None) -> str:
 
 
 def load_back(releases: Sequence[Release], token: str | None) -> None:
-    """Load the versions of a repository as a user would, in a new process with an empty cache, and compare them.
+    """Load published versions as a user would, in a new process with an empty cache, and compare them.
 
     Args:
-        token: token for a private repository; None loads the versions anonymously.
+        token: token for private repositories; None loads the versions anonymously.
 
     Raises:
         InputError: a version can't be loaded, or differs in a tensor, label or token.
     """
-    first = releases[0]
-    versions = [f"{release.tag}={release.folder}" for release in releases]
+    versions = [
+        argument
+        for release in releases
+        for argument in (release.repo_id, release.tag, release.architecture, str(release.folder))
+    ]
     kept = {name: value for name, value in os.environ.items() if name not in _PERSONAL}
 
     def attempt() -> None:
         with tempfile.TemporaryDirectory() as home:
             identity = {"HF_TOKEN": token} if token else {"HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
             process = subprocess.run(
-                [sys.executable, "-P", load_back_script.__file__, first.repo_id, first.architecture, *versions],
+                [sys.executable, "-P", load_back_script.__file__, *versions],
                 env={**kept, **identity, "HF_HOME": home, "DISABLE_SAFETENSORS_CONVERSION": "1"},
                 capture_output=True,
                 text=True,
@@ -157,11 +160,11 @@ def load_back(releases: Sequence[Release], token: str | None) -> None:
             )
         message = (process.stderr.strip().splitlines() or ["no message"])[-1]
         if process.returncode == load_back_script.DIFFERENT:
-            raise InputError(f"{first.repo_id}: the version loaded back is not what was published: {message}")
+            raise InputError(f"what was loaded back is not what was published: {message}")
         if process.returncode:
             raise ConnectionError(message[:200])
 
-    retry(f"load {first.repo_id} back", attempt)
+    retry("load the published versions back", attempt)
 
 
 def _upload(repositories: Sequence[Repository], token: str | None) -> dict[tuple[str, str], str]:
@@ -171,8 +174,8 @@ def _upload(repositories: Sequence[Repository], token: str | None) -> dict[tuple
     commits: dict[tuple[str, str], str] = {}
     for repository in repositories:
         commits |= {(repository.repo_id, tag): commit for tag, commit in repository.publish().items()}
-        load_back(repository.releases, token)
-        logger.info("%s: every version was loaded back and compared", repository.repo_id)
+    load_back([release for repository in repositories for release in repository.releases], token)
+    logger.info("every version was loaded back and compared")
     return commits
 
 

@@ -29,8 +29,13 @@ _TIMEOUT = 300.0  # seconds
 _IMPORTED = ("hub_clients", "publish_clients", "transformers", "torch", "safetensors.torch")
 
 
-def client_environment(hub: Hub, **options: Any) -> dict[str, str]:
-    """Return the environment of a client process; see `Hub.environment` for the options."""
+def client_environment(hub: Hub, *, offline: bool = False, **options: Any) -> dict[str, str]:
+    """Return the environment of a client process.
+
+    Args:
+        offline: whether the client must only use its cache.
+        options: see `Hub.environment`.
+    """
     ours = {
         "PYTHONPATH": os.pathsep.join([str(ROOT), *(str(ROOT / "tests" / name) for name in ("", "publishing"))]),
         "OMP_NUM_THREADS": "1",
@@ -38,7 +43,7 @@ def client_environment(hub: Hub, **options: Any) -> dict[str, str]:
         "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # counted on a host other than the Hub
         "HF_XET_CLIENT_RETRY_BASE_DELAY": "50ms",  # 3 s by default
     }
-    return hub.environment(**options) | ours
+    return hub.environment(**options) | ours | ({"HF_HUB_OFFLINE": "1"} if offline else {})
 
 
 class Call:
@@ -95,7 +100,8 @@ class ClientProcesses:
         """Start a client function without waiting for it.
 
         Args:
-            environment: options of `Hub.environment`, such as the token; each call has its own, empty cache.
+            environment: options of `Hub.environment`, such as the token, and `offline`. By default each call has its
+                own, empty cache.
         """
         connection = socket.socket(socket.AF_UNIX)
         connection.settimeout(_TIMEOUT)
@@ -150,6 +156,7 @@ def _answer(connection: socket.socket, paths: list[tuple[Any, str, str]], home: 
     for module, name, value in paths:  # as if the libraries had been imported with this environment
         setattr(module, name, os.environ["HF_HOME"] + value.removeprefix(home))
     constants.HF_HUB_DISABLE_XET = "HF_HUB_DISABLE_XET" in os.environ
+    constants.HF_HUB_OFFLINE = "HF_HUB_OFFLINE" in os.environ
     answer: dict[str, Any] = {}
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
         for descriptor in (1, 2):

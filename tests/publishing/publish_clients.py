@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -87,6 +87,7 @@ def edit(titles: dict[str, str]) -> None:
 def run_stages(scripts: str, commands: list[list[str]], run: str, names: list[str]) -> list[Any]:
     """Run scripts in this process; return the inputs of their stages, and the result of `load_in_every_way` by name."""
     logging.disable()
+    os.environ.pop("DISABLE_SAFETENSORS_CONVERSION")  # even without it, nothing may request a conversion
     for name, *options in commands:
         sys.argv = [name, *options]
         with contextlib.suppress(SystemExit):  # a failed stage is missing from the result
@@ -121,8 +122,3 @@ def annotate(repo_id: str, texts: list[str]) -> list[int]:
     from bioptimus_hf.annotation.annotator import Annotator
 
     return [len(entities) for entities in Annotator(repo_id).annotate(texts)]
-
-
-if __name__ == "__main__":
-    arguments, options = json.loads(sys.argv[2])
-    print(json.dumps(globals()[sys.argv[1]](*arguments, **options)))
