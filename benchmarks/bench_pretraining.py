@@ -53,9 +53,8 @@ from bioptimus_hf.pretraining.arguments import PretrainingArguments
 from bioptimus_hf.pretraining.callback import CurriculumCallback
 from bioptimus_hf.pretraining.curriculum import Phase
 from bioptimus_hf.pretraining.masking import BioptimusDataCollator, MaskingStrategy
-from bioptimus_hf.pretraining.modeling import BertForMaskedPositions, set_dropout
+from bioptimus_hf.pretraining.modeling import BertForMaskedPositions, prepare_model, set_dropout
 from bioptimus_hf.pretraining.packing import tokenize_and_pack
-from bioptimus_hf.pretraining.run import prepare_model
 from bioptimus_hf.pretraining.trainer import PretrainingTrainer
 
 TOKENS, WORDS = MaskingStrategy("token", 0.15, True), MaskingStrategy("word", 0.15, True)

@@ -29,7 +29,6 @@ VARIANTS = {  # label to the options of pretrain.py
     "curriculum": [],
     "tokens": ["--curriculum", str(CURRICULA / "tokens.yaml")],
     "words_always": ["--curriculum", str(CURRICULA / "words_always.yaml")],
-    "curriculum, rate anew in each phase": ["--restart_each_phase"],
     "curriculum, dropout 0.1": ["--dropout", "0.1"],
 }
 

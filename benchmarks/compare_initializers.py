@@ -41,10 +41,10 @@ from bioptimus_hf.corpus.dataset import load_corpus, split_validation
 from bioptimus_hf.models import load_masked_lm, save_masked_lm
 from bioptimus_hf.pretraining.arguments import PretrainingArguments
 from bioptimus_hf.pretraining.curriculum import Phase
-from bioptimus_hf.pretraining.masking import MaskingStrategy
+from bioptimus_hf.pretraining.masking import MaskingStrategy, mask_once
 from bioptimus_hf.pretraining.modeling import BertForMaskedPositions
 from bioptimus_hf.pretraining.packing import tokenize_and_pack
-from bioptimus_hf.pretraining.run import mask_once, pretrain
+from bioptimus_hf.pretraining.run import pretrain
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 BLOCK = 128

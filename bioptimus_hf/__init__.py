@@ -58,9 +58,11 @@ if TYPE_CHECKING:  # what editors and type checkers see of the names below
     from bioptimus_hf.pretraining.curriculum import follow_curriculum as follow_curriculum
     from bioptimus_hf.pretraining.masking import BioptimusDataCollator as BioptimusDataCollator
     from bioptimus_hf.pretraining.masking import MaskingStrategy as MaskingStrategy
+    from bioptimus_hf.pretraining.masking import mask_once as mask_once
     from bioptimus_hf.pretraining.modeling import BertForMaskedPositions as BertForMaskedPositions
+    from bioptimus_hf.pretraining.options import PretrainingOptions as PretrainingOptions
     from bioptimus_hf.pretraining.packing import tokenize_and_pack as tokenize_and_pack
-    from bioptimus_hf.pretraining.run import mask_once as mask_once
+    from bioptimus_hf.pretraining.run import make_versions as make_versions
     from bioptimus_hf.pretraining.run import pretrain as pretrain
     from bioptimus_hf.publishing.options import About as About
     from bioptimus_hf.publishing.options import Selection as Selection
@@ -119,6 +121,8 @@ _PUBLIC = {
     "distill_tokens": "distillation.token_distillation",
     "RowTraining": "distillation.options",
     "PretrainingArguments": "pretraining.arguments",
+    "PretrainingOptions": "pretraining.options",
+    "make_versions": "pretraining.run",
     "BioptimusDataCollator": "pretraining.masking",
     "MaskingStrategy": "pretraining.masking",
     "BIOPTIMUS_CURRICULUM": "pretraining.curriculum",
@@ -127,7 +131,7 @@ _PUBLIC = {
     "CurriculumCallback": "pretraining.callback",
     "tokenize_and_pack": "pretraining.packing",
     "BertForMaskedPositions": "pretraining.modeling",
-    "mask_once": "pretraining.run",
+    "mask_once": "pretraining.masking",
     "pretrain": "pretraining.run",
     "HeadOptions": "ner.options",
     "HeadTraining": "ner.options",

@@ -1,53 +1,49 @@
-"""The machine: what it is, and what makes its CPU faster at training and reading."""
+"""Describe the machine, and adapt a model or process to it.
+
+PyTorch is imported only if the process uses it anyway: every stage describes the machine in its record.
+"""
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import logging
 import os
 import platform
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import PreTrainedModel
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
-
 
 def prepare_for_cpu(model: PreTrainedModel, device: torch.device, *, dropout: float = 0.0) -> None:
-    """Set what makes training or reading on a CPU faster: a third less time for a step of training, results alike.
+    """Choose the attention that is fastest on a CPU; results differ from the default only by rounding.
 
-    Without dropout, attention is computed by plain matrix products, which differ from the fused attention by rounding
-    alone and take less time backwards, at 128 and at 512 tokens; with dropout they take far more. And the process keeps
-    the memory of tensors that it has freed: by default the C library gives each large one back, and the system fills
-    the next with zeros, page by page.
+    Without dropout, plain matrix products are faster than fused attention in the backward pass, at 128 and at 512
+    tokens; with dropout they are much slower.
 
     Args:
-        device: where the model is going to be; nothing is changed for any but the CPU. The memory is kept where the C
-            library is glibc.
-        dropout: of attention, in the training that follows.
+        model: its attention is changed if the device is a CPU.
+        device: the device the model is going to be on.
+        dropout: dropout of the attention in the training that follows.
     """
-    if device.type != "cpu":
-        return
-    if not dropout:
+    if device.type == "cpu" and not dropout:
         model.set_attn_implementation("eager")
-    if platform.libc_ver()[0] == "glibc":
-        library = ctypes.CDLL(None)
-        library.mallopt(_M_MMAP_MAX, 0)
-        library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def leave_process_group() -> None:
-    """Part from the other processes of a launch, where there are any, while Python is whole.
+    """Destroy the process group of a launch, if there is one, before the interpreter shuts down.
 
-    Left to the end of Python, threads of PyTorch's gloo group may ask for a lock that is gone, and end the process; and
-    the group must not go with a model that holds it, which waits for these threads. So models go first. The work is
-    done by now: where parting fails, since another process is gone, that is logged.
+    At shutdown, threads of PyTorch's gloo group may wait for a lock that no longer exists, which kills the process. The
+    group must not be destroyed together with a model that refers to it either, since that would wait for these threads:
+    garbage is collected first. At this point the work is done, so a failure (another process is gone) is only logged.
     """
+    import torch
+
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         gc.collect()
         try:
@@ -57,15 +53,27 @@ def leave_process_group() -> None:
 
 
 def describe_hardware() -> dict[str, Any]:
-    """Return what this process runs on: `cpu` (its name), `cores` (that it may use), `accelerators` (their names)."""
-    accelerators = []
-    if torch.cuda.is_available():
-        accelerators = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-    elif torch.accelerator.is_available():
-        accelerators = [str(torch.accelerator.current_accelerator())] * torch.accelerator.device_count()
+    """Return what this process runs on.
+
+    Returns:
+        `cpu` (its name), `cores` (number that the process may use) and `accelerators` (names of those that PyTorch
+        finds; none if the process hasn't imported PyTorch, since it can't have used any).
+    """
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
     cores = len(affinity(0)) if affinity else os.cpu_count()
-    return {"cpu": _cpu_name(), "cores": cores, "accelerators": accelerators}
+    return {"cpu": _cpu_name(), "cores": cores, "accelerators": _accelerators()}
+
+
+def _accelerators() -> list[str]:
+    if "torch" not in sys.modules:
+        return []
+    import torch
+
+    if torch.cuda.is_available():
+        return [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    if torch.accelerator.is_available():
+        return [str(torch.accelerator.current_accelerator())] * torch.accelerator.device_count()
+    return []
 
 
 def _cpu_name() -> str:

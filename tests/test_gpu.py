@@ -21,7 +21,7 @@ from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 from bioptimus_hf.annotation.annotator import Annotator
 from bioptimus_hf.distillation.contextual import contextual_embeddings
 from bioptimus_hf.models import save_masked_lm
-from bioptimus_hf.pretraining.modeling import END_TO_END, BertForMaskedPositions, set_dropout
+from bioptimus_hf.pretraining.modeling import VARLEN, BertForMaskedPositions, set_dropout
 
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA GPU", allow_module_level=True)
@@ -68,7 +68,7 @@ def test_attention_end_to_end_has_the_errors_of_half_precision_alone(precision: 
         assert loss.item() == pytest.approx(plain(ids, labels=labels).loss.item(), rel=1e-5)
     exact = torch.autograd.grad(loss, parameters)
     errors = []
-    for attention in ("sdpa", END_TO_END):
+    for attention in ("sdpa", VARLEN):
         ours.set_attn_implementation(attention)
         with torch.autocast("cuda", dtype=precision):
             rounded = ours(ids, labels=labels).loss
@@ -83,7 +83,7 @@ def test_compiled_layers_give_the_same_loss_and_gradient() -> None:
     _, model = both()
     set_dropout(model, 0)
     model.document_start = 4
-    model.set_attn_implementation(END_TO_END)
+    model.set_attn_implementation(VARLEN)
     ids, labels = rows_and_labels(documents=True)
     results = []
     for compiled in (False, True):
@@ -103,7 +103,7 @@ def test_what_is_replayed_gives_the_same_loss_and_gradient() -> None:
     _, model = both()
     set_dropout(model.train(), 0)
     model.document_start = 4
-    model.set_attn_implementation(END_TO_END)
+    model.set_attn_implementation(VARLEN)
     ids, labels = rows_and_labels(documents=True)
     many = torch.where(ids % 7 == 0, 4, ids)
     batches = [(ids, labels), (ids.roll(1, 0), labels.roll(1, 0)), (many, labels), (ids[:8], labels[:8])] * 2

@@ -1,93 +1,195 @@
-"""Training arguments of pre-training, and which of them shape the result."""
+"""Define the training arguments of pre-training and classify every option of `TrainingArguments`."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 import torch
 from accelerate.utils import parse_flag_from_env
-from transformers import (
-    TrainingArguments,
-)
+from transformers.training_args import TrainingArguments
 
 from bioptimus_hf.errors import InputError
 
-# Arguments that say where and how often something is written, or on what hardware, not what is learned.
-_HARMLESS = (
-    "output_dir", "run_name", "logging_", "log_", "report_to", "save_", "eval_", "do_", "disable_tqdm", "push_to_hub",
-    "dataloader_num_", "dataloader_pin_", "dataloader_persistent_", "dataloader_prefetch_", "hub_", "use_cpu",
-    "project", "resume_from_checkpoint", "trackio_", "include_", "per_device_eval_",
+# Every option of `TrainingArguments` is in exactly one of SHAPING, HARMLESS and REJECTED. A test fails when a new
+# version of transformers adds an option that isn't.
+
+SHAPING = frozenset(
+    {
+        # How much is trained, in which batches
+        "per_device_train_batch_size", "gradient_accumulation_steps", "average_tokens_across_devices",
+        "num_train_epochs", "max_steps",
+        # Optimizer and learning rate
+        "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args",
+        "optim_target_modules", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm",
+        # Randomness
+        "seed", "data_seed", "full_determinism", "neftune_noise_alpha",
+        # Precision, and what changes the rounding
+        "bf16", "fp16", "tf32", "activation_checkpointing", "activation_checkpointing_kwargs",
+        "gradient_checkpointing", "gradient_checkpointing_kwargs", "torch_compile", "torch_compile_backend",
+        "torch_compile_mode",
+        # Several processes
+        "accelerator_config", "ddp_backend", "ddp_bucket_cap_mb", "fsdp", "fsdp_config",
+    }
 )  # fmt: skip
+"""Options that work and shape the weights: they are part of a run's fingerprint."""
+
+HARMLESS = frozenset(
+    {
+        # Where the run is, and what it is called
+        "output_dir", "run_name", "project",
+        # Logging
+        "logging_strategy", "logging_steps", "logging_first_step", "logging_nan_inf_filter", "log_level",
+        "log_level_replica", "log_on_each_node", "include_num_input_tokens_seen", "disable_tqdm", "report_to",
+        "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "skip_memory_metrics", "debug",
+        # Validation, which draws no random numbers; the model is always validated before the first step
+        "eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "per_device_eval_batch_size",
+        # Checkpoints
+        "save_strategy", "save_steps", "save_total_limit", "save_on_each_node",
+        # Data loading; rows that don't fill an optimizer step are always left out (`dataloader_drop_last`)
+        "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers",
+        "dataloader_prefetch_factor", "dataloader_multiprocessing_context", "dataloader_drop_last",
+        "remove_unused_columns",
+        # Hardware and launchers
+        "use_cpu", "local_rank", "torch_empty_cache_steps", "ddp_find_unused_parameters", "ddp_broadcast_buffers",
+        "ddp_static_graph", "ddp_timeout",
+        # Flags for scripts that choose what to run, which the Trainer doesn't read
+        "do_train", "do_eval", "do_predict",
+    }
+)  # fmt: skip
+"""Options that work, or name what happens anyway, and don't shape the weights."""
+
+_ONLY_LOSS = "validation measures only the loss, on the masked positions"
+_BY_PUBLISH = "nothing is uploaded during training; publish the finished versions with `publish`"
+_EVERY_PHASE = "there is no best model to choose: the model at the end of each phase is exported"
+_AT_RANDOM = "blocks are always drawn at random"
+
+REJECTED = {
+    "label_smoothing_factor": "the loss of pre-training has no label smoothing",
+    "resume_from_checkpoint": "a run resumes from the last checkpoint in its own folder without being told",
+    "restore_callback_states_from_checkpoint": "it would recreate the curriculum's callback without its collator",
+    "ignore_data_skip": "a resumed run would train on the same blocks again",
+    "save_only_model": "a run can't be resumed from such checkpoints",
+    "load_best_model_at_end": _EVERY_PHASE,
+    "metric_for_best_model": _EVERY_PHASE,
+    "greater_is_better": _EVERY_PHASE,
+    "enable_jit_checkpoint": "SIGTERM always saves a checkpoint, at the end of the optimizer step",
+    "auto_find_batch_size": "the curriculum counts rows by the batch size: set per_device_train_batch_size",
+    "train_sampling_strategy": _AT_RANDOM,
+    "length_column_name": _AT_RANDOM,
+    "dataloader_in_order": "the curriculum counts batches in order",
+    "label_names": "the collator makes the labels",
+    "bf16_full_eval": "validation runs in the precision of training",
+    "fp16_full_eval": "validation runs in the precision of training",
+    "eval_accumulation_steps": _ONLY_LOSS,
+    "eval_do_concat_batches": _ONLY_LOSS,
+    "eval_use_gather_object": _ONLY_LOSS,
+    "batch_eval_metrics": _ONLY_LOSS,
+    "prediction_loss_only": _ONLY_LOSS,
+    "include_for_metrics": _ONLY_LOSS,
+    "use_cache": "a masked language model keeps no cache",
+    "use_liger_kernel": "Liger has no kernels for BERT",
+    "liger_kernel_config": "Liger has no kernels for BERT",
+    "deepspeed": "weights are exported from replicated models and from FSDP 2 only: use FSDP",
+    "parallelism_config": "the curriculum counts rows of data-parallel processes only",
+    "push_to_hub": _BY_PUBLISH,
+    "hub_token": _BY_PUBLISH,
+    "hub_private_repo": _BY_PUBLISH,
+    "hub_model_id": _BY_PUBLISH,
+    "hub_strategy": _BY_PUBLISH,
+    "hub_always_push": _BY_PUBLISH,
+    "hub_revision": _BY_PUBLISH,
+}
+"""Options that pre-training can't respect, and why. Only the default of `TrainingArguments` is accepted."""
+
+_BY_VALIDATION = "the result would depend on how often the model is validated; choose a schedule over steps"
+
+REJECTED_VALUES = {
+    ("save_strategy", "best"): "a run couldn't be resumed from the step at which it stopped",
+    ("lr_scheduler_type", "reduce_lr_on_plateau"): _BY_VALIDATION,
+    ("lr_scheduler_type", "greedy"): _BY_VALIDATION,
+}
+"""Single values that are rejected, of options that work otherwise."""
 
 
 @dataclass
 class PretrainingArguments(TrainingArguments):
-    """`TrainingArguments` with the defaults of a continued pre-training; every option of the `Trainer` is there.
+    """`TrainingArguments` with the defaults of continued pre-training.
 
-    With `torch_compile` they set, as the stock ones do, variables of the environment that accelerate reads, and that
-    stay set in this process.
+    Raises:
+        InputError: an option is set that pre-training can't respect (see `REJECTED`).
     """
 
     output_dir: str = field(default="runs/default", metadata={"help": "Folder of the run"})
-    seed: int = field(default=0, metadata={"help": "The same inputs, settings and seed give the same bytes"})
+    seed: int = field(default=0, metadata={"help": "Seed: the same inputs, settings and seed give the same bytes"})
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of AdamW"})
-    per_device_train_batch_size: int = field(default=32, metadata={"help": "Blocks of max_length tokens a device"})
-    weight_decay: float = field(default=0.01, metadata={"help": "Weight decay of AdamW, on all but biases and norms"})
-    warmup_steps: float = field(default=0.06, metadata={"help": "Warm-up: steps, or below 1 their share of the run"})
+    per_device_train_batch_size: int = field(
+        default=32, metadata={"help": "Blocks per device and micro-batch, each of max_length tokens"}
+    )
+    weight_decay: float = field(
+        default=0.01, metadata={"help": "Weight decay for AdamW, applied to all weights but biases and layer norms"}
+    )
+    warmup_steps: float = field(
+        default=0.06, metadata={"help": "Warm-up of the learning rate: steps or, below 1, a share of the run"}
+    )
     num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the training text"})
-    logging_steps: float = field(default=50, metadata={"help": "Steps between two lines of the log"})
-    eval_strategy: str = field(default="steps", metadata={"help": "`no` leaves out all validation"})
+    logging_steps: float = field(default=50, metadata={"help": "Steps between two rows of the log"})
+    eval_strategy: str = field(default="steps", metadata={"help": "When to validate; `no` disables validation"})
     eval_steps: float | None = field(
-        default=1000, metadata={"help": "Steps between two validations; the end of each phase is always validated"}
+        default=1000, metadata={"help": "Steps between two validations, besides the one at the end of each phase"}
     )
-    save_steps: float = field(default=500, metadata={"help": "Steps between two checkpoints to resume from"})
-    save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints to keep"})
-    dataloader_drop_last: bool = field(
-        default=True, metadata={"help": "The rows of an epoch that fill no optimizer step are left out in any case"}
+    save_steps: float = field(default=500, metadata={"help": "Steps between two checkpoints"})
+    save_total_limit: int | None = field(default=1, metadata={"help": "Number of checkpoints to keep"})
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Hide losses that are NaN or infinite, instead of stopping the run"}
     )
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "A loss that is no number ends the run"})
 
     def __post_init__(self) -> None:
-        # Without this the stock arguments refuse bf16 where there is no GPU, though the CPU may well have it.
+        check_arguments(self)
+        # Otherwise the parent rejects bf16 on machines without a GPU, although many CPUs support it.
         self.use_cpu: bool = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
-        if self.torch_compile:
-            # Layer by layer, which share what is compiled: as fast as the whole, in a tenth of the time to compile.
-            os.environ["ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION"] = "true"
+
+
+def check_arguments(arguments: TrainingArguments) -> None:
+    """Reject arguments that pre-training can't respect.
+
+    Raises:
+        InputError: an argument is set that is in `REJECTED` or `REJECTED_VALUES`; the message gives the reason.
+    """
+    defaults = {
+        one.name: one.default if one.default_factory is MISSING else one.default_factory()
+        for one in fields(TrainingArguments)
+    }
+    for name, reason in REJECTED.items():
+        if name in defaults and getattr(arguments, name) != defaults[name]:
+            raise InputError(f"not supported, because {reason}", argument=name)
+    for (name, value), reason in REJECTED_VALUES.items():
+        if getattr(arguments, name) == value:
+            raise InputError(f"{value} is not supported, because {reason}", argument=name)
+    if getattr(arguments, "deepspeed_plugin", None):  # asked for by `accelerate launch`, without an argument
+        raise InputError(f"not supported, because {REJECTED['deepspeed']}", argument="deepspeed")
 
 
 def shaping_settings(arguments: TrainingArguments) -> dict[str, Any]:
-    """Return the training arguments that differ from the stock ones and shape the weights, for `artifacts`."""
+    """Return the training arguments that shape the weights and aren't the defaults of transformers, for `artifacts`.
+
+    An option that is unknown here, because transformers is newer, counts as shaping.
+    """
     stock = TrainingArguments(use_cpu=True).to_dict()
-    launched: dict[str, Any] = {}  # what `accelerate launch` says in the environment, where no argument does
+    launched: dict[str, Any] = {}  # what `accelerate launch` passes in the environment instead of as an argument
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision != "no" and not (arguments.bf16 or arguments.fp16):
         launched["mixed_precision"] = precision
     if parse_flag_from_env("ACCELERATE_USE_FSDP"):
         launched["sharded"] = True
-    own = {name: value for name, value in arguments.to_dict().items() if value != stock.get(name)}
     return {
-        **{name: value for name, value in own.items() if not name.startswith(_HARMLESS)},
+        **{
+            name: value
+            for name, value in arguments.to_dict().items()
+            if name not in HARMLESS and name not in REJECTED and value != stock.get(name)
+        },
         **launched,
         "world_size": arguments.world_size,
     }
-
-
-def check_arguments(arguments: TrainingArguments) -> None:
-    """Refuse arguments that this training cannot heed.
-
-    Raises:
-        InputError: there is one.
-    """
-    if arguments.label_smoothing_factor:
-        raise InputError("--label_smoothing_factor: the loss of pre-training is computed without it; leave it out")
-    if arguments.resume_from_checkpoint:
-        raise InputError("--resume_from_checkpoint: a run goes on from its own last checkpoint by itself; leave it out")
-    if arguments.save_only_model or arguments.save_strategy == "best":
-        raise InputError("--save_only_model, --save_strategy best: a run could not go on from there; leave them out")
-    if arguments.train_sampling_strategy != "random":
-        raise InputError(
-            f"--train_sampling_strategy {arguments.train_sampling_strategy}: blocks are drawn at random; leave it out"
-        )

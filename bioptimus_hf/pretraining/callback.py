@@ -1,17 +1,15 @@
-"""Take a Trainer through a curriculum and export a version at the end of each phase."""
+"""Take a Trainer through a curriculum, and export a version at the end of each phase."""
 
 from __future__ import annotations
 
 import logging
-import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import IterableDataset
 from transformers import (
     PreTrainedModel,
@@ -22,38 +20,38 @@ from transformers import (
 )
 from transformers.trainer_callback import ExportableState
 
-from bioptimus_hf.artifacts import write_json
 from bioptimus_hf.errors import InputError
-from bioptimus_hf.models import check_finite, save_masked_lm
-from bioptimus_hf.pretraining.curriculum import BIOPTIMUS_CURRICULUM, Phase, follow_curriculum
-from bioptimus_hf.pretraining.masking import BioptimusDataCollator
+from bioptimus_hf.pretraining.curriculum import BIOPTIMUS_CURRICULUM, Phase, PhasePlan, check_same_run
+from bioptimus_hf.pretraining.masking import BatchLayout, BioptimusDataCollator
+from bioptimus_hf.pretraining.versions import Provenance, VersionRecord, export_version, whole_weights
 
 logger = logging.getLogger(__name__)
 
 
-PHASE_FILE = "phase.json"
-
-
 class Finished(InputError):
-    """The checkpoint to go on from is that of a run's last step."""
+    """The checkpoint to resume from is that of the last step of a run."""
 
 
 class CurriculumCallback(TrainerCallback, ExportableState):
-    """Take a `Trainer` through a curriculum, switching at exact optimizer steps, and export each phase's version.
+    """Take a `Trainer` through a curriculum, switching phases at exact optimizer steps, and export each version.
 
-    Where the training arguments ask for evaluation at all, the model is evaluated at the end of every phase too.
+    If the training arguments ask for evaluation at all, the model is also evaluated at the end of every phase.
 
     Args:
         collator: the collator of the same `Trainer`.
-        curriculum: phases in their order.
-        export_dir: folder in which each phase's end writes `v<version>/`: weights, tokenizer and `phase.json`. None
+        curriculum: phases in order.
+        export_dir: folder in which the end of each phase creates `v<version>/`: weights, tokenizer and a record. None
             exports nothing.
-        record: facts about the run that every `phase.json` is to keep.
+        provenance: what the run is made from, for the records; by default, they don't say it.
+
+    Attributes:
+        plan: the curriculum laid out over the run. None until training begins.
 
     Raises:
-        InputError: (when training begins) the curriculum does not fit the run; a checkpoint to go on from is of a run
-            without it or with other phases, seeds, rows, steps, batches or processes, or of its last step (`Finished`);
-            or a setting makes it impossible to tell which row stands where in the run, or to go on exactly.
+        InputError: (when training begins) the curriculum doesn't fit the run; the checkpoint to resume from belongs to
+            a run without a curriculum or with other phases, seeds, rows, steps, batches or processes, or is that of
+            the last step (`Finished`); or a setting makes it impossible to know the position of each row in the run, or
+            to resume exactly.
     """
 
     def __init__(
@@ -62,23 +60,24 @@ class CurriculumCallback(TrainerCallback, ExportableState):
         curriculum: Sequence[Phase] = BIOPTIMUS_CURRICULUM,
         *,
         export_dir: Path | None = None,
-        record: Mapping[str, Any] | None = None,
+        provenance: Provenance | None = None,
     ) -> None:
         self.collator = collator
         self.curriculum = tuple(curriculum)
         self.export_dir = export_dir
-        self.record = dict(record or {})
-        self.ends: dict[int, Phase] = {}  # the phase that ends with each step
-        self._run: dict[str, Any] = {}
-        self._to_export: Phase | None = None  # the phase that has ended and is not on disk yet
-        self._evaluated: Any = None  # the evaluation set that was looked at last
+        self.provenance = provenance
+        self.plan: PhasePlan | None = None
+        self._run: dict[str, Any] = {}  # what must not change when the run is resumed
+        self._started = 0.0
+        self._to_export: Phase | None = None  # the phase that has ended and isn't exported yet
+        self._evaluated: Any = None  # the evaluation set that was checked last
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Refuse what would make another callback out of a checkpoint, without a collator."""
+        """Reject a setting that would recreate this callback from a checkpoint, without its collator."""
         if args.restore_callback_states_from_checkpoint:
             raise InputError(
-                "restore_callback_states_from_checkpoint makes callbacks anew, which leaves out their collator: leave "
-                "it out"
+                "would recreate the callback of the curriculum without its collator: leave it out",
+                argument="restore_callback_states_from_checkpoint",
             )
 
     def on_train_begin(
@@ -87,85 +86,52 @@ class CurriculumCallback(TrainerCallback, ExportableState):
         """Lay the phases out over the steps of the run."""
         loader = kwargs.get("train_dataloader")
         streamed = isinstance(getattr(loader, "dataset", None), IterableDataset)
-        scattered = args.world_size > 1 or args.dataloader_num_workers > 0
-        config = args.accelerator_config
-        if config.split_batches or config.dispatch_batches or (streamed and scattered):
-            raise InputError(
-                "split_batches, dispatch_batches, and a streamed data set on several processes or with worker "
-                "processes, give each row to another place than the curriculum counts on: load the data set whole, or "
-                "use one process, without workers"
-            )
-        if streamed and state.global_step:
-            raise InputError(
-                "a run on a streamed data set cannot go on from a checkpoint, since the Trainer does not know where in "
-                "the stream it was: load the data set whole"
-            )
-        if args.auto_find_batch_size:
-            raise InputError("auto_find_batch_size changes the batch, which the curriculum counts rows by: name one")
-        if loader is not None and not streamed and "labels" in loader.dataset[0]:
-            raise InputError("the training set has labels, and would be trained on as it is: leave them out")
-        if state.global_step and (args.ignore_data_skip or args.save_only_model or not config.use_seedable_sampler):
-            raise InputError(
-                "ignore_data_skip, save_only_model and use_seedable_sampler: false leave out what it takes to go on "
-                "from a checkpoint exactly: leave them out"
-            )
+        _check_data(args, loader, streamed=streamed)
+        if state.global_step:
+            _check_resumable(args, streamed=streamed)
         if loader is not None:
-            # Every iterator draws a seed for its workers, from torch's own generator unless there is another. Dropout
-            # draws from that too, and persistent workers are made once, others once an epoch.
+            # Every iterator over the data draws a seed for its workers, by default from torch's global generator, as
+            # dropout does. Persistent workers are created once, others once per epoch.
             generator = torch.Generator().manual_seed(args.seed)
             getattr(loader, "base_dataloader", loader).generator = generator
+        plan = PhasePlan(
+            self.collator,
+            self.curriculum,
+            state.max_steps,
+            BatchLayout(args.train_batch_size, args.gradient_accumulation_steps, args.process_index, args.world_size),
+        )
         self._run = {
-            "curriculum": [asdict(phase) for phase in self.curriculum],
-            "seed": self.collator.seed,
+            **plan.identity(),
             "seed of the Trainer": args.seed,
             "data_seed": args.data_seed,
             "number of rows": None if loader is None or streamed else len(loader.dataset),
-            "max_steps": state.max_steps,
-            "per_device_train_batch_size": args.train_batch_size,
-            "gradient_accumulation_steps": args.gradient_accumulation_steps,
-            "world_size": args.world_size,
             "save_only_model": args.save_only_model,
         }
-        if state.global_step:  # it goes on from a checkpoint, which the Trainer has read
+        if state.global_step:  # resumed from a checkpoint, which the Trainer has loaded
             before = state.stateful_callbacks.get(type(self).__name__)
             if not isinstance(before, dict):
-                raise InputError("the checkpoint is of a run without a curriculum: begin one from its weights instead")
-            self._check_same_run(before["attributes"]["_run"])
-            if state.global_step >= state.max_steps:  # the Trainer would go on until the end of the epoch
+                raise InputError("the checkpoint belongs to a run without a curriculum: start a new run from its model")
+            check_same_run(before["attributes"]["_run"], self._run)
+            if state.global_step >= state.max_steps:  # the Trainer would train until the end of the epoch
                 raise Finished(f"the checkpoint is that of the last step, {state.max_steps}: the run is finished")
-        self.ends = follow_curriculum(
-            self.collator,
-            self.curriculum,
-            steps=state.max_steps,
-            batch_size=args.train_batch_size,
-            accumulation=args.gradient_accumulation_steps,
-            rank=args.process_index,
-            world_size=args.world_size,
-        )
+        self.plan = plan
+        self._started = time.monotonic()
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps, to be compared with the run that goes on from it."""
+        """Return what a checkpoint keeps, for the comparison with a run that resumes from it."""
         return {"args": {}, "attributes": {"_run": self._run}}
-
-    def _check_same_run(self, before: Mapping[str, Any]) -> None:
-        changed = [
-            f"{name} ({before.get(name)} then, {now} now)" for name, now in self._run.items() if before.get(name) != now
-        ]
-        if changed:
-            raise InputError(
-                f"the checkpoint is of a run with another {', '.join(changed)}: what follows would not continue it"
-            )
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Tell the collator where the iterator that begins now stands in the run."""
-        self.collator.begin(state.global_step * args.gradient_accumulation_steps)
+        """Tell the collator where in the run the iterator begins."""
+        if self.plan is not None:
+            self.plan.begin(state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """At the end of a phase, ask for a line of the log and an evaluation; export at once where there is none."""
-        if state.global_step in self.ends:
-            self._to_export = self.ends[state.global_step]
+        """At the end of a phase, request a log row and an evaluation; without evaluation, export at once."""
+        if self.plan is not None and state.global_step in self.plan.ends:
+            self._to_export = self.plan.ends[state.global_step]
             control.should_log = True
             control.should_evaluate = control.should_evaluate or args.eval_strategy != "no"
             if not control.should_evaluate:
@@ -174,17 +140,17 @@ class CurriculumCallback(TrainerCallback, ExportableState):
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Refuse an evaluation set that is not masked: the collator would mask it, and count its rows as training's."""
+        """Reject an unmasked evaluation set: the collator would mask it, and count its rows as training's."""
         dataset = getattr(kwargs.get("eval_dataloader"), "dataset", None)
         if dataset is None or dataset is self._evaluated:
             return
         self._evaluated = dataset
         first = next(iter(dataset), {"labels": ()}) if isinstance(dataset, IterableDataset) else dataset[0]
         if "labels" not in first:
-            raise InputError("the evaluation set has no labels: mask it once, with bioptimus_hf.mask_once, beforehand")
+            raise InputError("the evaluation set has no labels: mask it once, with bioptimus_hf.mask_once, in advance")
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Export the phase that has ended, with its validation loss."""
+        """Export the version of a phase that has ended, with its validation loss."""
         if self._to_export is not None:
             self._export(state, kwargs["model"], kwargs["metrics"])
 
@@ -196,55 +162,55 @@ class CurriculumCallback(TrainerCallback, ExportableState):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Say in the log history which phase's masks a training loss was measured on."""
-        if self.ends and logs is not None and "loss" in logs and state.log_history:
-            phase = self.phase_of(state.global_step)
-            masking = self.collator.strategy_at(state.global_step - 1)
+        """Add to each training loss in the log history the phase and the masking it was measured with."""
+        if self.plan is not None and logs is not None and "loss" in logs and state.log_history:
+            phase, masking = self.plan.phase_of(state.global_step), self.plan.masking_of(state.global_step)
             state.log_history[-1] |= {"phase": phase.version, **asdict(masking)}
-
-    def phase_of(self, step: int) -> Phase:
-        """Return the phase of an optimizer step; steps count from 1, as in `global_step`."""
-        return next(phase for end, phase in self.ends.items() if step <= end)
 
     def _export(self, state: TrainerState, model: PreTrainedModel, metrics: Mapping[str, float]) -> None:
         phase, self._to_export = self._to_export, None
-        if phase is None or self.export_dir is None:
+        if phase is None or self.plan is None or self.export_dir is None:
             return
-        weights = _gathered(model)  # on all processes
+        weights = whole_weights(model)  # collective: all processes take part
         if not state.is_world_process_zero:
             return
-        check_finite((weights or model.state_dict()).items(), diverged_at(state.global_step))
         folder = Path(self.export_dir) / f"v{phase.version}"
-        partial = folder.with_name(folder.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        save_masked_lm(model, self.collator.tokenizer, partial, weights=weights)
-        write_json(
-            partial / PHASE_FILE,
-            {
-                **asdict(phase),
-                "last_step": state.global_step,
-                "steps": state.max_steps,
-                "metrics": dict(metrics),
-                "curriculum": [asdict(phase) | {"last_step": end} for end, phase in self.ends.items()],
-                **self.record,
-            },
-        )
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        facts = {**self.plan.facts_of(phase), "metrics": dict(metrics)}
+        record = VersionRecord(facts, self.provenance, time.monotonic() - self._started)
+        export_version(folder, model, self.collator.tokenizer, record, weights=weights)
         logger.info("step %d: exported %s", state.global_step, folder)
 
 
-def _gathered(model: Any) -> dict[str, Any] | None:
-    """Return the whole weights (on the first process) of a model that is sharded over processes; None of any other."""
-    if not issubclass(type(model), FSDPModule):
-        return None
-    weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    return {name: values for name, values in weights.items() if name not in model.all_tied_weights_keys}
+def _check_data(args: TrainingArguments, loader: Any, *, streamed: bool) -> None:
+    """Reject settings that make it impossible to know the position of each row in the run."""
+    config = args.accelerator_config
+    scattered = args.world_size > 1 or args.dataloader_num_workers > 0
+    if config.split_batches or config.dispatch_batches or (streamed and scattered):
+        raise InputError(
+            "with split_batches, dispatch_batches, or a streamed data set on several processes or worker processes, "
+            "rows are not where the curriculum expects them: load the data set as a whole, or use one process without "
+            "workers"
+        )
+    if not getattr(args, "dataloader_in_order", True) and args.dataloader_num_workers > 0:
+        raise InputError("the curriculum counts batches in order: leave it out", argument="dataloader_in_order")
+    if args.auto_find_batch_size:
+        raise InputError(
+            "changes the batch size, by which the curriculum counts rows: set per_device_train_batch_size",
+            argument="auto_find_batch_size",
+        )
+    if loader is not None and not streamed and "labels" in loader.dataset[0]:
+        raise InputError("the training set has labels, so it would never be masked: remove that column")
 
 
-def diverged_at(step: int) -> str:
-    """Return what to tell the user whose training has diverged."""
-    return (
-        f"Training diverged by step {step}: nothing was saved at this step; earlier checkpoints are intact. Try a "
-        f"lower --learning_rate or more --warmup_steps"
-    )
+def _check_resumable(args: TrainingArguments, *, streamed: bool) -> None:
+    """Reject settings with which a run can't be resumed exactly."""
+    if streamed:
+        raise InputError(
+            "a run on a streamed data set can't be resumed, since the Trainer doesn't know where in the stream it was: "
+            "load the data set as a whole"
+        )
+    if args.ignore_data_skip or args.save_only_model or not args.accelerator_config.use_seedable_sampler:
+        raise InputError(
+            "with ignore_data_skip, save_only_model or use_seedable_sampler: false, a run can't be resumed exactly: "
+            "leave them out"
+        )

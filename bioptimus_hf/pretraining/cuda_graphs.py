@@ -1,4 +1,4 @@
-"""Layers recorded once as CUDA graphs, and replayed: for steps that a GPU runs faster than Python launches them."""
+"""Record layers as CUDA graphs and replay them, for steps that a GPU runs faster than Python can launch them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch.nn.functional import pad
 
 
 class Replay:
-    """Runs layers over documents that stand end to end by replaying what was recorded of them, there and back.
+    """Runs layers over concatenated documents by replaying a recording of their forward and backward pass.
 
-    Two launches then take the place of some hundred a layer. What is recorded is the first batch, with room for more
-    documents than it has; one of another shape, or with still more documents, runs as ever. While it is recorded, no
-    loss of a batch before may be held that leads to the same weights; and each batch goes all the way back before the
-    next one comes.
+    Two launches then replace about a hundred per layer. The first batch is recorded, with room for more documents than
+    it has; a batch of another shape, or with more documents than that, runs without the recording. No loss of an
+    earlier batch whose graph leads to the same weights may be alive during the recording, and the backward pass of each
+    batch must be complete before the next batch begins.
     """
 
     def __init__(self) -> None:
@@ -25,13 +25,16 @@ class Replay:
     def run(
         self, layers: Sequence[torch.nn.Module], hidden: torch.Tensor, borders: torch.Tensor, longest: int
     ) -> torch.Tensor:
-        """Return what the layers make of hidden states.
+        """Run the layers.
 
         Args:
-            layers: the same at each call; of dropout, they have none.
+            layers: the same at each call, without dropout.
             hidden: of shape (1, length, width), on a GPU, with a gradient.
-            borders: begin of each document, and the end of the last; as often as you like: int32.
-            longest: at least as many tokens as a document has.
+            borders: int32; the first token of each document, and the end of the last, which may be repeated.
+            longest: an upper bound of the tokens per document.
+
+        Returns:
+            Hidden states of the same shape.
         """
         dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
         shape = (hidden.shape, hidden.dtype, dtype, longest)
@@ -39,20 +42,20 @@ class Replay:
             self._shape = shape
             self._room = 2 << len(borders).bit_length()
             recorded = _Layers(layers, longest)
-            sample = (hidden.detach().clone().requires_grad_(), self._filled(borders, hidden))
+            sample = (hidden.detach().clone().requires_grad_(), self._padded(borders, hidden))
             with torch.autocast("cuda", dtype=dtype, enabled=dtype is not None, cache_enabled=False):
                 torch.cuda.make_graphed_callables(recorded, sample)  # type: ignore[no-untyped-call]
             self._layers = recorded
         elif shape != self._shape or len(borders) > self._room:
-            return _through(layers, hidden, borders, longest)
+            return _run_layers(layers, hidden, borders, longest)
         for parameter in self._layers.parameters():
-            if parameter.grad is not None:  # of a batch before, and perhaps where that of this one will be written
+            if parameter.grad is not None:  # may be the memory into which the replay writes the next gradient
                 parameter.grad = parameter.grad.clone()
-        found: torch.Tensor = self._layers(hidden, self._filled(borders, hidden))
+        found: torch.Tensor = self._layers(hidden, self._padded(borders, hidden))
         return found
 
-    def _filled(self, borders: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-        """Fill up borders by documents without tokens, at the end."""
+    def _padded(self, borders: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """Append empty documents."""
         return pad(borders, (0, self._room - len(borders)), value=hidden.shape[1])
 
 
@@ -63,13 +66,13 @@ class _Layers(torch.nn.Module):
         self.longest = longest
 
     def forward(self, hidden: torch.Tensor, borders: torch.Tensor) -> torch.Tensor:
-        return _through(self.layers, hidden, borders, self.longest)
+        return _run_layers(self.layers, hidden, borders, self.longest)
 
 
-def _through(
+def _run_layers(
     layers: Iterable[torch.nn.Module], hidden: torch.Tensor, borders: torch.Tensor, longest: int
 ) -> torch.Tensor:
-    where = {"cu_seq_lens_q": borders, "cu_seq_lens_k": borders, "max_length_q": longest, "max_length_k": longest}
+    attention = {"cu_seq_lens_q": borders, "cu_seq_lens_k": borders, "max_length_q": longest, "max_length_k": longest}
     for layer in layers:
-        hidden = layer(hidden, **where)
+        hidden = layer(hidden, **attention)
     return hidden

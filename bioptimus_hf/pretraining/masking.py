@@ -1,4 +1,4 @@
-"""Which tokens of a batch are to be predicted, and what stands in their place: strategies and the data collator."""
+"""Choose which tokens a batch has to predict and hide them: masking strategies, plans and the data collator."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from datasets import Dataset
 from torch.utils.data import get_worker_info
 from transformers import PreTrainedTokenizerBase
 
@@ -18,8 +19,11 @@ from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import IGNORED_LABEL
 from bioptimus_hf.vocabulary.tokenizer import is_continuation, real_ids
 
-_MASKED, _RANDOM = 0.8, 0.1  # Devlin et al. 2019, section 3.1; the rest is left as it is
-_STREAMS = np.arange(3, dtype=np.uint64)[:, None]  # of random numbers, independent: choice, fate and replacement
+_MASKED, _RANDOM = 0.8, 0.1  # Devlin et al. 2019, section 3.1; the remaining 10 % stay as they are
+# Independent streams of random numbers: which tokens are chosen, what happens to each, and the replacement token.
+_STREAMS = np.arange(3, dtype=np.uint64)[:, None]
+
+_ROWS_AT_ONCE = 1024
 
 Array = npt.NDArray[Any]
 
@@ -29,13 +33,13 @@ class MaskingStrategy:
     """How masked-language-model training chooses and hides tokens.
 
     Attributes:
-        unit: "token" chooses each token by itself, "word" all the pieces of a word together.
+        unit: "token" chooses each token independently, "word" chooses all pieces of a word together.
         rate: expected share of the maskable tokens that are chosen, for both units; above 0, at most 1.
-        corrupt: if true, of the chosen tokens 80 % become `[MASK]`, 10 % another token and 10 % stay, each drawn by
-            itself (Devlin et al. 2019, section 3.1); if false, all become `[MASK]`.
+        corrupt: if true, 80 % of the chosen tokens become `[MASK]`, 10 % become a random token and 10 % stay, drawn for
+            each token independently (Devlin et al. 2019, section 3.1); if false, all of them become `[MASK]`.
 
     Raises:
-        InputError: `unit` or `rate` is none of these.
+        InputError: `unit` or `rate` has another value.
     """
 
     unit: Literal["token", "word"]
@@ -44,29 +48,87 @@ class MaskingStrategy:
 
     def __post_init__(self) -> None:
         if self.unit not in ("token", "word"):
-            raise InputError(f"a masking unit is 'token' or 'word', not {self.unit!r}")
+            raise InputError(f"the masking unit must be 'token' or 'word', not {self.unit!r}")
         if not 0 < self.rate <= 1:
-            raise InputError(f"a masking rate lies above 0 and is at most 1, not {self.rate}")
+            raise InputError(f"the masking rate must be above 0 and at most 1, not {self.rate}")
+
+
+@dataclass(frozen=True)
+class BatchLayout:
+    """How the rows of a run are distributed over micro-batches and processes.
+
+    Attributes:
+        batch_size: rows per micro-batch.
+        accumulation: micro-batches per optimizer step, on each process.
+        rank: index of this process among `world_size`.
+        world_size: number of processes.
+    """
+
+    batch_size: int
+    accumulation: int = 1
+    rank: int = 0
+    world_size: int = 1
+
+    def first_row(self, micro_batch: int) -> int:
+        """Return the running number, in the whole run, of the first row of a micro-batch of this process."""
+        return (micro_batch * self.world_size + self.rank) * self.batch_size
+
+
+@dataclass(frozen=True)
+class MaskingPlan:
+    """The masking strategy of each optimizer step, and the layout of the batches.
+
+    Attributes:
+        edges: optimizer steps (counted from 0) at which the strategies begin; ascending, the first is 0. If the rate
+            changes within a strategy, the end of the run is appended.
+        strategies: the strategy that applies from each edge on.
+        batches: how rows are distributed over micro-batches and processes.
+        last_rates: masking rate that each strategy reaches at its last step, in equal steps from its initial rate. By
+            default, rates don't change.
+    """
+
+    edges: tuple[int, ...]
+    strategies: tuple[MaskingStrategy, ...]
+    batches: BatchLayout
+    last_rates: tuple[float, ...] = ()
+
+    def strategy_at(self, step: int) -> MaskingStrategy:
+        """Return the strategy of an optimizer step, counted from 0.
+
+        Batches that are prefetched beyond the last step have the strategy of the last step.
+        """
+        number = min(bisect_right(self.edges, step), len(self.strategies)) - 1
+        strategy = self.strategies[number]
+        if not self.last_rates or self.last_rates[number] == strategy.rate:
+            return strategy
+        first, end = self.edges[number], self.edges[number + 1]
+        share = min(step - first, end - 1 - first) / max(end - 1 - first, 1)
+        return replace(strategy, rate=strategy.rate + share * (self.last_rates[number] - strategy.rate))
+
+
+# One fixed strategy for all validation text, whatever phase is being trained, so that losses are comparable: whole
+# words, as in three of the four phases, and always hidden, so that every prediction is of a word that can't be seen.
+VALIDATION_MASKING = MaskingStrategy("word", 0.15, corrupt=False)
 
 
 class BioptimusDataCollator:
-    """Pad examples and mask them, as `data_collator` of a `Trainer` or `collate_fn` of a `DataLoader`.
+    """Pad and mask examples, as `data_collator` of a `Trainer` or `collate_fn` of a `DataLoader`.
 
     The mask of a row depends only on `seed` and the row's running number in training, never on how rows are batched or
-    which worker process makes the batch. Under a `CurriculumCallback` that number is exact, also after a resume.
-    Without one, rows are counted as they come, and worker processes draw a fresh stream for each epoch from torch's
-    global generator.
+    which worker process builds the batch. Under a `CurriculumCallback` or `follow_curriculum`, that number is exact,
+    also after resuming. Without them, rows are counted as they arrive, and worker processes draw a fresh stream for
+    each epoch from torch's global generator.
 
-    Examples that already carry `labels` are padded and left as they are: evaluation sets are masked once, beforehand.
+    Examples that already have `labels` are padded but not masked: mask an evaluation set once, before training.
 
     Args:
-        tokenizer: must have a mask and a padding token; for the unit "word" it must be a WordPiece tokenizer.
-        strategy: what to do until a curriculum says otherwise.
-        seed: of the masks.
+        tokenizer: must have a mask token and a padding token; the unit "word" needs a WordPiece tokenizer.
+        strategy: applies until a curriculum replaces it.
+        seed: seed of the masks.
         pad_to_multiple_of: round the length of a batch up to a multiple of this.
 
     Raises:
-        InputError: the tokenizer cannot be used (it is named, with the reason).
+        InputError: the tokenizer can't be used; the message gives the reason.
     """
 
     def __init__(
@@ -77,9 +139,9 @@ class BioptimusDataCollator:
         seed: int = 0,
         pad_to_multiple_of: int | None = None,
     ) -> None:
-        name = type(tokenizer).__name__
-        if tokenizer.mask_token_id is None or tokenizer.pad_token_id is None:
-            raise InputError(f"{name} has no {'mask' if tokenizer.mask_token_id is None else 'padding'} token")
+        for kind, token in (("mask", tokenizer.mask_token_id), ("padding", tokenizer.pad_token_id)):
+            if token is None:
+                raise InputError(f"{type(tokenizer).__name__} has no {kind} token: give a tokenizer that has one")
         self.tokenizer = tokenizer
         self.strategy = strategy
         self.seed = seed
@@ -88,60 +150,41 @@ class BioptimusDataCollator:
         self._special[tokenizer.all_special_ids] = True
         self._real_ids = real_ids(tokenizer)
         self._continues = _continuations(tokenizer, [strategy])
-        self._plan: _Plan | None = None
-        # Shared with worker processes, which hold a copy of everything else: the micro-batch at which the current
-        # iterator over the data began, and how many iterators have begun.
+        self._plan: MaskingPlan | None = None
+        # Shared with worker processes, which have a copy of everything else: the micro-batch at which the current
+        # iterator over the data began, and the number of iterators so far.
         self._clock = torch.zeros(2, dtype=torch.int64)
         self._clock.share_memory_()  # type: ignore[no-untyped-call]
         self._iterators_seen = 0
         self._calls = 0
 
-    def follow(
-        self,
-        edges: Sequence[int],
-        strategies: Sequence[MaskingStrategy],
-        *,
-        batch_size: int,
-        rank: int,
-        world_size: int,
-        accumulation: int = 1,
-        last_rates: Sequence[float] = (),
-    ) -> None:
-        """Set a plan: what to do at each optimizer step. Called before the first iterator over the data begins.
-
-        Args:
-            edges: optimizer step (counted from 0) at which each strategy begins; ascending, the first is 0. One more
-                than strategies, the end of the run, where rates change within a strategy.
-            strategies: what is done from each edge on.
-            batch_size: rows of a micro-batch.
-            rank: of this process, among `world_size`.
-            accumulation: micro-batches of an optimizer step, on each process.
-            last_rates: masking rate that each strategy reaches at its last step, in even steps from its own; by default
-                it stays.
-        """
-        self._continues = _continuations(self.tokenizer, strategies)
-        self._plan = _Plan(
-            tuple(edges), tuple(strategies), batch_size, rank, world_size, accumulation, tuple(last_rates)
-        )
+    def follow(self, plan: MaskingPlan) -> None:
+        """Mask each optimizer step as the plan says. Call it before the first iterator over the data begins."""
+        self._continues = _continuations(self.tokenizer, plan.strategies)
+        self._plan = plan
 
     def strategy_at(self, step: int) -> MaskingStrategy:
-        """Return the strategy that the plan has for an optimizer step, counted from 0."""
+        """Return the masking strategy of an optimizer step, counted from 0."""
         return self.strategy if self._plan is None else self._plan.strategy_at(step)
 
     def begin(self, micro_batch: int) -> None:
-        """Say that an iterator over the data is about to begin, and at which micro-batch of the run it does."""
+        """Announce that an iterator over the data is about to begin.
+
+        Args:
+            micro_batch: number of micro-batches that this process has consumed in the run so far.
+        """
         self._clock[0] = micro_batch
         self._clock[1] += 1
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Make a batch.
+        """Build a batch.
 
         Args:
-            examples: each with `input_ids`, and with `attention_mask`, `special_tokens_mask`, `token_type_ids` or
-                `labels` where there are any; of any lengths.
+            examples: mappings of any lengths with `input_ids` and, optionally, `attention_mask`,
+                `special_tokens_mask`, `token_type_ids` or `labels`.
 
         Returns:
-            Tensors (int64) of shape (rows, length): `input_ids`, `attention_mask`, `labels` (-100 where nothing is to
+            Tensors (int64) of shape (rows, length): `input_ids`, `attention_mask`, `labels` (-100 where nothing has to
             be predicted), and `token_type_ids` if the examples have them.
         """
         ids = self._pad(examples, "input_ids", self.tokenizer.pad_token_id)
@@ -176,28 +219,30 @@ class BioptimusDataCollator:
     def _mask(self, ids: Array, maskable: Array) -> tuple[Array, Array]:
         """Return the corrupted ids and the labels."""
         key, first_row, strategy = self._next(len(ids))
-        choices, fates, replacements = _row_keys(key, np.arange(first_row, first_row + len(ids), dtype=np.uint64))
+        choices, outcomes, replacements = _row_keys(key, np.arange(first_row, first_row + len(ids), dtype=np.uint64))
         positions = np.arange(ids.shape[1], dtype=np.uint64)
-        # The pieces of a word share the number of its first one.
+        # All pieces of a word share the number of the word's first piece.
         units = self._word_starts(ids, maskable).view(np.uint64) if strategy.unit == "word" else positions
         chosen = maskable & (_uniform(choices[:, None], units) < strategy.rate)
         labels = np.where(chosen, ids, IGNORED_LABEL)
         if not strategy.corrupt:
             return np.where(chosen, self.tokenizer.mask_token_id, ids), labels
-        # Drawn for the chosen positions alone, a sixth of all: numbers depend on nothing but row and position.
+        # Drawn only for the chosen positions, a sixth of all: the numbers depend on nothing but row and position.
         row, column = np.nonzero(chosen)
-        fate = _uniform(fates[row], positions[column])
+        outcome = _uniform(outcomes[row], positions[column])
         place = _uniform(replacements[row], positions[column]) * len(self._real_ids)
-        instead = np.where(fate < _MASKED, self.tokenizer.mask_token_id, self._real_ids[place.astype(np.int64)])
+        instead = np.where(outcome < _MASKED, self.tokenizer.mask_token_id, self._real_ids[place.astype(np.int64)])
         corrupted = ids.copy()
-        corrupted[row, column] = np.where(fate < _MASKED + _RANDOM, instead, ids[row, column])
+        corrupted[row, column] = np.where(outcome < _MASKED + _RANDOM, instead, ids[row, column])
         return corrupted, labels
 
     def _word_starts(self, ids: Array, maskable: Array) -> Array:
-        """Return for every position that of the first piece of its word."""
+        """Return, for every position, the position of the first piece of the same word."""
         if self._continues is None:
-            raise InputError("whole words need a strategy given to the collator or to its plan, not set afterwards")
-        # A block cut from a stream of text may begin with a continuation, whose word began in another row.
+            raise InputError(
+                "pass a strategy that masks whole words to the collator or its plan, don't set it afterwards"
+            )
+        # A block cut from a stream of text may begin with a continuation of a word that began in another row.
         inside = self._continues[ids]
         inside[:, 0] = False
         inside[:, 1:] &= maskable[:, :-1]
@@ -206,46 +251,59 @@ class BioptimusDataCollator:
         return starts
 
     def _next(self, rows: int) -> tuple[int, int, MaskingStrategy]:
-        """Return the key of the random numbers, the running number of the batch's first row, and the strategy."""
+        """Return the key of the random numbers, the running number of the first row of this batch, and the strategy."""
         worker = get_worker_info()
         began, iterators = self._clock.tolist()
         if iterators != self._iterators_seen:
             self._iterators_seen, self._calls = iterators, 0
         call = self._calls
         self._calls += 1
-        if worker is not None:  # a DataLoader hands batches to its workers in turn
+        if worker is not None:  # a DataLoader assigns batches to its workers in turn
             call = call * worker.num_workers + worker.id
         if self._plan is None:
-            # The workers of one iterator share worker.seed - worker.id, and the next iterator draws another.
+            # All workers of an iterator have the same worker.seed - worker.id, and the next iterator draws a new one.
             epoch = worker.seed - worker.id if worker else 0
             rank = int(os.environ.get("RANK", "0"))
             key = _mix(_number(self.seed) ^ _mix(_number(epoch + rank)))
             return int(key[0]), call * 2**20, self.strategy
-        plan = self._plan
         micro_batch = began + call
-        first_row = (micro_batch * plan.world_size + plan.rank) * plan.batch_size
-        return self.seed % 2**64, first_row, plan.strategy_at(micro_batch // plan.accumulation)
+        batches = self._plan.batches
+        strategy = self._plan.strategy_at(micro_batch // batches.accumulation)
+        return self.seed % 2**64, batches.first_row(micro_batch), strategy
 
 
-@dataclass(frozen=True)
-class _Plan:
-    edges: tuple[int, ...]
-    strategies: tuple[MaskingStrategy, ...]
-    batch_size: int
-    rank: int
-    world_size: int
-    accumulation: int
-    last_rates: tuple[float, ...]
+def mask_once(
+    blocks: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    strategy: MaskingStrategy = VALIDATION_MASKING,
+    seed: int = 0,
+) -> Dataset:
+    """Mask a validation set before training, so that every validation loss is measured on the same predictions.
 
-    def strategy_at(self, step: int) -> MaskingStrategy:
-        """Return the strategy of an optimizer step; batches fetched beyond the last step have that of the last."""
-        number = min(bisect_right(self.edges, step), len(self.strategies)) - 1
-        strategy = self.strategies[number]
-        if not self.last_rates or self.last_rates[number] == strategy.rate:
-            return strategy
-        first, end = self.edges[number], self.edges[number + 1]
-        share = min(step - first, end - 1 - first) / max(end - 1 - first, 1)
-        return replace(strategy, rate=strategy.rate + share * (self.last_rates[number] - strategy.rate))
+    Args:
+        blocks: has the column `input_ids`, of any lengths, and possibly others that `BioptimusDataCollator` accepts.
+        tokenizer: as for `BioptimusDataCollator`.
+        strategy: how tokens are masked.
+        seed: seed of the masks.
+
+    Returns:
+        Data set with the columns `input_ids`, `attention_mask`, `labels` (lists of integers, as long as the block; -100
+        where nothing has to be predicted), and `token_type_ids` if the blocks have them. `BioptimusDataCollator` leaves
+        such rows as they are.
+    """
+    collator = BioptimusDataCollator(tokenizer, strategy, seed=seed)
+    # A plan makes the masks independent of the process, also where several processes share the training.
+    collator.follow(MaskingPlan((0,), (strategy,), BatchLayout(_ROWS_AT_ONCE)))
+    masked: list[dict[str, Any]] = []
+    for start in range(0, len(blocks), _ROWS_AT_ONCE):
+        rows = blocks.select(range(start, min(start + _ROWS_AT_ONCE, len(blocks)))).to_list()
+        batch = collator([{name: values for name, values in row.items() if name != "labels"} for row in rows])
+        masked.extend(
+            {name: values[number, : len(row["input_ids"])].numpy() for name, values in batch.items()}
+            for number, row in enumerate(rows)
+        )
+    return Dataset.from_list(masked)
 
 
 def _continuations(tokenizer: PreTrainedTokenizerBase, strategies: Sequence[MaskingStrategy]) -> Array | None:
@@ -253,12 +311,12 @@ def _continuations(tokenizer: PreTrainedTokenizerBase, strategies: Sequence[Mask
 
 
 def _number(number: int) -> Array:
-    """Return an array of one, as numpy lets arrays overflow, which is meant here, and warns of single numbers."""
+    """Return an array with one element: numpy wraps arrays silently, as wanted here, but warns about scalars."""
     return np.array([number % 2**64], dtype=np.uint64)
 
 
 def _mix(numbers: Array) -> Array:
-    """Scramble 64-bit numbers: the finaliser of SplitMix64 (Steele, Lea and Flood 2014, figure 16)."""
+    """Scramble 64-bit numbers with the finaliser of SplitMix64 (Steele, Lea and Flood 2014, figure 16)."""
     numbers = numbers + np.uint64(0x9E3779B97F4A7C15)
     numbers ^= numbers >> np.uint64(30)
     numbers *= np.uint64(0xBF58476D1CE4E5B9)
@@ -274,7 +332,7 @@ def _row_keys(key: int, rows: Array) -> Array:
 
 
 def _uniform(row_keys: Array, positions: Array) -> Array:
-    """Return numbers in [0, 1) that depend on nothing but the arguments, of the shape that keys and positions span."""
+    """Return numbers in [0, 1) that depend only on the arguments, in the shape to which both broadcast."""
     mixed = _mix(row_keys ^ (positions * np.uint64(0xD1342543DE82EF95)))
     numbers: Array = (mixed >> np.uint64(11)) * 2.0**-53
     return numbers

@@ -1,4 +1,4 @@
-"""The masked language model of pre-training: it computes what masked positions need, within documents."""
+"""Define the masked language model of pre-training, which computes only what the masked positions need."""
 
 from __future__ import annotations
 
@@ -8,40 +8,47 @@ from typing import Any
 import torch
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import pad
-from transformers import BertConfig, BertForMaskedLM
+from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerBase, TrainingArguments
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_outputs import MaskedLMOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert.modeling_bert import BertLayer, eager_attention_forward
+from transformers.training_args import ParallelMode
 
+from bioptimus_hf.hardware import prepare_for_cpu
 from bioptimus_hf.models import IGNORED_LABEL
 from bioptimus_hf.pretraining.cuda_graphs import Replay
 
-END_TO_END = "end_to_end"  # name of our attention among those of transformers
-_CAPACITY = 64  # masked positions of a batch are filled up to a multiple of it, those of a row to a quarter
-# Rows of logits at once: as many as stay in the cache of a CPU, or keep a GPU busy.
+VARLEN = "varlen"
+"""Name of our variable-length attention among the attention functions of transformers."""
+
+# The masked positions of a batch are padded to a multiple of this, those of a row to a multiple of a quarter of it.
+_CAPACITY = 64
+# Rows of logits per pass: as many as stay in the cache of a CPU, or keep a GPU busy.
 _ROWS_ON_CPU, _ROWS_ON_GPU = 64, 2048
+_FLASH_ATTENTION = (8, 0)  # compute capability that PyTorch's flash attention needs
+_WIDEST_HEAD = 256  # the largest head width that it supports; the width must also be a multiple of 8
 
 
 class BertForMaskedPositions(BertForMaskedLM):
-    """`BertForMaskedLM` for blocks packed of documents; the last layer and the head compute masked positions alone.
+    """`BertForMaskedLM` for packed documents whose last layer and head compute the masked positions only.
 
-    Loss and gradients are the parent's, and what is saved is a plain `BertForMaskedLM`.
+    Loss and gradients are those of the parent class, and what is saved is a plain `BertForMaskedLM`.
 
     Attributes:
-        document_start: id of the token, never masked, with which each document in a packed row begins: `[CLS]`. With
-            it, attention stays within a document and positions count from its beginning (or that of the row), so that
-            the states are those of the document read alone. None, as it is at first: a row is one text.
-        replay: what replays all layers but the last in training, where documents are read end to end (`END_TO_END`).
+        document_start: id of the token with which each document in a packed row begins (`[CLS]`); it is never masked.
+            If set, attention stays within a document and positions count from the beginning of the document (or of the
+            row), so that the states are those of the document read alone. None (the default): a row is one text.
+        replay: replays all layers but the last in training, where attention is `VARLEN`.
     """
 
-    accepts_loss_kwargs = True  # tells the Trainer to pass num_items_in_batch; it looks for **kwargs otherwise
+    accepts_loss_kwargs = True  # tells the Trainer to pass num_items_in_batch; otherwise it looks for **kwargs
     document_start: int | None = None
     replay: Replay | None = None
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
-        # The parent's layer, so that its weights are drawn as the parent draws them; nothing but `forward` differs.
+        # Change the class of the parent's layer, so that its weights are drawn as the parent draws them.
         self.bert.encoder.layer[-1].__class__ = _LastLayer
 
     def forward(
@@ -52,114 +59,121 @@ class BertForMaskedPositions(BertForMaskedLM):
         labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> MaskedLMOutput:
-        """Predict the positions whose label is not -100 (`IGNORED_LABEL`).
+        """Predict the positions whose label is not -100.
 
         Args:
-            input_ids: int64 of shape (rows, length), as `attention_mask`, `token_type_ids` and `labels`.
+            input_ids: int64 of shape (rows, length), as are `attention_mask`, `token_type_ids` and `labels`.
             num_items_in_batch: masked positions of the whole optimizer step, over all micro-batches and processes. The
-                loss is the sum of the cross-entropies (nats) over it, so that it does not depend on how a step is cut
-                into micro-batches; without it, over the masked positions of this batch.
+                loss is the sum of the cross-entropies (nats) divided by this number, so that it doesn't depend on how a
+                step is divided into micro-batches. By default, the masked positions of this batch.
 
         Returns:
-            `loss` alone: logits are never held whole.
+            `loss` only: the logits are never all in memory.
 
         Raises:
             ValueError: there are no labels.
         """
         if labels is None:
-            raise ValueError("a model that predicts masked positions alone needs labels to tell which they are")
+            raise ValueError("BertForMaskedPositions needs labels, which mark the masked positions")
         starts = torch.zeros_like(input_ids, dtype=torch.bool)
         if self.document_start is not None:
             starts = input_ids == self.document_start
         hidden = self.bert.embeddings(input_ids, token_type_ids, position_ids=_positions(starts))
+        states, targets = self._encode(hidden, labels, starts, attention_mask)
+        head = self.cls.predictions
+        states, weight, bias = head.transform(states), head.decoder.weight, head.bias
+        if torch.is_autocast_enabled(states.device.type):
+            states, weight, bias = (values.to(self._dtype_of_attention()) for values in (states, weight, bias))
+        total: torch.Tensor = _SummedCrossEntropy.apply(states, weight, bias, targets)  # type: ignore[no-untyped-call]
+        count = len(targets) if num_items_in_batch is None else num_items_in_batch
+        return MaskedLMOutput(loss=total / torch.as_tensor(count, device=total.device).clamp(min=1))
+
+    def _encode(
+        self, hidden: torch.Tensor, labels: torch.Tensor, starts: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the last layer's states of the masked positions (and of padding after them), and their labels."""
         attention: dict[str, Any]
-        asked: dict[str, Any]
-        if self._puts_end_to_end():
+        last_attention: dict[str, Any]
+        if self._concatenates_documents():
             hidden = hidden.flatten(0, 1)[None]
-            slots, wanted, attention, asked = _end_to_end(labels, starts, attention_mask)
-            chosen = None
+            queries, targets, attention, last_attention = _concatenated(labels, starts, attention_mask)
+            selected = None
         else:
-            slots, chosen, wanted = _masked_positions(labels)
+            queries, selected, targets = _masked_positions(labels)
             scores = _within_documents(starts, attention_mask, self._dtype_of_attention())
             attention = {"attention_mask": scores}
-            of_slots = slots[:, None, :, None].expand(-1, -1, -1, scores.shape[-1])
-            asked = {"attention_mask": scores.gather(2, of_slots)}
+            rows_of_queries = queries[:, None, :, None].expand(-1, -1, -1, scores.shape[-1])
+            last_attention = {"attention_mask": scores.gather(2, rows_of_queries)}
         *layers, last = self.bert.encoder.layer
         if self.replay and layers and self.training and "cu_seq_lens_k" in attention:
             hidden = self.replay.run(layers, hidden, attention["cu_seq_lens_k"], attention["max_length_k"])
         else:
             for layer in layers:
                 hidden = layer(hidden, **attention)
-        head = self.cls.predictions
-        states = head.transform(last(hidden, slots, chosen, **asked))
-        weight, bias = head.decoder.weight, head.bias
-        if torch.is_autocast_enabled(states.device.type):
-            states, weight, bias = (values.to(self._dtype_of_attention()) for values in (states, weight, bias))
-        total: torch.Tensor = _SummedCrossEntropy.apply(states, weight, bias, wanted)  # type: ignore[no-untyped-call]
-        count = len(wanted) if num_items_in_batch is None else num_items_in_batch
-        return MaskedLMOutput(loss=total / torch.as_tensor(count, device=total.device).clamp(min=1))
+        return last(hidden, queries, selected, **last_attention), targets
 
     def _dtype_of_attention(self) -> torch.dtype:
-        weight = self.bert.embeddings.word_embeddings.weight  # the copies of nn.DataParallel have no other parameters
+        weight = self.bert.embeddings.word_embeddings.weight  # the replicas of nn.DataParallel have no `parameters()`
         device = weight.device.type
         return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
-    def _puts_end_to_end(self) -> bool:
-        """Say whether documents are read end to end: where that attention is chosen, and can do it."""
-        attention = self.bert.encoder.layer[0].attention.self  # whose own mode counts: one may set it apart
+    def _concatenates_documents(self) -> bool:
+        """Say whether all documents of a batch form one row: if `VARLEN` attention is chosen and can be used."""
+        # The mode of the attention module counts, which may differ from that of the model.
+        attention = self.bert.encoder.layer[0].attention.self
         dropout = attention.training and attention.dropout.p
         half = self._dtype_of_attention() in (torch.float16, torch.bfloat16)
-        return self.config._attn_implementation == END_TO_END and half and not dropout
+        return self.config._attn_implementation == VARLEN and half and not dropout
 
     def save_pretrained(self, save_directory: str | Path, **arguments: Any) -> None:
-        """Save as the parent, under the parent's name."""
+        """Save as the parent class does, under its name."""
         super().save_pretrained(save_directory, **arguments)
         self.config.architectures = [BertForMaskedLM.__name__]
         self.config.save_pretrained(save_directory)
 
 
 class _LastLayer(BertLayer):
-    """A layer of BERT whose queries, and all that follows attention, are those of the masked positions alone.
+    """A layer of BERT that computes queries, and everything after attention, for the masked positions only.
 
-    Nothing reads its other states. Keys and values are of the whole row.
+    Nothing reads the states of the other positions. Keys and values are those of the whole row.
     """
 
     def forward(
-        self, hidden: torch.Tensor, slots: torch.Tensor, chosen: torch.Tensor | None, **where: Any
+        self, hidden: torch.Tensor, queries: torch.Tensor, selected: torch.Tensor | None, **attention: Any
     ) -> torch.Tensor:
         """Return states of shape (positions, width).
 
         Args:
             hidden: of shape (rows, length, width).
-            slots: columns of hidden that ask, of shape (rows, slots).
-            chosen: which of these, rows put end to end, are wanted; None: all.
-            where: what attention is told of who may see what.
+            queries: columns of `hidden` to compute, of shape (rows, queries per row).
+            selected: indices of the wanted states among the concatenated rows of queries; None: all.
+            attention: arguments of the attention function that say which positions may be attended to.
         """
-        attention = self.attention.self
+        module = self.attention.self
 
         def heads(states: torch.Tensor) -> torch.Tensor:
-            return states.view(*states.shape[:2], -1, attention.attention_head_size).transpose(1, 2)
+            return states.view(*states.shape[:2], -1, module.attention_head_size).transpose(1, 2)
 
-        asking = hidden.gather(1, slots[:, :, None].expand(-1, -1, hidden.shape[-1]))
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager_attention_forward)
+        residual = hidden.gather(1, queries[:, :, None].expand(-1, -1, hidden.shape[-1]))
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation, eager_attention_forward)
         context, _ = attend(
-            attention,
-            heads(attention.query(asking)),
-            heads(attention.key(hidden)),
-            heads(attention.value(hidden)),
-            where.pop("attention_mask", None),
-            dropout=attention.dropout.p if self.training else 0.0,
-            scaling=attention.scaling,
-            **where,
+            module,
+            heads(module.query(residual)),
+            heads(module.key(hidden)),
+            heads(module.value(hidden)),
+            attention.pop("attention_mask", None),
+            dropout=module.dropout.p if self.training else 0.0,
+            scaling=module.scaling,
+            **attention,
         )
-        context, asking = context.flatten(2).flatten(0, 1), asking.flatten(0, 1)
-        if chosen is not None:
-            context, asking = context[chosen], asking[chosen]
-        states: torch.Tensor = self.feed_forward_chunk(self.attention.output(context, asking))
+        context, residual = context.flatten(2).flatten(0, 1), residual.flatten(0, 1)
+        if selected is not None:
+            context, residual = context[selected], residual[selected]
+        states: torch.Tensor = self.feed_forward_chunk(self.attention.output(context, residual))
         return states
 
 
-def attend_end_to_end(
+def varlen_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -173,61 +187,65 @@ def attend_end_to_end(
     max_length_k: int = 0,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention within documents that stand end to end in one row: what lies outside of a document costs nothing.
+    """Attend within each of the documents that are concatenated to one row, at no cost for what is outside of them.
 
-    It is PyTorch's flash attention for sequences of different lengths, as a function that transformers can be told to
-    use (`set_attn_implementation`). Without borders it is that of transformers which reads a mask.
+    This is PyTorch's flash attention for sequences of different lengths, as an attention function for transformers
+    (`set_attn_implementation`), which prescribes the arguments. Without document boundaries, it is the attention of
+    transformers that reads a mask (`sdpa`).
 
     Args:
-        query: of shape (1, heads, asking, head width), half precision, on a GPU.
+        module: passed on to that attention.
+        query: of shape (1, heads, queries, head width), in half precision, on a GPU.
         key: of shape (1, heads, length, head width), as `value`.
-        cu_seq_lens_q: begin of each document among those that ask, and the end of the last: int32.
-        cu_seq_lens_k: the same, among all.
-        max_length_q: at least as many as any document has among those that ask; `max_length_k` likewise.
+        attention_mask: only used without document boundaries.
+        scaling: factor of the attention scores.
+        cu_seq_lens_q: first query of each document, and the end of the last document: int32.
+        cu_seq_lens_k: the same for the keys.
+        max_length_q: an upper bound of the queries per document; `max_length_k` likewise.
 
     Returns:
-        States of shape (1, asking, heads, head width); no weights.
+        States of shape (1, queries, heads, head width); no attention weights.
     """
     if cu_seq_lens_q is None or cu_seq_lens_k is None:
         states, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **others)
         return states, None
-    asking, keys, values = (one[0].transpose(0, 1) for one in (query, key, value))
-    found = varlen_attn(asking, keys, values, cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k, scale=scaling)
+    queries, keys, values = (states[0].transpose(0, 1) for states in (query, key, value))
+    found = varlen_attn(queries, keys, values, cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k, scale=scaling)
     return found[None], None  # type: ignore[call-overload]
 
 
-ALL_ATTENTION_FUNCTIONS.register(END_TO_END, attend_end_to_end)
+ALL_ATTENTION_FUNCTIONS.register(VARLEN, varlen_attention)
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
-    """Cross-entropies (nats) of a linear prediction, summed, whose gradient takes the place of the logits.
+    """Sum of the cross-entropies (nats) of a linear layer, whose gradient overwrites the logits in the forward pass.
 
-    Three passes over logits in full precision, and as much memory, are saved: what is kept for the way back is the
-    gradient, in the precision of the states, of a few rows at a time.
+    This saves three passes over logits in full precision, and their memory: only the gradient is kept for the backward
+    pass, in the precision of the states.
     """
 
     @staticmethod
     def forward(
-        context: Any, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, wanted: torch.Tensor
+        context: Any, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, targets: torch.Tensor
     ) -> torch.Tensor:
         """Return a float32 scalar.
 
         Args:
-            states: of shape (positions, width); those from the labelled ones on count for nothing.
+            states: of shape (positions, width); those after the labelled ones are padding.
             weight: of shape (vocabulary, width).
             bias: of shape (vocabulary,).
-            wanted: labels, int64 of shape (labelled,).
+            targets: labels, int64 of shape (labelled,).
         """
         logits = torch.addmm(bias, states, weight.t())
         total = torch.zeros((), dtype=torch.float32, device=states.device)
-        at_once = _ROWS_ON_CPU if logits.device.type == "cpu" else _ROWS_ON_GPU
-        for first in range(0, len(wanted), at_once):
-            labels = wanted[first : first + at_once, None]
+        rows = _ROWS_ON_CPU if logits.device.type == "cpu" else _ROWS_ON_GPU
+        for first in range(0, len(targets), rows):
+            labels = targets[first : first + rows, None]
             some = logits[first : first + len(labels)]
             logs = some.log_softmax(-1, dtype=torch.float32)
             total -= logs.gather(1, labels).sum()
             some.copy_(logs.exp_().scatter_add_(1, labels, torch.full_like(labels, -1, dtype=logs.dtype)))
-        logits[len(wanted) :] = 0
+        logits[len(targets) :] = 0
         context.save_for_backward(states, weight, logits)
         return total
 
@@ -236,7 +254,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
         """Return the gradients of states, weight and bias.
 
         Raises:
-            RuntimeError: a second derivative is asked for (`create_graph`), which would come out wrong.
+            RuntimeError: a second derivative is requested (`create_graph`), which would be wrong.
         """
         if torch.is_grad_enabled():
             raise RuntimeError("the loss of BertForMaskedPositions has no second derivative: use BertForMaskedLM")
@@ -246,37 +264,71 @@ class _SummedCrossEntropy(torch.autograd.Function):
 
 
 def set_dropout(model: torch.nn.Module, probability: float) -> None:
-    """Set the dropout of a model for a training; its configuration, which is what is saved, stays."""
+    """Set the dropout of a model, but not of its configuration, which is what is saved."""
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = probability
 
 
-def _masked_positions(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return where the masked positions are, and their labels.
+def prepare_model(
+    model: BertForMaskedPositions,
+    tokenizer: PreTrainedTokenizerBase,
+    arguments: TrainingArguments,
+    *,
+    dropout: float = 0.0,
+) -> None:
+    """Make a model read packed documents separately, with the attention that is fastest on the training device.
 
-    A shape of its own for every batch would cost time and memory, so that other positions fill up.
+    Args:
+        model: is changed.
+        tokenizer: its `[CLS]` marks the beginning of a document.
+        arguments: of the training that follows; with CUDA graphs, pinned memory is turned off.
+        dropout: probability during training; the configuration, which is saved, keeps its own.
+    """
+    model.document_start = tokenizer.cls_token_id
+    model.replay = None  # may be left over from an earlier training
+    set_dropout(model, dropout)
+    device = arguments.device
+    prepare_for_cpu(model, device, dropout=dropout)
+    width = model.config.hidden_size // model.config.num_attention_heads
+    nvidia = device.type == "cuda" and torch.version.hip is None
+    flash = nvidia and torch.cuda.get_device_capability(device) >= _FLASH_ATTENTION
+    if flash and width % 8 == 0 and width <= _WIDEST_HEAD:
+        model.set_attn_implementation(VARLEN)
+        # CUDA graphs are recorded on a single GPU with the default compiler only: several GPUs replicate the model,
+        # shard it, or exchange gradients during the backward pass, and other compilers may record graphs themselves.
+        alone = arguments.parallel_mode == ParallelMode.NOT_PARALLEL and not arguments.gradient_checkpointing
+        usual = arguments.torch_compile_backend == "inductor" and arguments.torch_compile_mode is None
+        if arguments.torch_compile and usual and alone:
+            model.replay = Replay()
+            arguments.dataloader_pin_memory = False  # a thread that pins memory would interrupt the recording
+
+
+def _masked_positions(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the masked positions of each row, and their labels.
+
+    Both are padded with other positions: a new shape for every batch would cost time and memory.
 
     Returns:
-        Columns, of shape (rows, slots): in each row the masked ones, then others. Indices into these, rows put end to
-        end, of the masked ones, then of others. The labels of the masked ones.
+        Columns of shape (rows, queries per row): in each row the masked ones, then others. Indices, into the
+        concatenated rows of columns, of the masked ones, then padding. The labels of the masked ones.
     """
     masked = labels != IGNORED_LABEL
-    slots = max(int(masked.sum(1).max()), 1)
-    slots = min(slots + -slots % (_CAPACITY // 4), labels.shape[1])
-    columns = masked.sort(dim=1, descending=True, stable=True).indices[:, :slots]
-    wanted = labels.gather(1, columns).flatten()
-    chosen = (wanted != IGNORED_LABEL).nonzero()[:, 0]
-    return columns, pad(chosen, (0, -len(chosen) % _CAPACITY)), wanted[chosen]
+    width = max(int(masked.sum(1).max()), 1)
+    width = min(width + -width % (_CAPACITY // 4), labels.shape[1])
+    columns = masked.sort(dim=1, descending=True, stable=True).indices[:, :width]
+    targets = labels.gather(1, columns).flatten()
+    selected = (targets != IGNORED_LABEL).nonzero()[:, 0]
+    return columns, pad(selected, (0, -len(selected) % _CAPACITY)), targets[selected]
 
 
 def _within_documents(starts: torch.Tensor, attention_mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
-    """Return what is added to attention scores, of shape (rows, 1, length, length)."""
+    """Return the mask to add to the attention scores, of shape (rows, 1, length, length)."""
     document = starts.cumsum(dim=1)
     within = document[:, :, None] == document[:, None, :]
     if attention_mask is not None:
         within &= attention_mask[:, None, :].bool()
-    # Numbers and not booleans, which the plain attention (eager) would add as 0 and 1.
+    # Numbers rather than booleans, which eager attention would add as 0 and 1.
     scores = torch.zeros(within.shape, dtype=dtype, device=starts.device)
     return scores.masked_fill_(~within, torch.finfo(dtype).min)[:, None]
 
@@ -287,19 +339,19 @@ def _positions(starts: torch.Tensor) -> torch.Tensor:
     return places - torch.where(starts, places, 0).cummax(dim=1).values
 
 
-def _end_to_end(
+def _concatenated(
     labels: torch.Tensor, starts: torch.Tensor, attention_mask: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any], dict[str, Any]]:
-    """Return where the masked positions are when rows are put end to end, their labels, and the documents' borders.
+    """Return the masked positions and the document boundaries of a batch whose rows are concatenated.
 
-    What `attention_mask` hides is a document of its own, so that a row with a hole in it becomes two.
+    What `attention_mask` hides is a document of its own, so that a row with a gap becomes two.
 
-    Both numbers differ from batch to batch, and are filled up: positions by the last one of all, documents by empty
-    ones at the end.
+    The numbers of positions and of documents vary from batch to batch, so both are padded: positions with the last one
+    of the batch, documents with empty ones at the end.
 
     Returns:
-        Places, of shape (1, masked positions and fillers). The labels of the masked ones. What `attend_end_to_end` is
-        told where all ask, and where those places do.
+        Positions, of shape (1, masked positions and padding). The labels of the masked ones. Arguments of
+        `varlen_attention` with queries at all positions, and with queries at those positions.
     """
     starts = starts.clone()
     starts[:, 0] = True
@@ -307,15 +359,16 @@ def _end_to_end(
         starts[:, 1:] |= attention_mask[:, 1:] != attention_mask[:, :-1]
     size, length = labels.numel(), labels.shape[1]
     labels = labels.flatten()
-    places = (labels != IGNORED_LABEL).nonzero()[:, 0]
-    wanted = labels[places]
-    places = pad(places, (0, -len(places) % _CAPACITY if len(places) else _CAPACITY), value=size - 1)
+    positions = (labels != IGNORED_LABEL).nonzero()[:, 0]
+    targets = labels[positions]
+    padding = -len(positions) % _CAPACITY if len(positions) else _CAPACITY
+    positions = pad(positions, (0, padding), value=size - 1)
     begins = starts.flatten().nonzero()[:, 0]
     borders = pad(begins, (0, 1 + -len(begins) % _CAPACITY), value=size)
-    everyone = borders.int()
+    all_keys = borders.int()
     lengths = {"max_length_q": length, "max_length_k": length}
-    among_all = {"cu_seq_lens_q": everyone, "cu_seq_lens_k": everyone, **lengths}
-    # The last document has the fillers too, which may be more than a row is long.
+    from_all = {"cu_seq_lens_q": all_keys, "cu_seq_lens_k": all_keys, **lengths}
+    # The last document also has the padding, which may be longer than a row.
     lengths["max_length_q"] = length + _CAPACITY
-    among_places = {"cu_seq_lens_q": torch.searchsorted(places, borders).int(), "cu_seq_lens_k": everyone, **lengths}
-    return places[None], wanted, among_all, among_places
+    queries = torch.searchsorted(positions, borders).int()
+    return positions[None], targets, from_all, {"cu_seq_lens_q": queries, "cu_seq_lens_k": all_keys, **lengths}

@@ -1,4 +1,4 @@
-"""Documents to blocks of tokens: one stream, cut into blocks of one length, mapped from the cache of `datasets`."""
+"""Turn documents into blocks of tokens: one stream, cut into blocks of equal length in the cache of `datasets`."""
 
 from __future__ import annotations
 
@@ -16,31 +16,35 @@ from transformers import PreTrainedTokenizerBase
 
 from bioptimus_hf.errors import InputError
 
-_AT_ONCE = 1_000_000  # bytes of text
+_BYTES_PER_BATCH = 1_000_000  # of text
 
 
 def tokenize_and_pack(
     documents: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int, num_proc: int | None = None
 ) -> Dataset:
-    """Turn documents into one stream of tokens, cut into blocks.
+    """Turn documents into one stream of tokens, and cut it into blocks.
 
-    Every document stands in the stream as `[CLS] ... [SEP]`, whole, in the order given. Nothing is left out: the last
-    block is as long as what remains. The blocks do not depend on `num_proc`. Tokens lie in the cache of `datasets`,
-    which knows when text or tokenizer have changed; the blocks are views of it, so that memory does not grow with them.
+    The stream contains every document whole, in order, as `[CLS] ... [SEP]`. Nothing is dropped: the last block is as
+    long as what remains. The blocks don't depend on `num_proc`. Tokens are kept in the cache of `datasets`, which is
+    aware of changes in text or tokenizer; the blocks are views of that cache and take no memory of their own.
 
     Args:
-        documents: with a column `text`.
-        max_length: tokens of a block.
+        documents: has a column `text`.
+        tokenizer: a fast tokenizer.
+        max_length: tokens per block.
+        num_proc: number of processes that tokenize.
 
     Returns:
-        Data set with the column `input_ids`. On disk it takes 2 bytes a token where the vocabulary allows it, and 4 a
-        document.
+        Data set with the column `input_ids`. On disk, it takes 2 bytes per token if the vocabulary allows it, and 4
+        per document.
 
     Raises:
-        InputError: `max_length` is more than the tokenizer says its model can read, or less than 8.
+        InputError: `max_length` is less than 8, or more than the model can read according to the tokenizer.
     """
     if not 8 <= max_length <= tokenizer.model_max_length:
-        raise InputError(f"--max_length must lie between 8 and the model's {tokenizer.model_max_length}")
+        raise InputError(
+            f"must be between 8 and the model's {tokenizer.model_max_length}, not {max_length}", argument="max_length"
+        )
     kind = "uint16" if len(tokenizer) <= 2**16 else "int32"
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.no_truncation()
@@ -54,7 +58,7 @@ def tokenize_and_pack(
         .map(
             _tokenize,
             batched=True,
-            # As text: the cache would see another tokenizer in the same one after each use.
+            # As text: using a tokenizer changes its state, so that the cache would take it for another one.
             fn_kwargs={"backend": backend.to_str(), "kind": kind},
             remove_columns=["text"],
             features=Features(input_ids=List(Value(kind))),
@@ -63,16 +67,17 @@ def tokenize_and_pack(
         )
     )
     chunks = tokenized.data.column("input_ids").chunks
-    # With a fingerprint of its own it is not hashed, for which all of it would be copied into memory.
+    # Given a fingerprint, datasets doesn't hash the blocks, for which it would copy them all into memory. There is no
+    # public access to the fingerprint of the tokens.
     return Dataset(
         pa.concat_tables(_cut(chunks, max_length)), fingerprint=Hasher.hash((tokenized._fingerprint, max_length))
     )
 
 
 def _cut(chunks: list[pa.ListArray], max_length: int) -> list[pa.Table]:
-    """Return tables of blocks: views of the chunks, and a copy of each block that reaches over the edge of one."""
+    """Return tables of blocks: views of the chunks, and copies of the blocks that cross the border between two."""
     tables = []
-    rest = None  # of the chunks so far: less than a block
+    rest = None  # tokens of earlier chunks that don't fill a block
     for chunk in chunks:
         values = chunk.flatten()
         if rest is not None:
@@ -96,8 +101,8 @@ def _table(values: pa.Array, max_length: int) -> pa.Table:
 def _tokenize(table: pa.Table, backend: str, kind: str) -> pa.Table:
     sizes = pc.binary_length(table["text"]).to_numpy()
     ids: list[npt.NDArray[Any]] = []
-    # Not all at once: what the tokenizer returns takes a hundred times the memory of the ids.
-    for rows in np.split(table["text"].to_numpy(), np.flatnonzero(np.diff(np.cumsum(sizes) // _AT_ONCE)) + 1):
+    # In batches, since the tokenizer's results take a hundred times the memory of the ids.
+    for rows in np.split(table["text"].to_numpy(), np.flatnonzero(np.diff(np.cumsum(sizes) // _BYTES_PER_BATCH)) + 1):
         encodings = _tokenizer(backend).encode_batch_fast(rows.tolist())
         ids += [np.array(encoding.ids, dtype=kind) for encoding in encodings]
     offsets = np.cumsum([0, *map(len, ids)], dtype=np.int32)

@@ -10,6 +10,7 @@ from typing import Any
 from bioptimus_hf.artifacts import RECORD, identity, read_json, read_record
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.ner.results import METRICS, summary_row
+from bioptimus_hf.pretraining.versions import check_unchanged
 from bioptimus_hf.publishing.records import folder_name
 
 
@@ -33,9 +34,11 @@ def heads_of(run: Path, version: str) -> dict[str, Head]:
 
     Raises:
         InputError: a head was trained on weights other than the version's or with settings other than those of the
-            other seeds, or lacks a score.
+            other seeds, or lacks a score; or the version's files have changed since.
     """
     groups = _scores_by_task(run, folder_name(version))
+    if groups:
+        check_unchanged(run / folder_name(version))
     encoder = identity(run / folder_name(version)) if groups else ""
     heads = {}
     for task, scores in groups.items():

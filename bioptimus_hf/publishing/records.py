@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bioptimus_hf.artifacts import RECORD, identity, read_json, read_record
+from bioptimus_hf.artifacts import RECORD, identity, read_record
 from bioptimus_hf.errors import InputError
-from bioptimus_hf.pretraining.callback import PHASE_FILE
 from bioptimus_hf.publishing.options import About
 
 
@@ -31,19 +30,19 @@ def version_key(version: str) -> tuple[int, ...]:
 
 def is_version(folder: Path) -> bool:
     """Return whether a folder holds a version that pre-training finished."""
-    return (folder / PHASE_FILE).is_file()
+    return (folder / RECORD).is_file() and "version" in read_record(folder)["facts"]
 
 
 def read_version(folder: Path) -> dict[str, Any]:
-    """Return the record of a version.
+    """Return the facts in the record of a version, with the `inputs` and `settings` it was made from.
 
     Raises:
         InputError: the folder holds no finished version.
     """
     if not is_version(folder):
-        raise InputError(f"{folder} has no {PHASE_FILE}: it is not a version that pre-training finished")
-    record: dict[str, Any] = read_json(folder / PHASE_FILE)
-    return record
+        raise InputError(f"{folder} has no {RECORD} of a version: it is not one that pre-training finished")
+    record = read_record(folder)
+    return {**record["facts"], "inputs": record["inputs"], "settings": record["settings"]}
 
 
 def read_versions(run: Path) -> list[dict[str, Any]]:

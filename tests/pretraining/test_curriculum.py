@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from transformers import (
     TrainingArguments,
 )
 
-from bioptimus_hf.artifacts import write_json
+from bioptimus_hf.artifacts import identity, read_record
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.pretraining.callback import CurriculumCallback, Finished
 from bioptimus_hf.pretraining.curriculum import BIOPTIMUS_CURRICULUM, Phase, phase_ends, select_phases
-from bioptimus_hf.pretraining.masking import BioptimusDataCollator, MaskingStrategy
+from bioptimus_hf.pretraining.masking import BatchLayout, BioptimusDataCollator, MaskingPlan, MaskingStrategy
+from bioptimus_hf.pretraining.versions import Provenance, VersionRecord, check_unchanged, export_version, run_of
 
 TEXT = "aspirin binding in severe asthma patients with bronchoconstriction of the mice"
 
@@ -97,9 +99,9 @@ def test_bad_curricula_are_refused() -> None:
     word = MaskingStrategy("word", 0.2, corrupt=True)
     with pytest.raises(InputError, match=r"add up to 1, not 0\.9"):
         phase_ends([Phase("0.1", word, 0.5), Phase("0.2", word, 0.4)], 10)
-    with pytest.raises(InputError, match="3 optimizer steps leave a phase of 4 without any"):
+    with pytest.raises(InputError, match="3 optimizer steps are too few for 4 phases"):
         phase_ends(BIOPTIMUS_CURRICULUM, 3)
-    with pytest.raises(InputError, match="a version of its own"):
+    with pytest.raises(InputError, match="must have different versions"):
         phase_ends([Phase("0.1", word, 0.5), Phase("0.1", word, 0.5)], 10)
 
 
@@ -111,7 +113,7 @@ def test_phases_switch_at_the_declared_step(tokenizer: BertTokenizer, tmp_path: 
     bare = BioptimusDataCollator(tokenizer, seed=5)
     for micro_batch, batch in enumerate(collator.batches[: 20 * accumulation]):
         phase = BIOPTIMUS_CURRICULUM[micro_batch // accumulation // 5]
-        bare.follow([0], [phase.masking], batch_size=4, rank=0, world_size=1)
+        bare.follow(MaskingPlan((0,), (phase.masking,), BatchLayout(4)))
         bare.begin(micro_batch)
         expected = bare([{"input_ids": tokenizer(TEXT)["input_ids"]}] * 4)
         assert torch.equal(batch["labels"], expected["labels"]), micro_batch
@@ -125,7 +127,7 @@ def test_each_phase_exports_a_plain_model(tokenizer: BertTokenizer, tmp_path: Pa
     weights = []
     for number, phase in enumerate(BIOPTIMUS_CURRICULUM):
         folder = out / f"v{phase.version}"
-        record = json.loads((folder / "phase.json").read_text())
+        record = read_record(folder)["facts"]
         assert record["version"] == phase.version
         assert record["last_step"] == 5 * (number + 1)
         assert record["masking"] == {
@@ -147,21 +149,45 @@ def test_each_phase_exports_a_plain_model(tokenizer: BertTokenizer, tmp_path: Pa
     assert all(torch.equal(final[name], weights[-1][name]) for name in final)
 
 
-def test_a_version_is_there_whole_or_not_at_all(
+def test_versions_are_exported_atomically(
     tokenizer: BertTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def killed(path: Path, content: Any) -> None:
-        if content["version"] == "0.2":
-            raise KeyboardInterrupt
-        write_json(path, content)
+    real = VersionRecord.write
 
-    monkeypatch.setattr("bioptimus_hf.pretraining.curriculum.write_json", killed)
+    def interrupted(self: VersionRecord, folder: Path) -> None:
+        if self.facts["version"] == "0.2":
+            raise KeyboardInterrupt
+        real(self, folder)
+
+    (tmp_path / "out" / "v0.2.partial").mkdir(parents=True)  # left behind by a process that was killed
+    monkeypatch.setattr(VersionRecord, "write", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(tokenizer, tmp_path)
-    assert sorted(folder.name for folder in (tmp_path / "out").iterdir()) == ["v0.1", "v0.2.partial"]
+    assert [folder.name for folder in (tmp_path / "out").iterdir()] == ["v0.1"]
     monkeypatch.undo()
     train(tokenizer, tmp_path)
     assert sorted(folder.name for folder in (tmp_path / "out").iterdir()) == ["v0.1", "v0.2", "v0.3", "v0.4"]
+
+
+def test_the_identity_of_a_version_depends_on_its_weights(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    def export(name: str, seed: int, version: str = "0.1", run: Provenance | None = None) -> str:
+        facts = {"version": version, "last_step": 5, "curriculum": [], "metrics": {}}
+        record = VersionRecord(facts, run, seconds=1.0)
+        export_version(tmp_path / name, build_tiny_bert(len(tokenizer), seed), tokenizer, record)
+        return identity(tmp_path / name)
+
+    run = Provenance({"corpus": "sha256:1"}, {"seed": 0})
+    first = export("first", 0)
+    assert export("same", 0) == first
+    assert run_of(tmp_path / "same") is run_of(tmp_path / "nowhere") is None
+    others = [export("seed", 1), export("version", 0, "0.2"), export("run", 0, run=run), export("both", 1, run=run)]
+    assert len({first, *others}) == 5
+    assert run_of(tmp_path / "run") == run_of(tmp_path / "both") == run.fingerprint
+    (tmp_path / "run" / "README.md").write_text("A model card isn't part of the version.")
+    check_unchanged(tmp_path / "run")
+    shutil.copy(tmp_path / "both" / "model.safetensors", tmp_path / "run")
+    with pytest.raises(InputError, match=r"the files in .*/run have changed since it was exported"):
+        check_unchanged(tmp_path / "run")
 
 
 def test_workers_draw_other_numbers_with_another_seed(tokenizer: BertTokenizer, tmp_path: Path) -> None:
@@ -200,7 +226,7 @@ def test_an_evaluation_set_that_is_not_masked_is_refused(tokenizer: BertTokenize
         data_collator=collator,
         callbacks=[CurriculumCallback(collator)],
     )
-    with pytest.raises(InputError, match=r"has no labels: mask it once, with bioptimus_hf\.mask_once"):
+    with pytest.raises(InputError, match=r"has no labels: mask it once, with bioptimus_hf\.mask_once, in advance"):
         trainer.train()
     masked = rows.map(lambda row: {"labels": row["input_ids"]})
     for one in (rows, rows.to_iterable_dataset()):
@@ -208,7 +234,7 @@ def test_an_evaluation_set_that_is_not_masked_is_refused(tokenizer: BertTokenize
         with pytest.raises(InputError, match="has no labels"):
             trainer.train()
     trainer.train_dataset = masked
-    with pytest.raises(InputError, match="the training set has labels, and would be trained on as it is"):
+    with pytest.raises(InputError, match="the training set has labels, so it would never be masked"):
         trainer.train()
     trainer.train_dataset = rows
     trainer.eval_dataset = {"one": masked.to_iterable_dataset(), "two": masked}
@@ -238,13 +264,13 @@ def test_only_training_exports_and_needs_no_processing_class(tokenizer: BertToke
 def test_rows_that_go_where_nobody_counts_them_are_refused(tokenizer: BertTokenizer, tmp_path: Path) -> None:
     callback = CurriculumCallback(BioptimusDataCollator(tokenizer))
     split = arguments(tmp_path, accelerator_config={"split_batches": True})
-    with pytest.raises(InputError, match="split_batches, dispatch_batches, and a streamed data set on several"):
+    with pytest.raises(InputError, match="with split_batches, dispatch_batches, or a streamed data set on several"):
         callback.on_train_begin(split, TrainerState(max_steps=20), TrainerControl())
     sent = arguments(tmp_path, accelerator_config={"dispatch_batches": True})
-    with pytest.raises(InputError, match="split_batches, dispatch_batches, and a streamed data set on several"):
+    with pytest.raises(InputError, match="with split_batches, dispatch_batches, or a streamed data set on several"):
         callback.on_train_begin(sent, TrainerState(max_steps=20), TrainerControl())
     found = arguments(tmp_path, auto_find_batch_size=True)
-    with pytest.raises(InputError, match="auto_find_batch_size changes the batch"):
+    with pytest.raises(InputError, match="auto_find_batch_size: changes the batch size"):
         callback.on_train_begin(found, TrainerState(max_steps=20), TrainerControl())
 
 
@@ -278,7 +304,7 @@ def test_a_checkpoint_of_another_run_is_refused(
     if said is None:  # this changes nothing
         assert train(tokenizer, tmp_path, resume=resume, **change)[0].state.global_step == 20
         return
-    with pytest.raises(InputError, match=f"the checkpoint is of a run with another {said}"):
+    with pytest.raises(InputError, match=f"the checkpoint belongs to a run with other settings: {said}"):
         train(tokenizer, tmp_path, resume=resume, **change)
 
 
@@ -288,14 +314,14 @@ def test_a_checkpoint_of_another_run_is_refused(
 )
 def test_what_cannot_go_on_exactly_is_refused(tokenizer: BertTokenizer, tmp_path: Path, change: dict[str, Any]) -> None:
     train(tokenizer, tmp_path, save_strategy="steps", save_steps=7)
-    with pytest.raises(InputError, match="leave out what it takes to go on from a checkpoint exactly"):
+    with pytest.raises(InputError, match="use_seedable_sampler: false, a run can't be resumed exactly"):
         train(tokenizer, tmp_path, resume=str(tmp_path / "trainer" / "checkpoint-7"), **change)
     train(tokenizer, tmp_path / "new", max_steps=4, **change)
 
 
 def test_a_checkpoint_without_an_optimizer_is_refused(tokenizer: BertTokenizer, tmp_path: Path) -> None:
     train(tokenizer, tmp_path, save_strategy="steps", save_steps=7, save_only_model=True)
-    with pytest.raises(InputError, match=r"another save_only_model \(True then, False now\)"):
+    with pytest.raises(InputError, match=r"other settings: save_only_model \(True then, False now\)"):
         train(tokenizer, tmp_path, resume=str(tmp_path / "trainer" / "checkpoint-7"))
 
 
@@ -310,7 +336,7 @@ def test_a_checkpoint_of_more_processes_is_refused(tokenizer: BertTokenizer, tmp
     train(tokenizer, tmp_path, save_strategy="steps", save_steps=7)
     state = tmp_path / "trainer" / "checkpoint-7" / "trainer_state.json"
     state.write_text(state.read_text().replace('"world_size": 1', '"world_size": 2'))
-    with pytest.raises(InputError, match=r"the checkpoint is of a run with another world_size \(2 then, 1 now\)"):
+    with pytest.raises(InputError, match=r"belongs to a run with other settings: world_size \(2 then, 1 now\)"):
         train(tokenizer, tmp_path, resume=str(state.parent))
 
 
@@ -326,7 +352,7 @@ def test_a_checkpoint_with_another_curriculum_or_seed_is_refused(tokenizer: Bert
             data_collator=collator,
             callbacks=[CurriculumCallback(collator, curriculum)],
         )
-        with pytest.raises(InputError, match=f"the checkpoint is of a run with another {said}"):
+        with pytest.raises(InputError, match=f"the checkpoint belongs to a run with other settings: {said}"):
             trainer.train(resume_from_checkpoint=str(tmp_path / "trainer" / "checkpoint-7"))
 
 
@@ -336,12 +362,12 @@ def test_a_checkpoint_without_a_curriculum_is_refused(tokenizer: BertTokenizer, 
     content = json.loads(state.read_text())
     del content["stateful_callbacks"]["CurriculumCallback"]
     state.write_text(json.dumps(content))
-    with pytest.raises(InputError, match="the checkpoint is of a run without a curriculum"):
+    with pytest.raises(InputError, match="the checkpoint belongs to a run without a curriculum"):
         train(tokenizer, tmp_path, resume=str(state.parent))
 
 
 def test_callbacks_are_not_made_out_of_a_checkpoint(tokenizer: BertTokenizer, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="restore_callback_states_from_checkpoint makes callbacks anew"):
+    with pytest.raises(InputError, match="restore_callback_states_from_checkpoint: would recreate the callback"):
         train(tokenizer, tmp_path, restore_callback_states_from_checkpoint=True)
 
 
@@ -366,14 +392,14 @@ def test_a_streamed_data_set_without_length(tokenizer: BertTokenizer, tmp_path: 
         callbacks=[CurriculumCallback(collator)],
     )
     if workers:
-        with pytest.raises(InputError, match="a streamed data set on several processes or with worker processes"):
+        with pytest.raises(InputError, match="a streamed data set on several processes or worker processes"):
             trainer.train()
         return
     trainer.train()
     _, whole = train(tokenizer, tmp_path / "whole")  # the rows are all the same
     for got, expected in zip(collator.batches[:20], whole.batches[:20], strict=True):
         assert torch.equal(got["labels"], expected["labels"])
-    with pytest.raises(InputError, match="a streamed data set cannot go on from a checkpoint"):
+    with pytest.raises(InputError, match="a run on a streamed data set can't be resumed"):
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-7"))
 
 
@@ -381,7 +407,7 @@ def test_a_part_of_a_curriculum() -> None:
     part = select_phases(BIOPTIMUS_CURRICULUM, ["0.4", "0.2"])
     assert [(phase.version, phase.share) for phase in part] == [("0.2", 0.5), ("0.4", 0.5)]
     assert phase_ends(part, 10) == [5, 10]
-    with pytest.raises(InputError, match=r"has no phase 0\.5: it has 0\.1, 0\.2, 0\.3, 0\.4"):
+    with pytest.raises(InputError, match=r"has no phase 0\.5; it has 0\.1, 0\.2, 0\.3, 0\.4"):
         select_phases(BIOPTIMUS_CURRICULUM, ["0.5"])
     with pytest.raises(InputError, match=r"must add up to 1, not 1\.25"):
         select_phases([*BIOPTIMUS_CURRICULUM, Phase("0.5", BIOPTIMUS_CURRICULUM[0].masking)], ["0.1"])
@@ -389,12 +415,12 @@ def test_a_part_of_a_curriculum() -> None:
 
 def test_phases_check_themselves() -> None:
     word = MaskingStrategy("word", 0.2, corrupt=True)
-    with pytest.raises(InputError, match="above 0, not -1"):
+    with pytest.raises(InputError, match="must be above 0, not -1"):
         Phase("0.1", word, -1)
     with pytest.raises(InputError, match=r"at most 1, not 1\.5"):
         Phase("0.1", word, last_rate=1.5)
     for version in ("", "../0.1", "/0.1", "0 1", ".1"):
-        with pytest.raises(InputError, match="a version is made of letters, digits, dots and hyphens"):
+        with pytest.raises(InputError, match="a version consists of letters, digits, dots and hyphens"):
             Phase(version, word)
 
 

@@ -14,7 +14,7 @@ from transformers import BertTokenizer, PreTrainedTokenizerFast
 
 from bioptimus_hf.corpus.dataset import load_corpus
 from bioptimus_hf.errors import InputError
-from bioptimus_hf.pretraining.masking import BioptimusDataCollator, MaskingStrategy
+from bioptimus_hf.pretraining.masking import BatchLayout, BioptimusDataCollator, MaskingPlan, MaskingStrategy
 from bioptimus_hf.vocabulary.tokenizer import build_tokenizer
 from bioptimus_hf.vocabulary.training import train_vocabulary
 
@@ -190,7 +190,7 @@ def test_epochs_are_masked_afresh_without_a_curriculum(
 def test_under_a_plan_workers_change_nothing(tokenizer: BertTokenizer, workers: int, persistent: bool) -> None:
     def masks(workers: int, persistent: bool) -> torch.Tensor:
         collator = BioptimusDataCollator(tokenizer, TOKEN, seed=3)
-        collator.follow([0, 11], [TOKEN, ALWAYS], batch_size=4, rank=0, world_size=1)
+        collator.follow(MaskingPlan((0, 11), (TOKEN, ALWAYS), BatchLayout(4)))
         loader = DataLoader(
             rows(tokenizer, 32),  # type: ignore[arg-type]
             batch_size=4,
@@ -217,13 +217,13 @@ def test_under_a_plan_workers_change_nothing(tokenizer: BertTokenizer, workers: 
 def test_a_mask_depends_on_the_running_number_alone(tokenizer: BertTokenizer, batch_size: int, world_size: int) -> None:
     examples = rows(tokenizer, 16)
     whole = BioptimusDataCollator(tokenizer, WORD, seed=1)
-    whole.follow([0], [WORD], batch_size=16, rank=0, world_size=1)
+    whole.follow(MaskingPlan((0,), (WORD,), BatchLayout(16)))
     whole.begin(0)
     expected = whole(examples)
     got = torch.empty_like(expected["labels"])
     for rank in range(world_size):
         collator = BioptimusDataCollator(tokenizer, WORD, seed=1)
-        collator.follow([0], [WORD], batch_size=batch_size, rank=rank, world_size=world_size)
+        collator.follow(MaskingPlan((0,), (WORD,), BatchLayout(batch_size, rank=rank, world_size=world_size)))
         collator.begin(0)
         for first in range(rank * batch_size, 16, batch_size * world_size):
             part = slice(first, first + batch_size)
@@ -295,19 +295,12 @@ def test_strategies_check_themselves(unit: Any, rate: float, said: str) -> None:
 
 
 @pytest.mark.parametrize(("workers", "accumulation"), [(0, 1), (2, 1), (0, 3)])
-def test_a_rate_rises_in_even_steps(tokenizer: BertTokenizer, workers: int, accumulation: int) -> None:
+def test_a_rate_rises_in_equal_steps(tokenizer: BertTokenizer, workers: int, accumulation: int) -> None:
     collator = BioptimusDataCollator(tokenizer, seed=3)
-    collator.follow(
-        [0, 4, 9],
-        [TOKEN, MaskingStrategy("token", 0.2, True)],
-        batch_size=4,
-        rank=0,
-        world_size=1,
-        accumulation=accumulation,
-        last_rates=[0.15, 0.6],
-    )
+    strategies = (TOKEN, MaskingStrategy("token", 0.2, True))
+    collator.follow(MaskingPlan((0, 4, 9), strategies, BatchLayout(4, accumulation), last_rates=(0.15, 0.6)))
     rates = [collator.strategy_at(step).rate for step in range(11)]
-    assert rates == pytest.approx([0.15] * 4 + [0.2, 0.3, 0.4, 0.5, 0.6] + [0.6, 0.6])  # batches fetched ahead too
+    assert rates == pytest.approx([0.15] * 4 + [0.2, 0.3, 0.4, 0.5, 0.6] + [0.6, 0.6])  # also for prefetched batches
     loader = DataLoader(
         rows(tokenizer, 4 * 9 * accumulation),  # type: ignore[arg-type]
         batch_size=4,
@@ -318,6 +311,6 @@ def test_a_rate_rises_in_even_steps(tokenizer: BertTokenizer, workers: int, accu
     alone = BioptimusDataCollator(tokenizer, seed=3)
     for micro_batch, batch in enumerate(loader):
         strategy = collator.strategy_at(micro_batch // accumulation)
-        alone.follow([0], [strategy], batch_size=4, rank=0, world_size=1)
+        alone.follow(MaskingPlan((0,), (strategy,), BatchLayout(4)))
         alone.begin(micro_batch)
         assert torch.equal(batch["labels"], alone(rows(tokenizer, 4))["labels"]), micro_batch

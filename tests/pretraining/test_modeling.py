@@ -16,7 +16,7 @@ from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
 from bioptimus_hf.pretraining.cuda_graphs import Replay
 from bioptimus_hf.pretraining.masking import BioptimusDataCollator, MaskingStrategy
-from bioptimus_hf.pretraining.modeling import END_TO_END, BertForMaskedPositions, set_dropout
+from bioptimus_hf.pretraining.modeling import VARLEN, BertForMaskedPositions, set_dropout
 from bioptimus_hf.pretraining.packing import tokenize_and_pack
 
 TEXTS = [
@@ -251,8 +251,8 @@ def test_documents_end_to_end_give_the_loss_and_gradient_of_masks(
         labels[1:4, -padding:], attention_mask[1:4, -padding:] = -100, 0
     results = []
     for end_to_end in (False, True):
-        monkeypatch.setattr(BertForMaskedPositions, "_puts_end_to_end", lambda self, its=end_to_end: its)
-        model.set_attn_implementation(END_TO_END)
+        monkeypatch.setattr(BertForMaskedPositions, "_concatenates_documents", lambda self, its=end_to_end: its)
+        model.set_attn_implementation(VARLEN)
         loss = model(ids, attention_mask=attention_mask, labels=labels).loss
         results.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
     assert (results[0][0] > 0) == (masked > 0)
@@ -269,7 +269,7 @@ def test_attention_end_to_end_is_for_half_precision_without_dropout(monkeypatch:
 
     monkeypatch.setattr("bioptimus_hf.pretraining.modeling.varlen_attn", attend)
     plain, model = both()
-    model.set_attn_implementation(END_TO_END)
+    model.set_attn_implementation(VARLEN)
     ids, labels = rows_and_labels()
     assert model(ids, labels=labels).loss.item() == pytest.approx(plain(ids, labels=labels).loss.item(), rel=1e-5)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -342,10 +342,10 @@ def test_what_is_replayed_gives_the_same_loss_and_gradient(monkeypatch: pytest.M
     """
     monkeypatch.setattr("bioptimus_hf.pretraining.modeling.varlen_attn", attention_by_loop)
     monkeypatch.setattr("torch.cuda.make_graphed_callables", recorded)
-    monkeypatch.setattr(BertForMaskedPositions, "_puts_end_to_end", lambda self: True)
+    monkeypatch.setattr(BertForMaskedPositions, "_concatenates_documents", lambda self: True)
     _, model = both(num_hidden_layers=3)
     set_dropout(model.train(), 0)
-    model.set_attn_implementation(END_TO_END)
+    model.set_attn_implementation(VARLEN)
     model.document_start = 4
     ids, labels = rows_and_labels()
     ids = torch.where(ids % 30 == 0, 4, ids)

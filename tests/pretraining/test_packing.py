@@ -80,5 +80,5 @@ def test_the_cache_knows_text_and_tokenizer(
 
 @pytest.mark.parametrize("max_length", [4, 513])
 def test_a_length_the_model_cannot_read_is_refused(tokenizer: BertTokenizer, max_length: int) -> None:
-    with pytest.raises(InputError, match="--max_length must lie between 8 and the model's 512"):
+    with pytest.raises(InputError, match="max_length: must be between 8 and the model's 512"):
         tokenize_and_pack(Dataset.from_dict({"text": TEXTS}), tokenizer, max_length=max_length)

@@ -16,8 +16,8 @@ from bioptimus_hf.corpus.decontamination import RULE
 from bioptimus_hf.models import save_head, save_masked_lm
 from bioptimus_hf.ner.scores import SCORER
 from bioptimus_hf.plots import plot_history
-from bioptimus_hf.pretraining.callback import PHASE_FILE
 from bioptimus_hf.pretraining.curriculum import BIOPTIMUS_CURRICULUM
+from bioptimus_hf.pretraining.versions import content_of
 
 LOSSES = {"0": 9.5, "2": 7.25, "4": 6.5, "6": 6.125, "8": 6.0}
 HARDWARE = {"cpu": "A Processor", "cores": 2, "accelerators": []}
@@ -63,13 +63,15 @@ def make_pretraining(run: Path, inputs: dict[str, str], tokenizer: BertTokenizer
     history = [{"step": int(step), "eval_loss": loss} for step, loss in LOSSES.items()]
     write_json(run / "pretraining" / "history.json", history)
     plot_history(run / "pretraining" / "history.png", history, {"0.4": 8})
-    record = {"inputs": inputs, "settings": settings, "run": fingerprint(inputs, settings), "steps": 8}
+    record = {"run": fingerprint(inputs, settings), "steps": 8}
     for number, phase in enumerate(BIOPTIMUS_CURRICULUM, start=1):
-        save_masked_lm(build_tiny_bert(len(tokenizer), seed=10 * seed + number), tokenizer, run / f"v{phase.version}")
+        folder = run / f"v{phase.version}"
+        save_masked_lm(build_tiny_bert(len(tokenizer), seed=10 * seed + number), tokenizer, folder)
         last = {"last_step": 2 * number, "metrics": {"eval_loss": LOSSES[str(2 * number)]}}
         curriculum = [asdict(one) | {"last_step": 2 * place + 2} for place, one in enumerate(BIOPTIMUS_CURRICULUM)]
-        content = {**asdict(phase), **record, **last, "curriculum": curriculum}
-        write_json(run / f"v{phase.version}" / PHASE_FILE, content)
+        version = {**asdict(phase), **record, **last, "curriculum": curriculum}
+        its_inputs, its_settings = {**inputs, "content": content_of(folder)}, {**settings, "version": phase.version}
+        make_stage(folder, its_inputs, its_settings, version)
 
 
 def make_head(run: Path, tokenizer: BertTokenizer, *, seed: int, f1: float) -> None:
@@ -84,6 +86,11 @@ def make_head(run: Path, tokenizer: BertTokenizer, *, seed: int, f1: float) -> N
     test = {"precision": f1, "recall": f1, "f1": f1, "support": 88.0, "conlleval_f1": f1 + 0.125}
     scores = {"task": "own", "model": "v0.4", "seed": seed, "scorer": SCORER, "test": test, "best_epoch": 1.0}
     write_json(folder / "scores.json", {**scores, "validation": [{"epoch": 1.0, "f1": 1 - f1}]})
+
+
+def change_facts(folder: Path, **facts: Any) -> None:
+    """Change some of the facts in the record of a stage."""
+    change(folder / RECORD, facts={**json.loads((folder / RECORD).read_text())["facts"], **facts})
 
 
 def change(file: Path, **facts: Any) -> None:

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from finished_run import change, make_run
+from finished_run import change, change_facts, make_run
 
 from bioptimus_hf.artifacts import Run, identity, read_record
 from bioptimus_hf.errors import InputError
@@ -21,7 +21,8 @@ def test_report_covers_a_curriculum_trained_in_several_runs(tmp_path: Path) -> N
     facts["validation_losses"] = {"0": 6.0, "2": 5.5}
     change(part / "made.json", inputs=made["inputs"] | {"model": identity(run / "v0.4")}, facts=facts)
     shutil.copytree(run / "v0.4", run / "v0.10")
-    change(run / "v0.10" / "phase.json", version="0.10", last_rate=0.3, last_step=2, metrics={"eval_loss": 5.5})
+    change(run / "v0.10" / "made.json", fingerprint="0" * 32)
+    change_facts(run / "v0.10", version="0.10", last_rate=0.3, last_step=2, metrics={"eval_loss": 5.5})
     report = make_report(Run(str(run)))
     assert (run / "report.md").read_text() == report
     lines = report.splitlines()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from finished_run import change, make_run
+from finished_run import change, change_facts, make_run
 from huggingface_hub import constants
 from publish_clients import ABOUT
 from safetensors.torch import load_file, save_file
@@ -79,11 +79,11 @@ def set_settings(run: Path) -> None:
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no record": (lambda run: (run / "v0.2" / "phase.json").unlink(), r"v0\.2 has no phase\.json"),
+    "no record": (lambda run: (run / "v0.2" / "made.json").unlink(), r"v0\.2 has no made\.json of a version"),
     "no vocab.txt": (lambda run: (run / "v0.2" / "vocab.txt").unlink(), r"v0\.2 lacks vocab\.txt"),
     "optimizer": (lambda run: (run / "v0.2" / "optimizer.pt").touch(), r"v0\.2 holds optimizer\.pt"),
     "folder": (lambda run: (run / "v0.2" / "checkpoints").mkdir(), r"v0\.2 holds checkpoints/"),
-    "no loss": (lambda run: change(run / "v0.2" / "phase.json", metrics={}), "v0.2 has no validation loss, which"),
+    "no loss": (lambda run: change_facts(run / "v0.2", metrics={}), "v0.2 has no validation loss, which"),
     "vocab_size": (set_config(vocab_size=126), "must have the same tokens, but have 126, 127 and 127"),
     "other vocabulary": (
         lambda run: (run / "tokenizer" / "vocab.txt").write_text("[PAD]\n"),
@@ -125,7 +125,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no hardware": (lambda run: remove_hardware(run), "the run didn't record: .* 'hardware'"),
     "other encoder": (
         lambda run: (run / "v0.4" / "config.json").write_text("{}"),
-        "was trained on weights other than those of .*/v0.4",
+        "the files in .*/v0.4 have changed since it was exported",
     ),
     "no conlleval score": (set_scores, "lacks a score that the model card states"),
 }
@@ -202,7 +202,7 @@ def test_missing_and_impossible_facts_are_rejected(finished: Path, tmp_path: Pat
 def test_missing_versions_and_heads_are_rejected(finished: Path, tmp_path: Path) -> None:
     numbers: list[Any] = [0.1]  # as YAML reads them
     assert publish(finished, "ada/encoder", versions=numbers, about=ABOUT)[0].tag == "v0.1"
-    with pytest.raises(InputError, match=r"v0\.9 has no phase\.json"):
+    with pytest.raises(InputError, match=r"v0\.9 has no made\.json of a version"):
         publish(finished, "ada/encoder", versions=["0.9"], about=ABOUT)
     with pytest.raises(InputError, match=r"version newest is not of the form 0\.4"):
         publish(finished, "ada/encoder", versions=["newest"], about=ABOUT)

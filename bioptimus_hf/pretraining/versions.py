@@ -1,0 +1,174 @@
+"""Export the model at the end of each phase as a version, and tell which run a version belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import FSDPModule
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from bioptimus_hf.artifacts import (
+    RECORD,
+    atomic_folder,
+    differences,
+    fingerprint,
+    read_record,
+    sha256_of_file,
+    write_record,
+)
+from bioptimus_hf.errors import InputError
+from bioptimus_hf.models import check_finite, save_masked_lm
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a run of pre-training is made from; its fingerprint identifies the run.
+
+    Attributes:
+        inputs: identities of the inputs.
+        settings: settings that shape the result.
+    """
+
+    inputs: Mapping[str, str]
+    settings: Mapping[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """The identity of the run."""
+        return fingerprint(self.inputs, self.settings)
+
+
+@dataclass(frozen=True)
+class VersionRecord:
+    """What the record of a version says.
+
+    Attributes:
+        facts: about the phase that ends with the version, see `PhasePlan.facts_of`, and its `metrics`.
+        provenance: what the run is made from, if known.
+        seconds: training time so far.
+    """
+
+    facts: Mapping[str, Any]
+    provenance: Provenance | None
+    seconds: float
+
+    def write(self, folder: Path) -> None:
+        """Write the record of the weights and the tokenizer in a folder.
+
+        Besides inputs and settings of the run, it has `version` among the settings and `content` among the inputs, so
+        that different weights never have the same fingerprint. Its facts also name the `run` by its fingerprint.
+        """
+        run = self.provenance or Provenance({}, {"curriculum": self.facts["curriculum"]})
+        write_record(
+            folder / RECORD,
+            {**run.inputs, "content": content_of(folder)},
+            {**run.settings, "version": self.facts["version"]},
+            facts={**self.facts, "run": self.provenance.fingerprint if self.provenance else None},
+            seconds=self.seconds,
+        )
+
+
+def export_version(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    record: VersionRecord,
+    *,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """Save weights, tokenizer and record of a version atomically.
+
+    Args:
+        folder: is replaced when the new version is complete.
+        model: is saved as a plain `BertForMaskedLM`.
+        tokenizer: is saved beside the model.
+        record: what the record says.
+        weights: weights to save, by default those of the model.
+
+    Raises:
+        InputError: weights contain NaN or infinity, or the folder can't be written.
+    """
+    check_finite((weights or model.state_dict()).items(), diverged_at(record.facts["last_step"]))
+    with atomic_folder(folder) as temporary:
+        save_masked_lm(model, tokenizer, temporary, weights=weights)
+        record.write(temporary)
+
+
+def content_of(folder: Path) -> str:
+    """Return a hash of the files of a version: weights, configuration and tokenizer, but neither record nor README."""
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    return fingerprint(
+        {name: sha256_of_file(path) for name, path in files.items() if name not in (RECORD, "README.md")}, {}
+    )
+
+
+def check_unchanged(folder: Path) -> None:
+    """Raise if the files of a version have changed since it was exported.
+
+    Raises:
+        InputError: they have, or there is no record.
+    """
+    if read_record(folder)["inputs"].get("content") != content_of(folder):
+        raise InputError(f"the files in {folder} have changed since it was exported: make the version again with force")
+
+
+def whole_weights(model: Any) -> dict[str, torch.Tensor] | None:
+    """Return the complete weights (on the first process) of a model sharded over processes; None for other models."""
+    if not issubclass(type(model), FSDPModule):
+        return None
+    weights: dict[str, Any] = get_model_state_dict(
+        model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )
+    return {name: values for name, values in weights.items() if name not in model.all_tied_weights_keys}
+
+
+def diverged_at(step: int) -> str:
+    """Return what to tell a user whose training has diverged."""
+    return (
+        f"Training diverged by step {step}: nothing was saved at this step; earlier checkpoints are intact. Try a "
+        f"lower learning_rate or more warmup_steps"
+    )
+
+
+def run_of(folder: Path) -> str | None:
+    """Return the fingerprint of the run that a version belongs to; None if there is no such version."""
+    run: str | None = read_record(folder)["facts"].get("run") if (folder / RECORD).is_file() else None
+    return run
+
+
+def check_no_other_run(versions: Iterable[Path], checkpoints: Path, provenance: Provenance) -> None:
+    """Raise if a new run would overwrite versions, or abandon checkpoints, of another run.
+
+    Args:
+        versions: folders that the new run writes.
+        checkpoints: folder for the checkpoints of the new run, beside those of other runs.
+        provenance: what the new run is made from.
+
+    Raises:
+        InputError: there is another run; the message says how it differs.
+    """
+    for place in other_runs(versions, checkpoints, provenance):
+        changed = ""
+        if (place / RECORD).is_file():
+            record = read_record(place)
+            then = {
+                "inputs": {name: value for name, value in record["inputs"].items() if name != "content"},
+                "settings": {name: value for name, value in record["settings"].items() if name != "version"},
+            }
+            changed = f" with different {differences(then, provenance.inputs, provenance.settings)}"
+        raise InputError(
+            f"{place} belongs to another run{changed}: choose another output_dir, or use force to replace it"
+        )
+
+
+def other_runs(versions: Iterable[Path], checkpoints: Path, provenance: Provenance) -> list[Path]:
+    """Return the existing versions, and folders of checkpoints to resume from, that belong to another run."""
+    others = [version for version in versions if version.exists() and run_of(version) != provenance.fingerprint]
+    states = checkpoints.parent.glob("*/checkpoint-*/trainer_state.json")
+    folders = sorted({state.parents[1] for state in states} - {checkpoints})
+    return [*others, *folders]
