@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import signal
@@ -266,14 +267,18 @@ def test_a_single_string_is_rejected() -> None:
         list(ONE_WINDOW.annotate("Aspirin"))
 
 
-def test_an_annotator_leaves_the_process_alone(tiny_head: Path) -> None:
-    """A service that creates one keeps its logging, environment and signal handlers."""
+def test_an_annotator_leaves_the_process_alone(tiny_head: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service that creates one keeps its logging, environment, signal handlers and malloc settings."""
 
     def state() -> tuple[object, ...]:
         root = logging.getLogger()
         handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
         return dict(os.environ), root.level, list(root.handlers), list(root.filters), handlers, torch.get_num_threads()
 
+    def load(*_: object) -> None:
+        raise AssertionError("a C library is loaded, as for mallopt")
+
+    monkeypatch.setattr(ctypes, "CDLL", load)
     before = state()
     list(Annotator(tiny_head).annotate(["aspirin in asthma"]))
     assert state() == before
