@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Reading contexts with the base model: ours and the plain loop, on the same contexts, in one run.
+"""Compare the reading of contexts with a plain loop, on the same contexts and model.
 
-    python scripts/find_contexts.py --output_dir runs/mine ... --per_token 64
+    bioptimus find-contexts --output_dir runs/mine ... --per_token 64
     python benchmarks/bench_distillation.py --contexts runs/mine/contexts --base_model google-bert/bert-base-uncased
 
 The plain loop encodes every (token, context) pair, in batches of 32 in the order of the data set, padded to the longest
-of the batch, in float32. Both take the contexts of the same sentences, a sample; a sentence has all of its tokens.
+of the batch, in float32. Both read the contexts of the same sample of sentences, each with all of its tokens.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import random
 import statistics
 import time
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 
 import torch
 from datasets import Dataset, disable_progress_bars, load_from_disk
@@ -25,12 +26,16 @@ from bioptimus_hf.distillation.contextual import contextual_embeddings
 from bioptimus_hf.models import load_masked_lm
 
 PLAIN_BATCH = 32
+PLAIN = "plain loop"
+
+Vectors = Mapping[str, torch.Tensor]
 
 
 @torch.no_grad()
 def plain_loop(
     model: BertForMaskedLM, tokenizer: PreTrainedTokenizerBase, contexts: Dataset
 ) -> dict[str, torch.Tensor]:
+    """Encode every pair of token and context."""
     found: dict[str, list[torch.Tensor]] = defaultdict(list)
     for batch in contexts.iter(batch_size=PLAIN_BATCH):
         encoded = tokenizer(
@@ -41,27 +46,18 @@ def plain_loop(
         for row, (token, start, end) in enumerate(zip(batch["token"], batch["start"], batch["end"], strict=True)):
             inside = (offsets[row, :, 1] > start) & (offsets[row, :, 0] < end) & (offsets[row, :, 1] > 0)
             found[token].append(states[row, inside].mean(dim=0))
-    return {token: torch.stack(each).mean(dim=0) for token, each in found.items()}
+    return {token: torch.stack(states).mean(dim=0) for token, states in found.items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--contexts", required=True, help="folder, from find_contexts.py")
-    parser.add_argument("--base_model", required=True)
-    parser.add_argument("--sentences", type=int, default=600, help="size of the sample")
-    parser.add_argument("--repeat", type=int, default=3)
-    options = parser.parse_args()
-    disable_progress_bars()
-    disable_progress_bar()
-    every = load_from_disk(options.contexts)
-    texts = sorted(set(every["text"]))
-    chosen = set(random.Random(0).sample(texts, min(options.sentences, len(texts))))
-    contexts = every.filter(lambda text: text in chosen, input_columns="text")
+def measure(
+    options: argparse.Namespace, contexts: Dataset
+) -> tuple[dict[str, list[float]], dict[str, dict[str, torch.Tensor]]]:
+    """Return the seconds of each run and the vectors, by name."""
     tokenizer = AutoTokenizer.from_pretrained(options.base_model)
     model, _ = load_masked_lm(options.base_model)
     model.eval()
     runs = {
-        "plain loop": lambda: plain_loop(model, tokenizer, contexts),
+        PLAIN: lambda: plain_loop(model, tokenizer, contexts),
         "ours, float32": lambda: contextual_embeddings(model, tokenizer, contexts),
         "ours, bfloat16": lambda: contextual_embeddings(model, tokenizer, contexts, bf16=True),
     }
@@ -72,19 +68,41 @@ def main() -> None:
             start = time.perf_counter()
             vectors[name] = work()
             seconds[name].append(time.perf_counter() - start)
-    print(
-        f"{len(every)} contexts of {len(texts)} sentences, {len(every) / len(texts):.2f} a sentence; the sample: "
-        f"{len(contexts)} of {len(chosen)}; {torch.get_num_threads()} threads"
-    )
-    plain = vectors["plain loop"]
-    slowest = statistics.median(seconds["plain loop"])
-    print(f"{'':<20}{'contexts/s':>12}{'ratio':>8}{'largest difference':>20}{'least cosine':>14}")
-    for name, taken in seconds.items():
-        median = statistics.median(taken)
-        pairs = [(plain[token], vector) for token, vector in vectors[name].items()]
+    return seconds, vectors
+
+
+def print_table(contexts: int, seconds: Mapping[str, Sequence[float]], vectors: Mapping[str, Vectors]) -> None:
+    """Print speed, and how much the vectors differ from those of the plain loop."""
+    reference = statistics.median(seconds[PLAIN])
+    print(f"{'':<20}{'contexts/s':>12}{'ratio':>8}{'largest difference':>20}{'lowest cosine':>15}")
+    for name, times in seconds.items():
+        median = statistics.median(times)
+        pairs = [(vectors[PLAIN][token], vector) for token, vector in vectors[name].items()]
         difference = max(float((a - b).abs().max()) for a, b in pairs)
         cosine = min(float(torch.cosine_similarity(a, b, dim=0)) for a, b in pairs)
-        print(f"{name:<20}{len(contexts) / median:>12.0f}{slowest / median:>7.1f}x{difference:>20.1e}{cosine:>14.5f}")
+        print(f"{name:<20}{contexts / median:>12.0f}{reference / median:>7.1f}x{difference:>20.1e}{cosine:>15.5f}")
+
+
+def main() -> None:
+    """Draw the sample, run both, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--contexts", required=True, help="folder written by find-contexts")
+    parser.add_argument("--base_model", required=True)
+    parser.add_argument("--sentences", type=int, default=600, help="sentences in the sample")
+    parser.add_argument("--repeat", type=int, default=3, help="runs of each")
+    options = parser.parse_args()
+    disable_progress_bars()
+    disable_progress_bar()
+    all_contexts = load_from_disk(options.contexts)
+    texts = sorted(set(all_contexts["text"]))
+    chosen = set(random.Random(0).sample(texts, min(options.sentences, len(texts))))
+    contexts = all_contexts.filter(lambda text: text in chosen, input_columns="text")
+    seconds, vectors = measure(options, contexts)
+    print(
+        f"{len(all_contexts)} contexts in {len(texts)} sentences, {len(all_contexts) / len(texts):.2f} per sentence; "
+        f"sample: {len(contexts)} in {len(chosen)}; {torch.get_num_threads()} threads"
+    )
+    print_table(len(contexts), seconds, vectors)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Sentence splitters on biomedical text: speed, and right boundaries on gold sentences and on hard cases.
+"""Compare sentence splitters on biomedical text: speed, and boundaries in gold sentences and hard cases.
 
     pip install -e '.[bench]'
     python benchmarks/bench_sentences.py --corpus DATA/corpus --ner DATA/ner
@@ -7,15 +7,16 @@
 Prints for each splitter
 
 - MB of UTF-8 text per CPU second on the first 10 MB of abstracts and 5 MB of full text, the median of three rounds;
-- precision, recall and F1 of the boundaries within documents made of gold sentences, the dev and test parts of the NER
-  sets put back into print, and how many of its errors cut a sentence in two and how many leave two together;
-- how many of the hard cases below it gets right as a whole;
-- whether its segments hold every character of the text.
+- precision, recall and F1 of the boundaries inside documents made of gold sentences (the dev and test splits of the NER
+  sets, detokenised), and how many of its errors split a sentence and how many merge two;
+- how many of the hard cases below are entirely right;
+- whether its segments contain every character of the text.
 
-Weaknesses of the gold text: print is restored by rules from tokens, so that abbreviations and points within names are a
-guess ("PU.1" or "PU. 1"); BC2GM is single sentences, so that its neighbours have nothing to do with each other;
-NCBI-disease was itself split by a program, at many a decimal point (mended here) and now and then elsewhere; sentences
-that end without a full stop cannot be found in running text, so a document ends there; all are titles and abstracts.
+Weaknesses of the gold text: rules restore the spacing from tokens, so abbreviations and full stops inside names are a
+guess ("PU.1" or "PU. 1"). BC2GM consists of single sentences that have nothing to do with their neighbours.
+NCBI-disease was itself split by a program, at many decimal points (repaired here) and occasionally elsewhere. A
+sentence that ends without a full stop can't be found in running text, so a document ends there. All texts are titles
+and abstracts.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ from bioptimus_hf.corpus.sentences import sentences_of
 Splitter = Callable[[str], Sequence[str]]
 
 NER_SETS = ("NCBI-disease", "BC5-chem", "BC2GM", "JNLPBA")  # BC5-disease has the sentences of BC5-chem
-SENTENCES_A_DOCUMENT = 10
+SENTENCES_PER_DOCUMENT = 10
 ROUNDS = 3
 
-# A bar stands where one sentence ends and the next begins.
+# A bar marks the boundary between two sentences.
 HARD_CASES: dict[str, tuple[str, ...]] = {
     "abbreviations": (
         "Several kinases, e.g. ERK and JNK, were active.",
@@ -148,7 +149,7 @@ HARD_CASES: dict[str, tuple[str, ...]] = {
     ),
 }
 
-# Before a full stop within a sentence: a space follows these, but nothing the point of a name ("PU.1").
+# A full stop after one of these is followed by a space, unlike that of a name ("PU.1").
 _ABBREVIATIONS = (
     "acad al approx biol blood cancer ca cell cf chem cl clin dev dr ed environ eq etc exp fig figs genet inc int jr "
     "ltd med mol mt mutagen nat natl nature no nos nov nt pharmacol pp proc prof pv ref refs res resp sci ser sp spp "
@@ -164,7 +165,7 @@ _ENDS = re.compile(r"[.?!][\"')\]”’]*$")
 
 
 class Scores(NamedTuple):
-    """Boundaries found that are right, that are wrong, and those not found."""
+    """Numbers of right, wrong and missed boundaries."""
 
     right: int
     wrong: int
@@ -177,33 +178,33 @@ class Scores(NamedTuple):
         return f"{100 * precision:.2f} {100 * recall:.2f} {100 * f1:.2f}"
 
 
-# Splitters: each takes a text and gives its sentences in order; what lies between them may only be white space.
+# A splitter takes a text and returns its sentences in order. Only white space may lie between them.
 
 
-def project() -> Splitter:
-    """Return what `split_sentences` of the package runs: sentencex, twice where a segment is long."""
+def ours() -> Splitter:
+    """Return the splitter behind `split_sentences`: sentencex on a masked copy, a second time for long segments."""
     return lambda text: list(sentences_of(text))
 
 
-def as_it_comes() -> Splitter:
-    """Return sentencex alone."""
+def plain_sentencex() -> Splitter:
+    """Return sentencex on the text itself."""
     return lambda text: list(sentencex.segment("en", text))
 
 
 def finite_state() -> Splitter:
-    """Return blingfire, Microsoft's finite-state machines."""
+    """Return blingfire, a finite-state machine by Microsoft."""
     return lambda text: [text[start:end] for start, end in blingfire.text_to_sentences_and_offsets(text)[1]]
 
 
 SPLITTERS: dict[str, Callable[[], Splitter]] = {
-    "bioptimus_hf": project,
-    "sentencex": as_it_comes,
+    "bioptimus_hf": ours,
+    "sentencex": plain_sentencex,
     "blingfire": finite_state,
 }
 
 
 def ner_sentences(path: Path) -> Iterator[list[str]]:
-    """Yield the sentences of a token-a-line file as lists of tokens."""
+    """Yield the sentences of a file with one token per line, as lists of tokens."""
     tokens: list[str] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.strip():
@@ -216,54 +217,51 @@ def ner_sentences(path: Path) -> Iterator[list[str]]:
 
 
 def detokenise(tokens: Sequence[str]) -> str:
-    """Put the tokens of a sentence back into print: "P", "<", ".", "05" into "P < .05"."""
+    """Restore the spacing of a sentence: "P", "<", ".", "05" becomes "P < .05"."""
     words: list[str] = []
     quoted = False
     glue = True  # no space before the next token
-    bracket_ends = 0  # of a bracket that belongs to the word before it: all up to there is written without spaces
+    bracket_end = 0  # end of a bracket that belongs to the word before it and is written without spaces
     for position, token in enumerate(tokens):
         before = tokens[position - 1] if position else ""
         after = tokens[position + 1] if position + 1 < len(tokens) else ""
-        space_before, glue_after = not glue, False
+        space, glue_after = True, False
         if token in ("``", "''", '"'):
-            opening = token == "``" or (token == '"' and not quoted)
-            quoted = opening
-            space_before, glue_after = opening and space_before, opening
+            quoted = token == "``" or (token == '"' and not quoted)
+            space, glue_after = quoted, quoted
             token = '"'
         elif token == ".":
-            if before == "." and not after:  # ". ." at the end: the text had one
+            if before == "." and not after:  # ". ." at the end stands for a single full stop
                 continue
             is_decimal = after[:1].isdigit() and before in _BEFORE_DECIMALS
-            space_before = space_before and (is_decimal or before == "." or not position)
+            space = is_decimal or before == "." or not position
             chained = len(words) > 1 and words[-2] == "." and not words[-1].startswith(" ")  # "i.c.v"
             ends_chain = tokens[position + 2 : position + 3] == ["."] or chained
-            glue_after = _point_glues(before, after, ends_chain)
-        elif token == "," and before[-1:].isdigit() and re.fullmatch(r"\d{3}", after):
-            space_before, glue_after = False, True
-        elif token in (",", ";", ":", "?", "!", ")", "]", "}", "%", "'"):
-            space_before = False
-            glue_after = token == "'" and after in ("s", "-")
+            glue_after = _full_stop_glues(before, after, ends_chain)
         elif token in ("(", "[", "{"):
-            if position >= bracket_ends:
-                bracket_ends = _end_of_word_bracket(tokens, position)
-            space_before = space_before and position >= bracket_ends
-            glue_after = True
-        elif token == "/" or (token == "-" and before not in (",", ";") and position):
-            if before == "+" and token == "/":
-                space_before, glue_after = False, True
-            elif before == "/" and tokens[position - 2] == "+":
-                space_before = False
-            else:
-                space_before, glue_after = False, True
-        elif token.startswith("-") or token == "'s":
-            space_before = False
-        words.append((" " if space_before else "") + token)
-        glue = glue_after or position < bracket_ends - 1
+            if position >= bracket_end:
+                bracket_end = _end_of_word_bracket(tokens, position)
+            space, glue_after = position >= bracket_end, True
+        else:
+            space, glue_after = _spacing(token, before, after, tokens[max(position - 2, 0)])
+        words.append((" " if space and not glue else "") + token)
+        glue = glue_after or position < bracket_end - 1
     return "".join(words).strip()
 
 
+def _spacing(token: str, before: str, after: str, second_before: str) -> tuple[bool, bool]:
+    """Return whether a space precedes a token, and whether the next token follows without one."""
+    if token == "," and before[-1:].isdigit() and re.fullmatch(r"\d{3}", after):
+        return False, True  # "12,000"
+    if token in (",", ";", ":", "?", "!", ")", "]", "}", "%", "'"):
+        return False, token == "'" and after in ("s", "-")
+    if token == "/" or (token == "-" and before and before not in (",", ";")):
+        return False, before != "/" or second_before != "+"  # "+/-" is followed by a space
+    return not (token.startswith("-") or token == "'s"), False
+
+
 def _end_of_word_bracket(tokens: Sequence[str], start: int) -> int:
-    """Return where a bracket ends that print sets without a space, "GABA(A)", "t(8;14)", "10(-7)"; 0 for any other."""
+    """Return the end of a bracket that is written without a space, as in "GABA(A)" or "10(-7)"; 0 for any other."""
     before = tokens[start - 1] if start else " "
     if before in _NO_STEM or not before[-1].isalnum() or (before.islower() and len(before) > 3):
         return 0
@@ -276,8 +274,8 @@ def _end_of_word_bracket(tokens: Sequence[str], start: int) -> int:
     return 0
 
 
-def _point_glues(before: str, after: str, ends_chain: bool) -> bool:
-    """Whether nothing stands between a full stop within a sentence and the token after it."""
+def _full_stop_glues(before: str, after: str, ends_chain: bool) -> bool:
+    """Return whether a full stop inside a sentence is followed by the next token without a space."""
     if not before or not after or before == "." or after[0] in ".([":
         return False
     if before in _BEFORE_DECIMALS and after[0].isdigit():
@@ -294,22 +292,22 @@ def _point_glues(before: str, after: str, ends_chain: bool) -> bool:
 
 
 def gold_documents(folder: Path, sets: Iterable[str] = NER_SETS) -> Iterator[tuple[str, frozenset[int]]]:
-    """Yield documents and their boundaries: the numbers of characters before them, white space not counted."""
+    """Yield documents and their boundaries, as the number of characters before them without white space."""
     for name in sets:
-        for part in ("dev", "test"):
+        for split in ("dev", "test"):
             document: list[str] = []
-            for tokens in _mended(ner_sentences(folder / name / f"{part}.tsv")):
+            for tokens in _repaired(ner_sentences(folder / name / f"{split}.tsv")):
                 sentence = detokenise(tokens)
                 document.append(sentence)
-                if len(document) == SENTENCES_A_DOCUMENT or not _ENDS.search(sentence):
+                if len(document) == SENTENCES_PER_DOCUMENT or not _ENDS.search(sentence):
                     yield " ".join(document), frozenset(boundaries(document))
                     document = []
             if document:
                 yield " ".join(document), frozenset(boundaries(document))
 
 
-def _mended(sentences: Iterable[list[str]]) -> Iterator[list[str]]:
-    """Yield the sentences, those cut at a decimal point together again, without PubMed's note of a cut abstract."""
+def _repaired(sentences: Iterable[list[str]]) -> Iterator[list[str]]:
+    """Yield the sentences, joined where they were split at a decimal point, and without PubMed's note on truncation."""
     held: list[str] = []
     for tokens in sentences:
         if "TRUNCATED" in tokens:  # "( ABSTRACT TRUNCATED AT 250 WORDS )"
@@ -327,7 +325,7 @@ def _mended(sentences: Iterable[list[str]]) -> Iterator[list[str]]:
 
 
 def boundaries(segments: Sequence[str]) -> list[int]:
-    """Return where segments meet, as the number of characters before, white space not counted."""
+    """Return the boundaries of segments, as the number of characters before them without white space."""
     found: list[int] = []
     count = 0
     for segment in segments:
@@ -339,7 +337,7 @@ def boundaries(segments: Sequence[str]) -> list[int]:
 
 
 def score(split: Splitter, documents: Iterable[tuple[str, frozenset[int]]]) -> Scores:
-    """Compare the boundaries that a splitter finds with the gold ones."""
+    """Compare the boundaries that a splitter finds with the gold boundaries."""
     right = wrong = missed = 0
     for text, gold in documents:
         found = set(boundaries(split(text)))
@@ -350,17 +348,17 @@ def score(split: Splitter, documents: Iterable[tuple[str, frozenset[int]]]) -> S
 
 
 def hard_case_is_right(split: Splitter, case: str) -> bool:
-    """Whether a splitter finds the boundaries of a hard case and no others."""
+    """Return whether a splitter finds the boundaries of a hard case and no others."""
     return boundaries(split(case.replace("|", ""))) == boundaries(case.split("|"))
 
 
 def keeps_text(split: Splitter, texts: Iterable[str]) -> bool:
-    """Whether the segments hold every character of the texts, in order, white space aside."""
+    """Return whether the segments contain every character of the texts, in order, except white space."""
     return all("".join("".join(split(text)).split()) == "".join(text.split()) for text in texts)
 
 
 def speed(split: Splitter, texts: Sequence[str]) -> float:
-    """Return MB of UTF-8 per CPU second."""
+    """Return the median speed in MB of UTF-8 per CPU second."""
     size = sum(len(text.encode()) for text in texts) / 1e6
     seconds = []
     for _ in range(ROUNDS):
@@ -372,7 +370,7 @@ def speed(split: Splitter, texts: Sequence[str]) -> float:
 
 
 def sample(paths: Iterable[Path], megabytes: float) -> list[str]:
-    """Return the first documents of files, in turn one of each, up to a size."""
+    """Return the first documents of several files, one of each in turn, up to a total size."""
     texts: list[str] = []
     size = 0.0
     with ExitStack() as stack:
@@ -385,20 +383,26 @@ def sample(paths: Iterable[Path], megabytes: float) -> list[str]:
     return texts
 
 
-def main() -> None:
+def parse_options() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", type=Path, required=True, help="folder of abstracts.txt.gz and fulltext_*.txt.gz")
-    parser.add_argument("--ner", type=Path, required=True, help="folder of NER sets")
+    parser.add_argument("--corpus", type=Path, required=True, help="folder with abstracts.txt.gz and fulltext_*.txt.gz")
+    parser.add_argument("--ner", type=Path, required=True, help="folder with the NER sets")
     parser.add_argument("--splitters", nargs="+", choices=SPLITTERS, default=list(SPLITTERS))
-    parser.add_argument("--misses", action="store_true", help="also print the hard cases that go wrong")
-    options = parser.parse_args()
+    parser.add_argument("--misses", action="store_true", help="also print the hard cases that aren't right")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure each splitter and print the table."""
+    options = parse_options()
     abstracts = sample([options.corpus / "abstracts.txt.gz"], 10)
     fulltexts = sample(sorted(options.corpus.glob("fulltext_*.txt.gz")), 5)
     documents = list(gold_documents(options.ner))
     cases = [case for group in HARD_CASES.values() for case in group]
     found = sum(len(gold) for _, gold in documents)
     print(f"{len(documents)} gold documents, {found} boundaries; {len(cases)} hard cases")
-    print("| splitter | MB/s abstracts | MB/s full text | P R F1 | cut, joined | hard cases | keeps the text |")
+    print("| splitter | MB/s abstracts | MB/s full text | P R F1 | split, merged | hard cases | keeps the text |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for name in options.splitters:
         split = SPLITTERS[name]()
