@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -16,11 +17,13 @@ from importlib import metadata, resources
 from pathlib import Path
 
 import pytest
-from helpers import ROOT
+from doc_blocks import check_output, read_blocks, substituted
+from helpers import ROOT, build_tiny_bert, build_tiny_tokenizer
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import bioptimus_hf
+from bioptimus_hf.models import save_masked_lm
 
 
 def requirements() -> list[Requirement]:
@@ -111,6 +114,33 @@ def test_installed_package_works_far_from_the_checkout(installed: Path, tmp_path
     assert seen["documents"] >= 80
     assert seen["ner"] == ["dev.tsv", "test.tsv", "train.tsv"]
     assert "encoder.md" in seen["cards"]
+
+
+@pytest.mark.slow
+def test_the_method_in_python_runs_from_the_wheel(installed: Path, tmp_path: Path) -> None:
+    """The blocks of docs/python.md, one after the other, with a BERT of random weights as the base model."""
+    save_masked_lm(build_tiny_bert(len(build_tiny_tokenizer())), build_tiny_tokenizer(), tmp_path / "base")
+    blocks = read_blocks("docs/python.md", (ROOT / "docs" / "python.md").read_text(encoding="utf-8"))
+    code = "".join(substituted(block.code) for block in blocks if block.language == "python")
+    (tmp_path / "method.py").write_text(code, encoding="utf-8")
+    paths = [str(installed), *(path for path in sys.path if path.endswith("site-packages"))]
+    start = f"import runpy, sys; sys.path[:0] = {paths!r}; runpy.run_path('method.py', run_name='__main__')"
+    environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", start],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=500,
+    )
+    assert ended.returncode == 0, ended.stderr
+    for block in blocks:
+        check_output(block, ended.stdout)
+    for left in ("tokenizer", "contexts", "v0.0", "v0.4", "ner/sample/v0.4/0", "annotated/corpus.jsonl", "report.md"):
+        assert (tmp_path / "runs" / "python" / left).exists(), left
+    assert (tmp_path / "out" / "v0.4" / "model.safetensors").is_file()
 
 
 def test_templates_are_found_in_the_checkout_too() -> None:
