@@ -20,18 +20,17 @@ from datasets import (
     concatenate_datasets,
     disable_progress_bars,
     enable_progress_bars,
-    load_dataset,
 )
 from datasets.exceptions import DatasetGenerationError
-from huggingface_hub import constants
 from tqdm.auto import tqdm
 
 from bioptimus_hf import __version__
 from bioptimus_hf.artifacts import identity, sha256_of_file
 from bioptimus_hf.corpus.files import NoTextError, no_text, report_undecodable, resolve, texts_of
+from bioptimus_hf.corpus.hub import load_pinned, pin_dataset
 from bioptimus_hf.corpus.options import Corpus
 from bioptimus_hf.errors import InputError
-from bioptimus_hf.models import find_files, split_revision
+from bioptimus_hf.models import format_error
 
 _TEXT = Features({"text": Value("string")})
 FEATURES = Features({**_TEXT, "document": Value("int64")})
@@ -73,34 +72,7 @@ def load_corpus(
         return _load_from_hub(found, text_column, max_megabytes)
     if errors == "replace":
         report_undecodable(found, text_column)
-    limit = None if max_megabytes is None else int(max_megabytes * 1e6)
-    read: list[Dataset] = []
-    unreadable: list[str] = []
-    alone = len(found) == 1
-    with nullcontext() if alone else no_bars():  # several files share one bar
-        for file in tqdm(found, desc="Reading", unit=" files", disable=alone):
-            try:
-                documents = _load_file(file, text_column, limit, errors)
-            except NoTextError:
-                continue
-            except InputError as error:
-                unreadable.append(str(error))
-                continue
-            if limit is not None:
-                size = _size(documents)
-                if size > limit:  # the last document exceeds it
-                    read.append(documents.select(range(max(len(documents) - 1, 0 if read else 1))))
-                    break
-                limit -= size
-            read.append(documents)
-            if limit == 0:
-                break
-    if unreadable:
-        more = f" (and {len(unreadable) - 3} more)" if unreadable[3:] else ""
-        kept = f"; {len(read)} other files are cached for the next time" if read else ""
-        raise InputError("; ".join(unreadable[:3]) + more + kept)
-    if not read:
-        raise no_text(found)
+    read = _load_files(found, text_column, max_megabytes, errors)
     documents = concatenate_datasets(read)
     numbers = pa.array(np.arange(len(documents)))
     fingerprint = f"{documents._fingerprint[:-4]}docs"
@@ -190,20 +162,47 @@ def no_bars() -> Iterator[None]:
             enable_progress_bars()
 
 
+def _load_files(files: Sequence[Path], text_column: str, max_megabytes: float | None, errors: str) -> list[Dataset]:
+    """Load files one by one until there is enough text. Errors are raised at the end, so that the others are cached."""
+    limit = None if max_megabytes is None else int(max_megabytes * 1e6)
+    read: list[Dataset] = []
+    unreadable: list[str] = []
+    alone = len(files) == 1
+    with nullcontext() if alone else no_bars():  # several files share one bar
+        for file in tqdm(files, desc="Reading", unit=" files", disable=alone):
+            try:
+                documents = _load_file(file, text_column, limit, errors)
+            except NoTextError:
+                continue
+            except InputError as error:
+                unreadable.append(str(error))
+                continue
+            if limit is not None:
+                size = _size(documents)
+                if size > limit:  # the last document exceeds it
+                    read.append(documents.select(range(max(len(documents) - 1, 0 if read else 1))))
+                    break
+                limit -= size
+            read.append(documents)
+            if limit == 0:
+                break
+    if unreadable:
+        more = f" (and {len(unreadable) - 3} more)" if unreadable[3:] else ""
+        kept = f"; {len(read)} other files are cached for the next time" if read else ""
+        raise InputError("; ".join(unreadable[:3]) + more + kept)
+    if not read:
+        raise no_text(files)
+    return read
+
+
 def _load_from_hub(source: str, text_column: str, max_megabytes: float | None) -> Dataset:
     pinned, _, split = _pinned(source).partition(":")
-    name, commit = split_revision(pinned)
-    try:
-        dataset = cast(Dataset, load_dataset(name, revision=commit, split=split or "train"))
-    except Exception as error:  # the client raises many kinds; all mean that the data set isn't available
-        raise _no_dataset(source, error) from error
-    # Offline, `datasets` takes the newest commit in its cache, whatever was asked for.
-    if constants.HF_HUB_OFFLINE and str(commit) not in str(dataset.cache_files):
-        raise InputError(f"{source}: commit {commit} is not in the cache: load it once without HF_HUB_OFFLINE")
+    dataset = cast(Dataset, load_pinned(pinned, split or "train"))
     if text_column not in dataset.column_names:
-        raise InputError(f"{source} has no column {text_column!r}: it has {', '.join(dataset.column_names)}")
+        columns = ", ".join(dataset.column_names)
+        raise InputError(f"{source} has no column {text_column!r}: it has {columns}", argument="text_column")
     if dataset.features[text_column].dtype not in ("string", "large_string"):
-        raise InputError(f"{source}: the column {text_column!r} holds no text; text_column names another column")
+        raise InputError(f"{source}: the column {text_column!r} holds no text", argument="text_column")
     dataset = dataset.select_columns([text_column]).filter(
         lambda text: bool(text and text.strip()), input_columns=text_column
     )
@@ -216,18 +215,13 @@ def _load_from_hub(source: str, text_column: str, max_megabytes: float | None) -
 
 
 def _pinned(source: str) -> str:
-    """Return the name of a Hub data set with the commit of its revision, as `name@commit` or `name@commit:split`."""
-    given, colon, split = source.partition(":")
+    """Return a Hub data set as `name@commit`, followed by `:split` if the source is."""
+    name, colon, split = source.partition(":")
     try:
-        found = find_files(given, [".gitattributes"])  # every repository has this file
+        return f"{pin_dataset(name)}{colon}{split}"
     except InputError as error:
-        raise _no_dataset(source, error) from error
-    return f"{found.commit}{colon}{split}"
-
-
-def _no_dataset(source: str, error: Exception) -> InputError:
-    reason = " ".join(str(error).split())[:200]
-    return InputError(f"no corpus at {source}: not a local file and not an available Hub data set ({reason})")
+        problem = f"not a local file and not an available Hub data set ({format_error(error)})"
+        raise InputError(f"no corpus at {source}: {problem}") from error
 
 
 def _rows_within(texts: Sequence[str], megabytes: float) -> int:

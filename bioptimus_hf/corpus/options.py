@@ -10,17 +10,24 @@ from bioptimus_hf.errors import InputError
 
 @dataclass(frozen=True)
 class Corpus:
-    """Which text is read."""
+    """Which text is read.
+
+    Raises:
+        InputError: no corpus is named, or a value is out of range.
+    """
 
     corpus: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Files, folders or glob patterns, or the name of one data set on the Hub (name, name@revision, "
-            "with :split appended if it isn't train)",
+            "help": "Files (text, JSON lines, Parquet, PubMed XML, PubTator, BioC or CoNLL, as their names end), "
+            "folders or glob patterns, or the name of one data set on the Hub (name, name@revision, with :split "
+            "appended if it isn't train)",
             "path": True,
         },
     )
-    text_column: str = field(default="text", metadata={"help": "Column or field that contains the text"})
+    text_column: str = field(
+        default="text", metadata={"help": "Name of the text in JSON lines, Parquet and Hub data sets"}
+    )
     max_megabytes: float | None = field(default=None, metadata={"help": "Read at most this much text (10^6 bytes)"})
     errors: Literal["strict", "replace"] = field(
         default="strict", metadata={"help": "Bytes that aren't UTF-8: stop with an error, or replace and count them"}
@@ -37,6 +44,8 @@ class Corpus:
             raise InputError("name files, folders or a data set on the Hub", argument="corpus")
         if self.max_megabytes is not None and not self.max_megabytes > 0:
             raise InputError(f"must be above 0, not {self.max_megabytes:g}", argument="max_megabytes")
+        if self.errors not in ("strict", "replace"):
+            raise InputError(f"must be strict or replace, not {self.errors!r}", argument="errors")
         if not 0 < self.validation_share < 1:
             raise InputError(f"must be between 0 and 1, not {self.validation_share}", argument="validation_share")
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, load_dataset
-from huggingface_hub import constants
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
 from bioptimus_hf.artifacts import identity, read_yaml
 from bioptimus_hf.corpus.conll import TAG, Sentence, check_row, count_mentions, read_conll, repair_tag, types_of
+from bioptimus_hf.corpus.hub import load_pinned, pin_dataset
 from bioptimus_hf.errors import InputError
-from bioptimus_hf.models import find_files, format_error, is_hub_name, split_revision
+from bioptimus_hf.models import is_hub_name
 
 logger = logging.getLogger(__name__)
 
@@ -174,9 +174,7 @@ def pin_source(source: str | Path) -> str:
     Raises:
         InputError: the data set isn't available.
     """
-    if not is_hub_name(source):
-        return str(source)
-    return str(find_files(source, [".gitattributes"]).commit)  # a file that every repository has
+    return pin_dataset(str(source)) if is_hub_name(source) else str(source)
 
 
 def task_files(task: str | NerTask, source: str | Path) -> dict[str, Path]:
@@ -227,14 +225,7 @@ def _read_files(task: NerTask, source: str | Path) -> dict[str, list[Sentence]]:
 
 
 def _read_hub(task: NerTask, source: str) -> dict[str, list[Sentence]]:
-    name, commit = split_revision(pin_source(source))
-    try:
-        found = load_dataset(name, revision=commit)
-    except Exception as error:  # the client raises many kinds; all mean that the data set isn't available
-        raise InputError(f"{source} can't be loaded from the Hub ({format_error(error)})") from error
-    # Offline, the library loads the newest copy in its cache, no matter which revision was asked for.
-    if constants.HF_HUB_OFFLINE and str(commit) not in str(found.cache_files):
-        raise InputError(f"{source}: commit {commit} is not in the cache: load it once without HF_HUB_OFFLINE")
+    found = load_pinned(pin_source(source))
     if missing := [split for split in SPLITS if split not in found]:
         raise InputError(
             f"{source} has no split {missing[0]!r}: it has {', '.join(found)}; a task needs {', '.join(SPLITS)}"
@@ -267,7 +258,7 @@ def _sentences(dataset: Dataset, where: str, types: Collection[str] | None) -> l
         if words:
             sentences.append(sentence)
     if repaired:
-        logger.warning("%s: %d I- tags continue nothing, read as B-", where, repaired)
+        logger.warning("%s: %d I- tags don't continue an entity and were read as B-", where, repaired)
     if not sentences:
         raise InputError(f"{where} holds no sentence")
     return sentences

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,8 @@ def write(path: Path, content: str | bytes) -> Path:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("Aspirin\tB-Chemical\nhelps\n", "line 2: a token and its tag are needed, not 'helps'"),
-        ("Aspirin\tB-Chemical\nhelps\tsome\tO\n", "line 2: 3 columns, where line 1 has 2"),
+        ("Aspirin\tB-Chemical\nhelps\n", "line 2: expected a token and its tag, not 'helps'"),
+        ("Aspirin\tB-Chemical\nhelps\tsome\tO\n", "line 2: 3 columns, but line 1 has 2"),
         ("Aspirin\tB-Chemical\n\n\tO\n", "line 3: the token is empty"),
         ("Aspirin\tB-Chemical\n \tO\n", "line 2: the token is empty"),
         ("Aspirin\tX-Chemical\n", "line 1: unknown tag 'X-Chemical'"),
@@ -28,10 +29,10 @@ def write(path: Path, content: str | bytes) -> Path:
         ("Aspirin\tB-\n", "line 1: unknown tag 'B-'"),
         ("Aspirin\tB-Chemical-\n", "line 1: unknown tag 'B-Chemical-'"),
         ("Aspirin\t\n", "line 1: unknown tag ''"),
-        ("", "holds no sentence"),
-        ("\n\n", "holds no sentence"),
-        ("-DOCSTART-\tO\n\n", "holds no sentence"),
-        (b"Aspirin\tB-Chemical\nna\xefve\tO\n", "line 2: not valid UTF-8 at byte 2 of the line"),
+        ("", "has no sentence"),
+        ("\n\n", "has no sentence"),
+        ("-DOCSTART-\tO\n\n", "has no sentence"),
+        (b"Aspirin\tB-Chemical\nna\xefve\tO\n", "line 2: not valid UTF-8 at byte 21 of the file"),
     ],
 )
 def test_bad_conll_is_refused_in_one_line_that_names_file_and_line(
@@ -46,7 +47,7 @@ def test_bad_conll_is_refused_in_one_line_that_names_file_and_line(
 
 
 def test_missing_conll_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"train\.tsv cannot be read: No such file"):
+    with pytest.raises(InputError, match=r"train\.tsv can't be read \(No such file"):
         read_conll(tmp_path / "train.tsv")
 
 
@@ -74,4 +75,9 @@ def test_inside_tags_that_continue_nothing_are_repaired_and_counted(
 ) -> None:
     path = write(tmp_path / "a.tsv", "a\tI-X\nb\tI-X\nc\tI-Y\nd\tO\ne\tI-Y\n\nf\tI-Y\n")
     assert [tags for _, tags in read_conll(path)] == [["B-X", "I-X", "B-Y", "O", "B-Y"], ["B-Y"]]
-    assert f"{path}: 4 I- tags continue nothing, read as B- (first: line 1)" in caplog.text
+    assert f"{path}: 4 I- tags don't continue an entity and were read as B- (first: line 1)" in caplog.text
+
+
+def test_compressed_conll_is_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv.gz", gzip.compress(b"pain\tB-Disease\n"))
+    assert read_conll(path) == [(["pain"], ["B-Disease"])]

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-import sentencex
 from datasets import Dataset
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import bioptimus_hf.corpus.dataset
 import bioptimus_hf.corpus.files
-from bioptimus_hf.corpus.dataset import corpus_identity, load_corpus, split_validation
-from bioptimus_hf.corpus.sentences import sentences_of, split_sentences
+import bioptimus_hf.corpus.hub
+from bioptimus_hf.corpus.dataset import corpus_identity, load_corpus, load_documents, load_splits, split_validation
+from bioptimus_hf.corpus.options import Corpus
+from bioptimus_hf.corpus.sentences import split_sentences
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import Source
 
@@ -319,7 +320,7 @@ def test_no_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_hub(*_: Any, **__: Any) -> None:
         pytest.fail("this is not the name of a Hub data set")
 
-    monkeypatch.setattr(bioptimus_hf.corpus.dataset, "load_dataset", no_hub)
+    monkeypatch.setattr(bioptimus_hf.corpus.hub, "load_dataset", no_hub)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.md").write_text("x")
@@ -330,7 +331,7 @@ def test_no_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             corpus_identity(nothing)
     with pytest.raises(InputError, match=r"notes\.md has an unknown format: give a file ending in \.txt"):
         load_corpus("notes.md")
-    with pytest.raises(InputError, match="no corpus at missing: "):  # a Hub name only when it stands alone
+    with pytest.raises(InputError, match="no corpus at missing: "):  # only a single source can be a Hub data set
         load_corpus(["missing", tmp_path])
     with pytest.raises(InputError, match="no corpus given"):
         load_corpus([])
@@ -375,9 +376,9 @@ def test_hub_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
         name, _, revision = name.partition("@")
         return Source("anywhere", f"{name}@commit-of-{revision or 'main'}")
 
-    monkeypatch.setattr(bioptimus_hf.corpus.dataset, "load_dataset", load_dataset)
-    monkeypatch.setattr(bioptimus_hf.corpus.dataset, "find_files", find_files)
-    monkeypatch.setattr(bioptimus_hf.corpus.dataset.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(bioptimus_hf.corpus.hub, "load_dataset", load_dataset)
+    monkeypatch.setattr(bioptimus_hf.corpus.hub, "find_files", find_files)
+    monkeypatch.setattr(bioptimus_hf.corpus.hub.constants, "HF_HUB_OFFLINE", False)
     dataset = load_corpus("some/abstracts", text_column="abstract")
     assert dataset.column_names == ["text", "document"]
     assert list(dataset["text"]) == KEPT
@@ -391,7 +392,7 @@ def test_hub_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
         load_corpus("some/abstracts")
     with pytest.raises(InputError, match="'pmid' holds no text"):
         load_corpus("some/abstracts", text_column="pmid")
-    monkeypatch.setattr(bioptimus_hf.corpus.dataset.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(bioptimus_hf.corpus.hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match="commit commit-of-main is not in the cache: load it once without"):
         load_corpus("some/abstracts", text_column="abstract")
     assert corpus_identity("some/abstracts:test") == "name:some/abstracts@commit-of-main:test"
@@ -414,102 +415,6 @@ def test_corpus_identity_depends_on_content_and_order(tmp_path: Path) -> None:
     before = corpus_identity([a, b])
     write_txt(b, ["twO"])
     assert corpus_identity([a, b]) != before
-
-
-HARD = (
-    "Several drugs, e.g. aspirin, were tested (Fig. 2). Smith et al. reported a difference (p < 0.05). "
-    "Cells of E. coli grew at 37.5 °C, i.e. body temperature. Dr. Jones disagreed, cf. Table 3. Is it true? It is."
-)
-HARD_SENTENCES = [
-    "Several drugs, e.g. aspirin, were tested (Fig. 2).",
-    "Smith et al. reported a difference (p < 0.05).",
-    "Cells of E. coli grew at 37.5 °C, i.e. body temperature.",
-    "Dr. Jones disagreed, cf. Table 3.",
-    "Is it true?",
-    "It is.",
-]
-
-
-def as_corpus(texts: list[str]) -> Dataset:
-    return Dataset.from_dict({"text": texts, "document": list(range(10, 10 + len(texts))), "pmid": texts})
-
-
-def test_sentences_survive_abbreviations() -> None:
-    sentences = split_sentences(as_corpus([HARD, "Another document."]))
-    assert sentences.column_names == ["text", "document"]
-    assert list(sentences["text"]) == [*HARD_SENTENCES, "Another document."]
-    assert list(sentences["document"]) == [10] * len(HARD_SENTENCES) + [11]
-
-
-PROSE = st.lists(
-    st.sampled_from(
-        ["e.g. ", "Fig. ", "et al. ", "p < 0.05", ". ", "? ", "! ", '"', "(", ")", "A", "b", "1", ".", "\n", "…"]
-    )
-    | st.text(max_size=4),
-    max_size=25,
-).map("".join)
-
-
-@settings(max_examples=300, deadline=None)
-@given(PROSE, st.sampled_from([5, 1000]))
-def test_sentences_lose_no_character(text: str, long_sentence: int) -> None:
-    with mock.patch.object(bioptimus_hf.corpus.sentences, "_LONG_SENTENCE", long_sentence):
-        rows = bioptimus_hf.corpus.sentences._sentences({"text": [text], "document": [3]}, splitter="")
-    assert "".join("".join(rows["text"]).split()) == "".join(text.split())
-    assert rows["document"] == [3] * len(rows["text"])
-    assert all(sentence and sentence == sentence.strip() for sentence in rows["text"])
-
-
-@pytest.mark.parametrize(
-    "expected",
-    [
-        ["(iii) The dose was doubled.", "Twelve patients had a relapse."],
-        ["There were two groups: 1) The dose was doubled.", "It helped.", "2) Nothing was given.", "None died."],
-        ["The rate was <5% in men.", "It was higher in women (9%).", "None died."],
-        ["We saw P<.05 in men.", "Women had more pain.", "Men had P>.05 at last."],
-        ["Levels fell (changes in AUC0-->4. Glucose from baseline) in all.", "None died."],
-    ],
-)
-def test_neither_list_numbers_nor_comparisons_hide_a_full_stop(expected: list[str]) -> None:
-    text = " ".join(expected)
-    assert list(sentences_of(text)) == expected
-    as_it_comes = [sentence.strip() for sentence in sentencex.segment("en", text)]
-    assert as_it_comes != expected, "the library has fixed this"
-
-
-@pytest.mark.parametrize("marks", ["[]", "()", "“”", "»«", '""', "{}"])
-def test_a_pair_of_marks_that_are_far_apart_hides_no_full_stop(marks: str) -> None:
-    sentences = [f"The dose {marks[0]} was doubled.", *["Twelve patients had a relapse in the first year."] * 30]
-    sentences += [f"It was good {marks[1]} at last.", "None died."]
-    assert list(sentences_of(" ".join(sentences))) == sentences
-    assert len(list(sentences_of(" ".join([*sentences[:5], *sentences[-2:]])))) == 2  # a quotation within a sentence
-
-
-def test_sentences_are_the_same_for_any_number_of_processes() -> None:
-    corpus = as_corpus([f"{HARD} Number {number}." for number in range(50)])
-    alone = split_sentences(corpus, num_proc=1)
-    together = split_sentences(corpus, num_proc=2)
-    assert alone[:] == together[:]
-    assert len(alone) == 50 * (len(HARD_SENTENCES) + 1)
-
-
-@pytest.mark.parametrize("space", ["\u00a0", "\u2009", "\u3000", "\u2028", "\u00a0\u00a0", "\u00a0 ", " \u2009\n"])
-def test_a_text_on_which_sentencex_panics(space: str) -> None:
-    """A panic is caught by no `except Exception`: one document would end the run."""
-    text = f"We gave vitamin B{space}. Rats grew. Mice{space}did not."
-    sentences = list(sentences_of(text))
-    assert "".join("".join(sentences).split()) == "".join(text.split())
-    assert sentences[-1] == f"Mice{space}did not."
-
-
-def test_sentences_of_real_text(data_dir: Path) -> None:
-    corpus = load_corpus(data_dir / "corpus" / "abstracts.txt.gz", max_megabytes=1)
-    sentences = split_sentences(corpus)
-    assert "".join("".join(sentences["text"]).split()) == "".join("".join(corpus["text"]).split())
-    lengths = [len(sentence.split()) for sentence in sentences["text"]]
-    assert 15 < sum(lengths) / len(lengths) < 35
-    ends_badly = [text for text in sentences["text"] if text.endswith((" e.g.", " i.e.", " Fig.", " vs.", " et al."))]
-    assert len(ends_badly) < len(sentences) / 1000, ends_badly[:5]
 
 
 def sides(texts: list[str], **options: Any) -> tuple[list[str], list[str]]:
@@ -559,3 +464,34 @@ def test_split_rejects_an_empty_side() -> None:
         sides(["a"], share=0.01)
     with pytest.raises(InputError, match="1 documents leave none for training"):
         sides(["a"], share=0.999)
+
+
+def test_a_corpus_that_makes_no_sense_is_rejected() -> None:
+    assert Corpus(["a.txt"], errors="replace", max_megabytes=0.5).settings()["errors"] == "replace"
+    for options in (
+        {"corpus": []},
+        {"max_megabytes": 0},
+        {"max_megabytes": math.nan},
+        {"errors": "ignore"},
+        {"validation_share": 1},
+    ):
+        with pytest.raises(InputError) as error:
+            Corpus(**{"corpus": ["a.txt"], **options})  # type: ignore[arg-type]
+        assert error.value.argument == next(iter(options))
+
+
+def test_a_described_corpus_is_loaded_and_split(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", DOCUMENTS[:200], "abstract")
+    corpus = Corpus([str(tmp_path)], text_column="abstract", validation_share=0.2)
+    expected = sides(DOCUMENTS[:200], share=0.2)
+    found = load_splits(corpus)
+    assert (found["train"]["text"][:], found["validation"]["text"][:]) == expected
+    assert load_documents(corpus)["text"][:] == DOCUMENTS[:200]
+
+
+def test_reading_files_loads_nothing_heavy() -> None:
+    """Options name the formats, and must be quick to show."""
+    code = "import sys, bioptimus_hf.corpus.formats, bioptimus_hf.corpus.options; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "bioptimus_hf.corpus.rows" in loaded
+    assert not {"torch", "transformers", "datasets", "numpy", "pyarrow", "yaml", "matplotlib"} & set(loaded)

@@ -22,10 +22,10 @@ from head_results import (
 from hub import Hub
 from huggingface_hub import constants
 
+from bioptimus_hf.corpus import hub as corpus_hub
 from bioptimus_hf.corpus.conll import read_conll
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import Source
-from bioptimus_hf.ner import tasks as ner
 from bioptimus_hf.ner.scores import entity_scores
 from bioptimus_hf.ner.tasks import (
     BLURB_NER,
@@ -160,7 +160,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[[DatasetDict], list[Any]]
     def serve(dataset: DatasetDict) -> list[Any]:
         asked: list[Any] = []
 
-        def load_dataset(name: str, revision: str | None) -> DatasetDict:
+        def load_dataset(name: str, *, revision: str | None, split: None) -> DatasetDict:
             asked.append((name, revision))
             return dataset
 
@@ -168,8 +168,8 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[[DatasetDict], list[Any]]
             name, _, revision = name.partition("@")
             return Source("", f"{name}@commit-of-{revision or 'main'}".replace("commit-of-commit-of-", "commit-of-"))
 
-        monkeypatch.setattr(ner, "load_dataset", load_dataset)
-        monkeypatch.setattr(ner, "find_files", find_files)
+        monkeypatch.setattr(corpus_hub, "load_dataset", load_dataset)
+        monkeypatch.setattr(corpus_hub, "find_files", find_files)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         return asked
 
@@ -229,7 +229,7 @@ def test_rows_of_a_hub_data_set_are_read_like_lines_of_a_file(
         ["B-Any", "I-Any", "O"],
         ["B-Any"],
     ]  # without the empty sentence, and I- repaired
-    assert "lab/set@refs/pr/1, train: 1 I- tags continue nothing, read as B-" in caplog.text
+    assert "lab/set@refs/pr/1, train: 1 I- tags don't continue an entity and were read as B-" in caplog.text
     serve(splits())
     with pytest.raises(InputError, match="not mine: it has mentions train 2, validation 2, test 2, but the published"):
         load_ner(NerTask("mine", mentions=(2, 2, 3)), "lab/set")

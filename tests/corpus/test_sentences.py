@@ -1,0 +1,118 @@
+"""Test that sentences are split in the right places and lose no character."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from unittest import mock
+
+import datasets
+import pytest
+import sentencex
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import bioptimus_hf.corpus.sentences
+from bioptimus_hf.corpus.dataset import load_corpus
+from bioptimus_hf.corpus.sentences import sentences_of, split_sentences
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+
+HARD = (
+    "Several drugs, e.g. aspirin, were tested (Fig. 2). Smith et al. reported a difference (p < 0.05). "
+    "Cells of E. coli grew at 37.5 °C, i.e. body temperature. Dr. Jones disagreed, cf. Table 3. Is it true? It is."
+)
+HARD_SENTENCES = [
+    "Several drugs, e.g. aspirin, were tested (Fig. 2).",
+    "Smith et al. reported a difference (p < 0.05).",
+    "Cells of E. coli grew at 37.5 °C, i.e. body temperature.",
+    "Dr. Jones disagreed, cf. Table 3.",
+    "Is it true?",
+    "It is.",
+]
+
+
+def as_corpus(texts: list[str]) -> Dataset:
+    return Dataset.from_dict({"text": texts, "document": list(range(10, 10 + len(texts))), "pmid": texts})
+
+
+def test_sentences_survive_abbreviations() -> None:
+    sentences = split_sentences(as_corpus([HARD, "Another document."]))
+    assert sentences.column_names == ["text", "document"]
+    assert list(sentences["text"]) == [*HARD_SENTENCES, "Another document."]
+    assert list(sentences["document"]) == [10] * len(HARD_SENTENCES) + [11]
+
+
+PROSE = st.lists(
+    st.sampled_from(
+        ["e.g. ", "Fig. ", "et al. ", "p < 0.05", ". ", "? ", "! ", '"', "(", ")", "A", "b", "1", ".", "\n", "…"]
+    )
+    | st.text(max_size=4),
+    max_size=25,
+).map("".join)
+
+
+@settings(max_examples=300, deadline=None)
+@given(PROSE, st.sampled_from([5, 1000]))
+def test_sentences_lose_no_character(text: str, long_sentence: int) -> None:
+    with mock.patch.object(bioptimus_hf.corpus.sentences, "_LONG_SENTENCE", long_sentence):
+        rows = bioptimus_hf.corpus.sentences._sentences({"text": [text], "document": [3]}, splitter="")
+    assert "".join("".join(rows["text"]).split()) == "".join(text.split())
+    assert rows["document"] == [3] * len(rows["text"])
+    assert all(sentence and sentence == sentence.strip() for sentence in rows["text"])
+
+
+@pytest.mark.parametrize(
+    "expected",
+    [
+        ["(iii) The dose was doubled.", "Twelve patients had a relapse."],
+        ["There were two groups: 1) The dose was doubled.", "It helped.", "2) Nothing was given.", "None died."],
+        ["The rate was <5% in men.", "It was higher in women (9%).", "None died."],
+        ["We saw P<.05 in men.", "Women had more pain.", "Men had P>.05 at last."],
+        ["Levels fell (changes in AUC0-->4. Glucose from baseline) in all.", "None died."],
+    ],
+)
+def test_neither_list_numbers_nor_comparisons_hide_a_full_stop(expected: list[str]) -> None:
+    text = " ".join(expected)
+    assert list(sentences_of(text)) == expected
+    as_it_comes = [sentence.strip() for sentence in sentencex.segment("en", text)]
+    assert as_it_comes != expected, "the library has fixed this"
+
+
+@pytest.mark.parametrize("marks", ["[]", "()", "“”", "»«", '""', "{}"])
+def test_a_pair_of_marks_that_are_far_apart_hides_no_full_stop(marks: str) -> None:
+    sentences = [f"The dose {marks[0]} was doubled.", *["Twelve patients had a relapse in the first year."] * 30]
+    sentences += [f"It was good {marks[1]} at last.", "None died."]
+    assert list(sentences_of(" ".join(sentences))) == sentences
+    assert len(list(sentences_of(" ".join([*sentences[:5], *sentences[-2:]])))) == 2  # a quotation within a sentence
+
+
+def test_sentences_are_the_same_for_any_number_of_processes() -> None:
+    corpus = as_corpus([f"{HARD} Number {number}." for number in range(50)])
+    alone = split_sentences(corpus, num_proc=1)
+    together = split_sentences(corpus, num_proc=2)
+    assert alone[:] == together[:]
+    assert len(alone) == 50 * (len(HARD_SENTENCES) + 1)
+
+
+@pytest.mark.parametrize("space", ["\u00a0", "\u2009", "\u3000", "\u2028", "\u00a0\u00a0", "\u00a0 ", " \u2009\n"])
+def test_a_text_on_which_sentencex_panics(space: str) -> None:
+    """A panic is caught by no `except Exception`: one document would end the run."""
+    text = f"We gave vitamin B{space}. Rats grew. Mice{space}did not."
+    sentences = list(sentences_of(text))
+    assert "".join("".join(sentences).split()) == "".join(text.split())
+    assert sentences[-1] == f"Mice{space}did not."
+
+
+def test_sentences_of_real_text(data_dir: Path) -> None:
+    corpus = load_corpus(data_dir / "corpus" / "abstracts.txt.gz", max_megabytes=1)
+    sentences = split_sentences(corpus)
+    assert "".join("".join(sentences["text"]).split()) == "".join("".join(corpus["text"]).split())
+    lengths = [len(sentence.split()) for sentence in sentences["text"]]
+    assert 15 < sum(lengths) / len(lengths) < 35
+    ends_badly = [text for text in sentences["text"] if text.endswith((" e.g.", " i.e.", " Fig.", " vs.", " et al."))]
+    assert len(ends_badly) < len(sentences) / 1000, ends_badly[:5]
