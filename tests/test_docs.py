@@ -20,10 +20,11 @@ from doc_blocks import check_options, check_output, read_blocks, run, substitute
 from helpers import ROOT, build_tiny_bert, build_tiny_tokenizer
 
 import bioptimus_hf
-from bioptimus_hf.cli.__main__ import main
+from bioptimus_hf.cli.__main__ import COMMANDS, main
 from bioptimus_hf.models import save_masked_lm
 
-SAMPLE = ROOT / "bioptimus_hf" / "sample"
+PACKAGE = ROOT / "bioptimus_hf"
+SAMPLE = PACKAGE / "sample"
 PAGES = ["README.md", *sorted(f"docs/{path.relative_to(ROOT / 'docs')}" for path in (ROOT / "docs").rglob("*.md"))]
 TEXTS = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
 BLOCKS = {page: read_blocks(page, text) for page, text in TEXTS.items()}
@@ -161,6 +162,17 @@ def test_make_has_the_targets_that_the_pages_name() -> None:
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
     named = {name for text in TEXTS.values() for name in re.findall(r"(?:^|`)make (\w+)", text, re.M)}
     assert {"demo", "test"} <= named <= targets
+
+
+def test_every_command_is_shown_on_a_page() -> None:
+    assert [name for name in COMMANDS if not re.search(rf"^bioptimus {name}\b", "".join(TEXTS.values()), re.M)] == []
+
+
+def test_modules_that_the_architecture_names_exist() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|[^|]*\|([^|]*)\|$", TEXTS["docs/architecture.md"], re.M)
+    named = [f"{room}/{module}.py" for room, modules in rows for module in re.findall(r"`(\w+)`", modules)]
+    assert len(named) > 30
+    assert [path for path in named if not (PACKAGE / path).is_file()] == []
 
 
 def test_extras_that_the_pages_name_exist() -> None:
