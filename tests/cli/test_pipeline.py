@@ -185,26 +185,6 @@ def test_all_stages_adapt_the_base_of_the_run(recipe: Path, command: Command) ->
     assert read_record(folder / "run" / "v0.0")["inputs"]["base_model"] == base
 
 
-def test_contexts_of_another_tokenizer_are_refused_even_under_force(recipe: Path, command: Command) -> None:
-    for stage in STAGES[:2]:
-        command(stage, "--recipe", recipe)
-    command("train-vocabulary", "--recipe", recipe, "--size", "1400", "--force")
-    error = command("distill", "--recipe", recipe, "--force", status=2).error
-    assert "run/contexts" in error
-    assert "another tokenizer" in error
-
-
-@pytest.mark.slow
-def test_tokens_are_distilled_as_far_as_asked(recipe: Path, command: Command) -> None:
-    for stage in STAGES[:2]:
-        command(stage, "--recipe", recipe)
-    distill, some = ("distill", "--recipe", recipe), ("--max_tokens", "20")
-    assert "--max_tokens: " in command(*distill, "--initializer", "random", *some, status=2).error
-    command(*distill, "--initializer", "token_distillation", *some)
-    record = read_record(recipe.parent / "run" / "v0.0")
-    assert record["settings"]["max_tokens"] == record["facts"]["new_tokens_from_contexts"] == 20
-
-
 def test_validation_text_reaches_no_stage(recipe: Path, command: Command) -> None:
     for stage in STAGES[:2]:
         command(stage, "--recipe", recipe)
