@@ -44,7 +44,9 @@ if TYPE_CHECKING:  # what editors and type checkers see of the names below
     from bioptimus_hf.models import save_masked_lm as save_masked_lm
     from bioptimus_hf.models import save_tokenizer as save_tokenizer
     from bioptimus_hf.ner.experiments import make_heads as make_heads
+    from bioptimus_hf.ner.finetuning import best_epoch_arguments as best_epoch_arguments
     from bioptimus_hf.ner.finetuning import finetune as finetune
+    from bioptimus_hf.ner.finetuning import predict_tags as predict_tags
     from bioptimus_hf.ner.options import HeadOptions as HeadOptions
     from bioptimus_hf.ner.options import HeadTraining as HeadTraining
     from bioptimus_hf.ner.scores import entity_scores as entity_scores
@@ -114,24 +116,24 @@ _PUBLIC = {
     "search_documents": "contexts.local",
     "find_contexts_on_ray": "contexts.on_ray",
     "DistillationOptions": "distillation.options",
+    "RowTraining": "distillation.options",
     "make_distilled_model": "distillation.stage",
     "contextual_embeddings": "distillation.contextual",
     "initial_rows": "distillation.initialization",
     "transplant_vocabulary": "distillation.transplant",
     "distill_tokens": "distillation.token_distillation",
-    "RowTraining": "distillation.options",
-    "PretrainingArguments": "pretraining.arguments",
     "PretrainingOptions": "pretraining.options",
-    "make_versions": "pretraining.run",
+    "PretrainingArguments": "pretraining.arguments",
     "BioptimusDataCollator": "pretraining.masking",
     "MaskingStrategy": "pretraining.masking",
+    "mask_once": "pretraining.masking",
     "BIOPTIMUS_CURRICULUM": "pretraining.curriculum",
     "Phase": "pretraining.curriculum",
     "follow_curriculum": "pretraining.curriculum",
     "CurriculumCallback": "pretraining.callback",
     "tokenize_and_pack": "pretraining.packing",
     "BertForMaskedPositions": "pretraining.modeling",
-    "mask_once": "pretraining.masking",
+    "make_versions": "pretraining.run",
     "pretrain": "pretraining.run",
     "HeadOptions": "ner.options",
     "HeadTraining": "ner.options",
@@ -139,7 +141,9 @@ _PUBLIC = {
     "NerTask": "ner.tasks",
     "load_ner": "ner.tasks",
     "entity_scores": "ner.scores",
+    "best_epoch_arguments": "ner.finetuning",
     "finetune": "ner.finetuning",
+    "predict_tags": "ner.finetuning",
     "make_heads": "ner.experiments",
     "AnnotationOptions": "annotation.options",
     "Annotator": "annotation.annotator",

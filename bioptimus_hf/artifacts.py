@@ -149,7 +149,9 @@ def is_finished(
         )
     record = read_record(path)
     if record["fingerprint"] == fingerprint(inputs, settings):
-        logger.info("%s: already finished with the same inputs and settings, skipped", path)
+        # Of files there may be thousands.
+        level = logging.INFO if folder else logging.DEBUG
+        logger.log(level, "%s: already finished with the same inputs and settings, skipped", path)
         return True
     changed = differences(record, inputs, settings)
     raise InputError(f"{path} was made with different {changed}: choose another output_dir, or use force to redo it")

@@ -56,7 +56,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage and exiting; called by argparse."""
-        raise InputError(f"{message}; see --help")
+        raise InputError(f"{message.removeprefix('argument ')}; see --help")
 
     def format_help(self) -> str:
         """Return the description, whose first paragraph is an example, and the groups of options."""
@@ -129,7 +129,9 @@ def build_parser(
     hidden = 0
     seen: set[str] = set()
     for type_ in options:
-        group = parser.add_argument_group(inspect.cleandoc(type_.__doc__ or type_.__name__).split("\n")[0].rstrip("."))
+        group = parser.add_argument_group(
+            inspect.cleandoc(type_.__doc__ or type_.__name__).split("\n")[0].rstrip(".").replace("`", "")
+        )
         hints = typing.get_type_hints(type_)
         shown = getattr(type_, "SHOWN_OPTIONS", None)
         for field in dataclasses.fields(type_):
@@ -192,7 +194,7 @@ def _converter(kind: Any) -> dict[str, Any]:
         choices = list(get_args(kind))
         return {"choices": choices, "type": type(choices[0])}
     if isinstance(kind, type) and issubclass(kind, Enum):
-        return {"choices": [member.value for member in kind], "type": str}
+        return {"choices": [member.value for member in kind], "type": str, "metavar": "NAME"}
     if kind is dict or get_origin(kind) is dict:
         return {"type": _to_mapping, "metavar": "JSON"}
     if kind in (str, int, float):

@@ -40,7 +40,7 @@ from bioptimus_hf.models import (
     new_head,
     save_head,
 )
-from bioptimus_hf.ner.finetuning import evaluates_each_epoch, finetune, predict_tags
+from bioptimus_hf.ner.finetuning import best_epoch_arguments, finetune, predict_tags
 from bioptimus_hf.ner.options import HeadOptions, HeadTraining, split_label
 from bioptimus_hf.ner.results import HeadSetup, check_comparable, hash_of_gold, read_results
 from bioptimus_hf.ner.scores import SCORER, entity_scores
@@ -278,7 +278,7 @@ def train_head(folder: Path, head: PlannedHead, run: Run, options: HeadOptions, 
         logger.info("task %s, model %s, seed %d", setup.task, setup.model, setup.seed)
         model, tokenizer = new_head(head.encoder, label_names(head.data.splits["train"]), seed=setup.seed)
         checkpoints = stage.path / "checkpoints"
-        arguments = evaluates_each_epoch(
+        arguments = best_epoch_arguments(
             checkpoints, seed=setup.seed, use_cpu=not torch.accelerator.is_available(), **asdict(training)
         )
         history = finetune(

@@ -52,7 +52,7 @@ def finetune(
     Args:
         model: from `new_head`; trained in place.
         dataset: from `load_ner`; `test` isn't used.
-        arguments: from `evaluates_each_epoch`.
+        arguments: from `best_epoch_arguments`.
         max_length: maximum number of word pieces in a window, including [CLS] and [SEP].
         num_proc: number of processes for tokenization.
 
@@ -84,7 +84,7 @@ def finetune(
     ]
 
 
-def evaluates_each_epoch(output_dir: str | Path, **arguments: Any) -> TrainingArguments:
+def best_epoch_arguments(output_dir: str | Path, **arguments: Any) -> TrainingArguments:
     """Return arguments for `finetune`, which evaluates after each epoch and restores the best one.
 
     Args:

@@ -121,6 +121,16 @@ class PretrainingArguments(TrainingArguments):
         InputError: an option is set that pre-training can't respect (see `REJECTED`).
     """
 
+    # What --help shows; all others work by name too, and --help_all shows them.
+    SHOWN_OPTIONS = frozenset(
+        {
+            "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps",
+            "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "bf16", "torch_compile",
+            "eval_strategy", "eval_steps", "save_steps", "save_total_limit", "logging_steps", "report_to",
+            "dataloader_num_workers", "dataloader_persistent_workers", "full_determinism",
+        }
+    )  # fmt: skip
+
     output_dir: str = field(default="runs/default", metadata={"help": "Folder of the run"})
     seed: int = field(default=0, metadata={"help": "Seed: the same inputs, settings and seed give the same bytes"})
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of AdamW"})

@@ -25,7 +25,7 @@ from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import new_head, save_head
 from bioptimus_hf.ner.finetuning import (
     HeadTrainer,
-    evaluates_each_epoch,
+    best_epoch_arguments,
     finetune,
     mean_cross_entropy,
     predict_tags,
@@ -63,7 +63,7 @@ def sample() -> DatasetDict:
 
 def train(base: Path, sample: DatasetDict, folder: Path, *, seed: int, **options: Any) -> tuple[Any, Any, Any]:
     model, tokenizer = new_head(base, label_names(sample["train"]), seed=seed)
-    arguments = evaluates_each_epoch(
+    arguments = best_epoch_arguments(
         folder, seed=seed, use_cpu=True, disable_tqdm=True, per_device_train_batch_size=16, **options
     )
     return model, tokenizer, finetune(model, tokenizer, sample, arguments)
@@ -187,7 +187,7 @@ def test_the_training_order_depends_on_lengths_and_seed_alone(base: Path, sample
     rows = windows_dataset(sample["train"], tokenizer)
 
     def order(seed: int, state: int) -> list[list[int]]:
-        arguments = evaluates_each_epoch(tmp_path, seed=seed, use_cpu=True, per_device_train_batch_size=8)
+        arguments = best_epoch_arguments(tmp_path, seed=seed, use_cpu=True, per_device_train_batch_size=8)
         trainer = HeadTrainer(model=model, args=arguments, train_dataset=rows, eval_dataset=rows, max_length=512)
         torch.manual_seed(state)
         sampler = trainer.get_train_dataloader().batch_sampler
