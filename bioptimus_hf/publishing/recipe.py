@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 import yaml
-from transformers import TrainingArguments
+from transformers.training_args import TrainingArguments
 
-from bioptimus_hf.pretraining.arguments import PretrainingArguments, shaping_settings
+from bioptimus_hf.pretraining.arguments import SHAPING, PretrainingArguments
 from bioptimus_hf.pretraining.curriculum import BIOPTIMUS_CURRICULUM
 
 SECTIONS = {"tokenizer": "train_vocabulary", "contexts": "find_contexts", "v0.0": "distill", "pretraining": "pretrain"}
@@ -65,6 +65,9 @@ def _stock_values(settings: Mapping[str, Any]) -> dict[str, Any]:
 
     Records only name the arguments that differ from the stock ones.
     """
-    stock = TrainingArguments(use_cpu=True).to_dict()
-    ours = shaping_settings(PretrainingArguments(use_cpu=True))
-    return {name: stock[name] for name in ours if name in stock and name not in settings}
+    stock = {field.name: field.default for field in fields(TrainingArguments)}
+    return {
+        field.name: stock[field.name]
+        for field in fields(PretrainingArguments)
+        if field.name in SHAPING and field.default != stock[field.name] and field.name not in settings
+    }

@@ -1,4 +1,4 @@
-"""A run as the scripts leave it, with BERTs too small to be of use and records that are the same every time."""
+"""Make a run as the stages leave it, with tiny models and records that are always the same."""
 
 from __future__ import annotations
 
@@ -13,23 +13,26 @@ from transformers import BertForTokenClassification, BertTokenizer
 
 from bioptimus_hf.artifacts import RECORD, fingerprint, identity, write_json
 from bioptimus_hf.corpus.decontamination import RULE
+from bioptimus_hf.corpus.options import Corpus
 from bioptimus_hf.models import save_head, save_masked_lm
+from bioptimus_hf.ner.options import HeadTraining
 from bioptimus_hf.ner.scores import SCORER
 from bioptimus_hf.plots import plot_history
 from bioptimus_hf.pretraining.curriculum import BIOPTIMUS_CURRICULUM
 from bioptimus_hf.pretraining.versions import content_of
 
 LOSSES = {"0": 9.5, "2": 7.25, "4": 6.5, "6": 6.125, "8": 6.0}
+READ = Corpus(["corpus.txt.gz"], validation_share=0.1).settings()
 HARDWARE = {"cpu": "A Processor", "cores": 2, "accelerators": []}
 
 
 def make_stage(folder: Path, inputs: dict[str, str], settings: dict[str, Any], facts: dict[str, Any]) -> str:
     folder.mkdir(parents=True, exist_ok=True)
-    print_ = fingerprint(inputs, settings)
-    made = {"fingerprint": print_, "inputs": inputs, "settings": settings, "facts": facts, "seconds": 330.0}
+    own = fingerprint(inputs, settings)
+    made = {"fingerprint": own, "inputs": inputs, "settings": settings, "facts": facts, "seconds": 330.0}
     made |= {"hardware": HARDWARE, "peak_memory_mb": {"process": 1234, "largest_child": 0}}
     write_json(folder / RECORD, {**made, "versions": {"python": "3.11", "torch": "2.13"}})
-    return f"stage:{print_}"
+    return f"stage:{own}"
 
 
 def make_run(run: Path, seed: int = 0) -> Path:
@@ -37,16 +40,17 @@ def make_run(run: Path, seed: int = 0) -> Path:
     vocabulary = {token: number for number, token in enumerate(tiny_vocabulary())}
     tokenizer = BertTokenizer(vocab=vocabulary, model_max_length=512)
     corpus = {"corpus": "sha256:0"}
-    share = {"validation_share": 0.1}
     base = {"base_model": f"name:google-bert/bert-base-uncased@{'0' * 40}"}
     facts = {"tokens": len(vocabulary), "shared": 100, "new": 27, "dropped": 5}
     facts |= {"fertility_before": 1.25, "fertility_after": 1.125}
-    its = make_stage(run / "tokenizer", {**corpus, **base}, {**share, "size": len(vocabulary)}, facts)
-    contexts = {"tokenizer": its, **base}
-    found = make_stage(run / "contexts", {**corpus, **contexts}, {**share, "per_token": 4}, {"contexts": 80})
+    settings = {**READ, "size": len(vocabulary), "policy": "replace", "min_frequency": 2}
+    contexts = {"tokenizer": make_stage(run / "tokenizer", {**corpus, **base}, settings, facts), **base}
+    settings = {**READ, "seed": seed, "per_token": 4, "jsonl": False}
+    found = make_stage(run / "contexts", {**corpus, **contexts}, settings, {"contexts": 80})
     (run / "tokenizer" / "vocab.txt").write_text("".join(f"{token}\n" for token in vocabulary))
     start = {"new_tokens": 27, "new_tokens_from_contexts": 25, "fallen_back": ["a", "b"], "unknown_to_base": ["b"]}
-    distilled = make_stage(run / "v0.0", {**contexts, "contexts": found}, {"initializer": "contextual_mean"}, start)
+    settings = {"initializer": "contextual_mean", "seed": seed, "layer": -1, "bf16": False}
+    distilled = make_stage(run / "v0.0", {**contexts, "contexts": found}, settings, start)
     make_pretraining(run, {**corpus, "model": distilled}, tokenizer, seed)
     for place, f1 in enumerate((0.5, 0.75)):
         make_head(run, tokenizer, seed=place, f1=f1)
@@ -54,8 +58,9 @@ def make_run(run: Path, seed: int = 0) -> Path:
 
 
 def make_pretraining(run: Path, inputs: dict[str, str], tokenizer: BertTokenizer, seed: int) -> None:
-    rows = [asdict(phase) for phase in BIOPTIMUS_CURRICULUM]
-    settings = {"max_length": 64, "learning_rate": 5e-4, "seed": seed, "curriculum": rows, "world_size": 1}
+    phases = [asdict(phase) for phase in BIOPTIMUS_CURRICULUM]
+    settings = {**READ, "max_length": 64, "curriculum": phases, "dropout": 0.0}
+    settings |= {"learning_rate": 5e-4, "seed": seed, "world_size": 1}
     settings["decontamination"] = RULE
     facts = {"training_tokens": 5000, "validation_blocks": 7, "validation_losses": LOSSES}
     facts["decontamination"] = {"documents": 90, "dropped": 3, "test_sets": ["own"]}
@@ -63,15 +68,14 @@ def make_pretraining(run: Path, inputs: dict[str, str], tokenizer: BertTokenizer
     history = [{"step": int(step), "eval_loss": loss} for step, loss in LOSSES.items()]
     write_json(run / "pretraining" / "history.json", history)
     plot_history(run / "pretraining" / "history.png", history, {"0.4": 8})
-    record = {"run": fingerprint(inputs, settings), "steps": 8}
-    for number, phase in enumerate(BIOPTIMUS_CURRICULUM, start=1):
-        folder = run / f"v{phase.version}"
+    curriculum = [phase | {"last_step": 2 * number} for number, phase in enumerate(phases, start=1)]
+    common = {"run": fingerprint(inputs, settings), "steps": 8, "curriculum": curriculum}
+    for number, phase in enumerate(curriculum, start=1):
+        folder = run / f"v{phase['version']}"
         save_masked_lm(build_tiny_bert(len(tokenizer), seed=10 * seed + number), tokenizer, folder)
-        last = {"last_step": 2 * number, "metrics": {"eval_loss": LOSSES[str(2 * number)]}}
-        curriculum = [asdict(one) | {"last_step": 2 * place + 2} for place, one in enumerate(BIOPTIMUS_CURRICULUM)]
-        version = {**asdict(phase), **record, **last, "curriculum": curriculum}
-        its_inputs, its_settings = {**inputs, "content": content_of(folder)}, {**settings, "version": phase.version}
-        make_stage(folder, its_inputs, its_settings, version)
+        own_inputs, own_settings = {**inputs, "content": content_of(folder)}, {**settings, "version": phase["version"]}
+        loss = LOSSES[str(phase["last_step"])]
+        make_stage(folder, own_inputs, own_settings, {**phase, **common, "metrics": {"eval_loss": loss}})
 
 
 def make_head(run: Path, tokenizer: BertTokenizer, *, seed: int, f1: float) -> None:
@@ -81,7 +85,8 @@ def make_head(run: Path, tokenizer: BertTokenizer, *, seed: int, f1: float) -> N
     torch.manual_seed(seed)
     folder = run / "ner" / "own" / "v0.4" / str(seed)
     save_head(BertForTokenClassification(config), tokenizer, folder)
-    settings = {"learning_rate": 1e-4, "num_train_epochs": 2, "seed": seed, "merged_type": None, "processes": 1}
+    training = asdict(HeadTraining(learning_rate=1e-4, num_train_epochs=2))
+    settings = {**training, "max_length": 512, "processes": 1, "merged_type": None, "seed": seed}
     make_stage(folder, {"train": "sha256:1", "model": identity(run / "v0.4")}, settings, {"f1": f1})
     test = {"precision": f1, "recall": f1, "f1": f1, "support": 88.0, "conlleval_f1": f1 + 0.125}
     scores = {"task": "own", "model": "v0.4", "seed": seed, "scorer": SCORER, "test": test, "best_epoch": 1.0}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict, replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,14 @@ from huggingface_hub import ModelCard
 from publish_clients import ABOUT
 
 from bioptimus_hf.artifacts import identity, read_record, write_json
+from bioptimus_hf.cli import finetune_ner
+from bioptimus_hf.cli.options import parse
 from bioptimus_hf.errors import InputError
+from bioptimus_hf.ner.options import HeadTraining
 from bioptimus_hf.pretraining.curriculum import BIOPTIMUS_CURRICULUM, read_curriculum
 from bioptimus_hf.publishing.cards import encoder_card, head_card, render
 from bioptimus_hf.publishing.facts import encoder_facts, head_facts
+from bioptimus_hf.publishing.recipe import NOT_OPTIONS, SECTIONS
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +55,37 @@ def test_published_card(finished: Path, name: str) -> None:
         assert (data.base_model, data["base_model_revision"]) == ("lab/encoder", "v0.4")
     else:
         assert results == [("loss", 6.0), *scores]
-        recipe = card.partition("```yaml\n")[2].partition("```")[0]
-        assert yaml.safe_load(recipe)["pretrain"]["per_device_train_batch_size"] == 8  # stock, so not in the record
+
+
+def test_commands_of_the_cards_are_accepted(finished: Path, tmp_path: Path) -> None:
+    """The recipe and the command give each stage the recorded settings."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(card_of_encoder(finished).partition("```yaml\n")[2].partition("```")[0])
+    for folder, section in SECTIONS.items():
+        options = import_module(f"bioptimus_hf.cli.{section}").OPTIONS
+        given = {
+            name: value
+            for part in parse(options, section, None, ["--recipe", str(recipe)])
+            for name, value in vars(part).items()
+        }
+        settings = read_record(finished / folder)["settings"]
+        recorded = {name: value for name, value in settings.items() if name not in NOT_OPTIONS}
+        assert {name: given[name] for name in recorded} == recorded
+        assert given["output_dir"] == str(tmp_path / "runs" / "again")
+        assert folder == "v0.0" or given["corpus"] == ["corpus.txt.gz"]
+        if folder == "pretraining":
+            assert given["decontaminate"] == "data/ner"
+            assert (given["per_device_train_batch_size"], given["num_train_epochs"]) == (8, 3)  # stock, not recorded
+        else:
+            assert given["base_model"] == f"google-bert/bert-base-uncased@{'0' * 40}"
+    card = head_card(head_facts(finished, "own", "0.4", "lab/encoder-own", ABOUT))
+    lines = card.partition("```bash\n")[2].partition("```")[0]
+    command, name, *arguments = shlex.split(lines.replace("\\\n", " "))
+    assert (command, name) == ("bioptimus", "finetune-ner")
+    _, options, training = parse(finetune_ner.OPTIONS, "finetune_ner", None, arguments)
+    assert training == HeadTraining(learning_rate=1e-4, num_train_epochs=2)
+    assert options.models == ["v0.4=lab/encoder@v0.4"]
+    assert options.seeds == [0, 1]
 
 
 def test_card_states_an_own_curriculum_and_starting_model(tmp_path: Path) -> None:
