@@ -23,6 +23,7 @@ from helpers import ROOT, build_tiny_bert, tiny_vocabulary
 from hub import Cut, Delay, Drop, Hub, Status
 from hub.faults import How
 
+from bioptimus_hf.cli.__main__ import main
 from bioptimus_hf.publishing.checks import MARK
 
 BOTH_PROTOCOLS = pytest.mark.parametrize("xet", [False, True], ids=["lfs", "xet"])
@@ -353,20 +354,7 @@ def test_every_stage_takes_models_and_data_sets_of_the_hub(hub: Hub, clients: Cl
     assert request == numbers  # the pull request has the same weights as safetensors
 
 
-def run_command(hub: Hub, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    process = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "publish.py"), *options],
-        env=client_environment(hub) | environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr
-    return process
-
-
-def test_command(hub: Hub, finished: Path, tmp_path: Path) -> None:
+def test_command(hub: Hub, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     card = {
         "license": "apache-2.0",
         "language": "en",
@@ -377,14 +365,24 @@ def test_command(hub: Hub, finished: Path, tmp_path: Path) -> None:
     options = [part for name, value in card.items() for part in (f"--{name}", value)]
     options += ["--output_dir", str(finished), "--repo_id", "ada/script"]
     start, token = len(hub.requests), hub.token("ada")
-    plan = run_command(hub, *options, "--versions", "0.3", "0.4").stdout
+    assert main(["publish", *options, "--versions", "0.3", "0.4"]) == 0
+    plan = capsys.readouterr().out
     for part in ("## ada/script (private), tag v0.3", "| model.safetensors |", "## ada/script-own (private), tag v0.4"):
         assert part in plan
     assert "**v0.3** (this one)" in plan
     assert "Nothing was sent. Add --push" in plan
     assert len(hub.requests) == start
     (tmp_path / "token").write_text(token)  # as `hf auth login` leaves it
-    done = run_command(hub, *options, "--push", "--what", "encoder", "--versions", "0.1", HF_HOME=str(tmp_path))
+    script = [sys.executable, str(ROOT / "scripts" / "publish.py"), *options]
+    done = subprocess.run(
+        [*script, "--push", "--what", "encoder", "--versions", "0.1"],
+        env=client_environment(hub, home=tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
     commit = refs(hub, "ada/script")["v0.1"]
     assert f"| ada/script | v0.1 | {commit} | {hub.endpoint}/ada/script/tree/v0.1 |" in done.stdout
     assert token not in done.stdout + done.stderr
