@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import runpy
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ from hub_clients import shorten_pauses
 from huggingface_hub import HfApi
 
 from bioptimus_hf.artifacts import read_record
+from bioptimus_hf.cli.__main__ import main
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.publishing import publish as publish_module
 from bioptimus_hf.publishing import retries
@@ -84,14 +82,12 @@ def edit(titles: dict[str, str]) -> None:
         HfApi().upload_file(path_or_fileobj=b"MIT", path_in_repo="LICENSE", repo_id=repo_id, commit_message=title)
 
 
-def run_stages(scripts: str, commands: list[list[str]], run: str, names: list[str]) -> list[Any]:
-    """Run scripts in this process; return the inputs of their stages, and the result of `load_in_every_way` by name."""
+def run_stages(commands: list[list[str]], run: str, names: list[str]) -> list[Any]:
+    """Run commands; return the inputs of their stages, and the result of `load_in_every_way` by name."""
     logging.disable()
     os.environ.pop("DISABLE_SAFETENSORS_CONVERSION")  # even without it, nothing may request a conversion
-    for name, *options in commands:
-        sys.argv = [name, *options]
-        with contextlib.suppress(SystemExit):  # a failed stage is missing from the result
-            runpy.run_path(f"{scripts}/{name}.py", run_name="__main__")
+    for command in commands:
+        assert main(command, own_process=True) == 0, command
     made = sorted(Path(run).rglob("made.json"))
     inputs = {path.parent.relative_to(run).as_posix(): read_record(path.parent)["inputs"] for path in made}
     return [inputs, *map(load_in_every_way, names)]

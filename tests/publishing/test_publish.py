@@ -326,13 +326,13 @@ def test_every_stage_takes_models_and_data_sets_of_the_hub(hub: Hub, clients: Cl
     small = ["--max_length", "32", "--max_steps", "4", "--per_device_train_batch_size", "2", "--save_steps", "100"]
     heads = ["--ner_data", str(sample / "ner"), "--tasks", "sample", "--models", f"bare={name}", "--seeds", "1"]
     commands = [
-        ["train_vocabulary", *base, *text, *where, "--size", "1200"],
-        ["find_contexts", *base, *text, *where, "--per_token", "2"],
-        ["distill_embeddings", *base, *where],
+        ["train-vocabulary", *base, *text, *where, "--size", "1200"],
+        ["find-contexts", *base, *text, *where, "--per_token", "2"],
+        ["distill", *base, *where],
         ["pretrain", *text, *where, *small, "--model", name, "--decontaminate", f"{sets}@v1"],
-        ["finetune_ner", *base, *where, *heads, "--num_train_epochs", "1", "--max_length", "64"],
+        ["finetune-ner", *base, *where, *heads, "--num_train_epochs", "1", "--max_length", "64"],
     ]
-    arguments = [str(ROOT / "scripts"), commands, str(run), [f"{name}@main", f"{name}@refs/pr/1"]]
+    arguments = [commands, str(run), [f"{name}@main", f"{name}@refs/pr/1"]]
     outcomes, requests = [], []
     for offline in (False, True):
         client = {"xet": False, "home": tmp_path / "home", "offline": offline}
