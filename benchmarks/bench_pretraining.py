@@ -1,18 +1,18 @@
 #!/usr/bin/env python
-"""Pre-training: ours, and the stock Trainer with the stock collator as in run_mlm.py, on the same text, in one run.
+"""Compare pre-training with the stock Trainer and collator as in run_mlm.py, on the same text and model.
 
     python benchmarks/bench_pretraining.py --corpus abstracts.txt.gz --model runs/mine/v0.0
     python benchmarks/bench_pretraining.py ... --model google-bert/bert-base-uncased --random --length 512 --steps 120
 
-Same model, text, length and batch; the documents are joined and cut into blocks by run_mlm.py's own rule for the stock
-loop, by ours for ours; no block has padding. Each row trains in turns with the others, a few steps at a time, from the
-same weights. Printed are medians over steps, tokens of text a second, the loss over the last steps of each row's
-training, the time of the collators alone, and that of tokenising and packing beside the bare Rust encoder.
+All rows have the same weights at the start, and the same text, length and batch. The stock loop cuts documents into
+blocks by the rule of run_mlm.py, ours by its own; no block has padding. Prints median times, tokens of text per second,
+the mean loss of the last steps, and the time of the collators alone and of tokenising with packing, compared with the
+bare Rust encoder. On a CPU, every row runs in its own process.
 
-On a GPU, times are of ten steps together, and memory is what PyTorch reserves of the GPU's. There, the arithmetic of
-the limit is printed too: the operations that a row needs in products with weight matrices (attention and all that is
-elementwise left out), how long these take at the rate of one large product in bf16, measured on the spot, and what part
-of that rate is reached.
+On a GPU, times are taken over ten steps, and memory is what PyTorch reserves on the GPU. The arithmetic limit is
+printed too: the operations that a step needs for products with weight matrices (without attention and elementwise
+operations), the time these take at the rate of a single large product in bf16, measured on the spot, and the share of
+that rate that is reached.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
+from bioptimus_hf.cli.launch import keep_freed_memory
 from bioptimus_hf.corpus.dataset import load_corpus
 from bioptimus_hf.models import load_masked_lm
 from bioptimus_hf.pretraining.arguments import PretrainingArguments
@@ -62,7 +64,15 @@ TOKENS, WORDS = MaskingStrategy("token", 0.15, True), MaskingStrategy("word", 0.
 
 @dataclass(frozen=True)
 class Row:
-    """How a row trains."""
+    """How the model of a row is trained.
+
+    Attributes:
+        ours: with our trainer, not the stock one.
+        bf16: in bfloat16 mixed precision.
+        strategy: masking.
+        dropout: probability.
+        compiled: with `torch_compile`.
+    """
 
     ours: bool
     bf16: bool
@@ -85,26 +95,27 @@ ROWS = {
 }
 BASES = ("stock, fp32 (its default)", "stock, bf16", "stock whole words, bf16")
 ON_GPU = torch.cuda.is_available()
-STEPS_AT_ONCE = 10 if ON_GPU else 1  # between two looks at the clock
+STEPS_PER_TIMING = 10 if ON_GPU else 1
 WARM_UP = 40 if ON_GPU else 6  # steps
+PEAK_SIZE = 8192  # rows and columns of the matrices that measure the peak rate of a GPU
 
 
 class Clock(TrainerCallback):
-    """Seconds a step, and losses."""
+    """Records the seconds per step, with loading and masking, and the losses."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
         self.losses: list[float] = []
-        self._began = 0.0
+        self._start = 0.0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step % STEPS_AT_ONCE == 0:
+        if state.global_step % STEPS_PER_TIMING == 0:
             if ON_GPU:
                 torch.cuda.synchronize()
             now = time.perf_counter()
-            if state.global_step > WARM_UP:  # from one step's beginning to another's: with loading and masking
-                self.seconds.append((now - self._began) / STEPS_AT_ONCE)
-            self._began = now
+            if state.global_step > WARM_UP:
+                self.seconds.append((now - self._start) / STEPS_PER_TIMING)
+            self._start = now
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if logs and "loss" in logs:
@@ -112,12 +123,15 @@ class Clock(TrainerCallback):
 
 
 def stock_blocks(documents: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, *, offsets: bool) -> Dataset:
-    """Join and cut as run_mlm.py does: with the rest of each thousand documents left out."""
+    """Join documents and cut them as run_mlm.py does, which drops the rest of every thousand documents."""
 
     def group(batch: dict[str, list[list[Any]]]) -> dict[str, list[list[Any]]]:
-        joined = {name: [one for row in rows for one in row] for name, rows in batch.items()}
+        joined = {name: [value for row in rows for value in row] for name, rows in batch.items()}
         total = len(joined["input_ids"]) // length * length
-        return {name: [all_[i : i + length] for i in range(0, total, length)] for name, all_ in joined.items()}
+        return {
+            name: [values[start : start + length] for start in range(0, total, length)]
+            for name, values in joined.items()
+        }
 
     def tokenize(batch: dict[str, list[str]]) -> Any:
         return tokenizer(batch["text"], return_special_tokens_mask=True, return_offsets_mapping=offsets, verbose=False)
@@ -126,6 +140,7 @@ def stock_blocks(documents: Dataset, tokenizer: PreTrainedTokenizerBase, length:
 
 
 def train_stock(options: argparse.Namespace, tokenizer: Any, blocks: Dataset, row: Row, folder: str) -> Clock:
+    """Train with the stock Trainer and collator."""
     clock = Clock()
     words = row.strategy.unit == "word"
     if options.random:
@@ -144,7 +159,12 @@ def train_stock(options: argparse.Namespace, tokenizer: Any, blocks: Dataset, ro
 
 
 def train_ours(options: argparse.Namespace, tokenizer: Any, blocks: Dataset, row: Row, folder: str) -> Clock:
+    """Train like `pretrain`, in a process prepared like that of the command."""
     clock = Clock()
+    if not ON_GPU:  # where all rows share a process
+        keep_freed_memory()
+    if row.compiled:
+        os.environ["ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION"] = "true"
     if options.random:
         model = BertForMaskedPositions(AutoConfig.from_pretrained(options.model))
     else:
@@ -168,11 +188,11 @@ def train_ours(options: argparse.Namespace, tokenizer: Any, blocks: Dataset, row
 
 
 def operations(row: Row, config: BertConfig, tokens: int, masked: float) -> float:
-    """Count those of the products with weights in a step, there and back."""
+    """Count the operations of a step, forward and backward, in products with weight matrices."""
     width, inner = config.hidden_size, config.intermediate_size
     layer = 4 * width**2 + 2 * width * inner
     head = width**2 + width * config.vocab_size
-    if row.ours:  # in the last layer, keys and values of all
+    if row.ours:  # the last layer computes only keys and values for all tokens
         products = tokens * ((config.num_hidden_layers - 1) * layer + 2 * width**2)
         products += masked * (layer - 2 * width**2 + head)
     else:
@@ -180,27 +200,27 @@ def operations(row: Row, config: BertConfig, tokens: int, masked: float) -> floa
     return 3 * 2 * products
 
 
-def rate_of_the_gpu(size: int = 8192) -> float:
-    """Measure the operations a second of a large product in bf16."""
-    left, right = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    seconds = []
-    for _ in range(20):
+def peak_rate() -> float:
+    """Measure the operations per second of a large product in bf16 on the GPU."""
+    left, right = (torch.randn(PEAK_SIZE, PEAK_SIZE, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+
+    def multiply() -> None:
         torch.cuda.synchronize()
-        began = time.perf_counter()
         left @ right
         torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - began)
-    return 2 * size**3 / statistics.median(seconds)
+
+    return 2 * PEAK_SIZE**3 / median_seconds(multiply, 20)
 
 
 def common(options: argparse.Namespace, folder: str) -> dict[str, Any]:
+    """Return the training arguments of all rows."""
     return {
         "output_dir": folder,
         "max_steps": options.steps,
         "per_device_train_batch_size": options.batch,
         "learning_rate": 5e-4,
         "save_strategy": "no",
-        "logging_steps": STEPS_AT_ONCE,
+        "logging_steps": STEPS_PER_TIMING,
         "dataloader_num_workers": options.workers,
         "disable_tqdm": True,
         "seed": 0,
@@ -208,35 +228,19 @@ def common(options: argparse.Namespace, folder: str) -> dict[str, Any]:
     }
 
 
-def seconds_of(work: Any, repeat: int) -> float:
-    found = []
+def median_seconds(work: Callable[[], Any], repeat: int) -> float:
+    """Return the median time of a function."""
+    seconds = []
     for _ in range(repeat):
-        began = time.perf_counter()
+        start = time.perf_counter()
         work()
-        found.append(time.perf_counter() - began)
-    return statistics.median(found)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
 
 
-def collators(tokenizer: Any, blocks: Dataset, with_offsets: Dataset, batch: int) -> tuple[float, float]:
-    stock = DataCollatorForLanguageModeling(tokenizer, whole_word_mask=True)
-    ours = BioptimusDataCollator(tokenizer, WORDS)
-    theirs, mine = [with_offsets[i] for i in range(batch)], [blocks[i] for i in range(batch)]
-    return seconds_of(lambda: stock(theirs), 20), seconds_of(lambda: ours(mine), 20)
-
-
-def tokenizing(documents: Dataset, tokenizer: Any, length: int) -> tuple[float, float]:
-    texts, backend = documents["text"][:], tokenizer.backend_tokenizer
-
-    def bare() -> None:
-        for begin in range(0, len(texts), 1000):
-            backend.encode_batch_fast(texts[begin : begin + 1000])
-
-    return seconds_of(bare, 3), seconds_of(lambda: tokenize_and_pack(documents, tokenizer, max_length=length), 3)
-
-
-def one_row(options: argparse.Namespace, label: str) -> dict[str, float]:
-    """Train one row, and leave nothing of it behind."""
-    before = dict(os.environ)
+def measure(options: argparse.Namespace, label: str) -> dict[str, float]:
+    """Train a row and return its measurements; leaves no state behind."""
+    environment = dict(os.environ)
     AcceleratorState._reset_state(reset_partial_state=True)
     if ON_GPU:
         torch.compiler.reset()
@@ -254,105 +258,132 @@ def one_row(options: argparse.Namespace, label: str) -> dict[str, float]:
                 blocks = stock_blocks(documents, tokenizer, options.length, offsets=row.strategy.unit == "word")
             clock = (train_ours if row.ours else train_stock)(options, tokenizer, blocks, row, folder)
     finally:
-        os.environ.clear()  # arguments of training that ask for compilation tell those after them
-        os.environ.update(before)
-    found = {
+        os.environ.clear()  # TrainingArguments with torch_compile set variables that would affect later rows
+        os.environ.update(environment)
+    result = {
         "seconds": statistics.median(clock.seconds),
         "loss": statistics.mean(clock.losses[-5:]),
         "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
     if ON_GPU:
-        found["megabytes"] = torch.cuda.max_memory_reserved() // 10**6  # with what recorded graphs hold
-        found["rate"] = rate_of_the_gpu()
-    return found
+        result["megabytes"] = torch.cuda.max_memory_reserved() // 10**6  # includes the memory of CUDA graphs
+        result["rate"] = peak_rate()
+    return result
 
 
-def apart(label: str) -> dict[str, float]:
-    """Train one row in a process of its own, so that its peak memory is its own too."""
-    said = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--row", label], check=True, stdout=subprocess.PIPE)
-    found: dict[str, float] = json.loads(said.stdout.decode().rpartition("RESULT")[2])
-    return found
+def measure_apart(options: argparse.Namespace, label: str) -> dict[str, float]:
+    """Train a row in its own process, so that its peak memory is measured; on a GPU, which measures it, in this one."""
+    if ON_GPU:
+        return measure(options, label)
+    command = [sys.executable, __file__, *sys.argv[1:], "--row", label]
+    ended = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+    result: dict[str, float] = json.loads(ended.stdout.decode().rpartition("RESULT")[2])
+    return result
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", required=True)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--max_megabytes", type=float, default=4)
-    parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=120 if ON_GPU else 24)
-    parser.add_argument("--workers", type=int, default=4 if ON_GPU else 0, help="processes that collate")
-    parser.add_argument("--repeat", type=int, default=1)
-    parser.add_argument("--random", action="store_true", help="random weights, in the shape of --model")
-    without = [label for label, row in ROWS.items() if not row.compiled]
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=without, help="default: all that are not compiled")
-    parser.add_argument("--row", choices=ROWS, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    disable_progress_bars()
-    disable_progress_bar()
-    set_verbosity_error()
-    if options.row:
-        print("RESULT", json.dumps(one_row(options, options.row)))
-        return
-    found: dict[str, list[dict[str, float]]] = defaultdict(list)
-    for _ in range(options.repeat):
-        for label in options.rows:
-            # A GPU counts the memory of each row, so that one process does.
-            found[label].append(one_row(options, label) if ON_GPU else apart(label))
-            print(f"{label}: {found[label][-1]}", file=sys.stderr, flush=True)
+def print_rows(options: argparse.Namespace, results: Mapping[str, list[dict[str, float]]]) -> None:
+    """Print the table of all rows."""
     tokens = options.batch * options.length
-    median = {label: statistics.median(one["seconds"] for one in runs) for label, runs in found.items()}
+    median = {label: statistics.median(run["seconds"] for run in runs) for label, runs in results.items()}
     bases = [base for base in BASES if base in median]
     print(f"| | tokens/s | s/step | {' | '.join(f'x {base}' for base in bases)} | loss | peak MB |")
     print("| --- " * (5 + len(bases)) + "|")
-    for label, runs in found.items():
-        times = "".join(f"{median[base] / median[label]:.2f} | " for base in bases)
+    for label, runs in results.items():
+        ratios = "".join(f"{median[base] / median[label]:.2f} | " for base in bases)
         print(
-            f"| {label} | {tokens / median[label]:,.0f} | {median[label]:.4f} | {times}{runs[0]['loss']:.3f} | "
-            f"{statistics.median(one['megabytes'] for one in runs):,.0f} |"
+            f"| {label} | {tokens / median[label]:,.0f} | {median[label]:.4f} | {ratios}{runs[0]['loss']:.3f} | "
+            f"{statistics.median(run['megabytes'] for run in runs):,.0f} |"
         )
-    if ON_GPU:
-        limits(options, found)
-    if all(label in found for label in ("stock whole words, bf16", "ours whole words, bf16")):
-        parts(options, median["ours whole words, bf16"])
 
 
-def limits(options: argparse.Namespace, found: dict[str, list[dict[str, float]]]) -> None:
-    """Print what a GPU could do at best."""
+def print_limits(options: argparse.Namespace, results: Mapping[str, list[dict[str, float]]]) -> None:
+    """Print how close each row comes to the peak rate of the GPU."""
     config = AutoConfig.from_pretrained(options.model)
     tokens = options.batch * options.length
-    print("\n| | 10^12 operations a step | ms at the rate of one product | ms | part of that rate |")
+    print("\n| | 10^12 operations per step | ms at peak rate | ms | share of peak rate |")
     print("| --- " * 5 + "|")
-    for label, runs in found.items():
+    for label, runs in results.items():
         needed = operations(ROWS[label], config, tokens, tokens * ROWS[label].strategy.rate)
-        rate = statistics.median(one["rate"] for one in runs)
-        seconds = statistics.median(one["seconds"] for one in runs)
+        rate = statistics.median(run["rate"] for run in runs)
+        seconds = statistics.median(run["seconds"] for run in runs)
         print(
             f"| {label} | {needed / 1e12:.2f} | {needed / rate * 1e3:.1f} | {seconds * 1e3:.1f} | "
             f"{needed / rate / seconds:.0%} |"
         )
-    print(f"\n{torch.cuda.get_device_name()}: one product of 8192 x 8192 in bf16 {rate / 1e12:.0f} x 10^12 a second")
+    size = f"{PEAK_SIZE} x {PEAK_SIZE}"
+    print(f"\n{torch.cuda.get_device_name()}: a product of {size} in bf16 runs at {rate / 1e12:.0f} x 10^12 per second")
 
 
-def parts(options: argparse.Namespace, step: float) -> None:
-    """Print what collators, and tokenising and packing, take by themselves."""
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
-    documents = load_corpus(options.corpus, max_megabytes=options.max_megabytes)
-    disable_caching()
-    stock, ours = collators(
-        tokenizer,
-        tokenize_and_pack(documents, tokenizer, max_length=options.length),
-        stock_blocks(documents.select(range(1000)), tokenizer, options.length, offsets=True),
-        options.batch,
-    )
-    share = ours / step
+def print_collators(options: argparse.Namespace, tokenizer: Any, documents: Dataset, step: float) -> None:
+    """Print the time of the collators alone, and our collator's share of a step (s)."""
+    offsets = stock_blocks(documents.select(range(min(len(documents), 1000))), tokenizer, options.length, offsets=True)
+    packed = tokenize_and_pack(documents, tokenizer, max_length=options.length)
+    stock_collator = DataCollatorForLanguageModeling(tokenizer, whole_word_mask=True)
+    own_collator = BioptimusDataCollator(tokenizer, WORDS)
+    stock_rows, own_rows = ([blocks[row] for row in range(options.batch)] for blocks in (offsets, packed))
+    stock = median_seconds(lambda: stock_collator(stock_rows), 20)
+    ours = median_seconds(lambda: own_collator(own_rows), 20)
     print(
-        f"\ncollator, whole words: stock {stock * 1e3:.1f} ms a batch, ours {ours * 1e3:.2f} ms, {stock / ours:.1f}x;"
+        f"\ncollator, whole words: stock {stock * 1e3:.1f} ms per batch, ours {ours * 1e3:.2f} ms, {stock / ours:.1f}x;"
     )
-    print(f"ours is {share:.2%} of its step")
-    bare, packed = tokenizing(documents, tokenizer, options.length)
-    print(f"tokenising: bare Rust encoder {bare:.2f} s, ours, packed {packed:.2f} s, {packed / bare:.2f}x")
+    print(f"ours takes {ours / step:.2%} of its step")
+
+
+def print_tokenizing(options: argparse.Namespace, tokenizer: Any, documents: Dataset) -> None:
+    """Print the time of tokenising with packing, compared with the bare Rust encoder."""
+    texts, backend = documents["text"][:], tokenizer.backend_tokenizer
+
+    def encode() -> None:
+        for start in range(0, len(texts), 1000):
+            backend.encode_batch_fast(texts[start : start + 1000])
+
+    bare = median_seconds(encode, 3)
+    packed = median_seconds(lambda: tokenize_and_pack(documents, tokenizer, max_length=options.length), 3)
+    print(f"tokenising: bare Rust encoder {bare:.2f} s, ours with packing {packed:.2f} s, {packed / bare:.2f}x")
+
+
+def parse_options() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", required=True)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--max_megabytes", type=float, default=4)
+    parser.add_argument("--length", type=int, default=128, help="tokens per block")
+    parser.add_argument("--batch", type=int, default=32, help="blocks per step")
+    parser.add_argument("--steps", type=int, default=120 if ON_GPU else 24)
+    parser.add_argument("--workers", type=int, default=4 if ON_GPU else 0, help="processes that collate")
+    parser.add_argument("--repeat", type=int, default=1, help="runs per row")
+    parser.add_argument("--random", action="store_true", help="random weights, in the shape of --model")
+    default = [label for label, row in ROWS.items() if not row.compiled]
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=default, help="default: all but compiled rows")
+    parser.add_argument("--row", choices=ROWS, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure all rows and print the tables, or measure a single row for them."""
+    options = parse_options()
+    disable_progress_bars()
+    disable_progress_bar()
+    set_verbosity_error()
+    if options.row:
+        print("RESULT", json.dumps(measure(options, options.row)))
+        return
+    results: dict[str, list[dict[str, float]]] = defaultdict(list)
+    for _ in range(options.repeat):
+        for label in options.rows:
+            results[label].append(measure_apart(options, label))
+            print(f"{label}: {results[label][-1]}", file=sys.stderr, flush=True)
+    print_rows(options, results)
+    if ON_GPU:
+        print_limits(options, results)
+    if {"stock whole words, bf16", "ours whole words, bf16"} <= results.keys():
+        tokenizer = AutoTokenizer.from_pretrained(options.model)
+        documents = load_corpus(options.corpus, max_megabytes=options.max_megabytes)
+        disable_caching()
+        step = statistics.median(run["seconds"] for run in results["ours whole words, bf16"])
+        print_collators(options, tokenizer, documents, step)
+        print_tokenizing(options, tokenizer, documents)
 
 
 if __name__ == "__main__":

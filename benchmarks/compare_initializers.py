@@ -1,23 +1,23 @@
 #!/usr/bin/env python
-"""Which start for a new token? Every initialiser, the same vocabulary, contexts, masked-LM training and NER heads.
+"""Compare the initializers of new tokens, with the same vocabulary, contexts, pre-training and NER heads.
 
     python benchmarks/compare_initializers.py --corpus abstracts.txt.gz --ner_data DATA/ner \
         --base_model google-bert/bert-base-uncased --work runs/initializers
 
-Steps, each of which is skipped where it is finished, so that an interrupted comparison goes on:
+The steps are as follows. Finished ones are skipped, so an interrupted comparison resumes.
 
-1. a base model with a masked-LM head: where the base has none, a new one is trained alone, on the base's own vocabulary
-   with the encoder and the table fixed, so that no initialiser has a part in it;
-2. a vocabulary and contexts, as scripts/train_vocabulary.py and scripts/find_contexts.py make them, once for all;
-3. for each initialiser a v0.0 (scripts/distill_embeddings.py);
-4. from each v0.0 the same short pre-training (scripts/pretrain.py), validated before the first step and along the way;
-5. from most v0.0 and from the base NER heads (scripts/finetune_ner.py).
+1. A base model with a masked-LM head. If the base has none, a new one is trained on the base's own vocabulary with the
+   encoder and the embeddings frozen, so that the head is independent of the initializers.
+2. A vocabulary and contexts for all (train-vocabulary, find-contexts).
+3. A v0.0 for each initializer (distill).
+4. The same short pre-training from each v0.0 (pretrain), validated before the first step and along the way.
+5. NER heads on most v0.0 and on the base (finetune-ner).
 
-Options other than those of an earlier run want another WORK. Writes WORK/summary.md (losses, F1, and differences paired
-by seed, and by task, with 95 % intervals) and WORK/losses.png. The initialisers named first have all seeds, the others
-the first only. A seed also draws the held-out documents, so that losses compare within a seed only; the head, the
-vocabulary and the contexts are made once, on the training part of seed 0, so that with other seeds some held-out
-documents had a part in them.
+To change options, choose another WORK. Writes WORK/summary.md (losses, F1, and differences with 95 % intervals, paired
+by seed and, for F1, by task) and WORK/losses.png. The first three initializers are run with all seeds, the others with
+the first one only. A seed also draws the held-out documents, so losses can be compared within a seed only. The head,
+the vocabulary and the contexts are made once, from the training split of seed 0, so with other seeds they have seen
+some of the held-out documents.
 """
 
 from __future__ import annotations
@@ -32,13 +32,17 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import sqrt
 from pathlib import Path
+from typing import Any
 
 import torch
 from scipy.stats import t
 from transformers import AutoTokenizer
 
+from bioptimus_hf.artifacts import atomic_folder
+from bioptimus_hf.cli.launch import keep_freed_memory
 from bioptimus_hf.corpus.dataset import load_corpus, split_validation
 from bioptimus_hf.models import load_masked_lm, save_masked_lm
+from bioptimus_hf.plots import save_plot
 from bioptimus_hf.pretraining.arguments import PretrainingArguments
 from bioptimus_hf.pretraining.curriculum import Phase
 from bioptimus_hf.pretraining.masking import MaskingStrategy, mask_once
@@ -46,9 +50,8 @@ from bioptimus_hf.pretraining.modeling import BertForMaskedPositions
 from bioptimus_hf.pretraining.packing import tokenize_and_pack
 from bioptimus_hf.pretraining.run import pretrain
 
-SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 BLOCK = 128
-VARIANTS = {  # label to the options of distill_embeddings.py
+VARIANTS = {  # label to options of `bioptimus distill`
     "random": ["--initializer", "random"],
     "subtoken_mean": ["--initializer", "subtoken_mean"],
     "contextual_mean_scaled": ["--initializer", "contextual_mean_scaled"],
@@ -56,37 +59,46 @@ VARIANTS = {  # label to the options of distill_embeddings.py
     "contextual_mean_scaled, layer 1": ["--initializer", "contextual_mean_scaled", "--layer", "1"],
     "token_distillation": ["--initializer", "token_distillation", "--max_tokens", "1500"],
 }
-ALL_SEEDS = 3  # variants, the first ones
+ALL_SEEDS = 3  # number of variants that are run with all seeds
 REFERENCE = "subtoken_mean"
 WITHOUT_HEADS = ("contextual_mean_scaled, layer 1",)  # to save time
 
+Curves = dict[str, dict[int, dict[int, float]]]
+"""Validation losses (nats) by label, seed and step."""
 
-def run_script(name: str, *options: str, threads: int) -> None:
-    log = Path(options[options.index("--output_dir") + 1]) / f"{name}.log"
+Scores = dict[str, dict[tuple[str, int], float]]
+"""F1 in percent by label of the model, task and seed."""
+
+
+def run_command(name: str, *options: object, threads: int) -> None:
+    """Run a command of `bioptimus`; what it prints goes to a log file in its output folder."""
+    arguments = [str(option) for option in options]
+    log = Path(arguments[arguments.index("--output_dir") + 1]) / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a") as written:
+    with log.open("a") as output:
         subprocess.run(
-            [sys.executable, str(SCRIPTS / f"{name}.py"), *options],
+            [sys.executable, "-m", "bioptimus_hf.cli", name, *arguments],
             env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-            stdout=written,
+            stdout=output,
             stderr=subprocess.STDOUT,
             check=True,
         )
 
 
 def base_with_head(options: argparse.Namespace, folder: Path) -> None:
-    """Save the base with a masked-LM head: its own, or one that is trained while all else stays as it is."""
-    model, made_up = load_masked_lm(options.base_model, kind=BertForMaskedPositions)
+    """Save the base with a masked-LM head: its own, or a new one, trained with all other weights frozen."""
+    keep_freed_memory()
+    model, new_weights = load_masked_lm(options.base_model, kind=BertForMaskedPositions)
     tokenizer = AutoTokenizer.from_pretrained(options.base_model)
-    if made_up:
+    if new_weights:
         documents = split_validation(
             load_corpus(options.corpus, max_megabytes=options.max_megabytes), share=options.validation_share
         )
         train, validation = (
-            tokenize_and_pack(documents[part], tokenizer, max_length=BLOCK) for part in ("train", "validation")
+            tokenize_and_pack(documents[split], tokenizer, max_length=BLOCK) for split in ("train", "validation")
         )
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name in made_up)
+            parameter.requires_grad_(name in new_weights)
         arguments = PretrainingArguments(
             output_dir=str(folder.with_suffix(".checkpoints")),
             learning_rate=1e-3,
@@ -105,32 +117,52 @@ def base_with_head(options: argparse.Namespace, folder: Path) -> None:
             export_dir=folder.with_suffix(".exports"),
         )
         print(*(f"step {row['step']}: loss {row['eval_loss']:.3f}" for row in history if "eval_loss" in row), sep="\n")
-    partial = folder.with_suffix(".partial")
-    save_masked_lm(model, tokenizer, partial)
-    partial.rename(folder)
+    with atomic_folder(folder) as complete:
+        save_masked_lm(model, tokenizer, complete)
 
 
-def seeds_of(number: int, seeds: Sequence[int]) -> Sequence[int]:
-    return seeds if number < ALL_SEEDS else seeds[:1]
+def seeds_of(label: str, seeds: Sequence[int]) -> Sequence[int]:
+    """Return the seeds that a variant is run with."""
+    return seeds if list(VARIANTS).index(label) < ALL_SEEDS else seeds[:1]
 
 
 def folder_of(work: Path, label: str, seed: int) -> Path:
-    """Return where a v0.0 lies; only noise depends on the seed."""
+    """Return the folder of a v0.0; only that of the random initializer depends on the seed."""
     name = label.replace(", ", "_").replace(" ", "")
     return work / (f"{name}-{seed}" if label == "random" else name)
 
 
-def losses(folder: Path) -> dict[int, float]:
-    history = json.loads((folder / "pretraining" / "history.json").read_text())
-    return {row["step"]: row["eval_loss"] for row in history if "eval_loss" in row}
+def read_curves(work: Path, seeds: Sequence[int]) -> Curves:
+    """Read the losses of finished runs."""
+    curves: Curves = {}
+    for label in VARIANTS:
+        for seed in seeds_of(label, seeds):
+            file = folder_of(work, label, seed) / f"seed-{seed}" / "pretraining" / "history.json"
+            if file.is_file():
+                rows = json.loads(file.read_text())
+                losses = {row["step"]: row["eval_loss"] for row in rows if "eval_loss" in row}
+                curves.setdefault(label, {})[seed] = losses
+    return curves
 
 
-def mean_and_deviation(values: Sequence[float], digits: int) -> str:
+def read_scores(work: Path) -> Scores:
+    """Read the scores of finished heads."""
+    scores: Scores = {}
+    for file in (work / "ner").glob("*/*/*/scores.json"):
+        head = json.loads(file.read_text())
+        label = head["model"].partition("-")[0] if head["model"].startswith("random") else head["model"]
+        scores.setdefault(label, {})[head["task"], head["seed"]] = 100 * head["test"]["f1"]
+    return scores
+
+
+def format_spread(values: Sequence[float], digits: int) -> str:
+    """Format mean and standard deviation; a single value has no standard deviation."""
     mean = f"{statistics.fmean(values):.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
-def interval(differences: Sequence[float], digits: int) -> str:
+def format_interval(differences: Sequence[float], digits: int) -> str:
+    """Format the mean of differences and its 95 % t-interval."""
     mean = statistics.fmean(differences)
     if len(differences) < 2:
         return f"{mean:+.{digits}f}"
@@ -138,164 +170,171 @@ def interval(differences: Sequence[float], digits: int) -> str:
     return f"{mean:+.{digits}f} ({mean - half:+.{digits}f} to {mean + half:+.{digits}f})"
 
 
-def summarize(work: Path, tasks: Sequence[str], seeds: Sequence[int]) -> str:
-    """Make the table, and the plot of the losses, of what is finished."""
-    curves: dict[str, dict[int, dict[int, float]]] = {}  # of each seed, by step
-    scores: dict[str, dict[tuple[str, int], float]] = {}
-    for file in (work / "ner").glob("*/*/*/scores.json"):
-        cell = json.loads(file.read_text())
-        label = cell["model"].partition("-")[0] if cell["model"].startswith("random") else cell["model"]
-        scores.setdefault(label, {})[cell["task"], cell["seed"]] = 100 * cell["test"]["f1"]
-    for number, label in enumerate(VARIANTS):
-        folders = {seed: folder_of(work, label, seed) / f"seed-{seed}" for seed in seeds_of(number, seeds)}
-        done = {seed: folder for seed, folder in folders.items() if (folder / "pretraining" / "history.json").is_file()}
-        if done:
-            curves[label] = {seed: losses(folder) for seed, folder in done.items()}
-    if not curves:
-        return "nothing is finished yet\n"
-    steps = sorted(set.intersection(*(set(curve) for each in curves.values() for curve in each.values())))
+def make_loss_table(curves: Curves) -> list[str]:
+    """Make the table of losses, at the steps that all runs have in common."""
+    steps = sorted(set.intersection(*(set(curve) for runs in curves.values() for curve in runs.values())))
     lines = [
-        f"| initialiser | {' | '.join(f'loss, step {step}' for step in steps)} | minus {REFERENCE} (95 %), seeds |",
+        f"| initializer | {' | '.join(f'loss, step {step}' for step in steps)} | minus {REFERENCE} (95 %), seeds |",
         "| --- |" + " --- |" * (len(steps) + 1),
     ]
-    for label, each in curves.items():
-        cells = [mean_and_deviation([curve[step] for curve in each.values()], 3) for step in steps]
-        reference = curves.get(REFERENCE, {})
-        pairs = [curve[steps[-1]] - reference[seed][steps[-1]] for seed, curve in each.items() if seed in reference]
-        against = f"{interval(pairs, 3)}, {len(pairs)}" if label != REFERENCE and pairs else "-"
-        lines.append(f"| {label} | {' | '.join(cells)} | {against} |")
-    lines += ["", "| start | " + " | ".join(f"{task} F1" for task in tasks) + " | minus base (95 %), pairs |"]
+    reference = curves.get(REFERENCE, {})
+    for label, runs in curves.items():
+        columns = [format_spread([curve[step] for curve in runs.values()], 3) for step in steps]
+        pairs = [curve[steps[-1]] - reference[seed][steps[-1]] for seed, curve in runs.items() if seed in reference]
+        difference = f"{format_interval(pairs, 3)}, {len(pairs)}" if label != REFERENCE and pairs else "-"
+        lines.append(f"| {label} | {' | '.join(columns)} | {difference} |")
+    return lines
+
+
+def make_score_table(scores: Scores, tasks: Sequence[str]) -> list[str]:
+    """Make the table of F1."""
+    lines = ["| initializer | " + " | ".join(f"{task} F1" for task in tasks) + " | minus base (95 %), pairs |"]
     lines.append("| --- |" + " --- |" * (len(tasks) + 1))
+    base = scores.get("base", {})
     for label in ("base", *VARIANTS):
         own = scores.get(folder_of(Path(), label, 0).name.removesuffix("-0"), {})
-        if own:
-            by_task = ([score for (of, _), score in sorted(own.items()) if of == task] for task in tasks)
-            cells = [mean_and_deviation(values, 2) if values else "-" for values in by_task]
-            base = scores.get("base", {})
-            pairs = [score - base[cell] for cell, score in own.items() if cell in base]
-            against = f"{interval(pairs, 2)}, {len(pairs)}" if label != "base" and pairs else "-"
-            lines.append(f"| {label} | {' | '.join(cells)} | {against} |")
-    plot(curves, work / "losses.png")
-    return "\n".join(lines) + "\n"
+        if not own:
+            continue
+        by_task = ([score for (task, _), score in sorted(own.items()) if task == wanted] for wanted in tasks)
+        columns = [format_spread(values, 2) if values else "-" for values in by_task]
+        pairs = [score - base[head] for head, score in own.items() if head in base]
+        difference = f"{format_interval(pairs, 2)}, {len(pairs)}" if label != "base" and pairs else "-"
+        lines.append(f"| {label} | {' | '.join(columns)} | {difference} |")
+    return lines
 
 
-def plot(curves: dict[str, dict[int, dict[int, float]]], path: Path) -> None:
-    """Draw the losses, and what each is above that of the reference with the same seed."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    reference = curves.get(REFERENCE, {})
-    for label, each in curves.items():
-        steps = sorted(next(iter(each.values())))
-        left.plot(steps, [statistics.fmean(curve[step] for curve in each.values()) for step in steps], label=label)
-        shared, later = sorted(each.keys() & reference.keys()), steps[1:]
-        if shared:
-            above = [statistics.fmean(each[seed][step] - reference[seed][step] for seed in shared) for step in later]
-            right.plot(later, above, marker=".", label=f"{label} ({len(shared)} seeds)" if shared[1:] else label)
-    left.set(xlabel="optimizer steps after the start", ylabel="validation loss (nats)", yscale="log")
-    right.set(xlabel="optimizer steps after the start", ylabel=f"loss minus that of {REFERENCE} (nats)")
-    right.legend(fontsize="small")
-    figure.savefig(path, dpi=120)
+def write_summary(options: argparse.Namespace) -> None:
+    """Write the tables and the plot of what is finished."""
+    curves = read_curves(options.work, options.seeds)
+    if not curves:
+        return
+    lines = [*make_loss_table(curves), "", *make_score_table(read_scores(options.work), options.tasks)]
+    (options.work / "summary.md").write_text("\n".join(lines) + "\n")
+    plot(curves, options.work / "losses.png")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", nargs="+", required=True)
-    parser.add_argument("--ner_data", required=True)
-    parser.add_argument("--base_model", required=True)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--max_megabytes", type=float, default=20)
-    parser.add_argument("--validation_share", type=float, default=0.02)
-    parser.add_argument("--per_token", type=int, default=16)
-    parser.add_argument("--head_steps", type=int, default=300, help="optimizer steps of a new masked-LM head")
-    parser.add_argument("--steps", type=int, default=300, help="optimizer steps of pre-training from each start")
-    parser.add_argument("--learning_rate", type=float, default=5e-4, help="of pre-training")
-    parser.add_argument("--tasks", nargs="+", default=["ncbi-disease", "bc5-chem"])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--ner_epochs", type=int, default=3)
-    parser.add_argument("--jobs", type=int, default=1, help="trainings at once, which share the processor")
-    options = parser.parse_args()
-    work, every = options.work, max(1, len(os.sched_getaffinity(0)))
-    base = work / "base"
+def plot(curves: Curves, path: Path) -> None:
+    """Plot the losses, and their mean differences from the reference with the same seed."""
+
+    def draw(axes: Any) -> None:
+        left, right = axes
+        reference = curves.get(REFERENCE, {})
+        for label, runs in curves.items():
+            steps = sorted(next(iter(runs.values())))
+            left.plot(steps, [statistics.fmean(curve[step] for curve in runs.values()) for step in steps], label=label)
+            seeds, later = sorted(runs.keys() & reference.keys()), steps[1:]
+            if seeds:
+                means = [statistics.fmean(runs[seed][step] - reference[seed][step] for seed in seeds) for step in later]
+                right.plot(later, means, marker=".", label=f"{label} ({len(seeds)} seeds)" if seeds[1:] else label)
+        left.set(xlabel="optimizer steps after the start", ylabel="validation loss (nats)", yscale="log")
+        right.set(xlabel="optimizer steps after the start", ylabel=f"loss minus that of {REFERENCE} (nats)")
+        right.legend(fontsize="small")
+
+    save_plot(path, draw, size=(11, 4), columns=2)
+
+
+def prepare_versions(options: argparse.Namespace, threads: int) -> None:
+    """Make the base, vocabulary and contexts for all, and the v0.0 of each initializer."""
+    work, base = options.work, options.work / "base"
     if not base.is_dir():
         base_with_head(options, base)
-    text = ["--corpus", *options.corpus, "--max_megabytes", f"{options.max_megabytes:g}"]
-    text += ["--validation_share", f"{options.validation_share:g}"]
-    model = ["--base_model", str(base)]
-    shared = ["--output_dir", str(work / "shared")]
-    run_script("train_vocabulary", *shared, *model, *text, "--size", "30522", threads=every)
-    run_script("find_contexts", *shared, *model, *text, "--per_token", str(options.per_token), threads=every)
-    pretrainings, heads = [], []
-    for number, (label, chosen) in enumerate(VARIANTS.items()):
-        for seed in seeds_of(number, options.seeds):
+    model = ("--base_model", base)
+    shared = ("--output_dir", work / "shared", *model, *corpus_options(options))
+    run_command("train-vocabulary", *shared, "--size", 30522, threads=threads)
+    run_command("find-contexts", *shared, "--per_token", options.per_token, threads=threads)
+    for label, chosen in VARIANTS.items():
+        for seed in seeds_of(label, options.seeds):
             folder = folder_of(work, label, seed)
             folder.mkdir(exist_ok=True)
             for name in ("tokenizer", "contexts"):
                 if not (folder / name).exists():
                     (folder / name).symlink_to(work.resolve() / "shared" / name)
-            own = ["--seed", str(seed if label == "random" else 0), "--bf16"]
-            run_script("distill_embeddings", "--output_dir", str(folder), *model, *own, *chosen, threads=every)
-            target = folder / f"seed-{seed}"
-            pretrainings.append(
-                (
-                    seed,
-                    [
-                        *("--output_dir", str(target), "--model", str(folder / "v0.0"), *text, "--seed", str(seed)),
-                        *("--max_steps", str(options.steps), "--learning_rate", f"{options.learning_rate:g}"),
-                        *("--per_device_train_batch_size", "16", "--max_length", str(BLOCK), "--bf16"),
-                        *(
-                            "--eval_steps",
-                            str(max(1, options.steps // 6)),
-                            "--save_steps",
-                            "100",
-                            "--report_to",
-                            "none",
-                        ),
-                    ],
-                )
-            )
-            if label not in WITHOUT_HEADS:
-                heads.append((seed, f"{folder.name}={folder / 'v0.0'}"))
-    heads += [(seed, f"base={base}") for seed in options.seeds]
-    threads = max(1, every // options.jobs)
+            own = ("--seed", seed if label == "random" else 0, "--bf16")
+            run_command("distill", "--output_dir", folder, *model, *own, *chosen, threads=threads)
 
-    def train(job: tuple[int, list[str]]) -> None:
-        run_script("pretrain", *job[1], threads=threads)
 
-    def head(job: tuple[int, str]) -> None:
-        seed, model = job
-        for task in options.tasks:
-            run_script(
-                "finetune_ner",
-                *("--output_dir", str(work), "--ner_data", options.ner_data, "--tasks", task, "--models", model),
-                *(
-                    "--seeds",
-                    str(seed),
-                    str(seed),
-                    "--num_train_epochs",
-                    str(options.ner_epochs),
-                    "--learning_rate",
-                    "2e-4",
-                ),
-                *("--per_device_train_batch_size", "32", "--bf16"),
-                threads=threads,
-            )
+def corpus_options(options: argparse.Namespace) -> list[object]:
+    """Return the options of a command that select the text."""
+    limits = ("--max_megabytes", options.max_megabytes, "--validation_share", options.validation_share)
+    return ["--corpus", *options.corpus, *limits]
 
+
+def train_version(options: argparse.Namespace, label: str, seed: int, threads: int) -> None:
+    """Pre-train from the v0.0 of an initializer."""
+    folder = folder_of(options.work, label, seed)
+    settings = {
+        "output_dir": folder / f"seed-{seed}",
+        "model": folder / "v0.0",
+        "seed": seed,
+        "max_steps": options.steps,
+        "learning_rate": options.learning_rate,
+        "per_device_train_batch_size": 16,
+        "max_length": BLOCK,
+        "eval_steps": max(1, options.steps // 6),
+        "save_steps": 100,
+        "report_to": "none",
+    }
+    arguments = [argument for name, value in settings.items() for argument in (f"--{name}", value)]
+    run_command("pretrain", *arguments, "--bf16", *corpus_options(options), threads=threads)
+
+
+def train_heads(options: argparse.Namespace, model: str, seed: int, threads: int) -> None:
+    """Fine-tune a head of a model, given as LABEL=FOLDER, for each task."""
+    settings = {
+        "output_dir": options.work,
+        "ner_data": options.ner_data,
+        "models": model,
+        "num_train_epochs": options.ner_epochs,
+        "learning_rate": 2e-4,
+        "per_device_train_batch_size": 32,
+    }
+    arguments = [argument for name, value in settings.items() for argument in (f"--{name}", value)]
+    for task in options.tasks:
+        seeds = ("--seeds", seed, seed)  # a single number would be the number of seeds
+        run_command("finetune-ner", *arguments, "--tasks", task, *seeds, "--bf16", threads=threads)
+
+
+def parse_options() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", nargs="+", required=True)
+    parser.add_argument("--ner_data", required=True, help="folder with the NER sets")
+    parser.add_argument("--base_model", required=True)
+    parser.add_argument("--work", type=Path, required=True, help="folder for all runs and the results")
+    parser.add_argument("--max_megabytes", type=float, default=20)
+    parser.add_argument("--validation_share", type=float, default=0.02)
+    parser.add_argument("--per_token", type=int, default=16, help="maximum number of contexts per token")
+    parser.add_argument("--head_steps", type=int, default=300, help="optimizer steps for a new masked-LM head")
+    parser.add_argument("--steps", type=int, default=300, help="optimizer steps of pre-training from each v0.0")
+    parser.add_argument("--learning_rate", type=float, default=5e-4, help="peak learning rate of pre-training")
+    parser.add_argument("--tasks", nargs="+", default=["ncbi-disease", "bc5-chem"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--ner_epochs", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, which share the processor")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run all steps, and write the summary after each run."""
+    options = parse_options()
+    cores = max(1, len(os.sched_getaffinity(0)))
+    torch.set_num_threads(cores)
+    prepare_versions(options, cores)
+    runs = [(seed, label) for label in VARIANTS for seed in seeds_of(label, options.seeds)]
+    heads = [(seed, f"base={options.work / 'base'}") for seed in options.seeds]
+    for seed, label in runs:
+        if label not in WITHOUT_HEADS:
+            folder = folder_of(options.work, label, seed)
+            heads.append((seed, f"{folder.name}={folder / 'v0.0'}"))
+    runs.sort(key=lambda run: run[0])
+    heads.sort(key=lambda head: (head[0], not head[1].startswith("base=")))
+    threads = max(1, cores // options.jobs)
     with ThreadPoolExecutor(options.jobs) as pool:
-        for _ in pool.map(train, sorted(pretrainings, key=lambda job: job[0])):
-            write_summary(work, options)
-        for _ in pool.map(head, sorted(heads, key=lambda job: (job[0], not job[1].startswith("base=")))):
-            write_summary(work, options)
-
-
-def write_summary(work: Path, options: argparse.Namespace) -> None:
-    summary = summarize(work, options.tasks, options.seeds)
-    (work / "summary.md").write_text(summary)
+        for _ in pool.map(lambda run: train_version(options, run[1], run[0], threads), runs):
+            write_summary(options)
+        for _ in pool.map(lambda head: train_heads(options, head[1], head[0], threads), heads):
+            write_summary(options)
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0))))
     main()
