@@ -1,4 +1,4 @@
-"""What runs on a CUDA GPU gives what a CPU gives; skipped where there is none."""
+"""Compare results on a CUDA GPU with those on a CPU; skipped without a GPU."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TEXT = "Aspirin binding in severe asthma patients was induced by protein express
 
 
 def both(**changes: Any) -> tuple[BertForMaskedLM, BertForMaskedPositions]:
-    """The plain model and ours, each drawn from the same seed, on the GPU."""
+    """The plain model and ours, initialised with the same seed, on the GPU."""
     models = []
     for kind in (BertForMaskedLM, BertForMaskedPositions):
         torch.manual_seed(0)
@@ -49,7 +49,7 @@ def rows_and_labels(*, documents: bool) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def assert_close_in_half_precision(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> None:
-    """Compare a loss and the gradients after it: the order in which sums are made depends on the GPU."""
+    """Compare a loss and the gradients after it: the order of summation depends on the GPU."""
     assert one[0].item() == pytest.approx(other[0].item(), rel=1e-3)
     distance = sum(((a - b) ** 2).sum() for a, b in zip(one[1:], other[1:], strict=True)).sqrt()
     assert distance < 0.02 * sum((a**2).sum() for a in one[1:]).sqrt()
@@ -57,8 +57,8 @@ def assert_close_in_half_precision(one: Sequence[torch.Tensor], other: Sequence[
 
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("documents", [False, True])
-def test_attention_end_to_end_has_the_errors_of_half_precision_alone(precision: torch.dtype, documents: bool) -> None:
-    """Against the exact gradient, that of masks in full precision; the same masks in half precision for comparison."""
+def test_varlen_attention_has_only_the_errors_of_half_precision(precision: torch.dtype, documents: bool) -> None:
+    """Compared with the exact gradient (masks in full precision), and with the errors of masks in half precision."""
     plain, ours = both()
     ids, labels = rows_and_labels(documents=documents)
     ours.document_start = 4 if documents else None
@@ -73,7 +73,7 @@ def test_attention_end_to_end_has_the_errors_of_half_precision_alone(precision: 
         with torch.autocast("cuda", dtype=precision):
             rounded = ours(ids, labels=labels).loss
         assert rounded.item() == pytest.approx(loss.item(), rel=1e-3)
-        scale = 1024  # so that small gradients are numbers in fp16
+        scale = 1024  # so that small gradients don't underflow in fp16
         found = torch.autograd.grad(rounded * scale, parameters)
         errors.append(sum(((a / scale - b) ** 2).sum() for a, b in zip(found, exact, strict=True)).sqrt().item())
     assert 0 < errors[1] < 1.2 * errors[0]
@@ -99,7 +99,7 @@ def test_compiled_layers_give_the_same_loss_and_gradient() -> None:
 
 
 def test_what_is_replayed_gives_the_same_loss_and_gradient() -> None:
-    """Batches with few documents, with more than there was room for, of another shape; two to a step."""
+    """Batches with few documents, with too many for the recording, of another shape; two per step."""
     _, model = both()
     set_dropout(model.train(), 0)
     model.document_start = 4
@@ -113,7 +113,7 @@ def test_what_is_replayed_gives_the_same_loss_and_gradient() -> None:
 
 @pytest.fixture
 def pretraining(tokenizer: BertTokenizer, tmp_path: Path) -> Any:
-    """What runs scripts/pretrain.py as one_gpu.yaml launches it, and returns the weights of its last version."""
+    """Run scripts/pretrain.py with one_gpu.yaml, and return the weights of the last version."""
     save_masked_lm(build_tiny_bert(len(tokenizer)), tokenizer, tmp_path / "start")
     (tmp_path / "text.txt").write_text("".join(f"{TEXT * (1 + n % 30)}\n" for n in range(300)))
 
@@ -142,26 +142,27 @@ def test_a_run_launched_on_a_gpu_gives_the_same_bytes_twice(
 
 
 @pytest.mark.slow
-def test_a_compiled_run(pretraining: Any) -> None:
+def test_a_compiled_run_gives_the_weights_of_a_plain_one(pretraining: Any) -> None:
     plain, compiled = pretraining("plain"), pretraining("compiled", "--torch_compile", "true")
     assert plain.keys() == compiled.keys()
     assert all(torch.allclose(plain[name], compiled[name], atol=2e-3) for name in plain)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_entities_and_places_are_those_of_a_cpu(tokenizer: BertTokenizer, dtype: torch.dtype) -> None:
+def test_entities_and_offsets_are_those_of_a_cpu(tokenizer: BertTokenizer, dtype: torch.dtype) -> None:
     head = build_tiny_head(layers=1)
     texts = [TEXT * (1 + number % 40) for number in range(50)]
     on_cpu = list(Annotator(head, tokenizer, device="cpu").annotate(texts))
     on_gpu = list(Annotator(head, tokenizer, device="cuda", dtype=dtype).annotate(texts))
     if dtype == torch.float32:
-        assert [[(one.start, one.end, one.label) for one in its] for its in on_cpu] == [
-            [(one.start, one.end, one.label) for one in its] for its in on_gpu
+        assert [[(entity.start, entity.end, entity.label) for entity in found] for found in on_cpu] == [
+            [(entity.start, entity.end, entity.label) for entity in found] for found in on_gpu
         ]
-    assert all(one.text == text[one.start : one.end] for text, its in zip(texts, on_gpu, strict=True) for one in its)
+    for text, found in zip(texts, on_gpu, strict=True):
+        assert all(entity.text == text[entity.start : entity.end] for entity in found)
 
 
-def test_contexts_are_read_as_on_a_cpu(tokenizer: BertTokenizer) -> None:
+def test_contextual_embeddings_are_those_of_a_cpu(tokenizer: BertTokenizer) -> None:
     start = TEXT.index("asthma")
     contexts = Dataset.from_dict(
         {"token": ["asthma"] * 8, "text": [TEXT] * 8, "start": [start] * 8, "end": [start + 6] * 8}

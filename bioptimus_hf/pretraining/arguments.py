@@ -115,7 +115,7 @@ REJECTED_VALUES = {
 
 @dataclass
 class PretrainingArguments(TrainingArguments):
-    """`TrainingArguments` with the defaults of continued pre-training.
+    """Options of the Trainer, with the defaults of continued pre-training.
 
     Raises:
         InputError: an option is set that pre-training can't respect (see `REJECTED`).

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""A stock masked-language-model script of transformers, and the two lines that make a curriculum of it.
+"""Train through the masking curriculum with the stock Trainer: two lines more than an ordinary script.
 
     python scripts/examples/stock_trainer.py --text abstracts.txt --model google-bert/bert-base-uncased --output_dir out
 
-Writes OUTPUT_DIR/v0.1 ... v0.4. The lines are marked.
+Writes OUTPUT_DIR/v0.1 ... v0.4. The two lines are numbered.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from bioptimus_hf import BioptimusDataCollator, CurriculumCallback
 def main() -> None:
     """Train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text", required=True, help="a file with a text a line")
+    parser.add_argument("--text", required=True, help="file with one text per line")
     parser.add_argument("--model", required=True)
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--max_steps", type=int, default=1000)
@@ -31,16 +31,16 @@ def main() -> None:
     rows = texts.map(
         lambda batch: tokenizer(batch["text"], truncation=True, max_length=128), batched=True, remove_columns="text"
     )
-    collator = BioptimusDataCollator(tokenizer)  # the first line, instead of DataCollatorForLanguageModeling
+    collator = BioptimusDataCollator(tokenizer)  # 1: instead of DataCollatorForLanguageModeling
     trainer = Trainer(
         model=AutoModelForMaskedLM.from_pretrained(options.model),
         args=TrainingArguments(output_dir=f"{options.output_dir}/trainer", max_steps=options.max_steps),
         train_dataset=rows,
         data_collator=collator,
-        callbacks=[CurriculumCallback(collator, export_dir=options.output_dir)],  # the second line
+        callbacks=[CurriculumCallback(collator, export_dir=options.output_dir)],  # 2
     )
     trainer.train()
-    # Of several processes, each takes leave before Python ends, whose threads it would else still need; models first.
+    # Free the model, then destroy the process group (if there is one), before the interpreter shuts down.
     del trainer
     gc.collect()
     PartialState().destroy_process_group()

@@ -1,3 +1,5 @@
+"""The phases of a curriculum under a stock Trainer: when they switch, what they export, and how they are resumed."""
+
 from __future__ import annotations
 
 import itertools
@@ -9,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
-from helpers import build_tiny_bert
+from helpers import build_tiny_bert, build_tiny_tokenizer
 from transformers import (
     AutoModelForMaskedLM,
     AutoTokenizer,
@@ -32,7 +34,7 @@ TEXT = "aspirin binding in severe asthma patients with bronchoconstriction of th
 
 
 class Recorder(BioptimusDataCollator):
-    """Remembers every training batch."""
+    """Keeps every training batch."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -80,7 +82,21 @@ def train(
     return trainer, collator
 
 
-def test_the_published_rows() -> None:
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that kept its checkpoints, of steps 7, 14 and 20."""
+    folder = tmp_path_factory.mktemp("finished")
+    train(build_tiny_tokenizer(), folder, save_strategy="steps", save_steps=7)
+    return folder
+
+
+@pytest.fixture
+def checkpointed(finished: Path, tmp_path: Path) -> Path:
+    """A copy of that run for the test alone."""
+    return Path(shutil.copytree(finished, tmp_path, dirs_exist_ok=True))
+
+
+def test_published_curriculum() -> None:
     table = [(p.version, p.masking.unit, p.masking.rate, p.masking.corrupt, p.share) for p in BIOPTIMUS_CURRICULUM]
     assert table == [
         ("0.1", "token", 0.15, True, 0.25),
@@ -95,7 +111,7 @@ def test_phase_ends(steps: int, ends: list[int]) -> None:
     assert phase_ends(BIOPTIMUS_CURRICULUM, steps) == ends
 
 
-def test_bad_curricula_are_refused() -> None:
+def test_invalid_curricula_are_rejected() -> None:
     word = MaskingStrategy("word", 0.2, corrupt=True)
     with pytest.raises(InputError, match=r"add up to 1, not 0\.9"):
         phase_ends([Phase("0.1", word, 0.5), Phase("0.2", word, 0.4)], 10)
@@ -107,7 +123,7 @@ def test_bad_curricula_are_refused() -> None:
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_phases_switch_at_the_declared_step(tokenizer: BertTokenizer, tmp_path: Path, accumulation: int) -> None:
-    # 24 rows make 6 micro-batches an epoch, so the edges (5, 10 and 15 steps) fall inside epochs.
+    # 24 rows are 6 micro-batches per epoch, so that phases end (after 5, 10 and 15 steps) within epochs.
     _, collator = train(tokenizer, tmp_path, gradient_accumulation_steps=accumulation, per_device_train_batch_size=4)
     assert len(collator.batches) >= 20 * accumulation
     bare = BioptimusDataCollator(tokenizer, seed=5)
@@ -205,7 +221,7 @@ def test_the_log_names_the_phase(tokenizer: BertTokenizer, tmp_path: Path) -> No
     assert (by_step[20]["unit"], by_step[20]["rate"], by_step[20]["corrupt"]) == ("word", 0.2, False)
 
 
-def test_evaluation_moves_no_mask(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+def test_evaluation_changes_no_mask(tokenizer: BertTokenizer, tmp_path: Path) -> None:
     # The Trainer evaluates with the same collator.
     _, quiet_collator = train(tokenizer, tmp_path / "quiet")
     _, busy_collator = train(tokenizer, tmp_path / "busy", eval_strategy="steps", eval_steps=3)
@@ -214,8 +230,8 @@ def test_evaluation_moves_no_mask(tokenizer: BertTokenizer, tmp_path: Path) -> N
         assert torch.equal(expected["labels"], got["labels"])
 
 
-def test_an_evaluation_set_that_is_not_masked_is_refused(tokenizer: BertTokenizer, tmp_path: Path) -> None:
-    # The collator would mask it, and count its rows as training's: all later phases would come too early.
+def test_an_unmasked_evaluation_set_is_rejected(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    # The collator would mask it and count its rows as training's, so that all later phases would begin too early.
     collator = BioptimusDataCollator(tokenizer)
     rows = Dataset.from_dict({"input_ids": [tokenizer(TEXT)["input_ids"]] * 24})
     trainer = Trainer(
@@ -229,8 +245,8 @@ def test_an_evaluation_set_that_is_not_masked_is_refused(tokenizer: BertTokenize
     with pytest.raises(InputError, match=r"has no labels: mask it once, with bioptimus_hf\.mask_once, in advance"):
         trainer.train()
     masked = rows.map(lambda row: {"labels": row["input_ids"]})
-    for one in (rows, rows.to_iterable_dataset()):
-        trainer.eval_dataset = {"masked": masked, "not": one}
+    for unmasked in (rows, rows.to_iterable_dataset()):
+        trainer.eval_dataset = {"masked": masked, "unmasked": unmasked}
         with pytest.raises(InputError, match="has no labels"):
             trainer.train()
     trainer.train_dataset = masked
@@ -255,13 +271,13 @@ def test_only_training_exports_and_needs_no_processing_class(tokenizer: BertToke
     trainer.train()
     last = tmp_path / "out" / "v0.4" / "model.safetensors"
     written = last.stat().st_mtime_ns
-    trainer.evaluate()  # as run_mlm.py does when training is over
+    trainer.evaluate()  # as run_mlm.py does after training
     assert last.stat().st_mtime_ns == written
     assert [row["step"] for row in trainer.state.log_history if "loss" in row] == [5, 10, 15, 20]
     assert not [row for row in trainer.state.log_history if "eval_loss" in row and "phase" in row]
 
 
-def test_rows_that_go_where_nobody_counts_them_are_refused(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+def test_settings_that_hide_the_position_of_rows_are_rejected(tokenizer: BertTokenizer, tmp_path: Path) -> None:
     callback = CurriculumCallback(BioptimusDataCollator(tokenizer))
     split = arguments(tmp_path, accelerator_config={"split_batches": True})
     with pytest.raises(InputError, match="with split_batches, dispatch_batches, or a streamed data set on several"):
@@ -274,7 +290,7 @@ def test_rows_that_go_where_nobody_counts_them_are_refused(tokenizer: BertTokeni
         callback.on_train_begin(found, TrainerState(max_steps=20), TrainerControl())
 
 
-@pytest.mark.parametrize("step", [5, 7])  # an edge, and the middle of a phase and of an epoch
+@pytest.mark.parametrize("step", [5, 7])  # the end of a phase; the middle of a phase and of an epoch
 def test_resuming_gives_the_uninterrupted_weights(tokenizer: BertTokenizer, tmp_path: Path, step: int) -> None:
     options: dict[str, Any] = {"save_strategy": "steps", "save_steps": step}
     whole, _ = train(tokenizer, tmp_path, **options)
@@ -296,83 +312,79 @@ def test_resuming_gives_the_uninterrupted_weights(tokenizer: BertTokenizer, tmp_
         ({"dataloader_num_workers": 2}, None),
     ],
 )
-def test_a_checkpoint_of_another_run_is_refused(
-    tokenizer: BertTokenizer, tmp_path: Path, change: dict[str, Any], said: str | None
+def test_a_checkpoint_of_another_run_is_rejected(
+    tokenizer: BertTokenizer, checkpointed: Path, change: dict[str, Any], said: str | None
 ) -> None:
-    train(tokenizer, tmp_path, save_strategy="steps", save_steps=7)
-    resume = str(tmp_path / "trainer" / "checkpoint-7")
-    if said is None:  # this changes nothing
-        assert train(tokenizer, tmp_path, resume=resume, **change)[0].state.global_step == 20
+    resume = str(checkpointed / "trainer" / "checkpoint-7")
+    if said is None:  # workers change nothing
+        assert train(tokenizer, checkpointed, resume=resume, **change)[0].state.global_step == 20
         return
     with pytest.raises(InputError, match=f"the checkpoint belongs to a run with other settings: {said}"):
-        train(tokenizer, tmp_path, resume=resume, **change)
+        train(tokenizer, checkpointed, resume=resume, **change)
 
 
 @pytest.mark.parametrize(
     "change",
     [{"ignore_data_skip": True}, {"save_only_model": True}, {"accelerator_config": {"use_seedable_sampler": False}}],
 )
-def test_what_cannot_go_on_exactly_is_refused(tokenizer: BertTokenizer, tmp_path: Path, change: dict[str, Any]) -> None:
-    train(tokenizer, tmp_path, save_strategy="steps", save_steps=7)
+def test_what_cannot_be_resumed_exactly_is_rejected(
+    tokenizer: BertTokenizer, checkpointed: Path, change: dict[str, Any]
+) -> None:
     with pytest.raises(InputError, match="use_seedable_sampler: false, a run can't be resumed exactly"):
-        train(tokenizer, tmp_path, resume=str(tmp_path / "trainer" / "checkpoint-7"), **change)
-    train(tokenizer, tmp_path / "new", max_steps=4, **change)
+        train(tokenizer, checkpointed, resume=str(checkpointed / "trainer" / "checkpoint-7"), **change)
+    train(tokenizer, checkpointed / "new", max_steps=4, **change)
 
 
-def test_a_checkpoint_without_an_optimizer_is_refused(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+def test_a_checkpoint_without_an_optimizer_is_rejected(tokenizer: BertTokenizer, tmp_path: Path) -> None:
     train(tokenizer, tmp_path, save_strategy="steps", save_steps=7, save_only_model=True)
     with pytest.raises(InputError, match=r"other settings: save_only_model \(True then, False now\)"):
         train(tokenizer, tmp_path, resume=str(tmp_path / "trainer" / "checkpoint-7"))
 
 
-def test_the_checkpoint_of_the_last_step_is_refused(tokenizer: BertTokenizer, tmp_path: Path) -> None:
-    """The Trainer would go on until the end of the epoch: 20 steps are 3 epochs and 2 steps."""
-    train(tokenizer, tmp_path, save_strategy="steps", save_steps=7)
+def test_the_checkpoint_of_the_last_step_is_rejected(tokenizer: BertTokenizer, checkpointed: Path) -> None:
+    """The Trainer would train until the end of the epoch: 20 steps are 3 epochs and 2 steps."""
     with pytest.raises(Finished, match="that of the last step, 20: the run is finished"):
-        train(tokenizer, tmp_path, resume=str(tmp_path / "trainer" / "checkpoint-20"))
+        train(tokenizer, checkpointed, resume=str(checkpointed / "trainer" / "checkpoint-20"))
 
 
-def test_a_checkpoint_of_more_processes_is_refused(tokenizer: BertTokenizer, tmp_path: Path) -> None:
-    train(tokenizer, tmp_path, save_strategy="steps", save_steps=7)
-    state = tmp_path / "trainer" / "checkpoint-7" / "trainer_state.json"
+def test_a_checkpoint_of_more_processes_is_rejected(tokenizer: BertTokenizer, checkpointed: Path) -> None:
+    state = checkpointed / "trainer" / "checkpoint-7" / "trainer_state.json"
     state.write_text(state.read_text().replace('"world_size": 1', '"world_size": 2'))
     with pytest.raises(InputError, match=r"belongs to a run with other settings: world_size \(2 then, 1 now\)"):
-        train(tokenizer, tmp_path, resume=str(state.parent))
+        train(tokenizer, checkpointed, resume=str(state.parent))
 
 
-def test_a_checkpoint_with_another_curriculum_or_seed_is_refused(tokenizer: BertTokenizer, tmp_path: Path) -> None:
-    train(tokenizer, tmp_path, save_strategy="steps", save_steps=7)
+def test_a_checkpoint_with_another_curriculum_or_seed_is_rejected(tokenizer: BertTokenizer, checkpointed: Path) -> None:
     rows = Dataset.from_dict({"input_ids": [tokenizer(TEXT)["input_ids"]] * 24})
     for seed, curriculum, said in ((6, BIOPTIMUS_CURRICULUM, "seed"), (5, BIOPTIMUS_CURRICULUM[::-1], "curriculum")):
         collator = BioptimusDataCollator(tokenizer, seed=seed)
         trainer = Trainer(
             model=build_tiny_bert(len(tokenizer)),
-            args=arguments(tmp_path / "trainer"),
+            args=arguments(checkpointed / "trainer"),
             train_dataset=rows,
             data_collator=collator,
             callbacks=[CurriculumCallback(collator, curriculum)],
         )
         with pytest.raises(InputError, match=f"the checkpoint belongs to a run with other settings: {said}"):
-            trainer.train(resume_from_checkpoint=str(tmp_path / "trainer" / "checkpoint-7"))
+            trainer.train(resume_from_checkpoint=str(checkpointed / "trainer" / "checkpoint-7"))
 
 
-def test_a_checkpoint_without_a_curriculum_is_refused(tokenizer: BertTokenizer, tmp_path: Path) -> None:
-    train(tokenizer, tmp_path, save_strategy="steps", save_steps=7)
-    state = tmp_path / "trainer" / "checkpoint-7" / "trainer_state.json"
+def test_a_checkpoint_without_a_curriculum_is_rejected(tokenizer: BertTokenizer, checkpointed: Path) -> None:
+    state = checkpointed / "trainer" / "checkpoint-7" / "trainer_state.json"
     content = json.loads(state.read_text())
     del content["stateful_callbacks"]["CurriculumCallback"]
     state.write_text(json.dumps(content))
     with pytest.raises(InputError, match="the checkpoint belongs to a run without a curriculum"):
-        train(tokenizer, tmp_path, resume=str(state.parent))
+        train(tokenizer, checkpointed, resume=str(state.parent))
 
 
-def test_callbacks_are_not_made_out_of_a_checkpoint(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+def test_callbacks_are_not_recreated_from_a_checkpoint(tokenizer: BertTokenizer, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="restore_callback_states_from_checkpoint: would recreate the callback"):
         train(tokenizer, tmp_path, restore_callback_states_from_checkpoint=True)
 
 
 def test_the_last_phase_ends_with_the_run() -> None:
-    """Shares that nearly add up to 1 would miss it by a step, in a long run."""
+    """In a long run, shares that only nearly add up to 1 would miss the end by a step."""
     for share, number, steps in ((0.1428571, 7, 2_000_000), (0.1666667, 6, 3_000_000)):
         phases = [Phase(str(place), MaskingStrategy("token", 0.15, corrupt=True), share) for place in range(number)]
         assert phase_ends(phases, steps)[-1] == steps
@@ -380,7 +392,7 @@ def test_the_last_phase_ends_with_the_run() -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_streamed_data_set_without_length(tokenizer: BertTokenizer, tmp_path: Path, workers: int) -> None:
-    """One process counts its rows as they come; several workers would each read it from its beginning."""
+    """One process counts rows as they arrive; several workers would each read the stream from the beginning."""
     ids = tokenizer(TEXT)["input_ids"]
     streamed = IterableDataset.from_generator(lambda: ({"input_ids": ids} for _ in range(24)))
     collator = Recorder(tokenizer, seed=5)
@@ -396,24 +408,24 @@ def test_a_streamed_data_set_without_length(tokenizer: BertTokenizer, tmp_path: 
             trainer.train()
         return
     trainer.train()
-    _, whole = train(tokenizer, tmp_path / "whole")  # the rows are all the same
+    _, whole = train(tokenizer, tmp_path / "whole")  # all rows are the same
     for got, expected in zip(collator.batches[:20], whole.batches[:20], strict=True):
         assert torch.equal(got["labels"], expected["labels"])
     with pytest.raises(InputError, match="a run on a streamed data set can't be resumed"):
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-7"))
 
 
-def test_a_part_of_a_curriculum() -> None:
-    part = select_phases(BIOPTIMUS_CURRICULUM, ["0.4", "0.2"])
-    assert [(phase.version, phase.share) for phase in part] == [("0.2", 0.5), ("0.4", 0.5)]
-    assert phase_ends(part, 10) == [5, 10]
+def test_select_phases() -> None:
+    selected = select_phases(BIOPTIMUS_CURRICULUM, ["0.4", "0.2"])
+    assert [(phase.version, phase.share) for phase in selected] == [("0.2", 0.5), ("0.4", 0.5)]
+    assert phase_ends(selected, 10) == [5, 10]
     with pytest.raises(InputError, match=r"has no phase 0\.5; it has 0\.1, 0\.2, 0\.3, 0\.4"):
         select_phases(BIOPTIMUS_CURRICULUM, ["0.5"])
     with pytest.raises(InputError, match=r"must add up to 1, not 1\.25"):
         select_phases([*BIOPTIMUS_CURRICULUM, Phase("0.5", BIOPTIMUS_CURRICULUM[0].masking)], ["0.1"])
 
 
-def test_phases_check_themselves() -> None:
+def test_phases_validate_their_values() -> None:
     word = MaskingStrategy("word", 0.2, corrupt=True)
     with pytest.raises(InputError, match="must be above 0, not -1"):
         Phase("0.1", word, -1)

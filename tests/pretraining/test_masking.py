@@ -1,3 +1,5 @@
+"""Which tokens the collator chooses and hides, and that masks depend on nothing but seed and row."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -29,7 +31,7 @@ def rows(tokenizer: BertTokenizer, number: int, texts: tuple[str, ...] = (TEXT,)
 
 
 def words_of(tokenizer: BertTokenizer, ids: list[int]) -> list[list[int]]:
-    """Positions of each word, told from the token strings: an oracle that shares no code with the collator."""
+    """Positions of each word, derived from the token strings: an oracle that shares no code with the collator."""
     words: list[list[int]] = []
     for place, token in enumerate(tokenizer.convert_ids_to_tokens(ids)):
         if token in tokenizer.all_special_tokens:
@@ -47,7 +49,7 @@ def test_rate_is_the_share_of_maskable_tokens(tokenizer: BertTokenizer, strategy
     maskable = ~torch.isin(batch["input_ids"], torch.tensor([0])) & (batch["attention_mask"] == 1)
     specials = 2 * len(batch["labels"])  # [CLS] and [SEP]
     share = (batch["labels"] != -100).sum().item() / (maskable.sum().item() - specials)
-    # A word's pieces are chosen together, so the deviation is that of about 60,000 words: four of them.
+    # Pieces of a word are chosen together, so the tolerance is four standard deviations for about 60,000 words.
     assert share == pytest.approx(strategy.rate, abs=4 * np.sqrt(0.25 * 3 / 60_000))
 
 
@@ -62,7 +64,7 @@ def test_corruption_is_80_10_10_per_token(tokenizer: BertTokenizer) -> None:
     masked, kept = now == tokenizer.mask_token_id, now == before
     number = len(now)
     assert masked.sum() / number == pytest.approx(0.8, abs=4 * np.sqrt(0.16 / number))
-    # One of the random replacements in about a hundred is by chance the token itself.
+    # About one random replacement in a hundred is the token itself by chance.
     assert kept.sum() / number == pytest.approx(0.1, abs=4 * np.sqrt(0.09 / number) + 0.002)
     replaced = set(now[~masked & ~kept].tolist())
     unwanted = {*tokenizer.all_special_ids, *tokenizer.convert_tokens_to_ids(["[unused0]", "[unused1]"])}
@@ -85,7 +87,7 @@ def test_without_corruption_every_choice_is_a_mask(tokenizer: BertTokenizer) -> 
 
 
 @pytest.mark.parametrize("strategy", [WORD, ALWAYS])
-def test_whole_words_move_together(tokenizer: BertTokenizer, strategy: MaskingStrategy) -> None:
+def test_pieces_of_a_word_are_chosen_together(tokenizer: BertTokenizer, strategy: MaskingStrategy) -> None:
     examples = rows(tokenizer, 300)
     labels = BioptimusDataCollator(tokenizer, strategy)(examples)["labels"]
     words = words_of(tokenizer, examples[0]["input_ids"])
@@ -95,8 +97,8 @@ def test_whole_words_move_together(tokenizer: BertTokenizer, strategy: MaskingSt
             assert len({bool(labels[row, place] == -100) for place in word}) == 1
 
 
-def test_punctuation_is_a_word_of_its_own(tokenizer: BertTokenizer) -> None:
-    # The stock whole-word collator takes "asthma," and "(induced)" for one word each.
+def test_punctuation_is_a_separate_word(tokenizer: BertTokenizer) -> None:
+    # The stock whole-word collator treats "asthma," and "(induced)" as one word each.
     example = {"input_ids": tokenizer("asthma,")["input_ids"]}
     labels = BioptimusDataCollator(tokenizer, MaskingStrategy("word", 0.5, corrupt=False))([example] * 400)["labels"]
     assert (labels[:, 1] == -100).ne(labels[:, 2] == -100).any()
@@ -151,7 +153,7 @@ def test_a_special_tokens_mask_protects_what_it_marks(tokenizer: BertTokenizer) 
     assert (labels[6:-1] != -100).all()
 
 
-def test_examples_with_labels_pass_through_and_move_nothing(tokenizer: BertTokenizer) -> None:
+def test_examples_with_labels_pass_through_and_are_not_counted(tokenizer: BertTokenizer) -> None:
     examples = rows(tokenizer, 8)
     ready = [{"input_ids": [5, 6], "labels": [-100, 7]}, {"input_ids": [5], "labels": [9]}]
     disturbed, alone = BioptimusDataCollator(tokenizer, WORD), BioptimusDataCollator(tokenizer, WORD)
@@ -182,7 +184,7 @@ def test_epochs_are_masked_afresh_without_a_curriculum(
     )
     first, second = epoch_labels(loader), epoch_labels(loader)
     assert not torch.equal(first, second)
-    # Within an epoch no two batches are masked alike either, though all rows are the same.
+    # Within an epoch, no two batches have the same masks either, although all rows are the same.
     assert len({tuple(row.tolist()) for row in (first != -100).int()}) > 32
 
 
@@ -206,7 +208,7 @@ def test_under_a_plan_workers_change_nothing(tokenizer: BertTokenizer, workers: 
 
     expected = masks(0, False)
     assert torch.equal(masks(workers, persistent), expected)
-    # Strategy 2 begins at the twelfth micro-batch exactly: from there on every choice is [MASK].
+    # The second strategy begins exactly at the twelfth micro-batch: from there on, every chosen token is [MASK].
     chosen = expected[1] != -100
     always = [(expected[0, row][chosen[row]] == tokenizer.mask_token_id).all().item() for row in range(96)]
     assert all(always[44:])
@@ -240,7 +242,7 @@ def test_seeds_differ_and_repeat(tokenizer: BertTokenizer) -> None:
 
 @given(st.lists(st.text(max_size=60), min_size=1, max_size=4), st.sampled_from([TOKEN, WORD, ALWAYS]))
 @settings(max_examples=150, deadline=None)
-def test_any_text_keeps_the_contract(texts: list[str], strategy: MaskingStrategy) -> None:
+def test_any_text_can_be_restored_from_its_labels(texts: list[str], strategy: MaskingStrategy) -> None:
     from helpers import tiny_vocabulary
 
     tokenizer = BertTokenizer(vocab={token: number for number, token in enumerate(tiny_vocabulary())})
@@ -255,7 +257,7 @@ def test_any_text_keeps_the_contract(texts: list[str], strategy: MaskingStrategy
             assert all(len({labels[place] == -100 for place in word}) == 1 for word in words_of(tokenizer, ids))
 
 
-def test_real_text_words_agree_with_the_tokenizers_own(data_dir: Path, tokenizer: BertTokenizer) -> None:
+def test_words_of_real_text_are_those_of_the_tokenizer(data_dir: Path, tokenizer: BertTokenizer) -> None:
     texts = load_corpus(data_dir / "corpus" / "abstracts.txt.gz", max_megabytes=0.3)["text"][:]
     real = build_tokenizer(train_vocabulary(texts, size=1200, like=tokenizer), like=tokenizer)
     collator = BioptimusDataCollator(real, MaskingStrategy("word", 0.3, corrupt=False))
@@ -275,7 +277,7 @@ def byte_level_tokenizer(**special: str) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
 
 
-def test_unfit_tokenizers_are_refused_by_name() -> None:
+def test_tokenizers_that_cannot_be_masked_are_rejected() -> None:
     with pytest.raises(InputError, match=r"(TokenizersBackend|PreTrainedTokenizerFast) has no mask token"):
         BioptimusDataCollator(byte_level_tokenizer(pad_token="<pad>"))
     with pytest.raises(InputError, match="has no padding token"):
@@ -283,13 +285,13 @@ def test_unfit_tokenizers_are_refused_by_name() -> None:
     bpe = byte_level_tokenizer(mask_token="<mask>", pad_token="<pad>")
     with pytest.raises(InputError, match="is not a WordPiece tokenizer"):
         BioptimusDataCollator(bpe, WORD)
-    BioptimusDataCollator(bpe, TOKEN)  # tokens can be told from one another in any tokenizer
+    BioptimusDataCollator(bpe, TOKEN)  # any tokenizer has tokens
 
 
 @pytest.mark.parametrize(
     ("unit", "rate", "said"), [("line", 0.1, "'line'"), ("word", 0.0, "not 0.0"), ("token", 1.5, "not 1.5")]
 )
-def test_strategies_check_themselves(unit: Any, rate: float, said: str) -> None:
+def test_strategies_validate_their_values(unit: Any, rate: float, said: str) -> None:
     with pytest.raises(InputError, match=said):
         MaskingStrategy(unit, rate, corrupt=True)
 

@@ -1,4 +1,4 @@
-"""The head on masked positions, and attention within documents, against the plain model."""
+"""The model that computes only masked positions, and attention within documents, compared with the plain model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TEXTS = [
 
 
 def both(**changes: Any) -> tuple[BertForMaskedLM, BertForMaskedPositions]:
-    """The plain model and ours, each drawn from the same seed."""
+    """The plain model and ours, initialised with the same seed."""
     models = []
     for kind in (BertForMaskedLM, BertForMaskedPositions):
         torch.manual_seed(0)
@@ -97,12 +97,12 @@ def test_a_packed_document_is_read_as_if_alone(tokenizer: BertTokenizer, padding
     model.document_start = tokenizer.cls_token_id
 
     def losses() -> torch.Tensor:
-        """Of each masked position by itself."""
+        """Losses of each masked position alone."""
         alone = []
         for place in (batch["labels"][0] != -100).nonzero()[:, 0]:
-            one = torch.full_like(batch["labels"], -100)
-            one[0, place] = batch["labels"][0, place]
-            alone.append(model(**{**batch, "labels": one}).loss)
+            labels = torch.full_like(batch["labels"], -100)
+            labels[0, place] = batch["labels"][0, place]
+            alone.append(model(**{**batch, "labels": labels}).loss)
         return torch.stack(alone)
 
     got = losses()
@@ -118,7 +118,7 @@ def test_a_packed_document_is_read_as_if_alone(tokenizer: BertTokenizer, padding
 
 
 def test_rows_with_different_numbers_of_masked_positions(tokenizer: BertTokenizer) -> None:
-    """None, one, and all of a row that is longer than what masked positions are filled up to."""
+    """None, one, and all of a row that is longer than the padding of masked positions."""
     plain, ours = build_tiny_bert(len(tokenizer)), masked_head(tokenizer)
     ids = torch.randint(7, len(tokenizer), (3, 70), generator=torch.Generator().manual_seed(0))
     labels = torch.full_like(ids, -100)
@@ -135,11 +135,11 @@ def test_rows_with_different_numbers_of_masked_positions(tokenizer: BertTokenize
 @pytest.mark.parametrize(
     "shape", [{}, {"num_hidden_layers": 1}, {"chunk_size_feed_forward": 8}, {"attn_implementation": "eager"}], ids=str
 )
-def test_it_begins_and_is_saved_as_the_plain_model(shape: dict[str, Any], tmp_path: Path) -> None:
+def test_it_is_initialised_and_saved_as_the_plain_model(shape: dict[str, Any], tmp_path: Path) -> None:
     plain, ours = both(**shape)
     ids, labels = rows_and_labels()
     for (name, one), other in zip(plain.named_parameters(), ours.parameters(), strict=True):
-        assert torch.equal(one, other), name  # the weights that are drawn
+        assert torch.equal(one, other), name  # the initial weights
     losses = [model(ids, labels=labels).loss for model in (plain, ours)]
     assert losses[1].item() == pytest.approx(losses[0].item(), rel=1e-5)
     gradients = [
@@ -152,7 +152,7 @@ def test_it_begins_and_is_saved_as_the_plain_model(shape: dict[str, Any], tmp_pa
     assert files[0] == files[1]
 
 
-def test_a_graph_gives_its_gradient_twice_and_refuses_a_second_derivative() -> None:
+def test_a_graph_gives_its_gradient_twice_and_rejects_a_second_derivative() -> None:
     _, model = both()
     ids, labels = rows_and_labels()
     parameters = list(model.parameters())
@@ -174,8 +174,8 @@ def test_the_last_layer_drops_attention_too(attention: str) -> None:
     assert different == [True, False]
 
 
-def test_compiled_it_gives_the_same_loss_and_gradient() -> None:
-    """What follows the count of masked positions is a graph of its own, which is traced here and not made fast."""
+def test_a_compiled_model_gives_the_same_loss_and_gradient() -> None:
+    """The code after the count of masked positions is a separate graph, traced here but not optimised."""
     _, model = both()
     ids, labels = rows_and_labels()
     compiled = torch.compile(model, backend="aot_eager")
@@ -193,7 +193,7 @@ def test_compiled_it_gives_the_same_loss_and_gradient() -> None:
 def test_in_half_precision_the_gradient_is_the_plain_models_to_its_precision(
     tokenizer: BertTokenizer, precision: torch.dtype, scale: float
 ) -> None:
-    """Also of a loss that is scaled, so that small gradients are numbers in fp16."""
+    """Also if the loss is scaled, so that small gradients don't underflow in fp16."""
     plain, ours = build_tiny_bert(len(tokenizer)), masked_head(tokenizer)
     ids = torch.randint(7, len(tokenizer), (8, 32), generator=torch.Generator().manual_seed(0))
     labels = torch.where(torch.rand(ids.shape, generator=torch.Generator().manual_seed(1)) < 0.3, ids, -100)
@@ -219,7 +219,7 @@ def attention_by_loop(
     *,
     scale: float,
 ) -> torch.Tensor:
-    """What PyTorch's `varlen_attn` computes, a sequence at a time."""
+    """What PyTorch's `varlen_attn` computes, one sequence at a time."""
     assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
     assert (len(query), len(key)) == (cu_seq_q[-1], cu_seq_k[-1])
     parts = []
@@ -235,10 +235,10 @@ def attention_by_loop(
 
 @pytest.mark.parametrize("masked", [0, 0.01, 0.3, 1])
 @pytest.mark.parametrize("padding", [0, 5])
-def test_documents_end_to_end_give_the_loss_and_gradient_of_masks(
+def test_concatenated_documents_give_the_loss_and_gradient_of_masks(
     monkeypatch: pytest.MonkeyPatch, masked: float, padding: int
 ) -> None:
-    """As on a GPU, with its attention by hand: no masked position, one, some, all; rows that end in padding."""
+    """As on a GPU, with a slow attention: no masked position, some, all; rows that end in padding."""
     monkeypatch.setattr("bioptimus_hf.pretraining.modeling.varlen_attn", attention_by_loop)
     _, model = both()
     ids, _ = rows_and_labels()
@@ -250,8 +250,8 @@ def test_documents_end_to_end_give_the_loss_and_gradient_of_masks(
     if padding:
         labels[1:4, -padding:], attention_mask[1:4, -padding:] = -100, 0
     results = []
-    for end_to_end in (False, True):
-        monkeypatch.setattr(BertForMaskedPositions, "_concatenates_documents", lambda self, its=end_to_end: its)
+    for concatenates in (False, True):
+        monkeypatch.setattr(BertForMaskedPositions, "_concatenates_documents", lambda self, value=concatenates: value)
         model.set_attn_implementation(VARLEN)
         loss = model(ids, attention_mask=attention_mask, labels=labels).loss
         results.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
@@ -259,8 +259,8 @@ def test_documents_end_to_end_give_the_loss_and_gradient_of_masks(
     assert all(torch.allclose(one, other, rtol=1e-4, atol=1e-7) for one, other in zip(*results, strict=True))
 
 
-def test_attention_end_to_end_is_for_half_precision_without_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With anything else, masks say what is within a document."""
+def test_varlen_attention_needs_half_precision_and_no_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise, masks keep attention within documents."""
     calls: list[torch.dtype] = []
 
     def attend(query: torch.Tensor, *arguments: Any, **more: Any) -> torch.Tensor:
@@ -282,22 +282,22 @@ def test_attention_end_to_end_is_for_half_precision_without_dropout(monkeypatch:
 
 
 def recorded(module: torch.nn.Module, sample: tuple[torch.Tensor, ...]) -> None:
-    """What `torch.cuda.make_graphed_callables` makes of a module, but for the graphs.
+    """What `torch.cuda.make_graphed_callables` does to a module, except for the graphs.
 
     Inputs, outputs and gradients have their places in memory, which each pass writes anew, and what is given out are
     these places themselves.
     """
     forward, parameters = module.forward, list(module.parameters())
     output = forward(*sample)
-    gradients = [torch.zeros_like(one) for one in (sample[0], *parameters)]
+    gradients = [torch.zeros_like(values) for values in (sample[0], *parameters)]
     place = output.detach().clone()
 
     class Recorded(torch.autograd.Function):
         @staticmethod
         def forward(context: Any, *inputs: torch.Tensor) -> torch.Tensor:
-            for its, given in zip(sample, inputs, strict=False):
-                assert its.shape == given.shape
-                its.data.copy_(given)
+            for place_in_memory, given in zip(sample, inputs, strict=False):
+                assert place_in_memory.shape == given.shape
+                place_in_memory.data.copy_(given)
             with torch.enable_grad():
                 context.output = forward(*sample)
             place.copy_(context.output.detach())
@@ -305,11 +305,11 @@ def recorded(module: torch.nn.Module, sample: tuple[torch.Tensor, ...]) -> None:
 
         @staticmethod
         def backward(context: Any, outer: torch.Tensor) -> Any:
-            for its, new in zip(
+            for gradient, new in zip(
                 gradients, torch.autograd.grad(context.output, [sample[0], *parameters], outer), strict=True
             ):
-                its.copy_(new)
-            first, *others = [its.detach() for its in gradients]
+                gradient.copy_(new)
+            first, *others = [gradient.detach() for gradient in gradients]
             return first, None, *others
 
     module.forward = lambda *inputs: Recorded.apply(*inputs, *parameters)
@@ -320,7 +320,7 @@ def with_and_without_replay(
     batches: Sequence[tuple[torch.Tensor, torch.Tensor]],
     precision: Callable[[], AbstractContextManager[Any]],
 ) -> Iterator[tuple[list[torch.Tensor], list[torch.Tensor]]]:
-    """Loss and gradients after each batch, two of which are a step, when layers are run and when they are replayed."""
+    """Loss and gradients after each batch, two per step, if layers are run and if they are replayed."""
     results: list[list[list[torch.Tensor]]] = [[], []]
     for found, replay in zip(results, (None, Replay()), strict=True):
         model.replay = replay
@@ -330,13 +330,13 @@ def with_and_without_replay(
             with precision():
                 loss = model(ids, labels=labels).loss
             loss.backward()
-            loss = loss.detach()  # lest the graph is held while the next is recorded
+            loss = loss.detach()  # otherwise the graph would be alive during the next recording
             found.append([loss, *(parameter.grad.clone() for parameter in model.parameters())])
     return zip(*results, strict=True)
 
 
 def test_what_is_replayed_gives_the_same_loss_and_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU, by hand: batches with few documents, with more than there is room for, of another shape.
+    """As on a GPU, without graphs: batches with few documents, with too many for the recording, of another shape.
 
     Two to a step, so that the gradient of the second is added to that of the first.
     """
@@ -356,8 +356,8 @@ def test_what_is_replayed_gives_the_same_loss_and_gradient(monkeypatch: pytest.M
         assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-8) for a, b in zip(one, other, strict=True))
 
 
-def test_copies_without_parameters_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As those that nn.DataParallel makes."""
+def test_replicas_without_parameters_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """nn.DataParallel makes such replicas."""
     config = BertConfig(vocab_size=99, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     model = BertForMaskedPositions(config).eval()
     ids = torch.arange(20).reshape(2, 10)

@@ -1,3 +1,5 @@
+"""Documents become blocks of tokens without loss, and from the cache."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -23,7 +25,7 @@ TEXTS = [
 @pytest.mark.parametrize("max_length", [8, 16, 500])
 @pytest.mark.parametrize("copies", [1, 5, 700])
 def test_packing_loses_nothing(tokenizer: BertTokenizer, max_length: int, num_proc: int | None, copies: int) -> None:
-    """Also where the blocks reach over the edges of what is tokenized at once, a thousand documents."""
+    """Also if blocks cross the borders of what is tokenized at once, a thousand documents."""
     texts = TEXTS * copies
     documents = Dataset.from_dict({"text": texts, "document": range(len(texts))})
     packed = tokenize_and_pack(documents, tokenizer, max_length=max_length, num_proc=num_proc)["input_ids"][:]
@@ -39,7 +41,7 @@ def test_no_documents_make_no_blocks(tokenizer: BertTokenizer) -> None:
 
 
 def test_packed_tokens_take_two_bytes(tokenizer: BertTokenizer, tmp_path: Path) -> None:
-    """On disk too, where the blocks are views of the file."""
+    """Also on disk: the blocks are views of the file."""
     (tmp_path / "text.txt").write_text("\n".join([" ".join(TEXTS * 5)] * 1000))
     documents = load_dataset("text", data_files=str(tmp_path / "text.txt"), split="train", cache_dir=str(tmp_path))
     packed = tokenize_and_pack(documents, tokenizer, max_length=128)
@@ -49,7 +51,7 @@ def test_packed_tokens_take_two_bytes(tokenizer: BertTokenizer, tmp_path: Path) 
     assert cached.stat().st_size < 2.2 * tokens
 
 
-def test_the_cache_knows_text_and_tokenizer(
+def test_the_cache_is_aware_of_text_and_tokenizer(
     tokenizer: BertTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "text.txt").write_text("\n".join(TEXTS * 5))
@@ -70,15 +72,15 @@ def test_the_cache_knows_text_and_tokenizer(
         return len(calls) - before
 
     assert pack("text.txt") == 1
-    tokenizer(TEXTS[:2], truncation=True, max_length=8, padding=True)  # its use changes it, not what it makes
+    tokenizer(TEXTS[:2], truncation=True, max_length=8, padding=True)  # changes its state, but not its output
     assert pack("text.txt") == 0
-    assert pack("text.txt", max_length=32) == 0  # the same tokens, cut otherwise
+    assert pack("text.txt", max_length=32) == 0  # the same tokens, in other blocks
     assert pack("other.txt") == 1
     tokenizer.add_tokens(["zzz"])
     assert pack("text.txt") == 1
 
 
 @pytest.mark.parametrize("max_length", [4, 513])
-def test_a_length_the_model_cannot_read_is_refused(tokenizer: BertTokenizer, max_length: int) -> None:
+def test_a_length_the_model_cannot_read_is_rejected(tokenizer: BertTokenizer, max_length: int) -> None:
     with pytest.raises(InputError, match="max_length: must be between 8 and the model's 512"):
         tokenize_and_pack(Dataset.from_dict({"text": TEXTS}), tokenizer, max_length=max_length)

@@ -20,8 +20,10 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForMaskedLM, BertConfig, BertForMaskedLM, BertTokenizer
 from transformers.training_args import ParallelMode, TrainingArguments
 
-from bioptimus_hf.artifacts import read_record
+from bioptimus_hf import About, publish
+from bioptimus_hf.artifacts import building, read_record
 from bioptimus_hf.errors import InputError
+from bioptimus_hf.models import save_masked_lm, save_tokenizer
 from bioptimus_hf.plots import plot_history
 from bioptimus_hf.pretraining.arguments import PretrainingArguments
 from bioptimus_hf.pretraining.curriculum import BIOPTIMUS_CURRICULUM, Phase
@@ -346,6 +348,27 @@ def test_a_run_records_what_it_is_made_from(
     assert (tmp_path / "given" / "pretraining" / "history.png").is_file()
     assert {name: record[name] for name in given} == given
     assert not training.eval_on_start
+
+
+def test_publish_accepts_a_run_made_with_objects(
+    tokenizer: BertTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()  # a model card has the plot
+    base = {"base_model": f"name:google-bert/bert-base-uncased@{'0' * 40}"}
+    facts: dict[str, Any] = {"tokens": len(tokenizer), "shared": 100, "new": 20, "dropped": 5}
+    facts |= {"fertility_before": 1.25, "fertility_after": 1.125}
+    with building(tmp_path / "tokenizer", base, {"size": len(tokenizer)}) as stage:
+        save_tokenizer(tokenizer, stage.path)
+        stage.facts |= facts
+    facts = {"new_tokens": 20, "new_tokens_from_contexts": 20, "fallen_back": [], "unknown_to_base": []}
+    with building(tmp_path / "v0.0", base, {"initializer": "contextual_mean"}) as stage:
+        save_masked_lm(build_tiny_bert(len(tokenizer)), tokenizer, stage.path)
+        stage.facts |= facts
+    history = run_once(tokenizer, tmp_path)
+    about = About(license="apache-2.0", language="en", corpus="abstracts", corpus_license="CC0-1.0")
+    published = publish(tmp_path, "ada/encoder", about=about)
+    assert [version.tag for version in published] == ["v0.1", "v0.2", "v0.3", "v0.4"]
+    assert f"{history[-2]['eval_loss']:.3f}" in published[-1].card
 
 
 @pytest.mark.parametrize("change", [{"save_only_model": True}, {"label_smoothing_factor": 0.1}, {"use_cache": True}])
