@@ -64,8 +64,8 @@ if TYPE_CHECKING:  # what editors and type checkers see of the names below
     from bioptimus_hf.pretraining.modeling import BertForMaskedPositions as BertForMaskedPositions
     from bioptimus_hf.pretraining.options import PretrainingOptions as PretrainingOptions
     from bioptimus_hf.pretraining.packing import tokenize_and_pack as tokenize_and_pack
-    from bioptimus_hf.pretraining.run import make_versions as make_versions
     from bioptimus_hf.pretraining.run import pretrain as pretrain
+    from bioptimus_hf.pretraining.stage import make_versions as make_versions
     from bioptimus_hf.publishing.options import About as About
     from bioptimus_hf.publishing.options import Selection as Selection
     from bioptimus_hf.publishing.publish import PublishedVersion as PublishedVersion
@@ -133,7 +133,7 @@ _PUBLIC = {
     "CurriculumCallback": "pretraining.callback",
     "tokenize_and_pack": "pretraining.packing",
     "BertForMaskedPositions": "pretraining.modeling",
-    "make_versions": "pretraining.run",
+    "make_versions": "pretraining.stage",
     "pretrain": "pretraining.run",
     "HeadOptions": "ner.options",
     "HeadTraining": "ner.options",

@@ -20,7 +20,7 @@ from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _IMPORTED = (
-    "bioptimus_hf.pretraining.run",
+    "bioptimus_hf.pretraining.stage",
     "bioptimus_hf.cli.pretrain",
     "transformers.trainer",
     "matplotlib.figure",

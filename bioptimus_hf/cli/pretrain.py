@@ -24,6 +24,6 @@ OPTIONS = (Run, Corpus, PretrainingOptions, PretrainingArguments)
 
 def execute(run: Run, corpus: Corpus, options: PretrainingOptions, arguments: PretrainingArguments) -> None:
     """Tokenize, train and export."""
-    from bioptimus_hf.pretraining.run import make_versions
+    from bioptimus_hf.pretraining.stage import make_versions
 
     make_versions(run, corpus, options, arguments)

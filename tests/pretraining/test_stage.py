@@ -25,7 +25,7 @@ from bioptimus_hf.corpus.options import Corpus
 from bioptimus_hf.models import save_masked_lm
 from bioptimus_hf.pretraining.arguments import PretrainingArguments
 from bioptimus_hf.pretraining.options import PretrainingOptions
-from bioptimus_hf.pretraining.run import make_versions
+from bioptimus_hf.pretraining.stage import make_versions
 from bioptimus_hf.pretraining.versions import run_of
 
 VERSIONS = ("v0.1", "v0.2", "v0.3", "v0.4")

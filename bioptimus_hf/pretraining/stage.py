@@ -1,0 +1,227 @@
+"""Pre-train the versions of a run from its corpus."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from datasets import Dataset
+from transformers import AutoTokenizer, TrainingArguments, set_seed
+
+from bioptimus_hf.artifacts import RECORD, Run, Stage, identity, is_finished, write_record
+from bioptimus_hf.corpus.dataset import corpus_identity, load_documents, split_validation
+from bioptimus_hf.corpus.decontamination import (
+    RULE,
+    Dropped,
+    decontaminate,
+    ner_test_files,
+    read_test_sentences,
+    write_dropped,
+)
+from bioptimus_hf.corpus.options import Corpus
+from bioptimus_hf.errors import InputError
+from bioptimus_hf.models import find_files, find_model, load_by_name, load_masked_lm
+from bioptimus_hf.pretraining.arguments import PretrainingArguments, check_arguments, shaping_settings
+from bioptimus_hf.pretraining.curriculum import BIOPTIMUS_CURRICULUM, Phase, read_curriculum, select_phases
+from bioptimus_hf.pretraining.masking import mask_once
+from bioptimus_hf.pretraining.modeling import BertForMaskedPositions
+from bioptimus_hf.pretraining.options import PretrainingOptions
+from bioptimus_hf.pretraining.packing import tokenize_and_pack
+from bioptimus_hf.pretraining.run import FOLDER, Training, check_blocks, temporary_environment
+from bioptimus_hf.pretraining.versions import Provenance, check_no_other_run, other_runs, run_of
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What `make_versions` is asked for.
+
+    Attributes:
+        start: name or folder of the model to start from.
+        model: folder of that model.
+        curriculum: phases to run.
+        test_sentences: sentences to keep out of the text, by test set.
+        provenance: what the run is made from.
+        folder: folder of the record.
+        versions: folders of the versions.
+        checkpoints: folder of the checkpoints.
+    """
+
+    start: str
+    model: str
+    curriculum: tuple[Phase, ...]
+    test_sentences: Mapping[str, list[str]]
+    provenance: Provenance
+    folder: Path
+    versions: tuple[Path, ...]
+    checkpoints: Path
+
+
+def make_versions(run: Run, corpus: Corpus, options: PretrainingOptions, arguments: PretrainingArguments) -> Path:
+    """Pre-train through a curriculum and export a version at the end of each phase; skipped if this was already done.
+
+    An interrupted run is resumed from its last checkpoint.
+
+    Args:
+        run: folder and seed win over those of `arguments`.
+        corpus: text to train on.
+        options: model to start from, curriculum and blocks.
+        arguments: training arguments.
+
+    Returns:
+        The folder of record and history: `pretraining` in that of the run, beside the versions `v0.1` ... `v0.4`.
+
+    Raises:
+        InputError: as for `pretrain`; or there is no model to start from, the corpus can't be read, or the folder of
+            the run contains versions or checkpoints of another run.
+        Terminated: as for `pretrain`.
+    """
+    arguments = copy.copy(arguments)
+    arguments.seed = run.seed
+    check_arguments(arguments)
+    request = _request(run, corpus, options, arguments)
+    if _is_finished(request, force=run.force):
+        return request.folder
+    if not run.force:
+        check_no_other_run(request.versions, request.checkpoints, request.provenance)
+    arguments.output_dir = str(request.checkpoints)
+    tokenizer = load_by_name(AutoTokenizer, request.model)
+    with arguments.main_process_first(desc="tokenizing"):
+        if run.force and arguments.process_index == 0:
+            shutil.rmtree(request.checkpoints, ignore_errors=True)  # of this very run, which must not be resumed
+        text = _Text.read(corpus, request.test_sentences, num_proc=run.num_proc)
+        train, validation = (
+            tokenize_and_pack(documents, tokenizer, max_length=options.max_length, num_proc=run.num_proc)
+            for documents in (text.train, text.validation)
+        )
+    model, _ = load_masked_lm(request.model, kind=BertForMaskedPositions, seed=run.seed)
+    check_blocks(train, model, arguments)
+    training = Training(
+        model,
+        tokenizer,
+        train,
+        mask_once(validation, tokenizer, seed=run.seed) if arguments.eval_strategy != "no" else None,
+        arguments,
+        request.curriculum,
+        run.root,
+        request.provenance,
+        options.dropout,
+        on_begin=(lambda: _begin(request, force=run.force)) if arguments.process_index == 0 else None,
+    )
+    set_seed(run.seed)
+    # Outside of the folder of checkpoints, where it would be by default, which is deleted at the end.
+    tensorboard = run.root / "tensorboard" / request.checkpoints.name
+    with temporary_environment(TENSORBOARD_LOGGING_DIR=str(tensorboard)):
+        training.run(request.folder, text.describe)
+    PartialState().wait_for_everyone()  # the Trainer of a slower process may still list its checkpoints
+    if arguments.process_index == 0:
+        shutil.rmtree(request.checkpoints.parent, ignore_errors=True)  # the learning rate has reached its end
+    return request.folder
+
+
+def _request(run: Run, corpus: Corpus, options: PretrainingOptions, arguments: TrainingArguments) -> _Request:
+    """Find what a run is made from, without reading the text."""
+    start = options.model or str(run.root / "v0.0")
+    if options.model is None and not Path(start).is_dir():
+        raise InputError(f"{start} doesn't exist: make it first, or name another model", argument="model")
+    curriculum = read_curriculum(options.curriculum) if options.curriculum else BIOPTIMUS_CURRICULUM
+    if options.phases:
+        curriculum = select_phases(curriculum, options.phases)
+    versions = tuple(run.root / f"v{phase.version}" for phase in curriculum)
+    if Path(start).resolve() in [version.resolve() for version in versions]:
+        raise InputError(
+            f"a phase would write its version to {start}, where it starts from: choose another output_dir or version",
+            argument="model",
+        )
+    model = find_model(start)
+    inputs = {"corpus": corpus_identity(corpus.corpus), "model": model.identity}
+    settings = {
+        **corpus.settings(),
+        "max_length": options.max_length,
+        "curriculum": [asdict(phase) for phase in curriculum],
+        "dropout": options.dropout,
+        **shaping_settings(arguments),
+    }
+    test_sentences: dict[str, list[str]] = {}
+    if options.decontaminate:
+        sets = find_files(options.decontaminate, ["test.tsv", "*/test.tsv"])
+        test_sentences = read_test_sentences(sets.folder)
+        files = ner_test_files(sets.folder)
+        inputs["test_sets"] = identity(sets.commit) if sets.commit else " ".join(map(identity, files))
+        settings["decontamination"] = RULE
+    provenance = Provenance(inputs, settings)
+    return _Request(
+        start,
+        model.folder,
+        curriculum,
+        test_sentences,
+        provenance,
+        folder=run.root / "-".join([FOLDER, *(phase.version for phase in curriculum if options.phases)]),
+        versions=versions,
+        checkpoints=run.root / "checkpoints" / provenance.fingerprint[:12],
+    )
+
+
+def _is_finished(request: _Request, *, force: bool) -> bool:
+    provenance = request.provenance
+    if not is_finished(request.folder, provenance.inputs, provenance.settings, force=force):
+        return False
+    gone = [str(version) for version in request.versions if run_of(version) != provenance.fingerprint]
+    if gone:
+        raise InputError(
+            f"the run is finished, but {', '.join(gone)} is missing or belongs to another run: use force to make all "
+            f"versions again"
+        )
+    return True
+
+
+def _begin(request: _Request, *, force: bool) -> None:
+    """Mark the folder of checkpoints as this run's and, with force, delete other runs. All checks are done by now."""
+    if force:
+        others = other_runs(request.versions, request.checkpoints, request.provenance)
+        for old in [*others, *request.versions, request.folder]:
+            shutil.rmtree(old, ignore_errors=True)
+    request.checkpoints.mkdir(parents=True, exist_ok=True)
+    provenance = request.provenance
+    write_record(request.checkpoints / RECORD, provenance.inputs, provenance.settings, facts={}, seconds=0)
+
+
+@dataclass(frozen=True)
+class _Text:
+    """The documents of a run.
+
+    Attributes:
+        train: documents to train on.
+        validation: documents to validate on.
+        facts: what the record says about decontamination; None without it.
+        dropped: test sentences that were found, with their documents.
+    """
+
+    train: Dataset
+    validation: Dataset
+    facts: dict[str, Any] | None
+    dropped: list[Dropped]
+
+    @classmethod
+    def read(cls, corpus: Corpus, test_sentences: Mapping[str, list[str]], *, num_proc: int | None) -> _Text:
+        """Read the documents of a corpus, without those that contain a test sentence."""
+        documents = load_documents(corpus)
+        dropped: list[Dropped] = []
+        facts: dict[str, Any] | None = None
+        if test_sentences:
+            kept, dropped = decontaminate(documents, test_sentences, num_proc=num_proc)
+            facts = {"documents": len(documents), "dropped": len(documents) - len(kept)}
+            facts["test_sets"] = sorted(test_sentences)
+            documents = kept
+        splits = split_validation(documents, share=corpus.validation_share)
+        return cls(splits["train"], splits["validation"], facts, dropped)
+
+    def describe(self, stage: Stage) -> None:
+        """Add what was dropped to a stage."""
+        if self.facts is not None:
+            write_dropped(stage.path / "decontamination.tsv", self.dropped)
+            stage.facts["decontamination"] = self.facts
