@@ -69,6 +69,22 @@ def test_a_room_imports_only_from_rooms_above_it(file: Path) -> None:
     assert imported <= allowed, f"{file} imports from {sorted(imported - allowed)}, which are below {room}"
 
 
+def test_no_modules_import_each_other() -> None:
+    """Rooms are in order; within a room, too, imports lead one way."""
+    names = {".".join(file.relative_to(ROOT).with_suffix("").parts): file for file in FILES}
+    imports: dict[str, set[str]] = {}
+    for name, file in names.items():
+        nodes = [
+            node for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(node, ast.ImportFrom)
+        ]
+        imported = {f"{node.module}.{alias.name}" for node in nodes for alias in node.names}
+        imports[name] = ({str(node.module) for node in nodes} | imported) & names.keys() - {name}
+    while free := {name for name in imports if not imports[name] & imports.keys()}:
+        for name in free:
+            del imports[name]
+    assert not imports, f"a cycle among {sorted(imports)}"
+
+
 def test_the_check_sees_every_way_to_import() -> None:
     source = """
 import os, bioptimus_hf.corpus.dataset

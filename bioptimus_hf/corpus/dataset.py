@@ -33,7 +33,7 @@ from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import format_error
 
 _TEXT = Features({"text": Value("string")})
-FEATURES = Features({**_TEXT, "document": Value("int64")})
+_FEATURES = Features({**_TEXT, "document": Value("int64")})
 
 
 def load_corpus(
@@ -211,7 +211,7 @@ def _load_from_hub(source: str, text_column: str, max_megabytes: float | None) -
     if len(dataset) == 0:
         raise InputError(f"no text in {source}: every document is empty")
     dataset = dataset.rename_column(text_column, "text") if text_column != "text" else dataset
-    return cast(Dataset, dataset.add_column("document", list(range(len(dataset)))).cast(FEATURES))
+    return cast(Dataset, dataset.add_column("document", list(range(len(dataset)))).cast(_FEATURES))
 
 
 def _pinned(source: str) -> str:

@@ -39,7 +39,7 @@ def split_sentences(dataset: Dataset, *, num_proc: int | None = None) -> Dataset
     Returns:
         A data set with a row per sentence: `text` (stripped) and `document`.
     """
-    from bioptimus_hf.corpus.dataset import FEATURES  # here: reading files must not load `datasets`
+    from datasets import Features, Value  # reading files must not load `datasets`
 
     return cast(
         "Dataset",
@@ -47,7 +47,7 @@ def split_sentences(dataset: Dataset, *, num_proc: int | None = None) -> Dataset
             _sentences,
             batched=True,
             fn_kwargs={"splitter": SPLITTER},
-            features=FEATURES,
+            features=Features({"text": Value("string"), "document": Value("int64")}),
             num_proc=num_proc if num_proc and num_proc > 1 else None,
             desc="Splitting sentences",
         ),
