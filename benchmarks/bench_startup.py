@@ -22,13 +22,15 @@ RUNS = 5
 REFERENCE = ("-c", "import transformers.training_args")
 
 
-def cpu_seconds(arguments: tuple[str, ...], runs: int) -> float:
-    """Return the median CPU time of a Python process with these arguments."""
+def cpu_seconds(arguments: tuple[str, ...], runs: int, *, status: int = 0) -> float:
+    """Return the median CPU time of a Python process with these arguments, which must end with this exit status."""
     times = []
     for _ in range(runs):
         before = os.times()
-        subprocess.run([sys.executable, *arguments], capture_output=True, check=False)
+        ended = subprocess.run([sys.executable, *arguments], capture_output=True, check=False)
         after = os.times()
+        if ended.returncode != status:
+            raise SystemExit(f"{' '.join(arguments)}: exit status {ended.returncode}\n{ended.stderr.decode()}")
         times.append(after.children_user - before.children_user + after.children_system - before.children_system)
     return statistics.median(times)
 
@@ -43,7 +45,8 @@ def main() -> None:
     for option in ("--version", "--help"):
         print(f"| `bioptimus {option}` | {cpu_seconds((*bioptimus, option), runs):.2f} | |", flush=True)
     for command in COMMANDS:
-        helped, rejected = (cpu_seconds((*bioptimus, command, option), runs) for option in ("--help", "--no_such"))
+        helped = cpu_seconds((*bioptimus, command, "--help"), runs)
+        rejected = cpu_seconds((*bioptimus, command, "--no_such"), runs, status=2)
         print(f"| `bioptimus {command}` | {helped:.2f} | {rejected:.2f} |", flush=True)
     print(f"| importing `transformers.training_args`, for comparison | {cpu_seconds(REFERENCE, runs):.2f} | |")
 
