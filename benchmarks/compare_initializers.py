@@ -228,7 +228,8 @@ def plot(curves: Curves, path: Path) -> None:
                 right.plot(later, means, marker=".", label=f"{label} ({len(seeds)} seeds)" if seeds[1:] else label)
         left.set(xlabel="optimizer steps after the start", ylabel="validation loss (nats)", yscale="log")
         right.set(xlabel="optimizer steps after the start", ylabel=f"loss minus that of {REFERENCE} (nats)")
-        right.legend(fontsize="small")
+        if reference:
+            right.legend(fontsize="small")
 
     save_plot(path, draw, size=(11, 4), columns=2)
 
