@@ -1,7 +1,7 @@
 """Estimate how long the stages of a recipe take.
 
-The rates were measured with a 22.7M-parameter model on two CPU cores with AVX512-BF16 (benchmarks/RESULTS.md). They are
-scaled by the size of the encoder and the number of cores: expect errors by a factor of two, and far less time on a GPU.
+The rates were measured with a 22.7M-parameter model on two CPU cores with AVX512-BF16. They are scaled by the size of
+the encoder and the number of cores: expect errors by a factor of two, and far less time on a GPU.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 from bioptimus_hf.artifacts import read_yaml
 from bioptimus_hf.errors import InputError
+from bioptimus_hf.recipes import find
 
 SECTIONS = (
     "train_vocabulary",
@@ -83,12 +84,12 @@ def parse(
 ) -> tuple[Any, ...]:
     """Fill one object of each dataclass: the command line wins over the recipe, the recipe over defaults.
 
-    A recipe (`--recipe FILE`) is one YAML file for a whole run. Its top-level keys go to every command that has an
-    option of that name, the mapping under the name of a command to that command alone. Relative paths in it are
+    A recipe (`--recipe FILE`) is one YAML file for a whole run. Its top-level keys (`COMMON`) go to every command that
+    has an option of that name, the mapping under the name of a command to that command alone. Relative paths in it are
     relative to its folder.
 
     Args:
-        options: dataclasses. Of fields of the same name, the first one counts, and all get its value.
+        options: dataclasses. If two share a field name, the first defines the option and both get its value.
         section: name of the command in a recipe.
         description: docstring of the command, which contains an indented example.
         argv: arguments, by default those of the process.
@@ -103,9 +104,9 @@ def parse(
         parser.print_help()
         raise SystemExit(0)
     recipe = _Parser(add_help=False, allow_abbrev=False)
-    recipe.add_argument("--recipe", type=Path)
-    if path := recipe.parse_known_args(arguments)[0].recipe:
-        _apply_recipe(parser, path, section)
+    recipe.add_argument("--recipe")
+    if name := recipe.parse_known_args(arguments)[0].recipe:
+        _apply_recipe(parser, find(name), section)
     namespace, unknown = parser.parse_known_args(arguments)
     if unknown:
         raise InputError(_unknown_option(unknown[0], parser))
@@ -146,7 +147,9 @@ def build_parser(
                 hidden += 1
             _add(group, field, settings)
     general = parser.add_argument_group("General")
-    general.add_argument("--recipe", type=Path, metavar="FILE", help="YAML file with options for every stage of a run")
+    general.add_argument(
+        "--recipe", metavar="FILE", help="YAML file with options for every stage of a run, or the name of a shipped one"
+    )
     general.add_argument("-h", "--help", action="help", help="Show this help and exit")
     if hidden:
         general.add_argument("--help_all", action="store_true", help=f"Show {hidden} more options, which work as well")
@@ -262,12 +265,20 @@ def _apply_recipe(parser: argparse.ArgumentParser, path: Path, section: str) -> 
         if key not in options:
             raise InputError(f"{path}: {section} has no option {key}{suggestion(key, options)}; see --help")
     common = {key: value for key, value in content.items() if key in COMMON}
+    if "output_dir" in options:
+        common["output_dir"] = str(Path(default_output_dir(path, content)).absolute())
     for key, value in {**common, **own}.items():
         if key in options:
             parser.set_defaults(**{key: _typed(path, options[key], value)})
             options[key].required = False
             if not options[key].option_strings:
                 options[key].nargs = "?"
+
+
+def default_output_dir(path: Path, content: Mapping[str, Any]) -> str:
+    """Return the folder of the run of a recipe: the one it names, or `runs/<name of the recipe>`."""
+    named = content.get("output_dir")
+    return relative_to_recipe(path, str(named), new=True) if named else str(Path("runs") / path.stem)
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -310,7 +321,7 @@ def _typed_one(path: Path, option: argparse.Action, value: Any) -> Any:
             converted = convert(json.dumps(value) if isinstance(value, dict) else str(value))
             if option.choices is None or converted in option.choices:
                 place = getattr(option, "path", None)
-                return _beside(path, converted, new=place == "output") if place else converted
+                return relative_to_recipe(path, converted, new=place == "output") if place else converted
         except (ValueError, TypeError, argparse.ArgumentTypeError):
             pass
     kind = getattr(convert, "__name__", str(convert)).removeprefix("_to_")
@@ -318,7 +329,7 @@ def _typed_one(path: Path, option: argparse.Action, value: Any) -> Any:
     raise InputError(f"{path}: {option.dest} must be {wanted}, not {value!r}")
 
 
-def _beside(recipe: Path, value: str, *, new: bool) -> str:
+def relative_to_recipe(recipe: Path, value: str, *, new: bool) -> str:
     """Resolve a path relative to a recipe.
 
     Args:

@@ -22,12 +22,19 @@ from pathlib import Path
 from typing import Any
 
 from bioptimus_hf.cli import estimates
-from bioptimus_hf.cli.options import read_recipe
+from bioptimus_hf.cli.__main__ import COMMANDS
+from bioptimus_hf.cli.options import default_output_dir, read_recipe, relative_to_recipe
 from bioptimus_hf.errors import InputError, Terminated
 from bioptimus_hf.recipes import find
 
 STAGES = ("train_vocabulary", "find_contexts", "distill", "pretrain", "finetune_ner", "report")
-_RESULTS = {"train_vocabulary": "tokenizer", "find_contexts": "contexts", "distill": "v0.0", "pretrain": "pretraining"}
+_RECORDS = {  # of finished stages; of heads, patterns match one for each
+    "train_vocabulary": "tokenizer/made.json",
+    "find_contexts": "contexts/made.json",
+    "distill": "v0.0/made.json",
+    "pretrain": "pretraining*/made.json",
+    "finetune_ner": "ner/*/*/*/made.json",
+}
 _TRAINED = ("pretrain", "finetune_ner")  # the stages that Accelerate may launch on several devices
 
 
@@ -85,10 +92,7 @@ class Plan:
         self.options = options
         self.path = find(options.recipe)
         self.content = read_recipe(self.path)
-        given = options.output_dir or self.content.get("output_dir")
-        self.output_dir = Path(options.output_dir) if options.output_dir else self._beside(given or "")
-        if not given:
-            self.output_dir = Path("runs") / self.path.stem
+        self.output_dir = Path(options.output_dir or default_output_dir(self.path, self.content))
         wanted = [stage.replace("-", "_") for stage in options.stages]
         self._left_out = "finetune_ner" in wanted and not self._has_ner_data()
         self.stages = [
@@ -97,9 +101,10 @@ class Plan:
 
     def table(self) -> str:
         """Return what each stage does, and how long it takes."""
-        rows = [(stage.replace("_", "-"), self._state(stage)) for stage in self.stages]
-        width = max(len(name) for name, _ in rows)
-        lines = [f"{self.path} -> {self.output_dir}", *(f"  {name:<{width}}  {state}" for name, state in rows)]
+        rows = [(name := stage.replace("_", "-"), COMMANDS[name], self._state(stage)) for stage in self.stages]
+        widths = [max(len(row[column]) for row in rows) for column in range(2)]
+        lines = [f"{self.path} -> {self.output_dir}"]
+        lines += [f"  {name:<{widths[0]}}  {summary:<{widths[1]}}  {state}" for name, summary, state in rows]
         if self._left_out:
             lines.append("  finetune-ner  left out: no NER data is named (ner_data)")
         return "\n".join(lines)
@@ -133,12 +138,13 @@ class Plan:
         return bool(self.options.ner_data or section.get("ner_data") or sources)
 
     def _state(self, stage: str) -> str:
-        record = self.output_dir / _RESULTS.get(stage, "") / "made.json"
-        if stage in _RESULTS and record.is_file() and not self.options.force:
-            made: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
-            return f"finished before, in {made.get('seconds', 0):.0f} s; skipped if nothing has changed"
+        records = [] if self.options.force else sorted(self.output_dir.glob(_RECORDS.get(stage, "none")))
+        if records:
+            spent = sum(json.loads(record.read_text(encoding="utf-8")).get("seconds", 0) for record in records)
+            what = f"{len(records)} heads finished" if stage == "finetune_ner" else "finished"
+            return f"{what} before, in {spent:.0f} s; skipped if nothing has changed"
         text = estimates.megabytes(self._corpus(), self.content.get("max_megabytes"))
-        base = self.options.base_model or self.content.get("base_model")
+        base = self.options.base_model or self._relative(self.content.get("base_model"))
         return estimates.duration(
             estimates.seconds(stage, self._stage_options(stage), text, estimates.encoder_weights(base))
         )
@@ -148,7 +154,7 @@ class Plan:
         if given:
             return given
         named = self.content.get("corpus") or []
-        return [str(self._beside(name)) for name in (named if isinstance(named, list) else [named])]
+        return [str(self._relative(name)) for name in (named if isinstance(named, list) else [named])]
 
     def _stage_options(self, stage: str) -> dict[str, Any]:
         """Return the options of a stage that estimates need, with the defaults of the commands."""
@@ -165,12 +171,12 @@ class Plan:
             **(self.content.get(stage) or {}),
         }
         if stage == "finetune_ner":
-            data = self.options.ner_data or (options.get("ner_data") and str(self._beside(options["ner_data"])))
-            options["ner_data"] = data
+            options["ner_data"] = self.options.ner_data or self._relative(options.get("ner_data"))
         return options
 
-    def _beside(self, path: str) -> Path:
-        return self.path.resolve().parent / path
+    def _relative(self, path: str | None) -> str | None:
+        """Resolve a path of the recipe relative to it."""
+        return path and relative_to_recipe(self.path, path, new=False)
 
 
 def run_stage(command: Sequence[str]) -> None:

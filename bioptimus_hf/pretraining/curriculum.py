@@ -11,6 +11,7 @@ from typing import Any
 from bioptimus_hf.artifacts import read_yaml
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.pretraining.masking import BatchLayout, BioptimusDataCollator, MaskingPlan, MaskingStrategy
+from bioptimus_hf.recipes import find
 
 _VERSION = re.compile(r"\w[\w.-]*")  # names a folder
 
@@ -243,9 +244,13 @@ def read_curriculum(path: str | Path) -> tuple[Phase, ...]:
 
     Each phase has `version`, `unit`, `rate`, `corrupt`, `share` and, optionally, `last_rate`.
 
+    Args:
+        path: of the file, or the name of a curriculum that comes with the package: `tokens` or `words_always`.
+
     Raises:
         InputError: the file can't be read, or a phase isn't valid; the message says which one, and why.
     """
+    path = find(str(path), "curricula")
     rows = read_yaml(path)
     if not isinstance(rows, list) or not rows:
         raise InputError(f"{path} must be a list of phases")

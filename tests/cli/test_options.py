@@ -72,7 +72,8 @@ def test_a_recipe_serves_every_stage_of_a_run(tmp_path: Path) -> None:
     (run,) = parse([Run], "distill", "", argv)
     assert run == Run(output_dir=str(tmp_path / "runs" / "x"), seed=3)
     (arguments,) = parse([TrainingArguments], "pretrain", "", argv)
-    assert (arguments.seed, arguments.output_dir, arguments.learning_rate) == (3, "runs/x", 1e-3)
+    assert (arguments.seed, arguments.learning_rate) == (3, 1e-3)
+    assert arguments.output_dir == str(tmp_path / "runs" / "x")
     corpus_and_run = parse([Run, Corpus], "find_contexts", "", [*argv, "--corpus", "a.txt", "--output-dir", "here"])
     assert corpus_and_run == (Run("here", seed=3), Corpus(["a.txt"], max_megabytes=64))
 
@@ -143,8 +144,11 @@ def test_a_fault_in_a_recipe_is_named_with_its_file(tmp_path: Path, recipe: str,
 
 
 def test_a_recipe_that_cannot_be_read(tmp_path: Path) -> None:
-    for path, message in ((tmp_path / "none.yaml", "No such file"), (tmp_path, "Is a directory")):
-        with pytest.raises(InputError, match=f"{path} can't be read: {message}"):
+    for path, message in (
+        (tmp_path / "none.yaml", "neither a file nor one of"),
+        (tmp_path, "neither a file nor one of"),
+    ):
+        with pytest.raises(InputError, match=message):
             parse([Options], "pretrain", "", ["--recipe", str(path)])
     (tmp_path / "latin.yaml").write_bytes(b"# caf\xe9")
     with pytest.raises(InputError, match=r"latin\.yaml is not YAML"):
@@ -224,6 +228,14 @@ def test_paths_in_a_recipe_are_relative_to_it(tmp_path: Path, monkeypatch: pytes
     )
     monkeypatch.chdir(tmp_path / "texts")  # the command line is relative to the working directory
     assert from_recipe(tmp_path, recipe, "--data", "a.txt", kind=Paths).data == "a.txt"
+
+
+def test_a_stage_writes_where_the_whole_recipe_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`bioptimus pretrain --recipe mine.yaml` continues what `bioptimus run mine.yaml` has begun."""
+    monkeypatch.chdir(tmp_path)
+    assert from_recipe(tmp_path, "seed: 0", kind=Run).output_dir == str(tmp_path / "runs" / "recipe")
+    assert parse([Run], "distill", "", ["--recipe", "demo"])[0].output_dir == str(tmp_path / "runs" / "demo")
+    assert parse([Run], "report", "", []) == (Run("runs/default"),)
 
 
 @dataclass

@@ -16,8 +16,9 @@ import pytest
 import yaml
 from helpers import ROOT, build_tiny_bert
 
+from bioptimus_hf.artifacts import write_record
 from bioptimus_hf.cli import estimates
-from bioptimus_hf.cli.__main__ import main
+from bioptimus_hf.cli.__main__ import COMMANDS, main
 from bioptimus_hf.cli.options import SECTIONS
 from bioptimus_hf.cli.run import STAGES, Plan, RecipeOptions, run_stage
 from bioptimus_hf.errors import InputError
@@ -41,10 +42,17 @@ def test_the_plan_says_what_each_stage_takes_and_what_is_finished(tmp_path: Path
     table = Plan(RecipeOptions(recipe, output_dir=str(tmp_path / "runs"))).table().splitlines()
     assert table[0] == f"{recipe} -> {tmp_path / 'runs'}"
     assert [line.split()[0] for line in table[1:]] == [stage.replace("_", "-") for stage in STAGES]
+    assert COMMANDS["distill"] in table[3]
     assert "finished before, in 12 s; skipped if nothing has changed" in table[1]
     assert "about 10 s" in table[2]
     assert "min" in table[4] or " h" in table[4]
     assert "unknown" in table[5]  # there is no such set
+    for seed in range(2):
+        write_record(
+            tmp_path / "runs" / "ner" / "mine" / "base" / str(seed) / "made.json", {}, {}, facts={}, seconds=30
+        )
+    again = Plan(RecipeOptions(recipe, output_dir=str(tmp_path / "runs"))).table()
+    assert "2 heads finished before, in 60 s; skipped if nothing has changed" in again
     redone = Plan(RecipeOptions(recipe, output_dir=str(tmp_path / "runs"), force=True)).table()
     assert "finished before" not in redone
 
@@ -105,7 +113,7 @@ def test_a_recipe_can_lie_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_recipes_of_the_package(name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["run", name, "--dry_run", "--corpus", str(ROOT / "README.md"), "--output_dir", str(tmp_path)]) == 0
-    assert "train-vocabulary  about" in capsys.readouterr().out
+    assert "Train a WordPiece vocabulary on a corpus" in capsys.readouterr().out
     assert find(name).read_bytes() == (ROOT / "scripts" / "recipes" / f"{name}.yaml").read_bytes()
 
 
@@ -123,10 +131,14 @@ def test_what_is_no_recipe_is_named(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["run", "demmo"], "demmo is neither a file nor one of biomedical_100mb, biomedical_20mb, demo"),
         (["run", "demo", "--stages", "pretrian"], "--stages: pretrian is not one of train_vocabulary"),
         (["run", write_recipe(tmp_path, pretrian={})], "pretrian is neither the section of a command nor"),
+        (
+            ["run", write_recipe(tmp_path), "--stages", "finetune-ner"],
+            "--stages: there is nothing to run: finetune-ner",
+        ),
         (["run"], "the following arguments are required: recipe"),
     ):
         assert main(arguments) == 2
-        (line,) = capsys.readouterr().err.splitlines()
+        line = capsys.readouterr().err.splitlines()[-1]
         assert line.startswith("error: ")
         assert said in line
 

@@ -26,13 +26,13 @@ def test_a_curriculum_is_read(tmp_path: Path) -> None:
     ("content", "said"),
     [
         ("{}", "must be a list of phases"),
-        ("- 5", "phase 1: a mapping with version, unit"),
+        ("- 5", "phase 1: must be a mapping with version, unit"),
         (f"- {GOOD}\n- {{version: 0.1}}", "phase 2: corrupt is unknown or missing"),
         ("- " + GOOD.replace("unit", "units"), "phase 1: units is unknown or missing"),
-        ("- " + GOOD.replace("0.15", "high"), "phase 1: rate cannot be 'high'"),
-        ("- " + GOOD.replace("0.15", "true"), "phase 1: rate cannot be True"),
-        ("- " + GOOD.replace("true", "1"), "phase 1: corrupt cannot be 1"),
-        ("- " + GOOD.replace("0.15", "1.5"), "phase 1: a masking rate lies above 0"),
+        ("- " + GOOD.replace("0.15", "high"), "phase 1: rate can't be 'high'"),
+        ("- " + GOOD.replace("0.15", "true"), "phase 1: rate can't be True"),
+        ("- " + GOOD.replace("true", "1"), "phase 1: corrupt can't be 1"),
+        ("- " + GOOD.replace("0.15", "1.5"), "phase 1: the masking rate must be above 0"),
         ("- [", "is not YAML"),
     ],
 )
@@ -41,3 +41,12 @@ def test_a_curriculum_that_cannot_be(tmp_path: Path, content: str, said: str) ->
     path.write_text(content)
     with pytest.raises(InputError, match=f"{path}.*{said}"):
         read_curriculum(path)
+
+
+@pytest.mark.parametrize(("name", "unit"), [("tokens", "token"), ("words_always", "word")])
+def test_curricula_of_the_package_are_found_by_name(name: str, unit: str) -> None:
+    phases = read_curriculum(name)
+    assert [phase.version for phase in phases] == ["0.1", "0.2", "0.3", "0.4"]
+    assert {phase.masking.unit for phase in phases} == {unit}
+    with pytest.raises(InputError, match="tokenz is neither a file nor one of tokens, words_always"):
+        read_curriculum("tokenz")
