@@ -98,6 +98,8 @@ class Plan:
         self.stages = [
             stage for stage in STAGES if stage in wanted and not (self._left_out and stage == "finetune_ner")
         ]
+        if not self.stages:
+            raise InputError("there is nothing to run: finetune-ner needs NER data (ner_data)", argument="stages")
 
     def table(self) -> str:
         """Return what each stage does, and how long it takes."""

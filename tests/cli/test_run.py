@@ -132,7 +132,7 @@ def test_what_is_no_recipe_is_named(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["run", "demo", "--stages", "pretrian"], "--stages: pretrian is not one of train_vocabulary"),
         (["run", write_recipe(tmp_path, pretrian={})], "pretrian is neither the section of a command nor"),
         (
-            ["run", write_recipe(tmp_path), "--stages", "finetune-ner"],
+            ["run", write_recipe(tmp_path / "bare"), "--stages", "finetune-ner"],
             "--stages: there is nothing to run: finetune-ner",
         ),
         (["run"], "the following arguments are required: recipe"),
