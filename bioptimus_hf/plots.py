@@ -93,20 +93,21 @@ def plot_versions(
             for row in versions:
                 f1 = f1_of_seeds[task, row["model"]]
                 panel.plot([row["model"]] * len(f1), [100 * value for value in f1], ".", color="C0", alpha=0.4)
-            means, deviations = zip(*(_percent(row["f1"]) for row in versions), strict=True)
+            means, standard_deviations = zip(*(_percent(row["f1"]) for row in versions), strict=True)
             panel.errorbar(
                 [row["model"] for row in versions],
                 means,
-                yerr=deviations,
+                yerr=standard_deviations,
                 color="C0",
                 capsize=3,
                 label="versions, mean ± standard deviation",
             )
             for row in of_task:
                 if row["model"] == reference:
-                    mean, deviation = _percent(row["f1"])
+                    mean, standard_deviation = _percent(row["f1"])
                     panel.axhline(mean, color="C1", linestyle="--", label=f"{reference}, mean ± standard deviation")
-                    panel.axhspan(mean - deviation, mean + deviation, color="C1", alpha=0.15, linewidth=0)
+                    low, high = mean - standard_deviation, mean + standard_deviation
+                    panel.axhspan(low, high, color="C1", alpha=0.15, linewidth=0)
             panel.set_title(task)
         panel = axes.flat[0] if len(rows) > 1 else axes
         panel.set_ylabel("strict entity F1 (%)")

@@ -85,15 +85,18 @@ def read_test_sentences(folder: str | Path) -> dict[str, list[str]]:
     """Read the test sentences of all NER data sets in a folder.
 
     Returns:
-        The sentences of each data set, by its folder, with their words separated by spaces.
+        The sentences of each data set, with their words separated by spaces. A set is named by its subfolder, or by
+        `folder` itself if `test.tsv` lies directly in it.
 
     Raises:
         InputError: there is no `test.tsv`, or one can't be read (file and line).
     """
-    return {
-        file.parent.relative_to(folder).as_posix(): [" ".join(tokens) for tokens, _ in read_conll(file)]
-        for file in ner_test_files(folder)
-    }
+    sets: dict[str, list[str]] = {}
+    for file in ner_test_files(folder):
+        subfolder = file.parent.relative_to(folder).as_posix()
+        name = Path(folder).resolve().name if subfolder == "." else subfolder
+        sets.setdefault(name, []).extend(" ".join(tokens) for tokens, _ in read_conll(file))
+    return sets
 
 
 def ner_test_files(folder: str | Path) -> list[Path]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -19,7 +18,6 @@ from datasets import Dataset, DatasetDict
 from transformers import AutoConfig, AutoTokenizer
 
 from bioptimus_hf.artifacts import (
-    RECORD,
     Run,
     Stage,
     building,
@@ -42,7 +40,7 @@ from bioptimus_hf.models import (
 )
 from bioptimus_hf.ner.finetuning import best_epoch_arguments, finetune, predict_tags
 from bioptimus_hf.ner.options import HeadOptions, HeadTraining, split_label
-from bioptimus_hf.ner.results import HeadSetup, check_comparable, hash_of_gold, read_results
+from bioptimus_hf.ner.results import HeadSetup, check_comparable, finished_heads, hash_of_gold, read_results
 from bioptimus_hf.ner.scores import SCORER, entity_scores
 from bioptimus_hf.ner.tables import write_results
 from bioptimus_hf.ner.tasks import (
@@ -56,10 +54,9 @@ from bioptimus_hf.ner.tasks import (
     tags_of,
     task_identity,
 )
+from bioptimus_hf.pretraining.versions import version_numbers
 
 logger = logging.getLogger(__name__)
-
-_VERSION = re.compile(r"v\d+\.\d+")
 
 
 @dataclass(frozen=True)
@@ -163,7 +160,7 @@ def chosen_tasks(names: Sequence[str]) -> list[NerTask]:
         InputError: two tasks have the same name, or a YAML file is invalid.
     """
     tasks: dict[str, NerTask] = {}
-    expanded = [each for name in names for each in (BLURB_NER if name == "all" else [name])]
+    expanded = [task for name in names for task in (BLURB_NER if name == "all" else [name])]
     for given in dict.fromkeys(expanded):
         task = _chosen_task(given)
         if task.name in tasks:
@@ -228,9 +225,9 @@ def find_encoders(run: Run, options: HeadOptions) -> dict[str, Source]:
         version = run.root / name
         if given == "base":
             source = base_of_run(run.root, options.base_model)
-        elif version.is_dir() and (given == name or _VERSION.fullmatch(name)):
+        elif version.is_dir() and (given == name or version_numbers(name)):
             source = find_model(version)
-        elif _VERSION.fullmatch(name):
+        elif version_numbers(name):
             raise InputError(f"{given}: there is no {version}", argument="models")
         else:
             source = find_model(name)
@@ -262,11 +259,6 @@ def plan_heads(
             setup = HeadSetup(name, label, seed, gold, settings=of_task, inputs=inputs)
             heads[root / name / label / str(seed)] = PlannedHead(setup, data, folder)
     return heads
-
-
-def finished_heads(root: Path) -> list[Path]:
-    """Return the folders of all finished heads, or of all finished cross-tests."""
-    return [record.parent for record in root.glob("*/*/*/" + RECORD) if record.parent.name.isdecimal()]
 
 
 def train_head(folder: Path, head: PlannedHead, run: Run, options: HeadOptions, training: HeadTraining) -> None:

@@ -54,7 +54,7 @@ def finetune(
         dataset: from `load_ner`; `test` isn't used.
         arguments: from `best_epoch_arguments`.
         max_length: maximum number of word pieces in a window, including [CLS] and [SEP].
-        num_proc: number of processes for tokenization.
+        num_proc: number of processes for tokenising.
 
     Returns:
         For each epoch `epoch`, and `precision`, `recall` and `f1` on `validation`, in shares between 0 and 1.
@@ -204,7 +204,7 @@ def windows_dataset(
             remove_columns=dataset.column_names,
             fn_kwargs={"tokenizer": tokenizer, "max_length": max_length},
             num_proc=num_proc if num_proc and num_proc > 1 else None,
-            desc="Tokenizing",
+            desc="Tokenising",
         ),
     )
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bioptimus_hf.artifacts import read_record
+from bioptimus_hf.artifacts import RECORD, read_record
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.ner.scores import entity_counts, entity_scores
 from bioptimus_hf.ner.tasks import BLURB_NER
@@ -63,6 +63,15 @@ class HeadResult(HeadSetup):
     counts: NDArray[np.int64]
 
 
+def finished_heads(root: Path) -> list[Path]:
+    """Return the folders of all finished heads in `ner`, or of all finished tests in `cross_test`.
+
+    They are sorted by task, model and seed.
+    """
+    folders = [record.parent for record in root.glob(f"*/*/*/{RECORD}") if record.parent.name.isdecimal()]
+    return sorted(folders, key=lambda folder: (folder.parts[-3:-1], int(folder.name)))
+
+
 def read_results(folders: Iterable[Path]) -> list[HeadResult]:
     """Read finished heads: `scores.json` (task, model, seed), `predictions.tsv` and `made.json`.
 
@@ -108,8 +117,16 @@ def spread(values: Sequence[float]) -> dict[str, float | None]:
     }
 
 
+def mean_and_standard_deviation(spread: Mapping[str, float | None]) -> str:
+    """Format what `spread` returns in percent: `77.41 ± 0.20`, or `77.41` for a single value."""
+    mean, standard_deviation = (
+        None if value is None else f"{100 * value:.2f}" for value in (spread["mean"], spread["standard_deviation"])
+    )
+    return f"{mean} ± {standard_deviation}" if standard_deviation else f"{mean}"
+
+
 def summary_row(task: str, model: str, scores: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
-    """Summarize the heads of one task and model.
+    """Summarise the heads of one task and model.
 
     Args:
         scores: from `entity_scores`, by seed.

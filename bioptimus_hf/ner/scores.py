@@ -1,4 +1,4 @@
-"""Compute precision, recall and F1 of entities in strict IOB2, and beside them the lenient scores of conlleval."""
+"""Compute strict IOB2 precision, recall and F1 of entities, and conlleval's lenient scores."""
 
 from __future__ import annotations
 

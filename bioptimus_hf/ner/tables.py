@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -11,12 +10,18 @@ from typing import Any
 
 from bioptimus_hf.artifacts import write_json
 from bioptimus_hf.ner.literature import PUBLISHED
-from bioptimus_hf.ner.results import RESAMPLES, HeadResult, averages, paired_differences, summarize
+from bioptimus_hf.ner.results import (
+    RESAMPLES,
+    HeadResult,
+    averages,
+    mean_and_standard_deviation,
+    paired_differences,
+    summarize,
+)
 from bioptimus_hf.ner.scores import LENIENT_SCORER, SCORER
 from bioptimus_hf.ner.tasks import BLURB_NER
 from bioptimus_hf.plots import plot_versions
-
-_VERSION = re.compile(r"v\d+\.\d+")
+from bioptimus_hf.pretraining.versions import version_numbers
 
 Row = Mapping[str, Any]
 """From `summarize`, `averages` or `paired_differences`."""
@@ -61,8 +66,8 @@ def results_table(rows: Sequence[Row], differences: Sequence[Row], *, reference:
     ]
     for row in rows:
         difference = by_model.get((row["task"], row["model"]))
-        columns = [row["task"], row["model"], _percent(row["f1"]), _difference(difference, len(row["seeds"]))]
-        columns += [_percent(row[name]) for name in ("conlleval_f1", "precision", "recall")]
+        f1, *others = (mean_and_standard_deviation(row[name]) for name in ("f1", "conlleval_f1", "precision", "recall"))
+        columns = [row["task"], row["model"], f1, _difference(difference, len(row["seeds"])), *others]
         lines.append(_line(*columns, str(len(row["seeds"])), str(row.get("support", ""))))
     notes = (
         f"Percent, mean ± standard deviation over seeds. F1, precision, recall: {SCORER}. conlleval F1: "
@@ -92,11 +97,12 @@ def published_table(rows: Sequence[Row], means: Sequence[Row]) -> str:
     figures: dict[str, dict[str, str]] = defaultdict(dict)
     seeds: dict[str, list[int]] = defaultdict(list)
     for row in blurb:
-        figures[row["model"]][row["task"]] = _percent(row["conlleval_f1"]) if _is_blurb(row) else "other test data"
+        f1 = mean_and_standard_deviation(row["conlleval_f1"])
+        figures[row["model"]][row["task"]] = f1 if _is_blurb(row) else "other test data"
         seeds[row["model"]].append(len(row["seeds"]))
     for mean in means:
         if all(_is_blurb(row) for row in blurb if row["model"] == mean["model"]):
-            figures[mean["model"]]["average"] = _percent(mean["conlleval_f1"])
+            figures[mean["model"]]["average"] = mean_and_standard_deviation(mean["conlleval_f1"])
     lines = [
         f"| model | {' | '.join(BLURB_NER)} | average | protocol | source |",
         f"|{' --- |' * (len(BLURB_NER) + 4)}",
@@ -124,12 +130,12 @@ def _rows_of_versions(rows: Sequence[Row], reference: str) -> dict[str, list[Row
     by_task: dict[str, list[Row]] = {}
     for row in rows:
         by_task.setdefault(row["task"], [])
-        if row["model"] == reference or _VERSION.fullmatch(row["model"]):
+        if row["model"] == reference or version_numbers(row["model"]):
             by_task[row["task"]].append(row)
     return {
-        task: sorted(of_task, key=lambda row: [int(number) for number in re.findall(r"\d+", row["model"])])
+        task: sorted(of_task, key=lambda row: version_numbers(row["model"]))
         for task, of_task in by_task.items()
-        if sum(bool(_VERSION.fullmatch(row["model"])) for row in of_task) > 1
+        if sum(bool(version_numbers(row["model"])) for row in of_task) > 1
     }
 
 
@@ -154,13 +160,6 @@ def _difference(row: Row | None, seeds: int) -> str:
     low, high = row["interval"]
     pairs = "" if len(row.get("seeds", range(seeds))) == seeds else f", {len(row['seeds'])} pairs"
     return f"{100 * row['mean']:+.2f} ({100 * low:+.2f} to {100 * high:+.2f}{pairs})"
-
-
-def _percent(spread: Mapping[str, float | None]) -> str:
-    mean, deviation = (
-        None if value is None else f"{100 * value:.2f}" for value in (spread["mean"], spread["standard_deviation"])
-    )
-    return f"{mean} ± {deviation}" if deviation else f"{mean}"
 
 
 def _line(*columns: str) -> str:

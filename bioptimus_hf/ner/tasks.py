@@ -114,14 +114,14 @@ def load_ner(task: str | NerTask, source: str | Path) -> DatasetDict:
     blurb = BLURB_NER.get(task.name)
     if blurb and replace(task, folder=blurb.folder, source=blurb.source) != blurb:
         raise InputError(f"{task.name} is a BLURB task with fixed types and mention counts: choose another name")
-    parts = _read_hub(task, str(source)) if is_hub_name(source) else _read_files(task, source)
-    types = task.types or types_of(parts["train"])
-    _check_mentions(task, {split: count_mentions(parts[split]) for split in SPLITS})
+    splits = _read_hub(task, str(source)) if is_hub_name(source) else _read_files(task, source)
+    types = task.types or types_of(splits["train"])
+    _check_mentions(task, {split: count_mentions(splits[split]) for split in SPLITS})
     if task.merged_type:
-        parts = {split: _merged(sentences, task.merged_type) for split, sentences in parts.items()}
+        splits = {split: _merged(sentences, task.merged_type) for split, sentences in splits.items()}
         types = (task.merged_type,)
     features = Features(tokens=List(Value("string")), ner_tags=List(ClassLabel(names=_tags_of_types(types))))
-    return DatasetDict({split: _dataset(parts[split], features) for split in SPLITS})
+    return DatasetDict({split: _dataset(splits[split], features) for split in SPLITS})
 
 
 def read_task(path: str | Path) -> NerTask:
@@ -260,7 +260,7 @@ def _sentences(dataset: Dataset, where: str, types: Collection[str] | None) -> l
     if repaired:
         logger.warning("%s: %d I- tags don't continue an entity and were read as B-", where, repaired)
     if not sentences:
-        raise InputError(f"{where} holds no sentence")
+        raise InputError(f"{where} contains no sentences")
     return sentences
 
 
@@ -280,7 +280,7 @@ def _tags_of_types(types: Iterable[str]) -> list[str]:
 def _types(task: NerTask, train: Sequence[Sentence], where: str | Path) -> tuple[str, ...]:
     types = task.types or types_of(train)
     if not types:
-        raise InputError(f"{where} holds no entity: every tag is O")
+        raise InputError(f"{where} contains no entities: every tag is O")
     return types
 
 

@@ -169,8 +169,8 @@ def check_arguments(arguments: TrainingArguments) -> None:
         InputError: an argument is set that is in `REJECTED` or `REJECTED_VALUES`; the message gives the reason.
     """
     defaults = {
-        one.name: one.default if one.default_factory is MISSING else one.default_factory()
-        for one in fields(TrainingArguments)
+        option.name: option.default if option.default_factory is MISSING else option.default_factory()
+        for option in fields(TrainingArguments)
     }
     for name, reason in REJECTED.items():
         if name in defaults and getattr(arguments, name) != defaults[name]:

@@ -28,7 +28,7 @@ from bioptimus_hf.pretraining.versions import Provenance, VersionRecord, export_
 logger = logging.getLogger(__name__)
 
 
-class Finished(InputError):
+class RunAlreadyFinished(InputError):
     """The checkpoint to resume from is that of the last step of a run."""
 
 
@@ -50,8 +50,8 @@ class CurriculumCallback(TrainerCallback, ExportableState):
     Raises:
         InputError: (when training begins) the curriculum doesn't fit the run; the checkpoint to resume from belongs to
             a run without a curriculum or with other phases, seeds, rows, steps, batches or processes, or is that of
-            the last step (`Finished`); or a setting makes it impossible to know the position of each row in the run, or
-            to resume exactly.
+            the last step (`RunAlreadyFinished`); or a setting makes it impossible to know the position of each row in
+            the run, or to resume exactly.
     """
 
     def __init__(
@@ -113,7 +113,9 @@ class CurriculumCallback(TrainerCallback, ExportableState):
                 raise InputError("the checkpoint belongs to a run without a curriculum: start a new run from its model")
             check_same_run(before["attributes"]["_run"], self._run)
             if state.global_step >= state.max_steps:  # the Trainer would train until the end of the epoch
-                raise Finished(f"the checkpoint is that of the last step, {state.max_steps}: the run is finished")
+                raise RunAlreadyFinished(
+                    f"the checkpoint is that of the last step, {state.max_steps}: the run is finished"
+                )
         self.plan = plan
         self._started = time.monotonic()
 

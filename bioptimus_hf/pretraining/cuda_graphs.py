@@ -12,9 +12,8 @@ class Replay:
     """Runs layers over concatenated documents by replaying a recording of their forward and backward pass.
 
     Two launches then replace about a hundred per layer. The first batch is recorded, with room for more documents than
-    it has; a batch of another shape, or with more documents than that, runs without the recording. No loss of an
-    earlier batch whose graph leads to the same weights may be alive during the recording, and the backward pass of each
-    batch must be complete before the next batch begins.
+    it has; a batch of another shape, or with more documents than that, runs without the recording. During recording,
+    no loss of an earlier batch on the same weights may be alive. Finish each backward pass before the next batch.
     """
 
     def __init__(self) -> None:

@@ -209,7 +209,7 @@ def follow_curriculum(
     """Make a collator follow a curriculum in a training loop without a `Trainer`.
 
     Before each iterator over the data, the loop calls `collator.begin(micro_batch)` with the number of micro-batches
-    that this process has consumed in the run so far; see scripts/examples/accelerate_loop.py.
+    that this process has consumed in the run so far; docs/adapt.md ("In your own training script") shows such a loop.
 
     Args:
         collator: masks the batches of the loop.

@@ -187,7 +187,7 @@ def varlen_attention(
     max_length_k: int = 0,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend within each of the documents that are concatenated to one row, at no cost for what is outside of them.
+    """Attend within each document of a concatenated row; other positions cost nothing.
 
     This is PyTorch's flash attention for sequences of different lengths, as an attention function for transformers
     (`set_attn_implementation`), which prescribes the arguments. Without document boundaries, it is the attention of

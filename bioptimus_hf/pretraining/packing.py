@@ -32,7 +32,7 @@ def tokenize_and_pack(
         documents: has a column `text`.
         tokenizer: a fast tokenizer.
         max_length: tokens per block.
-        num_proc: number of processes that tokenize.
+        num_proc: number of processes for tokenising.
 
     Returns:
         Data set with the column `input_ids`. On disk, it takes 2 bytes per token if the vocabulary allows it, and 4
@@ -63,7 +63,7 @@ def tokenize_and_pack(
             remove_columns=["text"],
             features=Features(input_ids=List(Value(kind))),
             num_proc=num_proc if num_proc and num_proc > 1 else None,
-            desc="Tokenizing",
+            desc="Tokenising",
         )
     )
     chunks = tokenized.data.column("input_ids").chunks

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArgum
 from bioptimus_hf.artifacts import Stage, building, digest_of_rows
 from bioptimus_hf.errors import InputError, Terminated
 from bioptimus_hf.pretraining.arguments import check_arguments, shaping_settings
-from bioptimus_hf.pretraining.callback import CurriculumCallback, Finished
+from bioptimus_hf.pretraining.callback import CurriculumCallback, RunAlreadyFinished
 from bioptimus_hf.pretraining.curriculum import BIOPTIMUS_CURRICULUM, Phase
 from bioptimus_hf.pretraining.history import validation_losses, write_history
 from bioptimus_hf.pretraining.masking import VALIDATION_MASKING, BioptimusDataCollator
@@ -42,13 +42,13 @@ def pretrain(
     *,
     curriculum: Sequence[Phase] = BIOPTIMUS_CURRICULUM,
     export_dir: Path,
-    record: Mapping[str, Any] | None = None,
     dropout: float = 0.0,
 ) -> list[dict[str, Any]]:
     """Take a model through a curriculum, resuming from the last checkpoint in `arguments.output_dir` if there is one.
 
     Writes `export_dir/v<version>` at the end of each phase and, at the end, `export_dir/pretraining` with record,
-    `history.json` and `history.png`: a folder that `publish` accepts if it also holds the stages before pre-training.
+    `history.json` and `history.png`. The records identify the run by hashes of the weights and blocks, and by the
+    arguments below. `publish` accepts `export_dir` if it also contains the stages before pre-training.
 
     Args:
         model: is trained in place.
@@ -58,8 +58,6 @@ def pretrain(
         arguments: training arguments, which stay as they are; checkpoints are saved in `output_dir`.
         curriculum: phases in order.
         export_dir: folder for the versions and the record.
-        record: what the run is made from, as `{"inputs": {name: identity}, "settings": {...}}`, for its record and
-            those of the versions. By default, hashes of the weights and blocks, and the arguments above.
         dropout: probability during training; exported models keep that of their configuration.
 
     Returns:
@@ -74,12 +72,9 @@ def pretrain(
     check_blocks(train, model, arguments)
     if validation is None and arguments.eval_strategy != "no":
         raise InputError('there is no validation set: give one, or choose eval_strategy="no"')
-    if record is None:
-        settings = {"max_length": len(train[0]["input_ids"]), "dropout": dropout, **shaping_settings(arguments)}
-        settings["curriculum"] = [asdict(phase) for phase in curriculum]
-        provenance = Provenance(_identities(model, train, validation), settings)
-    else:
-        provenance = Provenance(record["inputs"], record["settings"])
+    settings = {"max_length": len(train[0]["input_ids"]), "dropout": dropout, **shaping_settings(arguments)}
+    settings["curriculum"] = [asdict(phase) for phase in curriculum]
+    provenance = Provenance(_identities(model, train, validation), settings)
     training = Training(
         model, tokenizer, train, validation, arguments, tuple(curriculum), Path(export_dir), provenance, dropout
     )
@@ -164,7 +159,7 @@ class Training:
                 logger.info("resuming from %s", checkpoint)
             try:
                 trainer.train(resume_from_checkpoint=checkpoint)
-            except Finished:
+            except RunAlreadyFinished:
                 logger.info("all steps were already done")
         if trainer.state.global_step < trainer.state.max_steps:
             raise Terminated(

@@ -90,7 +90,7 @@ def make_versions(run: Run, corpus: Corpus, options: PretrainingOptions, argumen
         check_no_other_run(request.versions, request.checkpoints, request.provenance)
     arguments.output_dir = str(request.checkpoints)
     tokenizer = load_by_name(AutoTokenizer, request.model)
-    with arguments.main_process_first(desc="tokenizing"):
+    with arguments.main_process_first(desc="tokenising"):
         if run.force and arguments.process_index == 0:
             shutil.rmtree(request.checkpoints, ignore_errors=True)  # of this very run, which must not be resumed
         text = _Text.read(corpus, request.test_sentences, num_proc=run.num_proc)

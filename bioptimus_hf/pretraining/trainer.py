@@ -221,8 +221,8 @@ def loss_and_count(
 def last_checkpoint(folder: Path, *, shared: bool = True) -> str | None:
     """Return the newest complete checkpoint of a run, if there is one, and remove incomplete ones.
 
-    The Trainer writes `trainer_state.json` last, but itself resumes from the newest folder without looking for it. Of
-    several processes, each writes the state of its random numbers in its own time.
+    The Trainer writes `trainer_state.json` last but resumes from the newest folder without checking for it. Each
+    process saves its random state separately.
 
     Args:
         folder: folder that contains the checkpoints.

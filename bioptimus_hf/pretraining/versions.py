@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,19 @@ from bioptimus_hf.artifacts import (
 )
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import check_finite, save_masked_lm
+
+_LABEL = re.compile(r"v(\d+(?:\.\d+)*)")
+
+
+def folder_name(version: str) -> str:
+    """Return the name of a version's folder, which is also its label in tables and its tag on the Hub."""
+    return f"v{version}"
+
+
+def version_numbers(label: str) -> tuple[int, ...]:
+    """Return the numbers in the label of a version, as a sort key: (0, 10) for `v0.10`, and () for any other label."""
+    match = _LABEL.fullmatch(label)
+    return tuple(map(int, match[1].split("."))) if match else ()
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import jinja2
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 
 from bioptimus_hf.errors import InputError
+from bioptimus_hf.ner.results import mean_and_standard_deviation
 from bioptimus_hf.ner.scores import LENIENT_SCORER, SCORER
 from bioptimus_hf.publishing.options import About
 
@@ -99,7 +100,7 @@ def render(template: str, facts: Mapping[str, Any]) -> str:
     environment.filters |= {
         "percent": _percent,
         "count": _count,
-        "mean_and_deviation": _mean_and_deviation,
+        "mean_and_standard_deviation": mean_and_standard_deviation,
         "duration": _duration,
         "machine": _machine,
     }
@@ -165,11 +166,6 @@ def _percent(share: float, digits: int = 0) -> str:
 
 def _count(number: float) -> str:
     return f"{number:,.0f}"
-
-
-def _mean_and_deviation(values: Mapping[str, float | None]) -> str:
-    mean, deviation = values["mean"], values["standard_deviation"]
-    return f"{100 * (mean or 0):.2f}" + (f" ± {100 * deviation:.2f}" if deviation is not None else "")
 
 
 def _duration(seconds: float) -> str:

@@ -38,7 +38,8 @@ def check_repo_id(repo_id: str) -> None:
     Raises:
         InputError: the owner is missing, or the Hub doesn't allow the name.
     """
-    _check_hub_name(repo_id, "repo_id")
+    if reason := _reason_against(repo_id):
+        raise InputError(f"{repo_id}: {reason}", argument="repo_id")
     if repo_id.count("/") != 1:
         raise InputError(f"{repo_id} lacks an owner: write owner/name", argument="repo_id")
 
@@ -49,14 +50,17 @@ def check_about(run: Path, about: About) -> None:
     Raises:
         InputError: `base_model` can't be a name on the Hub, or a task is unknown.
     """
-    if about.base_model is not None:
-        _check_hub_name(about.base_model.partition("@")[0], "base_model_id", about.base_model)
+    if about.base_model is not None and (reason := _reason_against(about.base_model.partition("@")[0])):
+        raise InputError(
+            f"{about.base_model} can't be the base model ({reason}): name it on the Hub (About.base_model, or "
+            f"base_model_id)"
+        )
     heads = {path.name for path in (run / "ner").glob("*") if path.is_dir()}
     for argument, tasks in (("ner_licenses", about.ner_licenses), ("ner_datasets", about.ner_datasets)):
         for task in tasks:
             if heads and task not in {*NER_TASKS, *heads}:  # before any head is trained, a task may have any name
                 known = ", ".join(sorted({*NER_TASKS, *heads}))
-                raise InputError(f"{task}=...: the known tasks are {known}", argument=argument)
+                raise InputError(f"{task} is not a task; the known tasks are {known}", argument=argument)
 
 
 def check_source(source: Path) -> None:
@@ -97,11 +101,13 @@ def check_folder(folder: Path, architecture: str) -> None:
         _check_private(folder / name)
 
 
-def _check_hub_name(name: str, argument: str, given: str | None = None) -> None:
+def _reason_against(name: str) -> str | None:
+    """Return why the Hub doesn't allow a name, or None if it does."""
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        raise InputError(f"{given or name}: {str(error).split(': ')[0]}", argument=argument) from error
+        return str(error).split(": ")[0]
+    return None
 
 
 def _check_vocabulary(folder: Path, size: int) -> None:

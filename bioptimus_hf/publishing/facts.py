@@ -8,12 +8,12 @@ from typing import Any
 
 from bioptimus_hf.artifacts import RECORD, read_json, read_record
 from bioptimus_hf.errors import InputError
+from bioptimus_hf.pretraining.versions import folder_name
 from bioptimus_hf.publishing.heads import base_results, heads_of, result_row
 from bioptimus_hf.publishing.options import About
 from bioptimus_hf.publishing.recipe import NOT_OPTIONS, SECTIONS, own_curriculum, recipe
 from bioptimus_hf.publishing.records import (
     base_of,
-    folder_name,
     pretraining_of,
     read_version,
     start_of,
@@ -71,9 +71,7 @@ def head_facts(run_dir: str | Path, task: str, version: str, repo_id: str, about
     if head is None:
         raise InputError(f"{run / 'ner'} has no head for {task} on v{version}: run `bioptimus finetune-ner` first")
     if task not in about.ner_licenses:
-        raise InputError(
-            f"the model card states the licence of the data of {task}: add it to ner_licenses, as {task}=TERMS"
-        )
+        raise InputError(f"the model card states the licence of the data of {task}: add it", argument="ner_licenses")
     record = read_version(run / folder_name(version))
     config = read_json(head.folder / "config.json")
     settings = head.record["settings"]

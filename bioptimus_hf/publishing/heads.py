@@ -9,9 +9,8 @@ from typing import Any
 
 from bioptimus_hf.artifacts import RECORD, identity, read_json, read_record
 from bioptimus_hf.errors import InputError
-from bioptimus_hf.ner.results import METRICS, summary_row
-from bioptimus_hf.pretraining.versions import check_unchanged
-from bioptimus_hf.publishing.records import folder_name
+from bioptimus_hf.ner.results import METRICS, finished_heads, summary_row
+from bioptimus_hf.pretraining.versions import check_unchanged, folder_name
 
 
 @dataclass(frozen=True)
@@ -78,9 +77,10 @@ def result_row(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _scores_by_task(run: Path, label: str) -> dict[str, dict[Path, dict[str, Any]]]:
     """Return the scores of the finished heads on a model, by task and then by folder, in order of the seeds."""
     groups: dict[str, dict[Path, dict[str, Any]]] = {}
-    paths = [path for path in (run / "ner").glob(f"*/{label}/*/scores.json") if path.parts[-2].isdecimal()]
-    for path in sorted(paths, key=lambda path: (path.parts[-4], int(path.parts[-2]))):
-        groups.setdefault(path.parts[-4], {})[path.parent] = read_json(path)
+    for folder in finished_heads(run / "ner"):
+        task, model = folder.parts[-3:-1]
+        if model == label:
+            groups.setdefault(task, {})[folder] = read_json(folder / "scores.json")
     return groups
 
 

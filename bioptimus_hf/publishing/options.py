@@ -23,13 +23,16 @@ class Selection:
     """What to publish of a run, and where it may go.
 
     Attributes:
-        what: the encoder, its NER heads, or all.
+        what: the encoder, its NER heads (at least one), or all: the encoder and the heads that exist.
         tasks: tasks whose heads are published; by default every task that has a head.
         adopt: whether versions may be added to a repository that `publish` didn't create. Branches stay as they are.
         collection: title of a collection of the owner; the repositories are added to it.
     """
 
-    what: What = field(default="all", metadata={"help": "Publish the encoder, its NER heads, or all"})
+    what: What = field(
+        default="all",
+        metadata={"help": "Publish the encoder, its NER heads, or all: the encoder and the heads that exist"},
+    )
     tasks: list[str] | None = field(
         default=None, metadata={"help": "Tasks whose heads are published; by default every task that has a head"}
     )

@@ -26,7 +26,7 @@ from bioptimus_hf.publishing.staging import Release, StagedFile, stage
 
 logger = logging.getLogger(__name__)
 
-_ENCODER = Selection(what="encoder")
+_ALL = Selection()
 # Environment variables that give a process personal access, or a cache in which it might find files.
 _PERSONAL = (
     "HF_TOKEN", "HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE", "HF_OIDC_ID_TOKEN", "HF_HOME",
@@ -64,7 +64,7 @@ def publish(
     dry_run: bool = True,
     token: str | None = None,
     about: About | None = None,
-    selection: Selection = _ENCODER,
+    selection: Selection = _ALL,
 ) -> list[PublishedVersion]:
     """Publish versions of a run and load each back. After an interruption, the same call completes what is missing.
 
@@ -76,7 +76,7 @@ def publish(
         dry_run: build and check everything and return what would be published, without using the network.
         token: token of the Hub; by default from the environment or the token file, as huggingface_hub finds it.
         about: facts for the cards that the run didn't record; required.
-        selection: whether to publish the encoder (the default), heads or all, and where they may go.
+        selection: whether to publish the encoder, its heads, or (by default) all there is, and where it may go.
 
     Returns:
         The versions, first those of the encoder and then those of the heads, oldest first.

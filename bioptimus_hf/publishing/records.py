@@ -8,12 +8,8 @@ from typing import Any
 
 from bioptimus_hf.artifacts import RECORD, identity, read_record
 from bioptimus_hf.errors import InputError
+from bioptimus_hf.pretraining.versions import folder_name, version_numbers
 from bioptimus_hf.publishing.options import About
-
-
-def folder_name(version: str) -> str:
-    """Return the name of a version's folder, which is also its tag on the Hub."""
-    return f"v{version}"
 
 
 def version_key(version: str) -> tuple[int, ...]:
@@ -22,10 +18,10 @@ def version_key(version: str) -> tuple[int, ...]:
     Raises:
         InputError: the version isn't made of numbers separated by dots.
     """
-    try:
-        return tuple(int(number) for number in version.split("."))
-    except ValueError as error:
-        raise InputError(f"version {version} is not of the form 0.4, so versions can't be sorted") from error
+    numbers = version_numbers(folder_name(version))
+    if not numbers:
+        raise InputError(f"version {version} is not of the form 0.4, so versions can't be sorted")
+    return numbers
 
 
 def is_version(folder: Path) -> bool:
@@ -85,7 +81,10 @@ def base_of(tokenizer: Mapping[str, Any], about: About) -> dict[str, str | None]
     kind, _, name = tokenizer["inputs"]["base_model"].partition(":")
     if kind != "name":
         if about.base_model is None:
-            raise InputError("the run was given its base model as a folder: give the model's Hub name as base_model_id")
+            raise InputError(
+                "the run was given its base model as a folder: name the base model on the Hub (About.base_model, or "
+                "base_model_id)"
+            )
         name = about.base_model
     name, _, commit = name.partition("@")
     return {"name": name, "commit": commit or None}

@@ -11,7 +11,9 @@ from transformers import AutoTokenizer, pipeline
 from bioptimus_hf.artifacts import RECORD, Run, read_record
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import load_by_name, load_token_classifier
-from bioptimus_hf.publishing.records import read_versions, start_of, version_key
+from bioptimus_hf.ner.results import finished_heads
+from bioptimus_hf.pretraining.versions import version_numbers
+from bioptimus_hf.publishing.records import read_versions, start_of
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ def make_report(run: Run, text: str | None = None) -> str:
     pretrainings = sorted(path.parent for path in root.glob(f"pretraining*/{RECORD}"))
     stages = [root / name for name in ("tokenizer", "contexts", "v0.0") if (root / name / RECORD).is_file()]
     stages += pretrainings
-    heads = [path.parent for path in sorted((root / "ner").glob(f"*/*/*/{RECORD}")) if path.parts[-2].isdecimal()]
+    heads = finished_heads(root / "ner")
     if not stages and not heads:
         raise InputError(f"{root} holds no finished stage: run a stage first, such as `bioptimus train-vocabulary`")
     lines = [
@@ -53,7 +55,7 @@ def make_report(run: Run, text: str | None = None) -> str:
         *_costs(root, [*stages, *heads]),
     ]
     if text and heads:
-        lines += ["", *_entities(max(heads, key=lambda head: _newness(head.parent.name)), text)]
+        lines += ["", *_entities(max(heads, key=lambda head: version_numbers(head.parent.name)), text)]
     elif text:
         logger.warning("%s has no NER head yet, so no entities of the text are shown", root)
     report = "\n".join([*lines, ""])
@@ -73,7 +75,7 @@ def _decontamination(folder: Path) -> list[str]:
     if found is None:
         return [
             f"- **The text of {folder.name} was not searched for test sentences of the NER data, so the scores may be "
-            "too high (`bioptimus pretrain --decontaminate`)**"
+            "too high (set `decontaminate` when you pre-train)**"
         ]
     return [
         f"- {found['dropped']} of {found['documents']} documents were removed from {folder.name} because they contain "
@@ -119,14 +121,6 @@ def _costs(root: Path, folders: Sequence[Path]) -> list[str]:
         memory = max(made["peak_memory_mb"].values())
         lines.append(f"| {folder.relative_to(root)} | {made['seconds']:.0f} s | {memory:,} MB |")
     return lines
-
-
-def _newness(label: str) -> tuple[int, ...]:
-    """Return a sort key for labels of models: v0.10 after v0.9, and every version after any other label."""
-    try:
-        return version_key(label.removeprefix("v"))
-    except InputError:
-        return ()
 
 
 def _entities(head: Path, text: str) -> list[str]:

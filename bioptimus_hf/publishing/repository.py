@@ -14,8 +14,9 @@ from huggingface_hub.errors import RepositoryNotFoundError
 
 from bioptimus_hf.artifacts import sha256_of_file
 from bioptimus_hf.errors import InputError
+from bioptimus_hf.pretraining.versions import folder_name, version_numbers
 from bioptimus_hf.publishing.checks import ENCODER, MARK, PLOT, WEIGHTS
-from bioptimus_hf.publishing.records import folder_name, version_key
+from bioptimus_hf.publishing.records import version_key
 from bioptimus_hf.publishing.retries import retry
 from bioptimus_hf.publishing.staging import Release
 
@@ -64,8 +65,8 @@ class Repository:
         if private != self.private:
             actual, wanted = ("private", "public") if private else ("public", "private")
             raise InputError(
-                f"{self.repo_id} is {actual}, but should be {wanted}: publish with private={private}, or change the "
-                f"visibility in its settings"
+                f"{self.repo_id} is {actual}, but should be {wanted}: publish with private={private} "
+                f"({'without' if private else 'with'} public, as a command), or change the visibility in its settings"
             )
         self.ours = retry(f"look into {self.repo_id}", lambda: self._is_ours())
         if not self.ours and not self.adopt:
@@ -91,7 +92,7 @@ class Repository:
         for tag, commit in commits.items():
             if tags.get(tag) != commit:
                 raise InputError(f"{self.repo_id}: {tag} now points at {tags.get(tag)}, not at {commit}")
-        newest = max(filter(_is_version, tags), key=lambda tag: version_key(tag[1:]))
+        newest = max(filter(version_numbers, tags), key=version_numbers)
         changed = self.ours and _branches(refs).get(_MAIN) != tags[newest]
         if changed and not retry(f"look into {self.repo_id}", lambda: self._pending(refs)):
             raise InputError(
@@ -112,7 +113,7 @@ class Repository:
         """Raise if the repository already holds versions of another model."""
         architecture = self.releases[0].architecture
         for tag, commit in tags_of(self._refs()).items():
-            mark = self._mark(commit) if _is_version(tag) else {}
+            mark = self._mark(commit) if version_numbers(tag) else {}
             if not mark:
                 continue
             if mark.get("architecture") != architecture:
@@ -164,7 +165,7 @@ class Repository:
         tags = tags_of(refs)
         if release.tag in tags:
             return self._check_tag(release, tags[release.tag])
-        published = [tag[1:] for tag in tags if _is_version(tag)]
+        published = [tag[1:] for tag in tags if version_numbers(tag)]
         if pending := self._pending(refs):
             published.append(pending)
         is_newest = all(version_key(version) <= version_key(release.version) for version in published)
@@ -228,7 +229,7 @@ class Repository:
 
         The commit is looked up by its id. If another publisher moves the branch meanwhile, the upload fails.
         """
-        is_tagged = any(commit == head and _is_version(tag) for tag, commit in tags.items())
+        is_tagged = any(commit == head and version_numbers(tag) for tag, commit in tags.items())
         if not is_tagged and not self._untagged_version(head, tags) and self._paths(head) - {_ATTRIBUTES}:
             last = self.api.list_repo_commits(self.repo_id, revision=head)[0]
             raise InputError(
@@ -269,7 +270,3 @@ def _belongs_to_card(path: str) -> bool:
 
 def _branches(refs: GitRefs) -> dict[str, str]:
     return {branch.name: branch.target_commit for branch in refs.branches}
-
-
-def _is_version(tag: str) -> bool:
-    return tag.startswith("v") and all(number.isdecimal() for number in tag[1:].split("."))

@@ -15,6 +15,7 @@ from huggingface_hub import ModelCard
 from bioptimus_hf.artifacts import read_json, sha256_of_file, write_json
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.plots import plot_history
+from bioptimus_hf.pretraining.versions import folder_name
 from bioptimus_hf.publishing.cards import encoder_card, evaluation_entries, head_card
 from bioptimus_hf.publishing.checks import (
     ENCODER,
@@ -30,7 +31,7 @@ from bioptimus_hf.publishing.checks import (
 from bioptimus_hf.publishing.facts import encoder_facts, head_facts
 from bioptimus_hf.publishing.heads import heads_of
 from bioptimus_hf.publishing.options import About, Selection
-from bioptimus_hf.publishing.records import folder_name, read_version, read_versions, version_key
+from bioptimus_hf.publishing.records import read_version, read_versions, version_key
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def stage(
         work: empty folder to build in.
         about: facts for the cards that the run didn't record.
         versions: versions to publish; by default all versions of the run.
-        selection: whether to publish the encoder, heads or all.
+        selection: whether to publish the encoder, its heads, or all there is.
 
     Raises:
         InputError: something is missing, or not fit to be published.
@@ -110,7 +111,7 @@ def stage(
         for version in chosen:
             releases.append(stage_encoder(run, Target(repo_id, version, work / "encoder" / version), about))
     if selection.what in ("heads", "all"):
-        for task, version in _choose_heads(run, chosen, selection.tasks):
+        for task, version in _choose_heads(run, chosen, selection):
             check_repo_id(f"{repo_id}-{task}")
             releases.append(stage_head(run, task, Target(f"{repo_id}-{task}", version, work / task / version), about))
     return releases
@@ -160,18 +161,16 @@ def _choose_versions(run: Path, versions: Sequence[str] | None) -> list[str]:
     return chosen
 
 
-def _choose_heads(run: Path, versions: Sequence[str], tasks: Sequence[str] | None) -> list[tuple[str, str]]:
+def _choose_heads(run: Path, versions: Sequence[str], selection: Selection) -> list[tuple[str, str]]:
     """Return task and version of each head to publish, sorted by task and then by version."""
     found = [(task, version) for version in versions for task in heads_of(run, version)]
     place = f"on {', '.join(map(folder_name, versions))} in {run / 'ner'}"
-    for task in tasks or ():
+    for task in selection.tasks or ():
         if task not in {name for name, _ in found}:
             raise InputError(f"no head for {task} {place}")
-    if not found:
-        raise InputError(
-            f"no head {place}: run `bioptimus finetune-ner` first, or publish the encoder alone (what=encoder)"
-        )
-    chosen = [(task, version) for task, version in found if not tasks or task in tasks]
+    if not found and selection.what == "heads":
+        raise InputError(f"no head {place}: run `bioptimus finetune-ner` first")
+    chosen = [(task, version) for task, version in found if not selection.tasks or task in selection.tasks]
     return sorted(chosen, key=lambda pair: (pair[0], version_key(pair[1])))
 
 

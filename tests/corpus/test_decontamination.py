@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import string
 from pathlib import Path
 
@@ -131,7 +132,9 @@ def test_sentences_of_all_data_sets_in_a_folder(tmp_path: Path) -> None:
         for split in ("train", "dev", "test"):
             write_conll(tmp_path / name / f"{split}.tsv", [[[name, split, "."], ["O", "O", "O"]]])
     assert read_test_sentences(tmp_path) == {"deep/two": ["deep/two test ."], "one": ["one test ."]}
-    assert read_test_sentences(tmp_path / "one") == {".": ["one test ."]}
+    assert read_test_sentences(tmp_path / "one") == {"one": ["one test ."]}
+    shutil.copytree(tmp_path / "one", tmp_path / "one" / "one")
+    assert read_test_sentences(tmp_path / "one") == {"one": ["one test .", "one test ."]}
     with pytest.raises(InputError, match=r"no test\.tsv in .*none or its subfolders"):
         read_test_sentences(tmp_path / "none")
 

@@ -139,7 +139,7 @@ def test_unknown_tasks_and_missing_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no dev\.tsv or devel\.tsv in "):
         load_ner(NerTask("mine"), tmp_path)
     write_task(tmp_path, train="word\tO\n")
-    with pytest.raises(InputError, match=r"train\.tsv holds no entity: every tag is O"):
+    with pytest.raises(InputError, match=r"train\.tsv contains no entities: every tag is O"):
         load_ner(NerTask("mine"), tmp_path)
 
 
@@ -259,8 +259,11 @@ def test_rows_of_a_hub_data_set_are_read_like_lines_of_a_file(
         ({"test": rows({"tokens": [["a"]], "ner_tags": [[-100]]})}, "row 0: a tag is not one of the 5 class labels"),
         ({"test": rows(names=["I-Pain", *NAMES[1:]])}, "row 2: tag 'I-Pain' has an unknown type: known types are Chem"),
         ({"train": rows(names=["S-Pain", *NAMES[1:]])}, "lab/set, train, row 2: unknown tag 'S-Pain'"),
-        ({"train": rows({"tokens": [["a"]], "ner_tags": [[1]]})}, "lab/set, train holds no entity: every tag is O"),
-        ({"train": rows({"tokens": [[]], "ner_tags": [[]]})}, "lab/set, train holds no sentence"),
+        (
+            {"train": rows({"tokens": [["a"]], "ner_tags": [[1]]})},
+            "lab/set, train contains no entities: every tag is O",
+        ),
+        ({"train": rows({"tokens": [[]], "ner_tags": [[]]})}, "lab/set, train contains no sentences"),
     ],
 )
 def test_unusable_data_sets_are_refused(

@@ -25,7 +25,7 @@ from transformers import (
 
 from bioptimus_hf.artifacts import identity, read_record
 from bioptimus_hf.errors import InputError
-from bioptimus_hf.pretraining.callback import CurriculumCallback, Finished
+from bioptimus_hf.pretraining.callback import CurriculumCallback, RunAlreadyFinished
 from bioptimus_hf.pretraining.curriculum import BIOPTIMUS_CURRICULUM, Phase, phase_ends, select_phases
 from bioptimus_hf.pretraining.masking import BatchLayout, BioptimusDataCollator, MaskingPlan, MaskingStrategy
 from bioptimus_hf.pretraining.versions import Provenance, VersionRecord, check_unchanged, export_version, run_of
@@ -343,7 +343,7 @@ def test_a_checkpoint_without_an_optimizer_is_rejected(tokenizer: BertTokenizer,
 
 def test_the_checkpoint_of_the_last_step_is_rejected(tokenizer: BertTokenizer, checkpointed: Path) -> None:
     """The Trainer would train until the end of the epoch: 20 steps are 3 epochs and 2 steps."""
-    with pytest.raises(Finished, match="that of the last step, 20: the run is finished"):
+    with pytest.raises(RunAlreadyFinished, match="that of the last step, 20: the run is finished"):
         train(tokenizer, checkpointed, resume=str(checkpointed / "trainer" / "checkpoint-20"))
 
 

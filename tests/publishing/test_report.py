@@ -10,7 +10,8 @@ from finished_run import change, change_facts, make_run
 
 from bioptimus_hf.artifacts import Run, identity, read_record
 from bioptimus_hf.errors import InputError
-from bioptimus_hf.publishing.report import _newness, make_report
+from bioptimus_hf.pretraining.versions import version_numbers
+from bioptimus_hf.publishing.report import make_report
 
 
 def test_report_covers_a_curriculum_trained_in_several_runs(tmp_path: Path) -> None:
@@ -39,7 +40,7 @@ def test_report_covers_a_curriculum_trained_in_several_runs(tmp_path: Path) -> N
     assert "- 3 of 90 documents were removed from pretraining because they contain a test sentence" in report
     assert "- **The text of pretraining-0.10 was not searched for test sentences" in report
     assert "| ner/own/v0.4/1 | 330 s | 1,234 MB |" in lines
-    assert max(["base", "v0.4", "v0.10"], key=_newness) == "v0.10"
+    assert max(["base", "v0.4", "v0.10"], key=version_numbers) == "v0.10"
 
 
 def test_each_count_comes_from_its_stage(tmp_path: Path) -> None:

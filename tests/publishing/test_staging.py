@@ -189,11 +189,13 @@ def test_missing_and_impossible_facts_are_rejected(finished: Path, tmp_path: Pat
         with pytest.raises(InputError, match="is not a folder: give the folder of a run"):
             publish(tmp_path / place, "ada/encoder", about=ABOUT)
     for name in ("no name at all", "a/b/c"):
-        with pytest.raises(InputError, match=f"base_model_id: {name}: "):
+        with pytest.raises(
+            InputError, match=rf"^{name} can't be the base model \(.* \(About\.base_model, or base_model_id"
+        ):
             publish(finished, "ada/encoder", about=replace(ABOUT, base_model=name))
-    with pytest.raises(InputError, match="add it to ner_licenses, as own=TERMS"):
+    with pytest.raises(InputError, match=r"^ner_licenses: the model card states .* of own: add it"):
         publish(finished, "ada/encoder", selection=Selection("heads"), about=replace(ABOUT, ner_licenses={}))
-    with pytest.raises(InputError, match=r"ner_datasets: ner=\.\.\.: the known tasks are bc2gm, .*, own"):
+    with pytest.raises(InputError, match=r"ner_datasets: ner is not a task; the known tasks are bc2gm, .*, own"):
         publish(finished, "ada/encoder", about=replace(ABOUT, ner_datasets={"ner": "lab/entities"}))
     known = {**ABOUT.ner_licenses, "jnlpba": "terms of a task without a head"}
     assert publish(finished, "ada/encoder", versions=["0.1"], about=replace(ABOUT, ner_licenses=known))
@@ -210,8 +212,14 @@ def test_missing_versions_and_heads_are_rejected(finished: Path, tmp_path: Path)
         publish(tmp_path, "ada/encoder", about=ABOUT)
     with pytest.raises(InputError, match=r"no head for ner on v0\.1"):
         publish(finished, "ada/encoder", versions=["0.1"], selection=Selection("heads", tasks=["ner"]), about=ABOUT)
-    with pytest.raises(InputError, match=r"no head on v0\.1 .* \(what=encoder\)"):
-        publish(finished, "ada/encoder", versions=["0.1"], selection=Selection("all"), about=ABOUT)
+    with pytest.raises(InputError, match=r"no head on v0\.1 .*: run `bioptimus finetune-ner` first"):
+        publish(finished, "ada/encoder", versions=["0.1"], selection=Selection("heads"), about=ABOUT)
+
+
+def test_the_encoder_and_the_heads_that_exist_are_published_by_default(finished: Path) -> None:
+    for versions, repositories in ((["0.1"], ["ada/encoder"]), (["0.4"], ["ada/encoder", "ada/encoder-own"])):
+        published = publish(finished, "ada/encoder", versions=versions, about=ABOUT)
+        assert [version.repo_id for version in published] == repositories
 
 
 def test_card_options_become_facts_by_task() -> None:
