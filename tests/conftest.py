@@ -6,7 +6,7 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -71,6 +71,17 @@ class Command:
     def error(self) -> str:
         """The last line on stderr, which says what was wrong."""
         return self.err.strip().splitlines()[-1]
+
+
+@pytest.fixture
+def warnings_of_package(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """The warnings that the package logged so far: threads that other libraries left running may log at any time."""
+
+    def messages() -> list[str]:
+        records = [record for record in caplog.records if record.name.startswith("bioptimus_hf")]
+        return [record.getMessage() for record in records if record.levelname == "WARNING"]
+
+    return messages
 
 
 @pytest.fixture

@@ -24,14 +24,14 @@ def test_a_figure_is_saved(tmp_path: Path) -> None:
 
 
 def test_without_matplotlib_there_is_one_warning_that_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warnings_of_package: Callable[[], list[str]]
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     plots._warn_without_matplotlib.cache_clear()
     for name in ("a.png", "b.png"):
         save_plot(tmp_path / name, draw)
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "pip install 'bioptimus-hf[plots]'" in caplog.text
+    (warning,) = warnings_of_package()
+    assert "pip install 'bioptimus-hf[plots]'" in warning
     assert not list(tmp_path.iterdir())
     plots._warn_without_matplotlib.cache_clear()
 

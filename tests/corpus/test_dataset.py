@@ -147,7 +147,9 @@ def test_invalid_utf8_names_file_and_byte(tmp_path: Path, packed: bool) -> None:
     )
 
 
-def test_undecodable_bytes_are_replaced_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_undecodable_bytes_are_replaced_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, warnings_of_package: Callable[[], list[str]]
+) -> None:
     write_txt(tmp_path / "a.txt", ["all right, and \ufffd was there before"])
     (tmp_path / "b.txt").write_bytes(b"caf\xe9 au lait\nna\xefve \xff\xfe\n")
     (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(b'{"text": "caf\xe9"}\n'))
@@ -166,14 +168,14 @@ def test_undecodable_bytes_are_replaced_and_counted(tmp_path: Path, caplog: pyte
         texts = list(load_corpus(tmp_path, errors="replace")["text"])
         assert texts[1:5] == ["caf\ufffd au lait", "na\ufffdve \ufffd\ufffd", "caf\ufffd", "\ufffd"]
         assert texts[5:] == ["Na\ufffdve\nT\ufffd cells", "\ufffd \ufffd", "na\ufffdve", "na\xefve", "caf\ufffd"]
-        assert [record.getMessage().split(" ")[:2] for record in caplog.records] == [
+        assert [message.split(" ")[:2] for message in warnings_of_package()] == [
             [f"{tmp_path / name}:", str(count)] for name, count in counts.items()
         ]
 
 
 @pytest.mark.parametrize("errors", ["strict", "replace"])
 def test_characters_across_chunks_are_not_replaced(
-    tmp_path: Path, errors: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, errors: str, warnings_of_package: Callable[[], list[str]]
 ) -> None:
     """Parsers of JSON and XML read chunks, which may end within a character."""
     text = "".join(f"{'x' * number}β🧬中\ufffd" for number in range(600)) + "end"
@@ -182,7 +184,7 @@ def test_characters_across_chunks_are_not_replaced(
     )
     (tmp_path / "b.xml").write_bytes(xml(text.encode()))
     assert list(load_corpus(tmp_path, errors=errors)["text"]) == [text, text]
-    assert not caplog.records
+    assert not warnings_of_package()
 
 
 def test_annotated_documents_are_a_corpus(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import gzip
 import json
 import re
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -500,7 +500,7 @@ FAULTY = {
 
 @pytest.mark.parametrize("name", FAULTY)
 def test_a_broken_document_is_named_and_can_be_skipped(
-    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    name: str, tmp_path: Path, warnings_of_package: Callable[[], list[str]]
 ) -> None:
     content, message = FAULTY[name]
     file = tmp_path / name
@@ -512,7 +512,7 @@ def test_a_broken_document_is_named_and_can_be_skipped(
         assert [document.text for document in reader] == ["one", "three"]
         assert len(reader.skipped) == 1
     assert reader.skipped[0].startswith(f"{file}, {message}")
-    assert caplog.records[-1].getMessage() == f"{file}: skipped 1 documents that can't be read"
+    assert warnings_of_package()[-1] == f"{file}: skipped 1 documents that can't be read"
 
 
 @pytest.mark.parametrize(
