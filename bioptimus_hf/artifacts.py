@@ -1,8 +1,8 @@
 """Keep the result of a stage on disk: write it atomically, record how it was made, and tell one result from another.
 
 Every result has the same record, `made.json`: the identities of its inputs, the settings that shape it, their
-fingerprint, facts about the result, and time, memory, hardware and versions. A stage is skipped if its record has the
-fingerprint that is asked for, and refused if it has another one.
+fingerprint, facts about the result, and time, memory, hardware and versions. A stage is skipped if its record
+matches the requested inputs and settings, and rejected otherwise.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from bioptimus_hf.errors import InputError
+from bioptimus_hf.errors import InputError, format_error
+from bioptimus_hf.hardware import describe_hardware
 
 if TYPE_CHECKING:  # this module is imported everywhere, mostly without data sets
     from datasets import Dataset
@@ -149,7 +148,7 @@ def is_finished(
         )
     record = read_record(path)
     if record["fingerprint"] == fingerprint(inputs, settings):
-        # Of files there may be thousands.
+        # There may be thousands of files.
         level = logging.INFO if folder else logging.DEBUG
         logger.log(level, "%s: already finished with the same inputs and settings, skipped", path)
         return True
@@ -191,7 +190,7 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
         raise InputError(f"cannot write {folder} ({error.strerror}): choose another output_dir") from error
     try:
         yield temporary
-        if folder.exists():  # moved away whole: a kill while it is being deleted would leave half of it in place
+        if folder.exists():  # Rename first: a kill during deletion would leave half a folder.
             shutil.rmtree(replaced, ignore_errors=True)
             folder.rename(replaced)
         temporary.rename(folder)
@@ -230,8 +229,6 @@ def write_record(
         facts: about the result.
         seconds: wall time of the session that finished the result.
     """
-    from bioptimus_hf.hardware import describe_hardware  # imports torch, which most users of this module don't need
-
     write_json(
         path,
         {
@@ -273,12 +270,19 @@ def read_yaml(path: str | Path) -> Any:
     Raises:
         InputError: it cannot be read, or is not YAML.
     """
+    import yaml  # here: this module is imported wherever files are read, and options must be quick to show
+
     try:
         return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path} can't be read: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        raise InputError(f"{path} is not YAML: {format_error(error, limit=400)}") from error
+
+
+def map_processes(num_proc: int | None) -> int | None:
+    """Return the `num_proc` to pass to `datasets.map`, which starts a pool of processes for any number, even for 1."""
+    return num_proc if num_proc and num_proc > 1 else None
 
 
 def peak_memory_mb() -> dict[str, int]:

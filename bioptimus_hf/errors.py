@@ -1,6 +1,8 @@
-"""Define the errors that users are meant to see."""
+"""Define the errors that users are meant to see, and put the messages of other errors into one line."""
 
 from __future__ import annotations
+
+from pickle import UnpicklingError
 
 
 class InputError(ValueError):
@@ -18,3 +20,10 @@ class InputError(ValueError):
 
 class Terminated(Exception):
     """The process was asked to stop (SIGTERM) and has saved a checkpoint to resume from."""
+
+
+def format_error(error: Exception | str, limit: int = 200) -> str:
+    """Return an error's message, or a given message, in one line of at most `limit` characters."""
+    if isinstance(error, UnpicklingError):  # its message explains how to load the file anyway
+        return "the pickled weights contain more than tensors, and could run code when they are loaded"
+    return " ".join(str(error).split())[:limit]

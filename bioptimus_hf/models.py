@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -20,7 +21,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError  # type: ignore[attr-defined]
 
 from bioptimus_hf.artifacts import RECORD, identity, read_record, write_json
-from bioptimus_hf.errors import InputError
+from bioptimus_hf.errors import InputError, format_error
 
 if TYPE_CHECKING:
     import torch
@@ -157,7 +158,8 @@ def load_masked_lm(
 ) -> tuple[Any, list[str]]:
     """Load a BERT with a masked-LM head, in float32.
 
-    A model without such a head, for instance a sentence encoder, gets a new one, initialised from `seed`.
+    A model without such a head, for instance a sentence encoder, gets a new one, initialised from `seed`. The caller's
+    random state stays as it is.
 
     Args:
         name: local folder or name on the Hub.
@@ -171,15 +173,15 @@ def load_masked_lm(
     """
     import torch
 
-    transformers.set_seed(seed)
     try:
         folder = find_model(name).folder
         model_type = transformers.AutoConfig.from_pretrained(folder).model_type
         if model_type == "bert":
-            # Without a dtype, transformers would keep that of the file, and half precision trains badly.
-            model, info = (kind or transformers.BertForMaskedLM).from_pretrained(
-                folder, dtype=torch.float32, output_loading_info=True
-            )
+            with _random_state(seed):
+                # Without a dtype, transformers would keep that of the file, and half precision trains badly.
+                model, info = (kind or transformers.BertForMaskedLM).from_pretrained(
+                    folder, dtype=torch.float32, output_loading_info=True
+                )
     except UNREADABLE as error:
         raise InputError(f"{name} can't be loaded as a BertForMaskedLM ({format_error(error)})") from error
     if model_type != "bert":
@@ -190,12 +192,14 @@ def load_masked_lm(
         raise InputError(f"{name} lacks weights of a BERT encoder ({', '.join(missing[:3])}): give another base model")
     if initialised:
         logger.warning("%s has no masked-LM head, a new one is initialised (%s)", name, ", ".join(initialised))
-    check_finite(model.named_parameters(), f"{name} isn't usable: give another base model")
+    check_finite(model.named_parameters(), name, "give another base model")
     return model, initialised
 
 
 def new_head(base: str | Path, labels: Sequence[str], *, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Put a new linear token-classification head on an encoder; the same seed gives the same head.
+
+    The caller's random state stays as it is.
 
     Args:
         base: local folder or name on the Hub of a BERT. A head of another task is replaced.
@@ -209,32 +213,48 @@ def new_head(base: str | Path, labels: Sequence[str], *, seed: int) -> tuple[Pre
     """
     import torch
 
-    transformers.set_seed(seed)
     try:
         folder = find_model(base).folder
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-        model, info = transformers.AutoModelForTokenClassification.from_pretrained(
-            folder,
-            id2label=dict(enumerate(labels)),
-            label2id={name: number for number, name in enumerate(labels)},
-            dtype=torch.float32,  # as in load_masked_lm
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
+        with _random_state(seed):
+            model, info = transformers.AutoModelForTokenClassification.from_pretrained(
+                folder,
+                id2label=dict(enumerate(labels)),
+                label2id={name: number for number, name in enumerate(labels)},
+                dtype=torch.float32,  # as in load_masked_lm
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
     except UNREADABLE as error:
         raise InputError(f"{base} can't be loaded as a BertForTokenClassification ({format_error(error)})") from error
     if not isinstance(model, transformers.BertForTokenClassification):
         raise InputError(f"{base} is a {model.config.model_type} model: give a BERT")
     wrong = [f"{name} has another shape" for name, *_ in info["mismatched_keys"]]
     wrong += [f"{name} is missing" for name in sorted(info["missing_keys"])]
-    if wrong := [what for what in wrong if not what.startswith("classifier.")]:
+    if wrong := [problem for problem in wrong if not problem.startswith("classifier.")]:
         raise InputError(f"{base} can't be loaded as a BertForTokenClassification ({wrong[0]})")
-    check_finite(model.named_parameters(), f"{base} isn't usable: give another model to fine-tune")
+    check_finite(model.named_parameters(), base, "give another model to fine-tune")
     if "classifier.weight" not in info["missing_keys"]:  # the head of another task, of any size
-        transformers.set_seed(seed)
-        torch.nn.init.normal_(model.classifier.weight, std=model.config.initializer_range)
+        with _random_state(seed):
+            torch.nn.init.normal_(model.classifier.weight, std=model.config.initializer_range)
         torch.nn.init.zeros_(model.classifier.bias)
     return model, tokenizer
+
+
+@contextmanager
+def _random_state(seed: int) -> Iterator[None]:
+    """Seed the generator that initialises weights, on the CPU, and restore its state afterwards.
+
+    `torch.manual_seed` and `set_seed` would change the random numbers of the whole process, on every device.
+    """
+    import torch
+
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
 
 
 def load_token_classifier(name: str | Path, **arguments: Any) -> Any:
@@ -284,22 +304,23 @@ def check_token_classifier(name: str | Path, model: Any) -> None:
     """
     if not any(kind.__name__.endswith(_TOKEN_CLASSIFIER) for kind in type(model).__mro__):
         raise InputError(f"{name} is a {type(model).__name__}, not a token classifier: give a fine-tuned NER head")
-    check_finite(model.state_dict().items(), f"{name}: its training diverged; give another head, or train it again")
+    check_finite(model.state_dict().items(), name, "training diverged. Give another head, or train it again")
 
 
-def check_finite(weights: Iterable[tuple[str, torch.Tensor]], advice: str) -> None:
+def check_finite(weights: Iterable[tuple[str, torch.Tensor]], source: str | Path, advice: str) -> None:
     """Raise if a weight contains NaN or infinity.
 
     Args:
         weights: names and tensors.
-        advice: what the error says after the name of the weight.
+        source: the model, or the step of its training, which the error begins with.
+        advice: how the error ends: the cause, or what to do.
 
     Raises:
         InputError: a weight isn't finite.
     """
     for name, values in weights:
         if values.is_floating_point() and not bool(values.isfinite().all()):
-            raise InputError(f"{name} contains NaN or infinity. {advice}")
+            raise InputError(f"{source}: {name} contains NaN or infinity: {advice}")
 
 
 def save_masked_lm(
@@ -360,13 +381,6 @@ def tokens_in_order(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return tokens
 
 
-def format_error(error: Exception) -> str:
-    """Return the message of an error in one line of at most 200 characters."""
-    if isinstance(error, UnpicklingError):  # its message explains how to load the file anyway
-        return "the pickled weights contain more than tensors, and could run code when they are loaded"
-    return " ".join(str(error).split())[:200]
-
-
 def _download(given: str, kind: str, patterns: Sequence[str]) -> Source:
     name, revision = split_revision(given)
     try:
@@ -376,5 +390,5 @@ def _download(given: str, kind: str, patterns: Sequence[str]) -> Source:
     return Source(folder, f"{name}@{Path(folder).name}")
 
 
-def _unavailable(given: str, what: str, error: Exception) -> InputError:
-    return InputError(f"{given}: not a local {what} folder and not available on the Hub ({format_error(error)})")
+def _unavailable(given: str, kind: str, error: Exception) -> InputError:
+    return InputError(f"{given}: not a local {kind} folder and not available on the Hub ({format_error(error)})")

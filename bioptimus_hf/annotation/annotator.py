@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from bioptimus_hf.annotation.engines import Engine, load_engine, runs_on_cpu_only
+from bioptimus_hf.annotation.engines import Engine, is_exported, load_engine
 from bioptimus_hf.annotation.tokenization import TextTokenizer, TokenizedText
 from bioptimus_hf.corpus.documents import Document, Entity
-from bioptimus_hf.errors import InputError
+from bioptimus_hf.errors import InputError, format_error
 from bioptimus_hf.models import load_by_name
 
 _TEXTS_AT_ONCE = 256  # held in memory together, so that windows of similar length share a batch
@@ -61,7 +61,7 @@ class Annotator:
         if not models:
             raise InputError("no model given: name at least one token classifier")
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        if any(map(runs_on_cpu_only, models)):
+        if any(map(is_exported, models)):
             accelerator = None
         self.device = torch.device(device or accelerator or "cpu")
         self.batch_size = (8 if self.device.type == "cpu" else 64) if batch_size is None else batch_size
@@ -163,7 +163,7 @@ def _checked(index: int, text: Any) -> str:
     try:
         text.encode()
     except (AttributeError, UnicodeEncodeError) as error:
-        raise InputError(f"texts[{index}] is not a valid string: {' '.join(str(error).split())[:100]}") from error
+        raise InputError(f"texts[{index}] is not a valid string: {format_error(error, limit=100)}") from error
     checked: str = text
     return checked
 

@@ -140,7 +140,7 @@ def alert(message: str) -> str:
 def marked_text(document: Document) -> str:
     """Return the text as HTML with its entities marked; of a long text only the beginning, with a note."""
     counts = ((SHOWN_CHARACTERS, len(document.text), "characters"), (SHOWN_ROWS, len(document.entities), "entities"))
-    cut = [f"the first {shown:,} of {total:,} {what}" for shown, total, what in counts if total > shown]
+    cut = [f"the first {shown:,} of {total:,} {unit}" for shown, total, unit in counts if total > shown]
     note = f'<p class="note">Showing {" and ".join(cut)}. The downloads contain everything.</p>' if cut else ""
     visible = [entity for entity in document.entities if entity.end <= SHOWN_CHARACTERS]
     return note + html_fragment(replace(document, text=document.text[:SHOWN_CHARACTERS], entities=visible))

@@ -9,9 +9,9 @@ import torch
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from bioptimus_hf.annotation.extras import require_packages
-from bioptimus_hf.errors import InputError
+from bioptimus_hf.errors import InputError, format_error
 from bioptimus_hf.hardware import prepare_for_cpu
-from bioptimus_hf.models import check_token_classifier, format_error, load_by_name, load_token_classifier
+from bioptimus_hf.models import check_token_classifier, load_by_name, load_token_classifier
 
 ONNX_FILE = "model.onnx"
 """Name of the ONNX file in a folder written by `export_onnx`."""
@@ -98,13 +98,11 @@ class OnnxEngine:
         return torch.from_numpy(self._session.run(["logits"], inputs)[0])
 
 
-# Engines that read a file which transformers doesn't; all of them run on the CPU only.
-_ENGINE_OF_FILE: dict[str, type[OnnxEngine]] = {ONNX_FILE: OnnxEngine}
-
-
-def runs_on_cpu_only(model: str | Path | PreTrainedModel) -> bool:
-    """Tell whether a model is an exported file that only runs on a CPU."""
-    return _exported_file(model) is not None
+def is_exported(model: str | Path | PreTrainedModel) -> bool:
+    """Tell whether a model is the folder of an ONNX file, which only runs on a CPU."""
+    if isinstance(model, PreTrainedModel) or (Path(model) / "model.safetensors").is_file():
+        return False
+    return (Path(model) / ONNX_FILE).is_file()
 
 
 def load_engine(model: str | Path | PreTrainedModel, device: torch.device, dtype: torch.dtype | None) -> Engine:
@@ -119,15 +117,10 @@ def load_engine(model: str | Path | PreTrainedModel, device: torch.device, dtype
         InputError: there is no such model, it isn't a trained token classifier, or it is an exported file and `device`
             or `dtype` ask for something else than its weights on a CPU.
     """
-    file = _exported_file(model)
-    if file is None:
+    if not is_exported(model):
         return TorchEngine(model, device, dtype)
     if dtype is not None or device.type != "cpu":
-        raise InputError(f"{model} contains an exported file ({file}): it runs on a CPU only, with the weights it has")
-    return _ENGINE_OF_FILE[file](str(model))
-
-
-def _exported_file(model: str | Path | PreTrainedModel) -> str | None:
-    if isinstance(model, PreTrainedModel) or (Path(model) / "model.safetensors").is_file():
-        return None
-    return next((file for file in _ENGINE_OF_FILE if (Path(model) / file).is_file()), None)
+        raise InputError(
+            f"{model} contains an exported file ({ONNX_FILE}): it runs on a CPU only, with the weights it has"
+        )
+    return OnnxEngine(str(model))

@@ -30,7 +30,7 @@ def export_onnx(model: str | Path, folder: str | Path, *, precision: Literal["in
     Args:
         model: folder or Hub name (`name@revision`) of a token classifier.
         folder: a new or empty folder.
-        precision: `int8` quantizes weights to 8-bit integers with one scale per column, and activations with scales
+        precision: `int8` quantises weights to 8-bit integers with one scale per column, and activations with scales
             computed at run time. The file is a quarter of the size and faster; a few predictions change.
 
     Raises:
@@ -51,7 +51,7 @@ def export_onnx(model: str | Path, folder: str | Path, *, precision: Literal["in
             full_precision = Path(scratch) / ONNX_FILE
             _level(head, tokenizer)
             _export(head, full_precision)
-            _quantize(full_precision, complete / ONNX_FILE)
+            _quantise(full_precision, complete / ONNX_FILE)
         else:
             _export(head, complete / ONNX_FILE)
 
@@ -137,13 +137,13 @@ def _export(head: Any, path: Path) -> None:
         )
 
 
-def _quantize(path: Path, quantized: Path) -> None:
+def _quantise(path: Path, quantised: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     root = logging.getLogger()
     root.addFilter(_is_not_about_preprocessing)  # onnxruntime logs with the root logger
     try:
-        quantize_dynamic(str(path), str(quantized), weight_type=QuantType.QInt8, per_channel=True)
+        quantize_dynamic(str(path), str(quantised), weight_type=QuantType.QInt8, per_channel=True)
     finally:
         root.removeFilter(_is_not_about_preprocessing)
 

@@ -6,10 +6,9 @@ import os
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from bioptimus_hf.corpus.formats import READABLE, WRITABLE
 from bioptimus_hf.errors import InputError
 
-InputFormat = Literal["txt", "jsonl", "parquet", "pubmed", "pubtator", "bioc", "conll"]
-OutputFormat = Literal["jsonl", "pubtator", "bioc", "conll", "html"]
 Precision = Literal["int8", "fp32"]
 MODELS_VARIABLE = "BIOPTIMUS_MODELS"
 """Environment variable with the models of the web page, separated by whitespace."""
@@ -28,9 +27,10 @@ class AnnotationOptions:
     )
     input: list[str] = field(metadata={"help": "Files, folders or glob patterns", "path": True})
     output_dir: str = field(metadata={"help": "Folder for the annotated files", "path": "output"})
-    format: OutputFormat = field(default="jsonl", metadata={"help": "Format of the annotated files"})
-    input_format: InputFormat | None = field(
-        default=None, metadata={"help": "Format of the input files; by default recognized by their names"}
+    format: str = field(default="jsonl", metadata={"help": f"Format of the annotated files: {', '.join(WRITABLE)}"})
+    input_format: str | None = field(
+        default=None,
+        metadata={"help": f"Format of the input files: {', '.join(READABLE)}; by default recognised by their names"},
     )
     text_column: str = field(
         default="text", metadata={"help": "Field or column with the text in JSON lines and parquet files"}
@@ -51,8 +51,8 @@ class AnnotationOptions:
         for name in ("models", "input"):
             if not getattr(self, name):
                 raise InputError("must name at least one", argument=name)
-        _check_choice("format", self.format, get_args(OutputFormat))
-        _check_choice("input_format", self.input_format, (None, *get_args(InputFormat)))
+        _check_choice("format", self.format, WRITABLE)
+        _check_choice("input_format", self.input_format, (None, *READABLE))
         _check_choice("on_error", self.on_error, ("raise", "skip"))
         if self.batch_size is not None and self.batch_size < 1:
             raise InputError(f"must be at least 1, not {self.batch_size}", argument="batch_size")

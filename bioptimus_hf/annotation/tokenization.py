@@ -23,7 +23,7 @@ _OVERLAP = 0.125  # share of a window: a sentence or two of context on each side
 
 
 @dataclass(frozen=True)
-class Window:
+class TextWindow:
     """A stretch of a text that fits the model.
 
     Attributes:
@@ -49,7 +49,7 @@ class TokenizedText:
         scores: probabilities of these labels, float32 of the same shape.
     """
 
-    def __init__(self, text: str, starts: Array, ends: Array, windows: list[Window], heads: int) -> None:
+    def __init__(self, text: str, starts: Array, ends: Array, windows: list[TextWindow], heads: int) -> None:
         self.text = text
         self.starts = starts
         self.ends = ends
@@ -112,8 +112,8 @@ class TextTokenizer:
             raise InputError(
                 f"{type(tokenizer).__name__} doesn't report the offsets of its tokens: use a fast tokenizer"
             )
-        self._serialized = backend.to_str()
-        self._backend = Tokenizer.from_str(self._serialized)
+        self._serialised = backend.to_str()
+        self._backend = Tokenizer.from_str(self._serialised)
         self._backend.no_truncation()
         self._backend.no_padding()
         self._backend.encode_special_tokens = True  # "[SEP]" in a text is plain text
@@ -122,7 +122,7 @@ class TextTokenizer:
 
     def is_equivalent_to(self, other: TextTokenizer) -> bool:
         """Tell whether both divide every text into the same windows."""
-        return (self._serialized, self._max_length) == (other._serialized, other._max_length)
+        return (self._serialised, self._max_length) == (other._serialised, other._max_length)
 
     def tokenize(self, texts: Sequence[str], *, heads: int = 1) -> list[TokenizedText]:
         """Tokenize texts and divide them into windows.
@@ -145,7 +145,7 @@ class TextTokenizer:
             tokenized.append(TokenizedText(text, starts, ends, windows, heads))
         return tokenized
 
-    def pad(self, windows: Sequence[Window]) -> dict[str, torch.Tensor]:
+    def pad(self, windows: Sequence[TextWindow]) -> dict[str, torch.Tensor]:
         """Return the inputs of a model for windows: `input_ids` and `attention_mask`, int64 of (windows, pieces)."""
         lengths = np.array([len(window.ids) for window in windows])
         ids = np.full((len(windows), lengths.max()), self._pad)
@@ -154,7 +154,7 @@ class TextTokenizer:
         mask = (np.arange(ids.shape[1]) < lengths[:, None]).astype(np.int64)
         return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
 
-    def _windows(self, text: str, ids: Array, first: Array, starts: Array) -> Iterator[Window]:
+    def _windows(self, text: str, ids: Array, first: Array, starts: Array) -> Iterator[TextWindow]:
         """Divide a text between sentences, or between words where a sentence doesn't fit.
 
         Args:
@@ -166,7 +166,7 @@ class TextTokenizer:
         room = self._max_length - 2
         if len(ids) <= room:
             if len(ids):
-                yield Window(np.concatenate([[self._cls], ids, [self._sep]]), 0, first + 1)
+                yield TextWindow(np.concatenate([[self._cls], ids, [self._sep]]), 0, first + 1)
             return
         sizes = np.minimum(np.diff(first, append=len(ids)), room)  # a word that doesn't fit is truncated
         sentence = np.searchsorted(sentence_starts(text), starts, side="right")
@@ -180,7 +180,7 @@ class TextTokenizer:
             places = 1 + np.cumsum([0, *map(len, pieces)])[:-1]
             own = slice(bounds[own_left] - bounds[left], bounds[own_right] - bounds[left])
             window = np.concatenate([[self._cls], *pieces, [self._sep]])
-            yield Window(window, int(bounds[own_left]), places[own])
+            yield TextWindow(window, int(bounds[own_left]), places[own])
 
 
 def _prefix_and_type(label: str) -> tuple[str, str]:

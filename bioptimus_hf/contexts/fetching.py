@@ -25,15 +25,15 @@ class Counts:
     """What a search, or one part of it, has read and seen.
 
     Attributes:
-        documents: documents read, including those that were set aside for validation.
-        set_aside: documents set aside for validation, which were not searched.
+        documents: documents read, including those held out for validation.
+        held_out: documents held out for validation, which were not searched.
         bytes: UTF-8 bytes of the sentences searched.
         sentences: sentences searched.
         occurrences: occurrences of all tokens in those sentences.
     """
 
     documents: int = 0
-    set_aside: int = 0
+    held_out: int = 0
     bytes: int = 0
     sentences: int = 0
     occurrences: int = 0
@@ -53,16 +53,6 @@ class Found:
 
     contexts: Dataset
     counts: Counts
-
-    @property
-    def sentences(self) -> int:
-        """Number of sentences searched."""
-        return self.counts.sentences
-
-    @property
-    def occurrences(self) -> int:
-        """Number of occurrences of all tokens in those sentences."""
-        return self.counts.occurrences
 
 
 def first_copy_is_least(dataset: Dataset) -> bool:

@@ -17,6 +17,7 @@ import xxhash
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from bioptimus_hf.artifacts import map_processes
 from bioptimus_hf.contexts import kernels
 from bioptimus_hf.contexts.fetching import ROWS_AT_ONCE, Counts, fetch_contexts, first_copy_is_least, one_chunk
 from bioptimus_hf.contexts.matching import Matcher, utf8_buffers, word_rules
@@ -95,7 +96,7 @@ def find_candidates(
             batch_size=ROWS_AT_ONCE,
             remove_columns=sentences.column_names,
             features=FEATURES,
-            num_proc=num_proc if num_proc and num_proc > 1 else None,
+            num_proc=map_processes(num_proc),
             keep_in_memory=keep_in_memory,
             desc="Finding contexts",
         ),

@@ -26,7 +26,7 @@ from bioptimus_hf.contexts.finder import BatchFinder
 from bioptimus_hf.contexts.query import ContextQuery
 from bioptimus_hf.contexts.ray_session import check_attempts, connected, run_tasks
 from bioptimus_hf.contexts.sampling import FIELDS, Candidates, Reservoir, Rows, first_row, from_table, part_of
-from bioptimus_hf.corpus.dataset import check_parts, is_set_aside
+from bioptimus_hf.corpus.dataset import check_splits, is_held_out
 from bioptimus_hf.corpus.files import corpus_files, no_text, texts_of
 from bioptimus_hf.corpus.options import Corpus
 from bioptimus_hf.corpus.sentences import sentences_of
@@ -52,7 +52,7 @@ def find_contexts_on_ray(
         corpus: files, but no data set from the Hub. A file is the unit of work. Every machine must see the files under
             the same paths, and have this package installed. Bytes that `errors="replace"` replaces aren't counted.
         query: what to search for.
-        training_only: leave out the documents that are set aside for validation.
+        training_only: leave out the documents held out for validation.
         num_proc: maximum number of files to read at a time; by default one per processor of the cluster. It doesn't
             affect the result.
         address: `host:port` of the head of a cluster that this machine belongs to, or `auto`. By default, Ray is
@@ -84,7 +84,7 @@ def find_contexts_on_ray(
     if not counts.documents:
         raise no_text(files)
     if training_only:
-        check_parts(counts.documents, counts.set_aside, corpus.validation_share)
+        check_splits(counts.documents, counts.held_out, corpus.validation_share)
     logger.info("%d sentences in %d documents of %d files", counts.sentences, counts.documents, len(files))
     winners, sentences = leaders.best()
     rows = sentences["row"].to_numpy()
@@ -144,7 +144,7 @@ class _Result:
 class _Leaders:
     """Keep the current sample and its sentences.
 
-    Of identical sentences, the first in the corpus is kept, as in `find_contexts`.
+    Among identical sentences, the first in the corpus is kept, as in `find_contexts`.
     """
 
     def __init__(self, tokens: int, per_token: int) -> None:
@@ -175,7 +175,7 @@ class _FileSearch:
         per_token: maximum number of contexts per token.
         finder: the finder to copy: each task starts with a fresh one, and a process may run several tasks.
         corpus: how to read the file.
-        training_only: leave out the documents that are set aside for validation.
+        training_only: leave out the documents held out for validation.
     """
 
     tokens: int
@@ -209,7 +209,7 @@ class _FileSearch:
             row += len(texts)
             sentences = pa.table([rows, texts, documents], _SENTENCES)
             leaders.add(from_table(finder(sentences, rows)), sentences)
-        return replace(finder.take_counts(), documents=batches.documents, set_aside=batches.set_aside)
+        return replace(finder.take_counts(), documents=batches.documents, held_out=batches.held_out)
 
 
 class _SentenceBatches:
@@ -217,7 +217,7 @@ class _SentenceBatches:
 
     def __init__(self, file: Path, corpus: Corpus, training_only: bool) -> None:
         self.documents = 0
-        self.set_aside = 0
+        self.held_out = 0
         self._file = file
         self._corpus = corpus
         self._training_only = training_only
@@ -228,8 +228,8 @@ class _SentenceBatches:
         texts: list[str] = []
         numbers: list[int] = []
         for text in texts_of(self._file, self._corpus.text_column, self._corpus.errors):
-            if self._training_only and is_set_aside(text, self._corpus.validation_share):
-                self.set_aside += 1
+            if self._training_only and is_held_out(text, self._corpus.validation_share):
+                self.held_out += 1
             else:
                 texts.extend(sentences_of(text))
                 numbers.extend([self.documents] * (len(texts) - len(numbers)))

@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from bioptimus_hf.errors import InputError
+from bioptimus_hf.errors import InputError, format_error
 
 _MAX_ATTEMPTS = 10  # at a task, before it is blamed for the death of the workers that ran it
 _SECONDS_FOR_THREADS = 30  # that the threads of Ray Data get to end
@@ -48,7 +48,7 @@ def connected(address: str | None) -> Iterator[None]:
             _restored(),
             tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder,
         ):
-            _initialize(address, folder)
+            _initialise(address, folder)
             try:
                 yield
             finally:
@@ -107,7 +107,7 @@ def check_attempts(item: object) -> None:
         )
 
 
-def _initialize(address: str | None, folder: str) -> None:
+def _initialise(address: str | None, folder: str) -> None:
     """Connect to a cluster, or start Ray with its files in a folder."""
     import ray
 
@@ -119,7 +119,7 @@ def _initialize(address: str | None, folder: str) -> None:
         # Ray creates its sockets in this folder, and their paths must be short.
         ray.init("local", include_dashboard=False, log_to_driver=False, logging_level="ERROR", _temp_dir=folder)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = format_error(error)
         if address is None:
             raise InputError(f"Ray can't be started on this machine: {reason}") from error
         raise InputError(f"no Ray cluster at {address}: {reason}", argument="address") from error

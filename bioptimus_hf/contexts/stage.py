@@ -88,8 +88,8 @@ def _facts(options: ContextsOptions, query: ContextQuery, found: Found, report: 
     left_out = select_tokens(read_words(options.words), query.tokenizer).unusable if options.words else {}
     return {
         "engine": options.engine,
-        "sentences": found.sentences,
-        "occurrences": found.occurrences,
+        "sentences": found.counts.sentences,
+        "occurrences": found.counts.occurrences,
         "tokens": len(report.contexts),
         "contexts": len(found.contexts),
         "digest": digest_of_rows(found.contexts),

@@ -17,7 +17,7 @@ from ijson.common import ObjectBuilder
 
 from bioptimus_hf.corpus.documents import Document, Entity, Passage, check_entity, join_passages, read_score
 from bioptimus_hf.corpus.reading import InputFile
-from bioptimus_hf.errors import InputError
+from bioptimus_hf.errors import InputError, format_error
 
 _LISTS = ("documents", "PubTator3")  # PubTator's own service uses the second name
 _WRITTEN = ("id", "infons", "passages", "annotations", "relations")  # fields of a document that we write ourselves
@@ -50,7 +50,7 @@ def read_bioc(file: InputFile) -> Iterator[Document | InputError]:
             except InputError as error:
                 yield InputError(f"{file.path}, document {read}, which ends by line {source.line}: {error}")
     except ijson.JSONError as error:
-        reason = " ".join(str(error).split("\n", maxsplit=1)[0].split())
+        reason = format_error(str(error).partition("\n")[0])  # the next lines show the place
         raise InputError(
             f"{file.path}, lines {source.before} to {source.line}: not JSON ({reason}): fix the file or fetch it again"
         ) from error

@@ -71,8 +71,8 @@ def conll_text(documents: Iterable[Document]) -> Iterator[str]:
 
     If the source of a document had tokens, they are used and the document is one sentence. Otherwise a token is a run
     of letters and digits, or any other character except white space and U+FEFF; no sentence ends within an entity.
-    Tokens are cut where an entity begins or ends in them. Of overlapping entities the longest is written, and a warning
-    says how many others there were. A document without tokens has no block.
+    Tokens are cut where an entity begins or ends in them. If entities overlap, only the longest is written, and a
+    warning says how many others there were. A document without tokens has no block.
 
     Raises:
         InputError: a type or a given token can't be written in a column.

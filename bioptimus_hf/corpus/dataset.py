@@ -29,8 +29,7 @@ from bioptimus_hf.artifacts import identity, sha256_of_file
 from bioptimus_hf.corpus.files import NoTextError, no_text, report_undecodable, resolve, texts_of
 from bioptimus_hf.corpus.hub import load_pinned, pin_dataset
 from bioptimus_hf.corpus.options import Corpus
-from bioptimus_hf.errors import InputError
-from bioptimus_hf.models import format_error
+from bioptimus_hf.errors import InputError, format_error
 
 _TEXT = Features({"text": Value("string")})
 _FEATURES = Features({**_TEXT, "document": Value("int64")})
@@ -47,8 +46,8 @@ def load_corpus(
 
     Files may have any format that `DocumentReader` reads, and end in its suffix: plain text (`.txt`, a document per
     line), JSON lines (`.jsonl`), Parquet (`.parquet`), PubMed XML (`.xml`), PubTator (`.pubtator`), BioC (`.json`) or
-    CoNLL (`.conll`, `.tsv`, a document per sentence); all but Parquet may be compressed (`.gz`). Of a folder, all such
-    files in it and its subfolders are read, except hidden ones. Annotations are ignored and empty documents left out.
+    CoNLL (`.conll`, `.tsv`, a document per sentence); all but Parquet may be compressed (`.gz`). A folder stands for
+    all such files in it and its subfolders, except hidden ones. Annotations are ignored and empty documents left out.
 
     Args:
         source: a file, a folder, a pattern of files, a list of these, or the name of a Hub data set (`name` or
@@ -122,14 +121,14 @@ def split_validation(dataset: Dataset, *, share: float = 0.01) -> DatasetDict:
         InputError: one of the splits would be empty.
     """
     check_share(share)
-    aside = [is_set_aside(text, share) for text in dataset["text"]]
-    validation = [row for row, chosen in enumerate(aside) if chosen]
-    train = [row for row, chosen in enumerate(aside) if not chosen]
-    check_parts(len(dataset), len(validation), share)
+    held_out = [is_held_out(text, share) for text in dataset["text"]]
+    validation = [row for row, chosen in enumerate(held_out) if chosen]
+    train = [row for row, chosen in enumerate(held_out) if not chosen]
+    check_splits(len(dataset), len(validation), share)
     return DatasetDict(train=dataset.select(train), validation=dataset.select(validation))
 
 
-def is_set_aside(text: str, share: float) -> bool:
+def is_held_out(text: str, share: float) -> bool:
     """Return whether `split_validation` uses a document for validation."""
     digest = hashlib.blake2b(text.encode(), digest_size=8, key=bytes(8)).digest()
     return int.from_bytes(digest, "big") < share * 2**64
@@ -141,7 +140,7 @@ def check_share(share: float) -> None:
         raise InputError(f"the validation share must be between 0 and 1, not {share}")
 
 
-def check_parts(documents: int, validation: int, share: float) -> None:
+def check_splits(documents: int, validation: int, share: float) -> None:
     """Raise InputError if one of the splits is empty."""
     if validation in (0, documents):
         raise InputError(
@@ -202,7 +201,7 @@ def _load_from_hub(source: str, text_column: str, max_megabytes: float | None) -
         columns = ", ".join(dataset.column_names)
         raise InputError(f"{source} has no column {text_column!r}: it has {columns}", argument="text_column")
     if dataset.features[text_column].dtype not in ("string", "large_string"):
-        raise InputError(f"{source}: the column {text_column!r} holds no text", argument="text_column")
+        raise InputError(f"{source}: the column {text_column!r} isn't a string column", argument="text_column")
     dataset = dataset.select_columns([text_column]).filter(
         lambda text: bool(text and text.strip()), input_columns=text_column
     )

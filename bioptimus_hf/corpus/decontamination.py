@@ -1,6 +1,6 @@
 """Remove documents that contain test sentences from pre-training text.
 
-The rule: documents and sentences are normalized to NFKC and lower case, and everything but letters and digits is
+The rule: documents and sentences are normalised to NFKC and lower case, and everything but letters and digits is
 removed. Then every sentence of at least 40 characters is searched for in the whole document. Spacing, punctuation,
 tokens and sentence boundaries don't matter, so it makes no difference how either side was split.
 """
@@ -17,10 +17,11 @@ from typing import NamedTuple
 import ahocorasick
 from datasets import Dataset, Features, List, Value
 
+from bioptimus_hf.artifacts import map_processes
 from bioptimus_hf.corpus.conll import read_conll
 from bioptimus_hf.errors import InputError
 
-SHORTEST = 40  # characters after normalization: shorter sentences occur in many documents by chance
+SHORTEST = 40  # characters after normalisation: shorter sentences occur in many documents by chance
 RULE = f"NFKC, lower case, letters and digits only, at least {SHORTEST} characters"
 _BATCH = 100  # documents, some of which are whole books
 _NO_WORD = re.compile(r"[\W_]+")
@@ -68,7 +69,7 @@ def decontaminate(
         fn_kwargs={"forms": forms, "rule": RULE},
         remove_columns=["text"],
         features=Features(hits=List(Value("int32"))),
-        num_proc=num_proc if num_proc and num_proc > 1 else None,
+        num_proc=map_processes(num_proc),
         desc="Looking for test sentences",
     )
     dropped: list[Dropped] = []
@@ -118,17 +119,17 @@ def write_dropped(path: Path, dropped: Iterable[Dropped]) -> None:
         file.writelines(f"{number}\t{', '.join(sets)}\t{sentence}\n" for number, sets, sentence in dropped)
 
 
-def normalized(text: str) -> str:
+def normalised(text: str) -> str:
     """Return the letters and digits of a text in NFKC and lower case."""
     return _NO_WORD.sub("", unicodedata.normalize("NFKC", text).lower())
 
 
 def _by_form(test_sentences: Mapping[str, Iterable[str]]) -> dict[str, tuple[tuple[str, ...], str]]:
-    """Return the sets and the spelling of each sentence that is long enough, by its normalized form."""
+    """Return the sets and the spelling of each sentence that is long enough, by its normalised form."""
     forms: dict[str, tuple[tuple[str, ...], str]] = {}
     for name, sentences in test_sentences.items():
         for sentence in sentences:
-            form = normalized(sentence)
+            form = normalised(sentence)
             if len(form) < SHORTEST:
                 continue
             sets, wording = forms.get(form, ((), sentence))
@@ -150,4 +151,4 @@ def _hits(batch: dict[str, list[str]], forms: list[str], rule: str) -> dict[str,
     if not forms:
         return {"hits": [[] for _ in batch["text"]]}
     automaton = _automaton(tuple(forms))
-    return {"hits": [sorted({number for _, number in automaton.iter(normalized(text))}) for text in batch["text"]]}
+    return {"hits": [sorted({number for _, number in automaton.iter(normalised(text))}) for text in batch["text"]]}

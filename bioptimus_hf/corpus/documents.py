@@ -59,7 +59,7 @@ class Document:
         text: the text to which all offsets refer.
         entities: the mentions.
         passages: the sections in order, separated by line breaks; empty if the source marks none.
-        tokens: start and end offset of each token, if the source is tokenized.
+        tokens: start and end offset of each token, if the source is tokenised.
         extra: everything else in the source, so that a file of the same format can keep it.
 
     Raises:

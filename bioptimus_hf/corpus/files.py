@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import glob
 import logging
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bioptimus_hf.corpus.formats import READABLE_ENDINGS, read_open_file
 from bioptimus_hf.corpus.reading import ReadOptions, open_input
 from bioptimus_hf.errors import InputError
+from bioptimus_hf.models import is_hub_name
 
 logger = logging.getLogger(__name__)
 
@@ -116,9 +116,11 @@ def _is_hidden(path: Path) -> bool:
 
 
 def _known_endings() -> str:
-    return f"{', '.join(ending for ending in READABLE_ENDINGS if not ending.endswith('.gz'))}, or such a name with .gz"
+    plain = [ending for ending in READABLE_ENDINGS if not ending.endswith(".gz")]
+    uncompressed = [ending for ending in plain if f"{ending}.gz" not in READABLE_ENDINGS]
+    return f"{', '.join(plain)} (all but {', '.join(uncompressed)} may be followed by .gz)"
 
 
 def _looks_like_hub_name(source: str) -> bool:
-    name = source.partition(":")[0].partition("@")[0]
-    return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None and name[0] != "." and not _is_readable(Path(name))
+    name = source.partition(":")[0]
+    return is_hub_name(name) and not _is_readable(Path(name.partition("@")[0]))

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, TextIO, cast
 
+from bioptimus_hf.artifacts import atomic_file
 from bioptimus_hf.corpus.bioc import bioc_text, read_bioc
 from bioptimus_hf.corpus.conll import conll_text, read_conll_documents
 from bioptimus_hf.corpus.documents import Document
@@ -169,8 +170,6 @@ def write_documents(path: str | Path, documents: Iterable[Document], *, format: 
     Raises:
         InputError: a document can't be written in this format, or the file can't be written at all.
     """
-    from bioptimus_hf.artifacts import atomic_file  # here: options, which name the formats, must import nothing heavy
-
     path = Path(path)
     write = FORMATS[format_of(path, format, WRITABLE)].write
     assert write  # as it is among the writable ones

@@ -66,7 +66,7 @@ _ENVIRONMENT = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefi
 def html_text(documents: Iterable[Document]) -> Iterator[str]:
     """Yield a page, one document after the other.
 
-    Of overlapping entities only the longest is highlighted, and the page says how many others there are. Each label has
+    If entities overlap, only the longest is highlighted, and the page says how many others there are. Each label has
     its own colour, in the light or dark scheme of the reader's system. The legend, with the number of entities per
     label, is shown at the top although it is written last.
     """

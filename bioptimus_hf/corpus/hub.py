@@ -5,8 +5,8 @@ from __future__ import annotations
 from datasets import Dataset, DatasetDict, load_dataset
 from huggingface_hub import constants
 
-from bioptimus_hf.errors import InputError
-from bioptimus_hf.models import find_files, format_error, split_revision
+from bioptimus_hf.errors import InputError, format_error
+from bioptimus_hf.models import find_files, split_revision
 
 
 def pin_dataset(name: str) -> str:

@@ -95,7 +95,8 @@ def _document(file: InputFile, block: list[_Line]) -> Document:
         columns = _decoded(line).split("\t")
         if columns[0] != name:
             raise InputError(
-                f"{where}: a line of {columns[0][:60]!r} among those of {name}: separate documents by an empty line"
+                f"{where}: this line belongs to document {columns[0][:60]!r}, not {name!r}: put an empty line between "
+                f"documents"
             )
         if file.options.text_only:
             continue

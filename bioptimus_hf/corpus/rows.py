@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bioptimus_hf.corpus.documents import Document, Entity, read_score
 from bioptimus_hf.corpus.reading import InputFile, NotUtf8Error, ReadOptions
-from bioptimus_hf.errors import InputError
+from bioptimus_hf.errors import InputError, format_error
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -68,7 +68,7 @@ def read_parquet(file: InputFile) -> Iterator[Document | InputError]:
             for batch in parquet.iter_batches(_ROWS_AT_ONCE, columns=columns):
                 texts = _strings(batch.column(text_column))
                 if texts is None:
-                    raise InputError(f"{file.path}: the column {text_column!r} holds no text")
+                    raise InputError(f"{file.path}: the column {text_column!r} isn't a string column")
                 ids = _ids(batch.column("id")) if named else [None] * len(texts)
                 for name, content in zip(ids, texts, strict=True):
                     row += 1
@@ -80,7 +80,7 @@ def read_parquet(file: InputFile) -> Iterator[Document | InputError]:
                     else:
                         yield Document(str(row if name is None else name), text)
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{file.path} is not a complete Parquet file ({' '.join(str(error).split())})") from error
+        raise InputError(f"{file.path} is not a complete Parquet file ({format_error(error)})") from error
 
 
 def jsonl_text(documents: Iterable[Document]) -> Iterator[str]:
@@ -95,7 +95,7 @@ def _json_document(number: int, line: str, options: ReadOptions) -> Document:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"not JSON ({' '.join(str(error).split())})") from error
+        raise InputError(f"not JSON ({format_error(error)})") from error
     text = row.get(options.text_column, 0) if isinstance(row, dict) else 0
     if text is None:
         text = ""

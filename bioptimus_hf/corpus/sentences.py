@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import sentencex
 
+from bioptimus_hf.artifacts import map_processes
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -48,7 +50,7 @@ def split_sentences(dataset: Dataset, *, num_proc: int | None = None) -> Dataset
             batched=True,
             fn_kwargs={"splitter": SPLITTER},
             features=Features({"text": Value("string"), "document": Value("int64")}),
-            num_proc=num_proc if num_proc and num_proc > 1 else None,
+            num_proc=map_processes(num_proc),
             desc="Splitting sentences",
         ),
     )

@@ -23,6 +23,7 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from bioptimus_hf.artifacts import map_processes
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.hardware import prepare_for_cpu
 from bioptimus_hf.models import IGNORED_LABEL, MAX_LENGTH, check_finite
@@ -32,7 +33,7 @@ from bioptimus_hf.ner.windows import sentence_windows
 
 logger = logging.getLogger(__name__)
 
-DIVERGED = "Training of the head diverged: nothing was saved. Try a lower learning_rate or more warmup_steps"
+DIVERGED = "training diverged. Nothing was saved; try a lower learning_rate or more warmup_steps"
 
 
 def finetune(
@@ -76,7 +77,7 @@ def finetune(
         max_length=max_length,
     )
     trainer.train()
-    check_finite(model.named_parameters(), DIVERGED)
+    check_finite(model.named_parameters(), "the new head", DIVERGED)
     return [
         {name.removeprefix("eval_"): value for name, value in row.items() if name != "step"}
         for row in trainer.state.log_history
@@ -147,7 +148,7 @@ class HeadTrainer(Trainer):
             InputError: the loss is NaN or infinite.
         """
         if not math.isfinite(logs.get("loss", 0.0)):
-            raise InputError(f"the loss is {logs['loss']} in epoch {self.state.epoch:.0f}. {DIVERGED}")
+            raise InputError(f"epoch {self.state.epoch:.0f}: the loss is {logs['loss']}: {DIVERGED}")
         super().log(logs, start_time)
 
     def evaluate(
@@ -203,7 +204,7 @@ def windows_dataset(
             batched=True,
             remove_columns=dataset.column_names,
             fn_kwargs={"tokenizer": tokenizer, "max_length": max_length},
-            num_proc=num_proc if num_proc and num_proc > 1 else None,
+            num_proc=map_processes(num_proc),
             desc="Tokenising",
         ),
     )

@@ -14,6 +14,7 @@ from datasets.fingerprint import Hasher
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from bioptimus_hf.artifacts import map_processes
 from bioptimus_hf.errors import InputError
 
 _BYTES_PER_BATCH = 1_000_000  # of text
@@ -62,7 +63,7 @@ def tokenize_and_pack(
             fn_kwargs={"backend": backend.to_str(), "kind": kind},
             remove_columns=["text"],
             features=Features(input_ids=List(Value(kind))),
-            num_proc=num_proc if num_proc and num_proc > 1 else None,
+            num_proc=map_processes(num_proc),
             desc="Tokenising",
         )
     )

@@ -30,7 +30,7 @@ from bioptimus_hf.models import IGNORED_LABEL, check_finite, save_tokenizer
 from bioptimus_hf.pretraining.callback import CurriculumCallback
 from bioptimus_hf.pretraining.masking import BioptimusDataCollator
 from bioptimus_hf.pretraining.modeling import BertForMaskedPositions
-from bioptimus_hf.pretraining.versions import diverged_at
+from bioptimus_hf.pretraining.versions import DIVERGED
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class PretrainingTrainer(Trainer):
         if "loss" in logs:
             step = self.state.global_step
             if not math.isfinite(logs["loss"]):
-                raise InputError(f"the loss is {logs['loss']}. {diverged_at(step)}")
+                raise InputError(f"step {step}: the loss is {logs['loss']}: {DIVERGED}")
             step_before, time_before = self._last_log
             self._last_log = (step, time.monotonic())
             logs["rate"] = self.phases.collator.strategy_at(step - 1).rate
@@ -121,7 +121,7 @@ class PretrainingTrainer(Trainer):
         Raises:
             InputError: weights contain NaN or infinity: training has diverged.
         """
-        check_finite(self.model.named_parameters(), diverged_at(self.state.global_step))
+        check_finite(self.model.named_parameters(), f"step {self.state.global_step}", DIVERGED)
         super().save_model(output_dir, **options)
         if self.args.should_save:
             save_tokenizer(self.processing_class, output_dir or self.args.output_dir)

@@ -25,6 +25,12 @@ from bioptimus_hf.artifacts import (
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import check_finite, save_masked_lm
 
+DIVERGED = (
+    "training diverged. Nothing was saved at this step, and earlier checkpoints are intact; try a lower learning_rate "
+    "or more warmup_steps"
+)
+"""How the error ends that begins with the step and what isn't finite."""
+
 _LABEL = re.compile(r"v(\d+(?:\.\d+)*)")
 
 
@@ -107,7 +113,7 @@ def export_version(
     Raises:
         InputError: weights contain NaN or infinity, or the folder can't be written.
     """
-    check_finite((weights or model.state_dict()).items(), diverged_at(record.facts["last_step"]))
+    check_finite((weights or model.state_dict()).items(), f"step {record.facts['last_step']}", DIVERGED)
     with atomic_folder(folder) as temporary:
         save_masked_lm(model, tokenizer, temporary, weights=weights)
         record.write(temporary)
@@ -139,14 +145,6 @@ def whole_weights(model: Any) -> dict[str, torch.Tensor] | None:
         model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
     )
     return {name: values for name, values in weights.items() if name not in model.all_tied_weights_keys}
-
-
-def diverged_at(step: int) -> str:
-    """Return what to tell a user whose training has diverged."""
-    return (
-        f"Training diverged by step {step}: nothing was saved at this step; earlier checkpoints are intact. Try a "
-        f"lower learning_rate or more warmup_steps"
-    )
 
 
 def run_of(folder: Path) -> str | None:

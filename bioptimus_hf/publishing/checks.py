@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer, BertConfig
 
 from bioptimus_hf.artifacts import read_json
-from bioptimus_hf.errors import InputError
+from bioptimus_hf.errors import InputError, format_error
 from bioptimus_hf.ner.tasks import NER_TASKS
 from bioptimus_hf.publishing.options import About
 
@@ -114,7 +114,7 @@ def _check_vocabulary(folder: Path, size: int) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder))
     except (OSError, ValueError) as error:
-        raise InputError(f"the tokenizer in {folder} can't be loaded ({' '.join(str(error).split())[:150]})") from error
+        raise InputError(f"the tokenizer in {folder} can't be loaded ({format_error(error, limit=150)})") from error
     lines = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
     written = {token: number for number, token in enumerate(lines[:-1] if lines[-1] == "" else lines)}
     if len(tokenizer) != size or tokenizer.get_vocab() != written:

@@ -16,7 +16,7 @@ from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HTTPError, OIDCError, RepositoryNotFoundError  # type: ignore[attr-defined]
 
 from bioptimus_hf.artifacts import sha256_of_file
-from bioptimus_hf.errors import InputError
+from bioptimus_hf.errors import InputError, format_error
 from bioptimus_hf.publishing import load_back as load_back_script
 from bioptimus_hf.publishing.checks import WEIGHTS
 from bioptimus_hf.publishing.options import About, Selection
@@ -126,7 +126,7 @@ def usable_token(token: str | None) -> str:
     try:
         token = token or get_token()
     except (OIDCError, HTTPError) as error:
-        raise InputError(f"the trusted publisher gave no token ({' '.join(str(error).split())})") from error
+        raise InputError(f"the trusted publisher gave no token ({format_error(error)})") from error
     if not token:
         raise InputError("no token to publish with: set HF_TOKEN, or run `hf auth login`; a dry run needs none")
     return token

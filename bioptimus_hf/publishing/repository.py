@@ -13,7 +13,7 @@ from huggingface_hub import GitRefs, HfApi, ModelCard, RepoFile
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from bioptimus_hf.artifacts import sha256_of_file
-from bioptimus_hf.errors import InputError
+from bioptimus_hf.errors import InputError, format_error
 from bioptimus_hf.pretraining.versions import folder_name, version_numbers
 from bioptimus_hf.publishing.checks import ENCODER, MARK, PLOT, WEIGHTS
 from bioptimus_hf.publishing.records import version_key
@@ -261,7 +261,7 @@ def _validate(card: str) -> None:
     except json.JSONDecodeError:  # the error page of a gateway, which may be transient
         raise
     except ValueError as error:
-        raise InputError(f"the Hub rejects the card: {' '.join(str(error).split())}") from error
+        raise InputError(f"the Hub rejects the card: {format_error(error, limit=500)}") from error
 
 
 def _belongs_to_card(path: str) -> bool:

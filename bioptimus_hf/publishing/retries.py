@@ -12,7 +12,7 @@ from typing import TypeVar
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, RepositoryNotFoundError  # type: ignore[attr-defined]
 
-from bioptimus_hf.errors import InputError
+from bioptimus_hf.errors import InputError, format_error
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def retry(description: str, action: Callable[[], _Result], *, may_be_absent: boo
                 raise InputError(f"cannot {description}: {_explain(status, error)}") from error
             problem = f"status {status}"
         except (_httpx.TransportError, OSError, RuntimeError, json.JSONDecodeError) as error:
-            problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            problem = f"{type(error).__name__}: {format_error(error)}"
             if pause is None:
                 raise InputError(f"cannot {description}: {problem}; give the same command again to continue") from error
         logger.warning("%s: %s; retrying in %.0f s", description, problem, pause)
@@ -57,7 +57,7 @@ def retry(description: str, action: Callable[[], _Result], *, may_be_absent: boo
 
 
 def _explain(status: int, error: HfHubHTTPError) -> str:
-    message = " ".join((error.server_message or "no reason given").split())
+    message = format_error(error.server_message or "no reason given", limit=500)
     if status == 401:
         return f"{constants.ENDPOINT} rejects this token ({message}): create a new one, or run `hf auth login`"
     if status == 403:

@@ -120,7 +120,7 @@ def extend_vocabulary(
 
 
 def count_words(texts: Iterable[str], *, like: PreTrainedTokenizerBase) -> Counter[str]:
-    """Count the words of texts after a tokenizer's normalisation and pre-tokenization.
+    """Count the words of texts after a tokenizer's normalisation and pre-tokenisation.
 
     Raises:
         InputError: `like` is not a WordPiece tokenizer.

@@ -83,11 +83,11 @@ def test_the_rows_of_find_contexts(
     assert list(found.contexts) == list(plain)
     assert digest_of_rows(found.contexts) == digest_of_rows(plain)
     sentences = split_sentences(documents)["text"]
-    assert (found.counts.documents, found.sentences) == (1000, len(sentences))
+    assert (found.counts.documents, found.counts.sentences) == (1000, len(sentences))
     assert found.counts.bytes == sum(len(sentence.encode()) for sentence in sentences)
     # The corpus contains no word with one of the pieces, so occurrences can be counted without the matcher.
     words = " ".join(sentences).lower().replace(".", " ").split()
-    assert found.occurrences == sum(words.count(token) for token in TOKENS)
+    assert found.counts.occurrences == sum(words.count(token) for token in TOKENS)
 
 
 def test_a_selection_of_documents(corpus: Path, tokenizer: BertTokenizer, tmp_path: Path) -> None:

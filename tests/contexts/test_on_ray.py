@@ -165,7 +165,7 @@ def test_only_the_current_sample_is_kept(
     lines = [f"asthma {number % 700}\ndisease" for number in range(3000)]
     (tmp_path / "long.txt").write_text("\n".join(lines), encoding="utf-8")
     found = on_ray(tmp_path / "long.txt", tokenizer, per_token=10)
-    assert (len(found.contexts), found.sentences, found.occurrences) == (11, 6000, 6000)
+    assert (len(found.contexts), found.counts.sentences, found.counts.occurrences) == (11, 6000, 6000)
     assert found.counts.bytes == sum(len(line.replace("\n", "")) for line in lines)
     assert most <= 50
 

@@ -305,7 +305,7 @@ def test_bad_parquet(tmp_path: Path) -> None:
     write_parquet(file, ["x"], "abstract")
     with pytest.raises(InputError, match=r"a\.parquet has no column 'text': it has id, abstract"):
         load_corpus(file)
-    with pytest.raises(InputError, match="'id' holds no text"):
+    with pytest.raises(InputError, match="'id' isn't a string column"):
         load_corpus(file, text_column="id")
     for content in (b"", b"no parquet", file.read_bytes()[:-20], b"PAR1" + bytes(50) + b"PAR1"):
         (tmp_path / "b.parquet").write_bytes(content)
@@ -331,7 +331,10 @@ def test_no_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             load_corpus(nothing)
         with pytest.raises(InputError, match="no corpus at"):
             corpus_identity(nothing)
-    with pytest.raises(InputError, match=r"notes\.md has an unknown format: give a file ending in \.txt"):
+    with pytest.raises(
+        InputError,
+        match=r"notes\.md has an unknown format: give .* \.txt, .*, \.bio \(all but \.parquet may be followed by \.gz\)",
+    ):
         load_corpus("notes.md")
     with pytest.raises(InputError, match="no corpus at missing: "):  # only a single source can be a Hub data set
         load_corpus(["missing", tmp_path])
@@ -392,7 +395,7 @@ def test_hub_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     with pytest.raises(InputError, match="some/abstracts has no column 'text': it has pmid, abstract, document"):
         load_corpus("some/abstracts")
-    with pytest.raises(InputError, match="'pmid' holds no text"):
+    with pytest.raises(InputError, match="'pmid' isn't a string column"):
         load_corpus("some/abstracts", text_column="pmid")
     monkeypatch.setattr(bioptimus_hf.corpus.hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match="commit commit-of-main is not in the cache: load it once without"):

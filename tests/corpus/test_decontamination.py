@@ -20,7 +20,7 @@ from bioptimus_hf.corpus.decontamination import (
     Dropped,
     _hits,
     decontaminate,
-    normalized,
+    normalised,
     read_test_sentences,
     write_dropped,
 )
@@ -116,7 +116,7 @@ def test_the_search_agrees_with_a_plain_search(data: st.DataObject) -> None:
     pieces = st.one_of(st.sampled_from(forms), st.text("aβ")) if forms else st.text("aβ")
     texts = ["x".join(words) for words in data.draw(st.lists(st.lists(pieces, max_size=6), min_size=1, max_size=3))]
     texts += ["".join(forms), "".join(forms)[1:]]
-    expected = [[number for number, form in enumerate(forms) if form in normalized(text)] for text in texts]
+    expected = [[number for number, form in enumerate(forms) if form in normalised(text)] for text in texts]
     assert _hits({"text": texts}, forms, "") == {"hits": expected}
 
 
@@ -147,7 +147,7 @@ def test_the_real_corpus_contains_no_test_sentence(data_dir: Path) -> None:
     assert decontaminate(documents, sentences)[1] == []
     planted = [number * 5 for number in range(100)]
     texts = documents["text"][:]
-    long = [s for of_set in sentences.values() for s in of_set if len(normalized(s)) >= SHORTEST]
+    long = [s for of_set in sentences.values() for s in of_set if len(normalised(s)) >= SHORTEST]
     for number in planted:
         texts[number] += " " + random.Random(number).choice(long).replace(" ", "")
     assert sorted({row.document for row in decontaminate(corpus(*texts), sentences)[1]}) == planted

@@ -450,7 +450,10 @@ FAULTY = {
         "line 4: the text at 0:3 is 'two', not 'Two'",
     ),
     "b.pubtator": ("1|t|one\n\n2|a|two\n\n3|t|three\n", "line 3: a document begins with its title"),
-    "c.pubtator": ("1|t|one\n\n2|t|two\n3\t0\t1\tt\tGene\n\n3|t|three\n", "line 4: a line of '3' among those of 2"),
+    "c.pubtator": (
+        "1|t|one\n\n2|t|two\n3\t0\t1\tt\tGene\n\n3|t|three\n",
+        "line 4: this line belongs to document '3', not '2'",
+    ),
     "d.pubtator": ("1|t|one\n\n2|t|two\n2\t0\t1\n\n3|t|three\n", "line 4: an annotation has the columns"),
     "e.pubtator": (
         "1|t|one\n\n2|t|two\n2\t2\t5\to\tGene\n\n3|t|three\n",

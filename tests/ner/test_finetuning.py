@@ -125,7 +125,7 @@ def test_a_head_that_diverges_is_refused(base: Path, sample: DatasetDict, tmp_pa
     """By default, Trainer logs the mean of the other losses in place of a NaN."""
     few = DatasetDict({split: part.select(range(24)) for split, part in sample.items()})
     for epochs in (1, 2):  # after one step the weights are not finite; the loss shows it a step later
-        with pytest.raises(InputError, match="Training of the head diverged: nothing was saved"):
+        with pytest.raises(InputError, match=r"training diverged\. Nothing was saved"):
             train(base, few, tmp_path / str(epochs), seed=5, learning_rate=1e38, num_train_epochs=epochs)
 
 

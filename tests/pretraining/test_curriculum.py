@@ -437,6 +437,8 @@ def test_phases_validate_their_values() -> None:
 
 
 def test_diverged_weights_are_not_exported(tokenizer: BertTokenizer, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"contains NaN or infinity\. Training diverged by step 5"):
+    with pytest.raises(
+        InputError, match=r"^step 5: .* contains NaN or infinity: training diverged\. Nothing was saved at this step"
+    ):
         train(tokenizer, tmp_path, learning_rate=1e38)
     assert not list((tmp_path / "out").glob("v*"))

@@ -420,7 +420,7 @@ def test_a_run_that_diverges_ends_and_keeps_its_checkpoint(
         "save_steps": 1,
     }
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(InputError, match=rf"{said}.*Training diverged by step [23]: nothing was saved"):
+    with pytest.raises(InputError, match=rf"^step [23]: .*{said}.*: training diverged. Nothing was saved"):
         run_once(tokenizer, tmp_path, learning_rate=1e38, warmup_steps=4, **options | seldom)
     assert signal.getsignal(signal.SIGTERM) == before
     if "save_steps" in seldom:
