@@ -23,7 +23,8 @@ class NewRows:
 
     Attributes:
         rows: token to its embedding, float32 of shape (hidden size,), in the order of the new vocabulary.
-        fallen_back: tokens without a vector, although the initializer uses vectors; they start from `subtoken_mean`.
+        without_vectors: tokens without a vector, although the initializer uses vectors; they start from
+            `subtoken_mean`.
         unknown: tokens that contain a character the base doesn't know, and have no vector; they start from the mean of
             the base's embedding table.
         initializer: the initializer that made the rows.
@@ -32,7 +33,7 @@ class NewRows:
     """
 
     rows: dict[str, torch.Tensor]
-    fallen_back: list[str]
+    without_vectors: list[str]
     unknown: list[str]
     initializer: Initializer
     vectors: Mapping[str, torch.Tensor] = field(default_factory=dict)

@@ -142,8 +142,8 @@ def inspect_rows(
         neighbours=_find_neighbours(table, source, target, new),
         cosines=_compare_initializers(model, source, target, new) if new.rows else {},
         few_contexts={token: contexts[token] for token in new.rows if 0 < contexts.get(token, 0) < FEW},
-        without_contexts=[token for token in new.fallen_back if not contexts.get(token)],
-        left_out=[token for token in new.fallen_back if contexts.get(token)],
+        without_contexts=[token for token in new.without_vectors if not contexts.get(token)],
+        left_out=[token for token in new.without_vectors if contexts.get(token)],
     )
 
 
@@ -161,14 +161,14 @@ def _list(title: str, tokens: list[str]) -> list[str]:
 
 
 def _count_origins(new: NewRows) -> dict[str, dict[str, int]]:
-    fallen_back, unknown = set(new.fallen_back), set(new.unknown)
+    without_vectors, unknown = set(new.without_vectors), set(new.unknown)
     counts: dict[str, dict[str, int]] = {}
     for token in new.rows:
         kind = "continuations (##)" if token.startswith(MARK) else "words and starts of words"
         if token in unknown:
             origin = "mean of the table"
         else:
-            origin = _ORIGINS["subtoken_mean" if token in fallen_back else new.initializer]
+            origin = _ORIGINS["subtoken_mean" if token in without_vectors else new.initializer]
         by_origin = counts.setdefault(kind, {})
         by_origin[origin] = by_origin.get(origin, 0) + 1
     return counts
@@ -177,9 +177,9 @@ def _count_origins(new: NewRows) -> dict[str, dict[str, int]]:
 def _find_neighbours(
     table: torch.Tensor, source: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase, new: NewRows
 ) -> dict[str, dict[str, list[str]]]:
-    fallen_back = {*new.fallen_back, *new.unknown}
+    from_pieces = {*new.without_vectors, *new.unknown}
     words = sorted(
-        word for word in new.rows if word.isalpha() and len(word) >= _SHORTEST_EXAMPLE and word not in fallen_back
+        word for word in new.rows if word.isalpha() and len(word) >= _SHORTEST_EXAMPLE and word not in from_pieces
     )
     pieces = pieces_of(words, source)
     words = [word for word in words if pieces[word]]  # otherwise there is no mean of pieces to compare with

@@ -68,17 +68,17 @@ def make_distilled_model(run: Run, options: DistillationOptions) -> Path:
         report.plot(built.path / "norms.png")
         built.facts |= {
             "new_tokens": len(new.rows),
-            "new_tokens_from_contexts": len(new.rows) - len(new.fallen_back) if needs_contexts else 0,
+            "new_tokens_from_contexts": len(new.rows) - len(new.without_vectors) if needs_contexts else 0,
             "unknown_to_base": new.unknown,
-            "fallen_back": new.fallen_back,
-            "weights_made_up": new_weights,
+            "fallen_back": new.without_vectors,
+            "newly_initialised_weights": new_weights,
         }
     logger.info(
         "%d new tokens, initialised by %s; %d of them fall back on the mean of their pieces, %d contain characters "
         "unknown to the base",
         len(new.rows),
         options.initializer,
-        len(new.fallen_back),
+        len(new.without_vectors),
         len(new.unknown),
     )
     return folder

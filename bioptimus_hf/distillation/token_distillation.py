@@ -213,7 +213,7 @@ def _train(
 
 def _mask(ids: Sequence[torch.Tensor]) -> torch.Tensor:
     """Return an attention mask of shape (texts, longest text)."""
-    return pad_sequence([torch.ones_like(each) for each in ids], batch_first=True)
+    return pad_sequence([torch.ones_like(text_ids) for text_ids in ids], batch_first=True)
 
 
 def _hidden_states(

@@ -182,7 +182,7 @@ def test_contextual_rows_and_their_fallback(
 ) -> None:
     vectors = contextual_embeddings(tiny_bert, tokenizer, contexts(ROWS))
     plain = initial_rows(tiny_bert, tokenizer, target, initializer="contextual_mean", vectors=vectors)
-    assert sorted(plain.fallen_back) == sorted(["activ", "##itides", "é"])
+    assert sorted(plain.without_vectors) == sorted(["activ", "##itides", "é"])
     assert all(torch.equal(plain.rows[token], vectors[token]) for token in vectors)
     means = initial_rows(tiny_bert, tokenizer, target, initializer="subtoken_mean")
     assert torch.equal(plain.rows["activ"], means.rows["activ"])
@@ -250,8 +250,8 @@ def test_a_transplant_keeps_shared_tokens_bit_for_bit(
     assert bias.item() == pytest.approx(base.cls.predictions.bias[pieces].mean().item(), abs=1e-6)
 
     save_masked_lm(moved, target, tmp_path)
-    reloaded, made_up = load_masked_lm(str(tmp_path))
-    assert made_up == []
+    reloaded, initialised = load_masked_lm(str(tmp_path))
+    assert initialised == []
     for (name, expected), got in zip(moved.named_parameters(), reloaded.parameters(), strict=True):
         assert torch.equal(expected, got), name
     assert AutoTokenizer.from_pretrained(tmp_path).get_vocab() == target.get_vocab()
@@ -322,9 +322,9 @@ def test_a_base_without_a_head_gets_one_and_it_is_logged(
 ) -> None:
     tiny_bert.bert.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    first, made_up = load_masked_lm(str(tmp_path), seed=3)
-    assert made_up
-    assert all(name.startswith("cls.") for name in made_up)
+    first, initialised = load_masked_lm(str(tmp_path), seed=3)
+    assert initialised
+    assert all(name.startswith("cls.") for name in initialised)
     assert "has no masked-LM head, a new one is initialised" in caplog.text
     again, _ = load_masked_lm(str(tmp_path), seed=3)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))

@@ -69,7 +69,7 @@ def test_the_model_its_record_and_its_report(run: Run) -> None:
     assert facts["new_tokens"] == read_record(run.root / "tokenizer")["facts"]["new"]
     assert facts["new_tokens_from_contexts"] == len(set(load_from_disk(run.root / "contexts")["token"]))
     assert facts["new_tokens"] == facts["new_tokens_from_contexts"] + len(facts["fallen_back"])
-    assert facts["weights_made_up"] == []
+    assert facts["newly_initialised_weights"] == []
     report = json.loads((folder / "report.json").read_text())
     assert sum(sum(counts.values()) for counts in report["counts"].values()) == facts["new_tokens"]
     assert "| words and starts of words | hidden states in contexts, scaled |" in (folder / "report.md").read_text()
