@@ -127,25 +127,8 @@ def build_parser(
         allow_abbrev=False,
         add_help=False,
     )
-    hidden = 0
     seen: set[str] = set()
-    for type_ in options:
-        group = parser.add_argument_group(
-            inspect.cleandoc(type_.__doc__ or type_.__name__).split("\n")[0].rstrip(".").replace("`", "")
-        )
-        hints = typing.get_type_hints(type_)
-        shown = getattr(type_, "SHOWN_OPTIONS", None)
-        for field in dataclasses.fields(type_):
-            if not field.init or field.name in seen:
-                continue
-            seen.add(field.name)
-            settings = _argument(field, hints[field.name])
-            if settings is None:
-                continue
-            if shown is not None and field.name not in shown and not all_options:
-                settings["help"] = argparse.SUPPRESS
-                hidden += 1
-            _add(group, field, settings)
+    hidden = sum(_add_options(parser, type_, seen, all_options=all_options) for type_ in options)
     general = parser.add_argument_group("General")
     general.add_argument(
         "--recipe", metavar="FILE", help="YAML file with options for every stage of a run, or the name of a shipped one"
@@ -154,6 +137,27 @@ def build_parser(
     if hidden:
         general.add_argument("--help_all", action="store_true", help=f"Show {hidden} more options, which work as well")
     return parser
+
+
+def _add_options(parser: argparse.ArgumentParser, type_: type, seen: set[str], *, all_options: bool) -> int:
+    """Add a dataclass's options as a group, without those already `seen`; return the number hidden from the help."""
+    title = inspect.cleandoc(type_.__doc__ or type_.__name__).split("\n")[0].rstrip(".").replace("`", "")
+    group = parser.add_argument_group(title)
+    hints = typing.get_type_hints(type_)
+    shown = getattr(type_, "SHOWN_OPTIONS", None)
+    hidden = 0
+    for field in dataclasses.fields(type_):
+        if not field.init or field.name in seen:
+            continue
+        seen.add(field.name)
+        settings = _argument(field, hints[field.name])
+        if settings is None:
+            continue
+        if shown is not None and field.name not in shown and not all_options:
+            settings["help"] = argparse.SUPPRESS
+            hidden += 1
+        _add(group, field, settings)
+    return hidden
 
 
 def _add(group: Any, field: dataclasses.Field[Any], settings: dict[str, Any]) -> None:
