@@ -113,6 +113,15 @@ def parse(
     return tuple(_build(type_, vars(namespace)) for type_ in options)
 
 
+def check_recipe(options: Sequence[type], path: Path, section: str) -> None:
+    """Check the keys and the types of the values that a recipe gives to a command.
+
+    Raises:
+        InputError: a key is unknown, or a value can't be used.
+    """
+    _apply_recipe(build_parser(options, None), path, section)
+
+
 def build_parser(
     options: Sequence[type], description: str | None, *, all_options: bool = False
 ) -> argparse.ArgumentParser:

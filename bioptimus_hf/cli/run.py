@@ -11,6 +11,7 @@ are relative to its folder. The package brings the recipes demo, biomedical_20mb
 
 from __future__ import annotations
 
+import importlib
 import json
 import signal
 import subprocess
@@ -23,7 +24,7 @@ from typing import Any
 
 from bioptimus_hf.cli import estimates
 from bioptimus_hf.cli.__main__ import COMMANDS
-from bioptimus_hf.cli.options import default_output_dir, read_recipe, relative_to_recipe
+from bioptimus_hf.cli.options import check_recipe, default_output_dir, read_recipe, relative_to_recipe
 from bioptimus_hf.errors import InputError, Terminated
 from bioptimus_hf.recipes import find
 
@@ -100,6 +101,12 @@ class Plan:
         ]
         if not self.stages:
             raise InputError("there is nothing to run: finetune-ner needs NER data (ner_data)", argument="stages")
+        # Before the first stage: the mistake in a late one would come out after hours.
+        for stage in self.stages:
+            if self.content.get(stage):
+                check_recipe(importlib.import_module(f"bioptimus_hf.cli.{stage}").OPTIONS, self.path, stage)
+        if options.accelerate:
+            find(options.accelerate, "accelerate")
 
     def table(self) -> str:
         """Return what each stage does, and how long it takes."""
@@ -206,6 +213,8 @@ def run_stage(command: Sequence[str]) -> None:
             signal.signal(signal.SIGTERM, before)
     if asked:
         raise Terminated("the run was stopped")
+    name = command[command.index("bioptimus_hf.cli") + 1]
+    if status < 0:
+        raise InputError(f"{name} was ended by {signal.Signals(-status).name}: run the same command again to resume")
     if status:
-        name = command[command.index("bioptimus_hf.cli") + 1]
         raise InputError(f"{name} failed with status {status}, see above")

@@ -130,6 +130,12 @@ def test_what_is_no_recipe_is_named(tmp_path: Path, capsys: pytest.CaptureFixtur
     for arguments, said in (
         (["run", "demmo"], "demmo is neither a file nor one of biomedical_100mb, biomedical_20mb, demo"),
         (["run", "demo", "--stages", "pretrian"], "--stages: pretrian is not one of train_vocabulary"),
+        (["run", write_recipe(tmp_path / "a", pretrain={"max_stepz": 9})], "pretrain has no option max_stepz"),
+        (
+            ["run", write_recipe(tmp_path / "b", finetune_ner={"ner_data": "ner", "seeds": "three"}), "--dry_run"],
+            "seeds must be of type int, not 'three'",
+        ),
+        (["run", "demo", "--accelerate", "gpu", "--dry_run"], "gpu is neither a file nor one of"),
         (["run", write_recipe(tmp_path, pretrian={})], "pretrian is neither the section of a command nor"),
         (
             ["run", write_recipe(tmp_path / "bare"), "--stages", "finetune-ner"],
@@ -147,6 +153,9 @@ def test_a_stage_that_fails_ends_the_run_with_its_name() -> None:
     run_stage([sys.executable, "-c", "", "bioptimus_hf.cli", "distill"])
     with pytest.raises(InputError, match="distill failed with status 3, see above"):
         run_stage([sys.executable, "-c", "raise SystemExit(3)", "bioptimus_hf.cli", "distill"])
+    killed = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    with pytest.raises(InputError, match="distill was ended by SIGKILL: run the same command again to resume"):
+        run_stage([sys.executable, "-c", killed, "bioptimus_hf.cli", "distill"])
 
 
 def test_sigterm_reaches_the_stage(tmp_path: Path) -> None:
