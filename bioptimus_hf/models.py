@@ -17,8 +17,13 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import transformers
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError  # type: ignore[attr-defined]
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import (  # type: ignore[attr-defined]
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+)
 
 from bioptimus_hf.artifacts import RECORD, identity, read_record, write_json
 from bioptimus_hf.errors import InputError, format_error
@@ -391,4 +396,13 @@ def _download(given: str, kind: str, patterns: Sequence[str]) -> Source:
 
 
 def _unavailable(given: str, kind: str, error: Exception) -> InputError:
-    return InputError(f"{given}: not a local {kind} folder and not available on the Hub ({format_error(error)})")
+    folder = Path(given)
+    if folder.is_dir():
+        inner = sorted(path.parent for path in folder.glob("*/config.json"))
+        close = f": did you mean {inner[0]}?" if inner else ""
+        return InputError(f"{given}: no {kind} can be loaded from this folder ({format_error(error)}){close}")
+    reason = format_error(error)
+    if isinstance(error, LocalEntryNotFoundError):
+        unset = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the Hub can't be reached: check the network"
+        reason = f"it isn't in the cache, and {unset}"
+    return InputError(f"{given}: not a local {kind} folder and not available on the Hub ({reason})")

@@ -20,6 +20,7 @@ PACKAGE = Path(bioptimus_hf.__file__).parent
 ROOMS = (
     "errors",
     "plots",
+    "progress",
     "hardware",
     "artifacts",
     "models",

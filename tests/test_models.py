@@ -6,6 +6,8 @@ import json
 import math
 import pickle
 import random
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,15 @@ from bioptimus_hf.annotation.annotator import Annotator
 from bioptimus_hf.annotation.onnx_export import export_onnx
 from bioptimus_hf.artifacts import RECORD, identity, write_record
 from bioptimus_hf.errors import InputError
-from bioptimus_hf.models import base_of_run, is_hub_name, load_by_name, load_masked_lm, new_head, save_tokenizer
+from bioptimus_hf.models import (
+    base_of_run,
+    is_hub_name,
+    load_by_name,
+    load_masked_lm,
+    load_token_classifier,
+    new_head,
+    save_tokenizer,
+)
 
 
 def test_load_by_name(tokenizer: BertTokenizer, tiny_bert: BertForMaskedLM, tmp_path: Path) -> None:
@@ -44,11 +54,22 @@ def test_load_by_name(tokenizer: BertTokenizer, tiny_bert: BertForMaskedLM, tmp_
 
 @pytest.mark.parametrize("kind", [AutoTokenizer, AutoModelForMaskedLM])
 def test_what_is_not_there_is_refused_in_one_line(kind: Any, tmp_path: Path) -> None:
-    for name in (str(tmp_path / "missing"), "nobody/no-such-model", str(tmp_path)):
-        with pytest.raises(InputError, match="not a local model folder and not available on the Hub") as error:
+    on_hub = "not a local model folder and not available on the Hub"
+    for name, message in (
+        (str(tmp_path / "missing"), on_hub),
+        ("nobody/no-such-model", f"{on_hub} (it isn't in the cache, and HF_HUB_OFFLINE is set)"),
+        (str(tmp_path), "no model can be loaded from this folder"),
+    ):
+        with pytest.raises(InputError, match=re.escape(message)) as error:
             load_by_name(kind, name)
         assert "\n" not in str(error.value)
         assert str(error.value).startswith(name)
+
+
+def test_the_folder_of_heads_is_not_a_head(tmp_path: Path, tiny_head: Path) -> None:
+    shutil.copytree(tiny_head, tmp_path / "v0.4" / "0")
+    with pytest.raises(InputError, match=r"v0\.4/0\?$"):
+        load_token_classifier(tmp_path / "v0.4")
 
 
 def test_a_tokenizer_without_vocabulary_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -45,21 +46,26 @@ def entry(command: str | None = None) -> NoReturn:
     Args:
         command: name of the command; default: the first argument of the process.
     """
+    # Before PyTorch is loaded: its threads are not to spin while they wait, which starves each other when the machine
+    # is busy. The user's own setting wins.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.exit(main([*([command] if command else []), *sys.argv[1:]], own_process=True))
 
 
 def _dispatch(arguments: Sequence[str], own_process: bool) -> None:
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_overview())
         return
-    if arguments[0] == "--version":
+    if arguments[0] in ("-V", "--version"):
         print(f"bioptimus {__version__}")
         return
     name = arguments[0].replace("_", "-")
     if name not in COMMANDS:
         from bioptimus_hf.cli.options import suggestion
 
-        raise InputError(f"unknown command {arguments[0]}{suggestion(name, COMMANDS)}; see bioptimus --help")
+        kind = "option" if name.startswith("-") else "command"
+        close = suggestion(name.lower(), ["--help", "--version"] if kind == "option" else COMMANDS)
+        raise InputError(f"unknown {kind} {arguments[0]}{close}; see bioptimus --help")
     section = name.replace("-", "_")
     command = importlib.import_module(f"bioptimus_hf.cli.{section}")
     from bioptimus_hf.cli.options import parse
@@ -72,7 +78,12 @@ def _dispatch(arguments: Sequence[str], own_process: bool) -> None:
         from bioptimus_hf.cli.launch import prepare_process
 
         prepare_process()
-    command.execute(*options)
+    try:
+        command.execute(*options)
+    except InputError as error:
+        from bioptimus_hf.cli.options import with_dashes
+
+        raise InputError(with_dashes(error, command.OPTIONS)) from error
 
 
 def _overview() -> str:
@@ -84,6 +95,7 @@ def _overview() -> str:
             "",
             "  bioptimus demo",
             "  bioptimus COMMAND --help",
+            "  bioptimus --version",
             "",
             "Commands:",
             *lines,

@@ -45,6 +45,7 @@ def execute(options: DemoOptions) -> None:
         print(f"== {stage.replace('_', '-')}", file=sys.stderr, flush=True)
         run_stage(plan.command(stage))
     _dry_run(plan, None if options.base_model else HUB_NAME)
+    print("== report", file=sys.stderr, flush=True)
     run_stage(plan.command("report"))
 
 

@@ -98,19 +98,34 @@ def parse(
         InputError: an option or a key of the recipe is unknown, missing or can't be used.
         SystemExit: help was asked for and printed.
     """
-    arguments = [_with_underscores(argument) for argument in (sys.argv[1:] if argv is None else argv)]
-    parser = build_parser(options, description, all_options="--help_all" in arguments)
+    values = parse_values(options, section, description, sys.argv[1:] if argv is None else argv)
+    return tuple(_build(type_, values) for type_ in options)
+
+
+def parse_values(options: Sequence[type], section: str, description: str | None, argv: Sequence[str]) -> dict[str, Any]:
+    """Return the value of every option by name, without making objects of them. For arguments, see `parse`.
+
+    Raises:
+        InputError: an option or a key of the recipe is unknown, missing or has a value of the wrong type.
+        SystemExit: help was asked for and printed.
+    """
+    arguments = [_with_underscores(argument) for argument in argv]
+    parser = build_parser(options, description, all_options="--help_all" in arguments, recipe=section in SECTIONS)
     if "--help_all" in arguments:
         parser.print_help()
         raise SystemExit(0)
-    recipe = _Parser(add_help=False, allow_abbrev=False)
-    recipe.add_argument("--recipe")
-    if name := recipe.parse_known_args(arguments)[0].recipe:
-        _apply_recipe(parser, find(name), section)
+    for argument in arguments:  # argparse would first ask for the option that was misspelt
+        if argument.startswith("--") and argument.partition("=")[0] not in parser._option_string_actions:
+            raise InputError(_unknown_option(argument, parser))
+    if section in SECTIONS:
+        recipe = _Parser(add_help=False, allow_abbrev=False)
+        recipe.add_argument("--recipe")
+        if name := recipe.parse_known_args(arguments)[0].recipe:
+            _apply_recipe(parser, find(name), section)
     namespace, unknown = parser.parse_known_args(arguments)
     if unknown:
         raise InputError(_unknown_option(unknown[0], parser))
-    return tuple(_build(type_, vars(namespace)) for type_ in options)
+    return vars(namespace)
 
 
 def check_recipe(options: Sequence[type], path: Path, section: str) -> None:
@@ -123,12 +138,13 @@ def check_recipe(options: Sequence[type], path: Path, section: str) -> None:
 
 
 def build_parser(
-    options: Sequence[type], description: str | None, *, all_options: bool = False
+    options: Sequence[type], description: str | None, *, all_options: bool = False, recipe: bool = True
 ) -> argparse.ArgumentParser:
     """Build the parser of a command.
 
     Args:
         all_options: show also the options that a dataclass leaves out of its `SHOWN_OPTIONS`.
+        recipe: whether the options can come from a recipe.
     """
     parser = _Parser(
         description=_example_first(description or ""),
@@ -139,9 +155,12 @@ def build_parser(
     seen: set[str] = set()
     hidden = sum(_add_options(parser, type_, seen, all_options=all_options) for type_ in options)
     general = parser.add_argument_group("General")
-    general.add_argument(
-        "--recipe", metavar="FILE", help="YAML file with options for every stage of a run, or the name of a shipped one"
-    )
+    if recipe:
+        general.add_argument(
+            "--recipe",
+            metavar="FILE",
+            help="YAML file with options for every stage of a run, or the name of a shipped one",
+        )
     general.add_argument("-h", "--help", action="help", help="Show this help and exit")
     if hidden:
         general.add_argument("--help_all", action="store_true", help=f"Show {hidden} more options, which work as well")
@@ -255,6 +274,20 @@ def suggestion(name: str, known: typing.Iterable[str]) -> str:
     """Return `: did you mean ...?` if a known name is similar, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f": did you mean {close[0]}?" if close else ""
+
+
+def with_dashes(error: InputError, options: Sequence[type]) -> str:
+    """Return an error's message with options as they are written on the command line: `use --force` for `use force`.
+
+    Args:
+        options: the dataclasses of the command.
+    """
+    names = {field.name for type_ in options for field in dataclasses.fields(type_)}
+    compound = "|".join(sorted(name for name in names if "_" in name)) or "$^"  # no word of plain English looks so
+    simple = "|".join(sorted(name for name in names if "_" not in name))
+    message = re.sub(rf"(?<![\w/.-])(?=({compound})(?![\w/.]))", "--", str(error))
+    message = re.sub(rf"(?:(?<=\buse )|(?<=\bset ))(?=({simple})\b)|(?<=\bwith )(?=force\b)", "--", message)
+    return f"--{message}" if error.argument and not message.startswith("--") else message
 
 
 def _example_first(docstring: str) -> str:

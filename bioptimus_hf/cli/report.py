@@ -17,4 +17,4 @@ def execute(run: RunFolder, options: ReportOptions) -> None:
     from bioptimus_hf.artifacts import Run
     from bioptimus_hf.publishing.report import make_report
 
-    print(make_report(Run(run.output_dir), options.text))
+    print(make_report(Run(run.output_dir), options.text, options.note))

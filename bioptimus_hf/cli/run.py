@@ -24,7 +24,7 @@ from typing import Any
 
 from bioptimus_hf.cli import estimates
 from bioptimus_hf.cli.__main__ import COMMANDS
-from bioptimus_hf.cli.options import check_recipe, default_output_dir, read_recipe, relative_to_recipe
+from bioptimus_hf.cli.options import SECTIONS, check_recipe, default_output_dir, parse_values, read_recipe
 from bioptimus_hf.errors import InputError, Terminated
 from bioptimus_hf.recipes import find
 
@@ -101,18 +101,21 @@ class Plan:
         ]
         if not self.stages:
             raise InputError("there is nothing to run: finetune-ner needs NER data (ner_data)", argument="stages")
-        # Before the first stage: the mistake in a late one would come out after hours.
-        for stage in self.stages:
-            if self.content.get(stage):
-                check_recipe(importlib.import_module(f"bioptimus_hf.cli.{stage}").OPTIONS, self.path, stage)
         if options.accelerate:
             find(options.accelerate, "accelerate")
+        # Before the first stage: the mistake in a late one would come out after hours.
+        for section in self.content.keys() & set(SECTIONS):
+            check_recipe(_options_of(section), self.path, section)
+        self._values = {stage: self._parse(stage) for stage in STAGES}
+        for stage in self.stages:
+            self._check_sources(stage)
 
     def table(self) -> str:
         """Return what each stage does, and how long it takes."""
         rows = [(name := stage.replace("_", "-"), COMMANDS[name], self._state(stage)) for stage in self.stages]
         widths = [max(len(row[column]) for row in rows) for column in range(2)]
-        lines = [f"{self.path} -> {self.output_dir}"]
+        base = self._values["train_vocabulary"]["base_model"]
+        lines = [f"{self.path} -> {self.output_dir}", f"  base model: {base}"]
         lines += [f"  {name:<{widths[0]}}  {summary:<{widths[1]}}  {state}" for name, summary, state in rows]
         if self._left_out:
             lines.append("  finetune-ner  left out: no NER data is named (ner_data)")
@@ -152,40 +155,38 @@ class Plan:
             spent = sum(json.loads(record.read_text(encoding="utf-8")).get("seconds", 0) for record in records)
             what = f"{len(records)} heads finished" if stage == "finetune_ner" else "finished"
             return f"{what} before, in {spent:.0f} s; skipped if nothing has changed"
-        text = estimates.megabytes(self._corpus(), self.content.get("max_megabytes"))
-        base = self.options.base_model or self._relative(self.content.get("base_model"))
-        return estimates.duration(
-            estimates.seconds(stage, self._stage_options(stage), text, estimates.encoder_weights(base))
-        )
+        vocabulary, contexts = self._values["train_vocabulary"], self._values["find_contexts"]
+        text = estimates.megabytes(vocabulary["corpus"], vocabulary["max_megabytes"])
+        options = {"size": vocabulary["size"], "per_token": contexts["per_token"], **self._values[stage]}
+        weights = estimates.encoder_weights(vocabulary["base_model"])
+        return estimates.duration(estimates.seconds(stage, options, text, weights))
 
-    def _corpus(self) -> list[str]:
-        given = self.options.corpus
-        if given:
-            return given
-        named = self.content.get("corpus") or []
-        return [str(self._relative(name)) for name in (named if isinstance(named, list) else [named])]
+    def _parse(self, stage: str) -> dict[str, Any]:
+        """Return the options of a stage as its command will read them."""
+        command = self.command(stage)
+        arguments = command[command.index("bioptimus_hf.cli") + 2 :]
+        return parse_values(_options_of(stage), stage, None, arguments)
 
-    def _stage_options(self, stage: str) -> dict[str, Any]:
-        """Return the options of a stage that estimates need, with the defaults of the commands."""
-        vocabulary = {"size": 30522, **(self.content.get("train_vocabulary") or {})}
-        contexts = {"per_token": 64, **(self.content.get("find_contexts") or {})}
-        defaults: dict[str, dict[str, Any]] = {
-            "distill": {"size": vocabulary["size"], "per_token": contexts["per_token"]},
-            "pretrain": {"max_length": 128, "per_device_train_batch_size": 32, "num_train_epochs": 1},
-            "finetune_ner": {"tasks": ["all"], "models": ["base", "v0.4"], "seeds": 3, "num_train_epochs": 10},
-        }
-        options = {
-            "num_proc": self.content.get("num_proc"),
-            **defaults.get(stage, {}),
-            **(self.content.get(stage) or {}),
-        }
-        if stage == "finetune_ner":
-            options["ner_data"] = self.options.ner_data or self._relative(options.get("ner_data"))
-        return options
+    def _check_sources(self, stage: str) -> None:
+        """Raise if the corpus or the NER data of a stage is neither there nor a name on the Hub."""
+        from bioptimus_hf.corpus.files import resolve
+        from bioptimus_hf.models import is_hub_name
 
-    def _relative(self, path: str | None) -> str | None:
-        """Resolve a path of the recipe relative to it."""
-        return path and relative_to_recipe(self.path, path, new=False)
+        values = self._values[stage]
+        if "corpus" in values:
+            if not values["corpus"]:
+                raise InputError(f"{stage} needs it: name files, folders or a data set on the Hub", argument="corpus")
+            resolve(values["corpus"])
+        for name in ("base_model", "model", "ner_data", "decontaminate", "tokenizer", "words"):
+            source = values.get(name)
+            if source and not Path(source).exists() and not is_hub_name(source):
+                raise InputError(f"{stage}: there is no {source}", argument=name)
+
+
+def _options_of(section: str) -> tuple[type, ...]:
+    """Return the dataclasses of a command's options."""
+    options: tuple[type, ...] = importlib.import_module(f"bioptimus_hf.cli.{section}").OPTIONS
+    return options
 
 
 def run_stage(command: Sequence[str]) -> None:

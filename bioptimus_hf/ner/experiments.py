@@ -124,8 +124,8 @@ def make_heads(run: Run, options: HeadOptions, training: HeadTraining) -> Path:
     """
     # The first call decides about the process group: without it, each process would consider itself the main one.
     state = PartialState(cpu=not torch.accelerator.is_available())
-    encoders = find_encoders(run, options)
     tasks = {task.name: load_task(task, options) for task in chosen_tasks(options.tasks)}
+    encoders = find_encoders(run, options)
     cross_tests = load_cross_tests(tasks, options)
     seeds = options.seeds_from(run.seed)
     root = run.root / "ner"

@@ -17,6 +17,7 @@ from transformers import (
     DataCollatorForTokenClassification,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    ProgressCallback,
     Trainer,
     TrainerControl,
     TrainingArguments,
@@ -30,6 +31,7 @@ from bioptimus_hf.models import IGNORED_LABEL, MAX_LENGTH, check_finite
 from bioptimus_hf.ner.scores import entity_scores
 from bioptimus_hf.ner.tasks import tags_of
 from bioptimus_hf.ner.windows import sentence_windows
+from bioptimus_hf.progress import TrainingProgress
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +123,9 @@ class HeadTrainer(Trainer):
     def __init__(self, *args: Any, max_length: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.max_length = max_length
+        if not self.args.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.add_callback(TrainingProgress())
 
     def get_train_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
         """Return batches of windows of similar length, in an order that depends on the seed alone."""

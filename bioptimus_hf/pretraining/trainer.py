@@ -31,6 +31,7 @@ from bioptimus_hf.pretraining.callback import CurriculumCallback
 from bioptimus_hf.pretraining.masking import BioptimusDataCollator
 from bioptimus_hf.pretraining.modeling import BertForMaskedPositions
 from bioptimus_hf.pretraining.versions import DIVERGED
+from bioptimus_hf.progress import TrainingProgress
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +167,7 @@ class _CheckpointOnTerm(TrainerCallback):
         self._requested = True
 
 
-class _Progress(ProgressCallback):
+class _Progress(TrainingProgress):
     """A progress bar with the version in training, tokens per second in this session, and the time left."""
 
     def __init__(self, phases: CurriculumCallback, tokens_per_step: int) -> None:

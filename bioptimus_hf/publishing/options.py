@@ -129,6 +129,9 @@ class ReportOptions:
     text: str | None = field(
         default=None, metadata={"help": "Sentence whose entities are shown, found by a head of the newest version"}
     )
+    note: str | None = field(
+        default=None, metadata={"help": "What a reader should know before the figures, such as where the text is from"}
+    )
 
 
 def _by_task(argument: str, entries: Sequence[str]) -> dict[str, str]:

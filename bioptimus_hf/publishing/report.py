@@ -29,12 +29,13 @@ _COUNTS = {
 """The facts to report, by stage and name, with the wording of each."""
 
 
-def make_report(run: Run, text: str | None = None) -> str:
+def make_report(run: Run, text: str | None = None, note: str | None = None) -> str:
     """Write `report.md` into the folder of a run, and return its content.
 
     Args:
         run: says where the run is.
         text: sentence whose entities are shown, found by a head of the newest version that has one.
+        note: what a reader should know before the figures.
 
     Raises:
         InputError: the run has no finished stage.
@@ -48,16 +49,20 @@ def make_report(run: Run, text: str | None = None) -> str:
         raise InputError(f"{root} holds no finished stage: run a stage first, such as `bioptimus train-vocabulary`")
     lines = [
         f"# {root}",
+        *(["", note] if note else []),
         *_counts(stages),
         *(line for folder in pretrainings for line in _decontamination(folder)),
         *_versions(root, pretrainings),
         *_results(root),
         *_costs(root, [*stages, *heads]),
     ]
-    if text and heads:
-        lines += ["", *_entities(max(heads, key=lambda head: version_numbers(head.parent.name)), text)]
+    if heads:
+        newest = max(heads, key=lambda head: version_numbers(head.parent.name))
+        lines += ["", *_entities(newest, text)] if text else []
+        lines += ["", f"Annotate files: `bioptimus annotate --models {newest} --input FILES --output_dir FOLDER`"]
     elif text:
         logger.warning("%s has no NER head yet, so no entities of the text are shown", root)
+    lines += ["", f"This report is in `{root / 'report.md'}`."]
     report = "\n".join([*lines, ""])
     (root / "report.md").write_text(report, encoding="utf-8")
     return report

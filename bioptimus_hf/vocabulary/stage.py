@@ -36,8 +36,9 @@ def make_tokenizer(run: Run, corpus: Corpus, options: VocabularyOptions) -> Path
             folder holds a tokenizer made from other inputs or settings and `run.force` is false.
     """
     folder = run.root / "tokenizer"
+    corpus_read = corpus_identity(corpus.corpus)  # first: a misspelt file needs no download of the model
     base_model = find_model(options.base_model)
-    inputs = {"corpus": corpus_identity(corpus.corpus), "base_model": base_model.identity}
+    inputs = {"corpus": corpus_read, "base_model": base_model.identity}
     settings = {
         **corpus.settings(),
         "size": options.size,

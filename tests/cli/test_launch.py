@@ -137,6 +137,9 @@ def test_the_overview_names_every_command(capsys: pytest.CaptureFixture[str]) ->
     assert main(["--version"]) == 0
     assert main(["train-vocabulery"]) == 2
     assert "unknown command train-vocabulery: did you mean train-vocabulary?" in capsys.readouterr().err
+    assert main(["--verison"]) == 2
+    assert "unknown option --verison: did you mean --version?" in capsys.readouterr().err
+    assert main(["help"]) == main(["-V"]) == 0
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -11,8 +11,9 @@ from typing import Any, Literal
 import pytest
 from transformers import TrainingArguments
 
+from bioptimus_hf.annotation.options import AnnotationOptions
 from bioptimus_hf.artifacts import Run
-from bioptimus_hf.cli.options import COMMON, build_parser, parse
+from bioptimus_hf.cli.options import COMMON, build_parser, parse, with_dashes
 from bioptimus_hf.corpus.options import Corpus
 from bioptimus_hf.errors import InputError
 
@@ -256,3 +257,21 @@ def test_help_begins_with_an_example_and_groups_the_options() -> None:
     assert "--help_all" in text
     assert "--seldom" in build_parser([Many], "", all_options=True).format_help()
     assert parse([Many], "pretrain", "", ["--seldom", "3"]) == (Many(1, 3),)
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        (
+            InputError("redo it with force, or choose another output_dir"),
+            "redo it with --force, or choose another --output_dir",
+        ),
+        (InputError("/a/output_dir/x.force: use force"), "/a/output_dir/x.force: use --force"),
+        (InputError("by force of seed_x, or output_dirs"), "by force of seed_x, or output_dirs"),
+        (InputError("must be above 0", argument="seed"), "--seed: must be above 0"),
+        (InputError("must be above 0", argument="num_proc"), "--num_proc: must be above 0"),
+        (InputError("fix it, or set on_error=skip"), "fix it, or set --on_error=skip"),
+    ],
+)
+def test_errors_name_options_as_they_are_written(said: InputError, shown: str) -> None:
+    assert with_dashes(said, [Run, AnnotationOptions]) == shown

@@ -101,7 +101,7 @@ def test_stages_of_a_recipe_run_in_processes_of_their_own(recipe: Path) -> None:
     run = recipe.parent / "run"
     plan, _, rest = done.stdout.partition("\n# ")
     assert plan.splitlines()[0] == f"{recipe} -> {run}"
-    assert [line.split()[0] for line in plan.strip().splitlines()[1:]] == ["train-vocabulary", "report"]
+    assert [line.split()[0] for line in plan.strip().splitlines()[2:]] == ["train-vocabulary", "report"]
     assert f"# {rest}".strip() == (run / "report.md").read_text().strip()
 
 
@@ -134,9 +134,18 @@ BAD: dict[str, tuple[list[str], str]] = {
     "no tokenizer": (["distill", "--base_model", "{base}"], "run/tokenizer"),
     "no v0.0": (["pretrain", "--corpus", "{corpus}"], "run/v0.0"),
     "no such corpus": (["pretrain", "--corpus", "nowhere.txt", "--model", "{base}"], "nowhere.txt"),
-    "no model": (["pretrain", "--corpus", "{corpus}", "--model", "{empty}"], "empty: not a local model folder"),
+    "no model": (
+        ["pretrain", "--corpus", "{corpus}", "--model", "{empty}"],
+        "empty: no model can be loaded from this folder",
+    ),
     "no corpus": (["pretrain", "--model", "{base}"], "--corpus: name files, folders or a data set on the Hub"),
     "unknown option": (["pretrain", "--learning_rat", "1"], "--learning_rat: did you mean --learning_rate?"),
+    "unknown before missing": (["annotate", "--models", "h", "--imput", "a"], "--imput: did you mean --input?"),
+    "no NER data": (["finetune-ner", "--tasks", "bc2gm"], "--ner_data: needed for bc2gm"),
+    "unusable words": (
+        ["find-contexts", "--corpus", "{corpus}", "--tokenizer", "{base}", "--words", "{words}"],
+        "or use --skip_unusable",
+    ),
     "no tokens": (["find-contexts", "--corpus", "{corpus}", "--base_model", "{base}"], "run/tokenizer"),
     "no run": (["report"], "run holds no finished stage"),
     "small size": (
@@ -150,7 +159,9 @@ BAD: dict[str, tuple[list[str], str]] = {
 def test_bad_input_ends_in_one_line_and_leaves_nothing(kind: str, recipe: Path, command: Command) -> None:
     folder = recipe.parent
     (folder / "empty").mkdir()
+    (folder / "words.txt").write_text("a b\u0301\x00c\n")
     places = {"corpus": SAMPLE / "corpus.txt", "base": folder / "base", "empty": folder / "empty"}
+    places["words"] = folder / "words.txt"
     arguments, said = BAD[kind]
     given = [argument.format(**places) for argument in arguments]
     share = ["--validation_share", "0.1"] if "--corpus" in given else []

@@ -40,7 +40,8 @@ def test_the_plan_says_what_each_stage_takes_and_what_is_finished(tmp_path: Path
     (tmp_path / "runs" / "tokenizer").mkdir(parents=True)
     (tmp_path / "runs" / "tokenizer" / "made.json").write_text(json.dumps({"seconds": 12.3}))
     table = Plan(RecipeOptions(recipe, output_dir=str(tmp_path / "runs"))).table().splitlines()
-    assert table[0] == f"{recipe} -> {tmp_path / 'runs'}"
+    assert table[:2] == [f"{recipe} -> {tmp_path / 'runs'}", "  base model: google-bert/bert-base-uncased"]
+    del table[1]
     assert [line.split()[0] for line in table[1:]] == [stage.replace("_", "-") for stage in STAGES]
     assert COMMANDS["distill"] in table[3]
     assert "finished before, in 12 s; skipped if nothing has changed" in table[1]
@@ -66,7 +67,10 @@ def test_without_ner_data_heads_are_left_out_and_the_report_is_written(tmp_path:
     assert "finetune_ner" in Plan(RecipeOptions(write_recipe(tmp_path), ner_data="data/ner")).stages
 
 
-def test_the_command_line_of_each_stage(tmp_path: Path) -> None:
+def test_the_command_line_of_each_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.txt", "c.txt"):
+        (tmp_path / name).write_text("Aspirin in asthma.\n")
     recipe = write_recipe(tmp_path, report={"text": "Aspirin."}, base_model="owner/bert")
     given = RecipeOptions(
         recipe,
@@ -112,7 +116,8 @@ def test_a_recipe_can_lie_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_recipes_of_the_package(name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main(["run", name, "--dry_run", "--corpus", str(ROOT / "README.md"), "--output_dir", str(tmp_path)]) == 0
+    corpus = ROOT / "bioptimus_hf" / "sample" / "corpus.txt"
+    assert main(["run", name, "--dry_run", "--corpus", str(corpus), "--output_dir", str(tmp_path)]) == 0
     assert "Train a WordPiece vocabulary on a corpus" in capsys.readouterr().out
     assert find(name).read_bytes() == (ROOT / "scripts" / "recipes" / f"{name}.yaml").read_bytes()
 
@@ -135,6 +140,17 @@ def test_what_is_no_recipe_is_named(tmp_path: Path, capsys: pytest.CaptureFixtur
             ["run", write_recipe(tmp_path / "b", finetune_ner={"ner_data": "ner", "seeds": "three"}), "--dry_run"],
             "seeds must be of type int, not 'three'",
         ),
+        (
+            ["run", write_recipe(tmp_path / "c", corpus="abstracts.txt"), "--dry_run"],
+            "no corpus at abstracts.txt: give a Hub data set",
+        ),
+        (["run", write_recipe(tmp_path / "d", corpus=[])], "--corpus: train_vocabulary needs it: name files"),
+        (["run", "demo", "--base_model", "/no/such/bert"], "--base_model: train_vocabulary: there is no /no/such/bert"),
+        (
+            ["run", write_recipe(tmp_path / "e", finetune_ner={"ner_data": "/no/ner"}), "--dry_run"],
+            "--ner_data: finetune_ner: there is no /no/ner",
+        ),
+        (["run", write_recipe(tmp_path / "f", publish={"licence": "mit"})], "publish has no option licence: did you"),
         (["run", "demo", "--accelerate", "gpu", "--dry_run"], "gpu is neither a file nor one of"),
         (["run", write_recipe(tmp_path, pretrian={})], "pretrian is neither the section of a command nor"),
         (

@@ -58,7 +58,15 @@ def test_entities_of_a_text_are_reported(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     report = make_report(Run(str(run)), "severe asthma of mice")
     assert f"Entities found by {run / 'ner' / 'own' / 'v0.4' / '0'} in: severe asthma of mice" in report
-    assert report.rstrip().splitlines()[-1].startswith("- ")
+    lines = report.splitlines()
+    assert lines[-5].startswith("- ")
+    assert f"`bioptimus annotate --models {run / 'ner' / 'own' / 'v0.4' / '0'} --input FILES" in lines[-3]
+    assert lines[-1] == f"This report is in `{run / 'report.md'}`."
+
+
+def test_a_note_comes_before_the_figures(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    assert make_report(Run(str(run)), note="A small run.").splitlines()[:3] == [f"# {run}", "", "A small run."]
 
 
 def test_a_run_without_stages_is_an_error(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_bad_input_ends_with_one_line_and_leaves_nothing_half_written(
         (command(tmp_path, "--size", "20"), "error: --size: 20 tokens can't hold"),
         (command(tmp_path, corpus=tmp_path / "latin.txt"), "latin.txt, line 2: not valid UTF-8 at byte 8"),
         (command(tmp_path, "--base_model", str(tmp_path / "nowhere")), "nowhere: not a local model folder"),
-        (command(tmp_path, "--base_model", str(tmp_path)), f"{tmp_path}: not a local model folder"),
+        (command(tmp_path, "--base_model", str(tmp_path)), f"{tmp_path}: no model can be loaded from this folder"),
     ):
         assert main(arguments) == 2
         captured = capsys.readouterr().err
