@@ -154,7 +154,7 @@ def test_a_killed_run_is_resumed_to_the_same_weights(
     assert_same_versions(tmp_path / "anew", whole)
     for label in ("versions of this run", "checkpoints of this run"):
         said = fails(capsys, command(run, corpus, "--per_device_train_batch_size", "2"))
-        assert "belongs to another run with different per_device_train_batch_size (4 then, 2 now): choose" in said, (
+        assert "belongs to another run with different --per_device_train_batch_size (4 then, 2 now): choose" in said, (
             label
         )
         for version in run.glob("v0.[1-4]"):
@@ -199,7 +199,7 @@ def test_a_finished_run_is_skipped_and_never_mixed_with_another(
     record = read_record(run / "v0.3")
     write_json(run / "v0.3" / "made.json", {**record, "facts": {**record["facts"], "run": "another"}})
     said = fails(capsys, command(run, corpus))
-    assert re.search(r"v0\.2, \S*v0\.3 is missing or belongs to another run: use force", said)
+    assert re.search(r"v0\.2, \S*v0\.3 is missing or belongs to another run: use --force", said)
 
 
 @pytest.mark.slow
