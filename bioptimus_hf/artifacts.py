@@ -11,26 +11,37 @@ import hashlib
 import importlib.metadata
 import json
 import logging
+import os
 import platform
+import re
 import resource
-import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bioptimus_hf.errors import InputError, format_error
 from bioptimus_hf.hardware import describe_hardware
+from bioptimus_hf.storage import (
+    LOCKS,
+    atomic_file,
+    atomic_folder,
+    find_damage,
+    locked,
+    manifest_of,
+    remove_leftovers,
+)
+from bioptimus_hf.storage import RECORD as RECORD
 
 if TYPE_CHECKING:  # this module is imported everywhere, mostly without data sets
     from datasets import Dataset
 
 logger = logging.getLogger(__name__)
 
-RECORD = "made.json"
 _VERSIONS_RECORDED = ("bioptimus-hf", "torch", "transformers", "datasets", "tokenizers", "accelerate")
 
 
@@ -47,11 +58,42 @@ class Run:
     )
     force: bool = field(default=False, metadata={"help": "Redo the stage and replace its result"})
     num_proc: int | None = field(default=None, metadata={"help": "Processes for work on text; doesn't change results"})
+    no_verify: bool = field(
+        default=False, metadata={"help": "Read results of earlier stages without comparing them with their hashes"}
+    )
+    take_over: bool = field(
+        default=False, metadata={"help": "Go on where a process on another host was working that has died"}
+    )
+
+    def __post_init__(self) -> None:
+        if not self.output_dir:
+            raise InputError("is empty: name a folder", argument="output_dir")
 
     @property
     def root(self) -> Path:
         """The folder of the run."""
         return Path(self.output_dir)
+
+    @contextmanager
+    def working_on(self, stage: str, *, writes: bool = True) -> Iterator[Path]:
+        """Yield the folder of a stage, which no other process may write at the same time.
+
+        Args:
+            stage: name of the folder.
+            writes: whether this process writes it. Of a launch with several processes, only the first does.
+
+        Raises:
+            InputError: another process is writing it.
+        """
+        folder = self.root / stage
+        lock = self.root / LOCKS / f"{stage.replace('/', '-')}.lock"
+        with (
+            verification(not self.no_verify),
+            locked(lock, folder, take_over=self.take_over) if writes else nullcontext(),
+        ):
+            if writes:
+                remove_leftovers(folder)
+            yield folder
 
 
 @dataclass
@@ -120,7 +162,10 @@ def read_record(path: str | Path) -> dict[str, Any]:
     path = path / RECORD if path.is_dir() else path
     record: dict[str, Any] = read_json(path)
     if not isinstance(record, dict) or not {"fingerprint", "inputs", "settings"} <= record.keys():
-        raise InputError(f"{path} doesn't say how the result was made: redo the stage with force")
+        raise InputError(f"{path} doesn't say how the result was made: {remedy(path.parent)}")
+    checksum = record.pop("checksum", None)
+    if checksum is not None and checksum != _digest(record):
+        raise InputError(f"{path} has changed since it was written: {remedy(path.parent)}")
     return record
 
 
@@ -133,21 +178,24 @@ def is_finished(
         path: the folder of a stage, or the record of a single file.
 
     Raises:
-        InputError: there is a result of other inputs or settings (the error names them), a folder that isn't a stage,
-            or a file instead of a folder; and `force` is false.
+        InputError: there is a folder that isn't a result, or a file instead of a folder; or, unless `force` is true, a
+            result of other inputs or settings (the error names them), or a damaged one.
     """
     path = Path(path)
     folder = path if path.suffix != ".json" else None
     if folder and folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file, but a folder of that name is needed: choose another output_dir")
-    if force or not path.exists() or (folder and not any(folder.iterdir())):
+    if not path.exists() or (folder and not any(folder.iterdir())):
         return False
     if folder and not (folder / RECORD).is_file():
         raise InputError(
-            f"{folder} exists but is not a result of this project: choose another output_dir, or use force"
+            f"{folder} exists but is not a result of this project: move it away, or choose another output_dir"
         )
+    if force:
+        return False
     record = read_record(path)
     if record["fingerprint"] == fingerprint(inputs, settings):
+        verify(path, hashes=False)
         # There may be thousands of files.
         level = logging.INFO if folder else logging.DEBUG
         logger.log(level, "%s: already finished with the same inputs and settings, skipped", path)
@@ -156,11 +204,86 @@ def is_finished(
     raise InputError(f"{path} was made with different {changed}: choose another output_dir, or use force to redo it")
 
 
+_verifying = ContextVar("verifying", default=True)
+
+
 @contextmanager
-def building(folder: str | Path, inputs: Mapping[str, str], settings: Mapping[str, Any]) -> Iterator[Stage]:
+def verification(on: bool) -> Iterator[None]:
+    """Say, for the time of a `with` block, whether results are compared with their hashes before they are read."""
+    before = _verifying.set(on)
+    try:
+        yield
+    finally:
+        _verifying.reset(before)
+
+
+def verify(path: str | Path, *, hashes: bool = True) -> None:
+    """Check the files of a result against its record; anything without a record is left alone.
+
+    Args:
+        path: the folder of a result, or the record of a single file.
+        hashes: compare contents, and not only sizes; `verification(False)` turns this off.
+
+    Raises:
+        InputError: a file is missing, damaged or unreadable (which one, and what makes it again).
+    """
+    path = Path(path)
+    record = path / RECORD if path.suffix != ".json" else path
+    if not record.is_file() or (hashes and not _verifying.get()):
+        return
+    for file, problem in find_damage(record.parent, read_record(record).get("files", {}), hashes=hashes):
+        raise InputError(f"{file} {problem}: {remedy(path)}")
+
+
+def remedy(path: Path) -> str:
+    """Return what makes a result again, as the end of an error."""
+    commands = {"tokenizer": "train-vocabulary", "contexts": "find-contexts", "v0.0": "distill"}
+    command = commands.get(path.name, "pretrain" if re.match(r"v\d|pretraining", path.name) else None)
+    if command is None and path.name.isdigit():
+        command = "finetune-ner"
+    return f"make it again (`bioptimus {command} --force`)" if command else "make it again with force"
+
+
+def replaced_sources(folder: str | Path) -> Iterator[tuple[Path, str, Path]]:
+    """Find results, among this one and those it was made from, that were made from something else than is there now.
+
+    Yields:
+        The folder of a result, the name of an input, and the folder of that input, which holds another result now.
+    """
+    folder = Path(folder)
+    record = read_record(folder) if (folder / RECORD).is_file() else {}
+    for name, relative in record.get("sources", {}).items():
+        source = Path(os.path.normpath(folder / relative))
+        if (source / RECORD).is_file():
+            if identity(source) != record["inputs"].get(name):
+                yield folder, name, source
+            yield from replaced_sources(source)
+
+
+def check_fresh(folder: str | Path) -> None:
+    """Raise if a result, or one that it was made from, was made from something that has been replaced since.
+
+    Raises:
+        InputError: it was (the message says which, and how to make it again).
+    """
+    for result, name, source in replaced_sources(folder):
+        raise InputError(f"{result} was made from another {name} than is now in {source}: {remedy(result)}")
+
+
+@contextmanager
+def building(
+    folder: str | Path,
+    inputs: Mapping[str, str],
+    settings: Mapping[str, Any],
+    *,
+    sources: Mapping[str, Path] | None = None,
+) -> Iterator[Stage]:
     """Build the result of a stage atomically, and write its record.
 
     If the stage fails or is killed, what was in `folder` before is untouched.
+
+    Args:
+        sources: as for `write_record`.
 
     Raises:
         InputError: nothing can be written there.
@@ -169,79 +292,50 @@ def building(folder: str | Path, inputs: Mapping[str, str], settings: Mapping[st
     with atomic_folder(folder) as temporary:
         stage = Stage(temporary)
         yield stage
-        write_record(temporary / RECORD, inputs, settings, facts=stage.facts, seconds=time.monotonic() - started)
+        seconds = time.monotonic() - started
+        write_record(temporary / RECORD, inputs, settings, facts=stage.facts, seconds=seconds, sources=sources)
     logger.info("saved %s", folder)
 
 
-@contextmanager
-def atomic_folder(folder: str | Path) -> Iterator[Path]:
-    """Yield a temporary folder that takes the place of `folder` if the block succeeds, and is removed if it fails.
-
-    Raises:
-        InputError: nothing can be written there.
-    """
-    folder = Path(folder)
-    temporary, replaced = (folder.with_name(folder.name + suffix) for suffix in (".partial", ".replaced"))
-    try:
-        if temporary.exists():  # left behind by a process that was killed
-            shutil.rmtree(temporary)
-        temporary.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"cannot write {folder} ({error.strerror}): choose another output_dir") from error
-    try:
-        yield temporary
-        if folder.exists():  # Rename first: a kill during deletion would leave half a folder.
-            shutil.rmtree(replaced, ignore_errors=True)
-            folder.rename(replaced)
-        temporary.rename(folder)
-        shutil.rmtree(replaced, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextmanager
-def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path that takes the place of `path` if the block succeeds, and is removed if it fails.
-
-    Raises:
-        OSError: nothing can be written there, or the disk is full.
-    """
-    path = Path(path)
-    temporary = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        temporary.replace(path)
-    finally:
-        if temporary.is_file():
-            temporary.unlink()
-
-
 def write_record(
-    path: Path, inputs: Mapping[str, str], settings: Mapping[str, Any], *, facts: Mapping[str, Any], seconds: float
+    path: Path,
+    inputs: Mapping[str, str],
+    settings: Mapping[str, Any],
+    *,
+    facts: Mapping[str, Any],
+    seconds: float,
+    sources: Mapping[str, Path] | None = None,
+    files: Iterable[Path] | None = None,
 ) -> None:
-    """Write a record.
+    """Write a record, with size and hash of each file of the result.
 
     Args:
-        path: of the file.
+        path: of the record.
         inputs: name of each input to its identity.
         settings: that shape the result.
         facts: about the result.
         seconds: wall time of the session that finished the result.
+        sources: folders of the inputs that are results themselves, by name. They say which result was read, so that it
+            shows when it is replaced.
+        files: of the result; by default all in the folder of the record.
     """
-    write_json(
-        path,
-        {
-            "fingerprint": fingerprint(inputs, settings),
-            "inputs": dict(inputs),
-            "settings": dict(settings),
-            "facts": dict(facts),
-            "seconds": round(seconds, 2),
-            "peak_memory_mb": peak_memory_mb(),
-            "hardware": describe_hardware(),
-            "versions": _versions(),
+    if files is None:
+        files = [file for file in path.parent.rglob("*") if file.is_file() and file != path]
+    record = {
+        "fingerprint": fingerprint(inputs, settings),
+        "inputs": dict(inputs),
+        "settings": dict(settings),
+        "sources": {
+            name: Path(os.path.relpath(folder, path.parent)).as_posix() for name, folder in (sources or {}).items()
         },
-    )
+        "facts": dict(facts),
+        "files": manifest_of(files, path.parent),
+        "seconds": round(seconds, 2),
+        "peak_memory_mb": peak_memory_mb(),
+        "hardware": describe_hardware(),
+        "versions": _versions(),
+    }
+    write_json(path, {**record, "checksum": _digest(json.loads(json.dumps(record)))})  # as it will be read
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -261,7 +355,7 @@ def read_json(path: str | Path) -> Any:
     except OSError as error:
         raise InputError(f"{path} can't be read: {error.strerror or error}") from error
     except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}): redo its stage with force") from error
+        raise InputError(f"{path} is not JSON ({error}): {remedy(Path(path).parent)}") from error
 
 
 def read_yaml(path: str | Path) -> Any:

@@ -18,6 +18,10 @@ class InputError(ValueError):
         self.argument = argument
 
 
+class TrainingDiverged(InputError):
+    """A loss or a weight became NaN or infinite, and nothing was saved."""
+
+
 class Terminated(Exception):
     """The process was asked to stop (SIGTERM) and has saved a checkpoint to resume from."""
 

@@ -312,20 +312,27 @@ def check_token_classifier(name: str | Path, model: Any) -> None:
     check_finite(model.state_dict().items(), name, "training diverged. Give another head, or train it again")
 
 
-def check_finite(weights: Iterable[tuple[str, torch.Tensor]], source: str | Path, advice: str) -> None:
+def check_finite(
+    weights: Iterable[tuple[str, torch.Tensor]],
+    source: str | Path,
+    advice: str,
+    *,
+    error: type[InputError] = InputError,
+) -> None:
     """Raise if a weight contains NaN or infinity.
 
     Args:
         weights: names and tensors.
         source: the model, or the step of its training, which the error begins with.
         advice: how the error ends: the cause, or what to do.
+        error: kind of the error.
 
     Raises:
         InputError: a weight isn't finite.
     """
     for name, values in weights:
         if values.is_floating_point() and not bool(values.isfinite().all()):
-            raise InputError(f"{source}: {name} contains NaN or infinity: {advice}")
+            raise error(f"{source}: {name} contains NaN or infinity: {advice}")
 
 
 def save_masked_lm(

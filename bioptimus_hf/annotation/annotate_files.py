@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from bioptimus_hf.annotation.annotator import Annotator
 from bioptimus_hf.annotation.options import AnnotationOptions
-from bioptimus_hf.artifacts import identity, is_finished, read_record, write_record
+from bioptimus_hf.artifacts import identity, is_finished, read_record, verification, write_record
 from bioptimus_hf.corpus.documents import Document
 from bioptimus_hf.corpus.formats import (
     FORMATS,
@@ -28,6 +28,7 @@ from bioptimus_hf.corpus.formats import (
 )
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import find_model
+from bioptimus_hf.storage import locked
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,12 @@ def annotate_files(options: AnnotationOptions) -> list[Path]:
             be written, or it contains results of other models, settings or input files and `force` is false.
     """
     root = Path(options.output_dir)
+    lock = root / RECORDS / "annotation.lock"
+    with verification(not options.no_verify), locked(lock, root, take_over=options.take_over):
+        return _annotate_all(root, options)
+
+
+def _annotate_all(root: Path, options: AnnotationOptions) -> list[Path]:
     targets = target_files(input_files(options.input, root), root, options.format)
     for file in targets:
         format_of(file, options.input_format, READABLE)
@@ -115,6 +122,11 @@ def record_of(target: Path) -> Path:
     return target.parent / RECORDS / f"{target.name}.json"
 
 
+def _begun(target: Path) -> Path:
+    """Return the file that exists while an annotated file is being written: if it has no record, it is ours."""
+    return record_of(target).with_suffix(".begun")
+
+
 @dataclass(frozen=True)
 class _Provenance:
     """The models and settings that all files of a call share."""
@@ -128,6 +140,8 @@ class _Provenance:
 
 def _is_annotated(file: Path, target: Path, provenance: _Provenance, options: AnnotationOptions) -> bool:
     record = record_of(target)
+    if target.exists() and not record.is_file() and not _begun(target).is_file():
+        raise InputError(f"{target} exists but wasn't annotated here: move it away, or choose another output_dir")
     if options.force or not target.is_file() or not record.is_file():
         return False
     finished = is_finished(record, provenance.inputs(file), provenance.settings)
@@ -159,11 +173,16 @@ def _annotate(targets: Mapping[Path, Path], provenance: _Provenance, options: An
             )
             annotated = progress.watch(reader, file.stat().st_size, annotator.annotate_documents(reader))
             record = record_of(target)
-            record.unlink(missing_ok=True)  # after a kill, it must not describe a file that replaced the recorded one
+            # After a kill, the record must not describe a file that replaced the recorded one.
+            begun = _begun(target)
+            begun.touch()
+            record.unlink(missing_ok=True)
             documents = write_documents(target, annotated, format=options.format)
             entities = progress.entities - entities_before
             facts = {"documents": documents, "entities": entities, "skipped": reader.skipped}
-            write_record(record, inputs, provenance.settings, facts=facts, seconds=time.monotonic() - began)
+            seconds = time.monotonic() - began
+            write_record(record, inputs, provenance.settings, facts=facts, seconds=seconds, files=[target])
+            begun.unlink()
     logger.info(
         "annotated %d documents with %d entities in %s, %.1f documents per second",
         *(progress.documents, progress.entities, root, progress.documents_per_second),

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from bioptimus_hf.annotation.extras import require_packages
+from bioptimus_hf.artifacts import verify
 from bioptimus_hf.errors import InputError, format_error
 from bioptimus_hf.hardware import prepare_for_cpu
 from bioptimus_hf.models import check_token_classifier, load_by_name, load_token_classifier
@@ -117,6 +118,8 @@ def load_engine(model: str | Path | PreTrainedModel, device: torch.device, dtype
         InputError: there is no such model, it isn't a trained token classifier, or it is an exported file and `device`
             or `dtype` ask for something else than its weights on a CPU.
     """
+    if not isinstance(model, PreTrainedModel):
+        verify(model)
     if not is_exported(model):
         return TorchEngine(model, device, dtype)
     if dtype is not None or device.type != "cpu":

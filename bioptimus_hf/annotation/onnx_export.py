@@ -16,9 +16,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from bioptimus_hf.annotation.engines import ONNX_FILE
 from bioptimus_hf.annotation.extras import require_packages
-from bioptimus_hf.artifacts import atomic_folder
+from bioptimus_hf.artifacts import building, verify
 from bioptimus_hf.errors import InputError
-from bioptimus_hf.models import load_by_name, load_token_classifier, save_tokenizer
+from bioptimus_hf.models import find_model, load_by_name, load_token_classifier, save_tokenizer
 
 _TEXTS_MEASURED = 16  # texts of the sample, enough to find the features that are always large
 _TYPICAL = 0.99  # quantile of the features' sizes below which they count as typical
@@ -41,19 +41,23 @@ def export_onnx(model: str | Path, folder: str | Path, *, precision: Literal["in
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty: choose another folder for the ONNX file")
+    verify(model)
     # Fused attention would be exported with a check for rows that mask every key, which takes longer than attention.
     head = load_token_classifier(model, attn_implementation="eager").eval()
     tokenizer = load_by_name(AutoTokenizer, model)
-    with atomic_folder(folder) as complete, tempfile.TemporaryDirectory() as scratch:
-        head.config.save_pretrained(complete)
-        save_tokenizer(tokenizer, complete)
+    source = find_model(model)
+    sources = {} if source.commit else {"model": Path(source.folder)}
+    made_from = {"model": source.identity}, {"precision": precision}
+    with building(folder, *made_from, sources=sources) as stage, tempfile.TemporaryDirectory() as scratch:
+        head.config.save_pretrained(stage.path)
+        save_tokenizer(tokenizer, stage.path)
         if precision == "int8":
             full_precision = Path(scratch) / ONNX_FILE
             _level(head, tokenizer)
             _export(head, full_precision)
-            _quantise(full_precision, complete / ONNX_FILE)
+            _quantise(full_precision, stage.path / ONNX_FILE)
         else:
-            _export(head, complete / ONNX_FILE)
+            _export(head, stage.path / ONNX_FILE)
 
 
 class _Logits(torch.nn.Module):

@@ -46,6 +46,10 @@ class AnnotationOptions:
     force: bool = field(
         default=False, metadata={"help": "Redo files that are finished or were annotated with other settings"}
     )
+    no_verify: bool = field(default=False, metadata={"help": "Read heads without comparing them with their hashes"})
+    take_over: bool = field(
+        default=False, metadata={"help": "Go on where a process on another host was working that has died"}
+    )
 
     def __post_init__(self) -> None:
         for name in ("models", "input"):

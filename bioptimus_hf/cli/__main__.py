@@ -21,6 +21,7 @@ COMMANDS = {
     "finetune-ner": "Fine-tune NER heads and tabulate their scores",
     "annotate": "Find entities in files of documents",
     "export-onnx": "Export a head as an ONNX file",
+    "check": "Check that the files of a run are as they were written",
     "report": "Summarise what a run has produced",
     "publish": "Publish versions and heads on the Hugging Face Hub",
     "app": "Find entities in the browser",

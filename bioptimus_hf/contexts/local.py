@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, disable_progress_bars
 from tqdm.auto import tqdm
 
-from bioptimus_hf.artifacts import RECORD, atomic_file, fingerprint, read_record, write_record
+from bioptimus_hf.artifacts import RECORD, fingerprint, read_record, write_record
 from bioptimus_hf.contexts.fetching import Counts, Found, fetch_contexts
 from bioptimus_hf.contexts.finder import BatchFinder, find_candidates, make_reservoir
 from bioptimus_hf.contexts.query import ContextQuery
@@ -35,6 +35,7 @@ from bioptimus_hf.contexts.sampling import Candidates, Reservoir, first_row, fro
 from bioptimus_hf.corpus.dataset import no_bars
 from bioptimus_hf.corpus.sentences import SPLITTER, split_sentences
 from bioptimus_hf.errors import InputError
+from bioptimus_hf.storage import atomic_file
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +167,7 @@ def _claim(search: _PartSearch) -> None:
         shutil.rmtree(folder)
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} contains files that don't belong to a search: move it away")
-    write_record(record, inputs, {}, facts={}, seconds=0)
+    write_record(record, inputs, {}, facts={}, seconds=0, files=())
 
 
 def _finished_parts(search: _PartSearch, num_proc: int | None) -> Iterator[int]:

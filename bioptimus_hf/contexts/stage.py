@@ -9,14 +9,14 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from bioptimus_hf.artifacts import RECORD, Run, building, digest_of_rows, identity, is_finished
+from bioptimus_hf.artifacts import RECORD, Run, building, digest_of_rows, identity, is_finished, verify
 from bioptimus_hf.contexts.fetching import Found
 from bioptimus_hf.contexts.local import search_documents
 from bioptimus_hf.contexts.on_ray import check_corpus, find_contexts_on_ray
 from bioptimus_hf.contexts.options import ContextsOptions
 from bioptimus_hf.contexts.query import ContextQuery, select_tokens
 from bioptimus_hf.contexts.report import ContextsReport, report_contexts
-from bioptimus_hf.corpus.dataset import corpus_identity, load_documents, load_splits
+from bioptimus_hf.corpus.dataset import check_same_text, corpus_identity, load_documents, load_splits
 from bioptimus_hf.corpus.options import Corpus
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import base_of_run, find_model, load_by_name
@@ -38,13 +38,19 @@ def make_contexts(run: Run, corpus: Corpus, options: ContextsOptions) -> Path:
         InputError: the corpus, a model or the file of words can't be read, a word can never be found, or the folder
             contains another result.
     """
+    with run.working_on("contexts") as folder:
+        _make(folder, run, corpus, options)
+    return folder
+
+
+def _make(folder: Path, run: Run, corpus: Corpus, options: ContextsOptions) -> None:
     if options.engine == "ray":
         check_corpus(corpus)
-    folder = run.root / "contexts"
     tokenizer_of_run = run.root / "tokenizer"
     if options.tokenizer is None and not tokenizer_of_run.is_dir():
         raise InputError(f"{tokenizer_of_run} doesn't exist: train a vocabulary first, or name a tokenizer")
     source = find_model(options.tokenizer or tokenizer_of_run)
+    verify(source.folder)
     inputs = {"corpus": corpus_identity(corpus.corpus), "tokenizer": source.identity}
     settings = {**corpus.settings(), "seed": run.seed, "per_token": options.per_token, "jsonl": options.jsonl}
     if options.words:
@@ -52,15 +58,16 @@ def make_contexts(run: Run, corpus: Corpus, options: ContextsOptions) -> Path:
         del settings["validation_share"]  # words are searched for in all documents
         settings["skip_unusable"] = options.skip_unusable
     else:
+        check_same_text(run.root, corpus, inputs["corpus"])
         base_model = base_of_run(run.output_dir, options.base_model)
         inputs["base_model"] = base_model.identity
     if is_finished(folder, inputs, settings, force=run.force):
-        return folder
+        return
     tokenizer = load_by_name(AutoTokenizer, source.folder)
     tokens = _find_words(options, tokenizer) if options.words else _new_tokens(base_model.folder, tokenizer)
     query = ContextQuery(tokens, tokenizer, options.per_token, run.seed)
     parts = folder.with_name("contexts.parts")
-    with building(folder, inputs, settings) as stage:
+    with building(folder, inputs, settings, sources={"tokenizer": Path(source.folder)}) as stage:
         found = _search(run, corpus, options, query, parts)
         report = report_contexts(found.contexts, tokens, tokenizer=tokenizer)
         found.contexts.save_to_disk(stage.path)
@@ -70,7 +77,6 @@ def make_contexts(run: Run, corpus: Corpus, options: ContextsOptions) -> Path:
     if options.engine == "local":
         shutil.rmtree(parts)
     _log(stage.facts, report, options.per_token, folder / RECORD)
-    return folder
 
 
 def _search(run: Run, corpus: Corpus, options: ContextsOptions, query: ContextQuery, parts: Path) -> Found:

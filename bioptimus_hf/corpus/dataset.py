@@ -25,7 +25,7 @@ from datasets.exceptions import DatasetGenerationError
 from tqdm.auto import tqdm
 
 from bioptimus_hf import __version__
-from bioptimus_hf.artifacts import identity, sha256_of_file
+from bioptimus_hf.artifacts import RECORD, differences, identity, read_record, sha256_of_file
 from bioptimus_hf.corpus.files import NoTextError, no_text, report_undecodable, resolve, texts_of
 from bioptimus_hf.corpus.hub import load_pinned, pin_dataset
 from bioptimus_hf.corpus.options import Corpus
@@ -102,6 +102,32 @@ def corpus_identity(source: str | Path | Sequence[str | Path]) -> str:
     found = resolve(source)
     identities = [identity(_pinned(found))] if isinstance(found, str) else [identity(file) for file in found]
     return identities[0] if len(identities) == 1 else hashlib.sha256(" ".join(identities).encode()).hexdigest()[:32]
+
+
+def check_same_text(root: Path, corpus: Corpus, identity: str) -> None:
+    """Raise if the vocabulary of a run was trained on other text, or on documents that are held out now.
+
+    Args:
+        root: folder of the run.
+        corpus: what is to be read. With `other_text`, only its `validation_share` is compared.
+        identity: of the corpus.
+
+    Raises:
+        InputError: the text differs (the message says how).
+    """
+    folder = root / "tokenizer"
+    record = read_record(folder) if (folder / RECORD).is_file() else None
+    if record is None or "corpus" not in record["inputs"]:
+        return
+    settings = corpus.settings()
+    if corpus.other_text:
+        settings = {"validation_share": settings["validation_share"]}
+    then = {name: record["settings"].get(name) for name in settings}
+    inputs = {} if corpus.other_text else {"corpus": identity}
+    before = {"inputs": {name: record["inputs"][name] for name in inputs}, "settings": then}
+    if changed := differences(before, inputs, settings):
+        advice = "" if corpus.other_text else ", or set other_text"
+        raise InputError(f"{folder} was made from different {changed}: read the same text in every stage{advice}")
 
 
 def split_validation(dataset: Dataset, *, share: float = 0.01) -> DatasetDict:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, TextIO, cast
 
-from bioptimus_hf.artifacts import atomic_file
 from bioptimus_hf.corpus.bioc import bioc_text, read_bioc
 from bioptimus_hf.corpus.conll import conll_text, read_conll_documents
 from bioptimus_hf.corpus.documents import Document
@@ -25,6 +24,7 @@ from bioptimus_hf.corpus.pubtator import pubtator_text, read_pubtator
 from bioptimus_hf.corpus.reading import InputFile, NotUtf8Error, ReadOptions, open_input
 from bioptimus_hf.corpus.rows import jsonl_text, read_jsonl, read_parquet, read_txt
 from bioptimus_hf.errors import InputError
+from bioptimus_hf.storage import atomic_file
 
 logger = logging.getLogger(__name__)
 

@@ -38,6 +38,9 @@ class Corpus:
             "help": "Share of the documents held out for validation, the same ones in every stage and for any seed"
         },
     )
+    other_text: bool = field(
+        default=False, metadata={"help": "Read other text than the vocabulary of this run was trained on"}
+    )
 
     def __post_init__(self) -> None:
         if not self.corpus:

@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset, load_from_disk
 from transformers import AutoTokenizer, BertForMaskedLM, PreTrainedTokenizerBase
 
-from bioptimus_hf.artifacts import RECORD, Run, building, identity, is_finished, read_record, write_json
+from bioptimus_hf.artifacts import RECORD, Run, building, identity, is_finished, read_record, verify, write_json
 from bioptimus_hf.distillation.contextual import contextual_embeddings
 from bioptimus_hf.distillation.initialization import initial_rows
 from bioptimus_hf.distillation.options import FROM_CONTEXTS, DistillationOptions, RowTraining
@@ -42,18 +42,23 @@ def make_distilled_model(run: Run, options: DistillationOptions) -> Path:
         InputError: an earlier stage is missing or was made for another base model or tokenizer, the base model can't
             be loaded, or the folder holds a model made from other inputs or settings and `run.force` is false.
     """
+    with run.working_on("v0.0") as folder:
+        _make(folder, run, options)
+    return folder
+
+
+def _make(folder: Path, run: Run, options: DistillationOptions) -> None:
     needs_contexts = options.initializer in FROM_CONTEXTS
     stages = ["tokenizer", "contexts"] if needs_contexts else ["tokenizer"]
     base = _check_stages(run.root, stages, options.base_model)
     inputs = {"base_model": base.identity, **{name: identity(run.root / name) for name in stages}}
     settings = _settings(run, options)
-    folder = run.root / "v0.0"
     if is_finished(folder, inputs, settings, force=run.force):
-        return folder
+        return
     source = load_by_name(AutoTokenizer, base.folder)
     target = load_by_name(AutoTokenizer, str(run.root / "tokenizer"))
     model, new_weights = load_masked_lm(base.folder, seed=run.seed)
-    with building(folder, inputs, settings) as built:
+    with building(folder, inputs, settings, sources={name: run.root / name for name in stages}) as built:
         vectors, counts = None, None
         if needs_contexts:
             contexts = load_from_disk(run.root / "contexts")
@@ -81,7 +86,6 @@ def make_distilled_model(run: Run, options: DistillationOptions) -> Path:
         len(new.without_vectors),
         len(new.unknown),
     )
-    return folder
 
 
 def _check_stages(root: Path, stages: list[str], base_model: str | None) -> Source:
@@ -89,6 +93,7 @@ def _check_stages(root: Path, stages: list[str], base_model: str | None) -> Sour
     for name in stages:
         if not (root / name).is_dir():
             raise InputError(f"{root / name} doesn't exist: make the {name} of this run first", argument="output_dir")
+        verify(root / name)
     base = base_of_run(root, base_model)
     # Tokenizers and contexts that a user brings have no record, and contexts of a list of words have no base model.
     records = {name: read_record(root / name)["inputs"] for name in stages if (root / name / RECORD).is_file()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -21,14 +21,17 @@ from bioptimus_hf.artifacts import (
     Run,
     Stage,
     building,
+    check_fresh,
     identity,
     is_finished,
     read_json,
     read_record,
+    replaced_sources,
+    verify,
     write_json,
 )
 from bioptimus_hf.corpus.conll import write_conll
-from bioptimus_hf.errors import InputError
+from bioptimus_hf.errors import InputError, TrainingDiverged
 from bioptimus_hf.models import (
     Source,
     base_of_run,
@@ -40,7 +43,15 @@ from bioptimus_hf.models import (
 )
 from bioptimus_hf.ner.finetuning import best_epoch_arguments, finetune, predict_tags
 from bioptimus_hf.ner.options import HeadOptions, HeadTraining, split_label
-from bioptimus_hf.ner.results import HeadSetup, check_comparable, finished_heads, hash_of_gold, read_results
+from bioptimus_hf.ner.results import (
+    HeadSetup,
+    check_comparable,
+    finished_heads,
+    hash_of_gold,
+    missing_heads,
+    missing_reason,
+    read_results,
+)
 from bioptimus_hf.ner.scores import SCORER, entity_scores
 from bioptimus_hf.ner.tables import write_results
 from bioptimus_hf.ner.tasks import (
@@ -119,7 +130,8 @@ def make_heads(run: Run, options: HeadOptions, training: HeadTraining) -> Path:
         The folder `ner` of the run.
 
     Raises:
-        InputError: a task, model or option can't be used, training diverged, or finished heads have other inputs or
+        TrainingDiverged: some trainings did; all other heads are finished, and the tables name those that are missing.
+        InputError: a task, model or option can't be used, or finished heads have other inputs or
             settings and `run.force` is false.
     """
     # The first call decides about the process group: without it, each process would consider itself the main one.
@@ -139,17 +151,23 @@ def make_heads(run: Run, options: HeadOptions, training: HeadTraining) -> Path:
     earlier = [folder for folder in finished_heads(root) if folder not in heads]
     setups = {folder: head.setup for folder, head in heads.items()}
     check_comparable({**dict(zip(earlier, read_results(earlier), strict=True)), **setups})
+    diverged: list[str] = []
     for name in tasks:
         for folder, head in missing.items():
             if head.setup.task == name:
-                train_head(folder, head, run, options, training)
+                with _working_on(folder, run):
+                    diverged += _try_to_train(folder, head, run, options, training)
         if state.is_main_process:
             tabulate(root, list(encoders))
     if cross_tests and state.is_main_process:
         for test in cross_tests:
             for label, seed in product(encoders, seeds):
-                score_elsewhere(root / test.task / label / str(seed), test, run, options)
+                of_task = root / test.task / label / str(seed)
+                if of_task not in missing_heads(root):
+                    score_elsewhere(of_task, test, run, options)
         tabulate(run.root / "cross_test", list(encoders))
+    if diverged:
+        raise TrainingDiverged(f"{len(diverged)} of {len(missing)} heads are missing in the tables: {diverged[0]}")
     return root
 
 
@@ -231,6 +249,8 @@ def find_encoders(run: Run, options: HeadOptions) -> dict[str, Source]:
             raise InputError(f"{given}: there is no {version}", argument="models")
         else:
             source = find_model(name)
+        verify(source.folder)
+        check_fresh(source.folder)
         load_by_name(AutoConfig, source.folder)
         encoders[label] = source
     return encoders
@@ -261,12 +281,28 @@ def plan_heads(
     return heads
 
 
+def _try_to_train(folder: Path, head: PlannedHead, run: Run, options: HeadOptions, training: HeadTraining) -> list[str]:
+    """Train one head; if training diverges, keep the reason beside its folder, and return it."""
+    try:
+        train_head(folder, head, run, options, training)
+    except TrainingDiverged as error:
+        reason = f"{folder}: {error}"
+        if PartialState().is_main_process:
+            write_json(missing_reason(folder), {"reason": str(error)})
+            logger.error("%s", reason)
+        return [reason]
+    if PartialState().is_main_process:
+        missing_reason(folder).unlink(missing_ok=True)
+    return []
+
+
 def train_head(folder: Path, head: PlannedHead, run: Run, options: HeadOptions, training: HeadTraining) -> None:
     """Train one head, and save it with its scores."""
     setup = head.setup
     if is_finished(folder, setup.inputs, head.settings, force=run.force):
         return  # by another command in the meantime
-    with _stage_of_all_ranks(folder, setup.inputs, head.settings) as stage:
+    sources = {"model": Path(head.encoder)}
+    with _stage_of_all_ranks(folder, setup.inputs, head.settings, sources) as stage:
         logger.info("task %s, model %s, seed %d", setup.task, setup.model, setup.seed)
         model, tokenizer = new_head(head.encoder, label_names(head.data.splits["train"]), seed=setup.seed)
         checkpoints = stage.path / "checkpoints"
@@ -297,7 +333,7 @@ def score_elsewhere(head: Path, test: CrossTest, run: Run, options: HeadOptions)
     settings = {"max_length": options.max_length, "seed": own["seed"]}
     if is_finished(folder, inputs, settings, force=run.force):
         return
-    with building(folder, inputs, settings) as stage:
+    with _working_on(folder, run), building(folder, inputs, settings, sources={"head": head}) as stage:
         scores = _score(stage, head, test.test, options.max_length)
         content = {"task": f"{test.task}, tested on {test.other}", "model": own["model"], "seed": own["seed"]}
         record = read_record(head)
@@ -321,7 +357,14 @@ def tabulate(root: Path, models: Sequence[str]) -> None:
         ]
         return (*ranks, int(folder.name))
 
-    text = write_results(root, read_results(sorted(finished_heads(root), key=order)), reference=models[0])
+    heads = finished_heads(root)
+    missing = missing_heads(root) | {
+        head: f"made from another {name} than is now in {source}"
+        for head in heads
+        for _, name, source in replaced_sources(head)
+    }
+    results = read_results(sorted((head for head in heads if head not in missing), key=order))
+    text = write_results(root, results, reference=models[0], missing=missing)
     logger.info("saved %s\n%s", root / "results.md", text)
 
 
@@ -334,12 +377,20 @@ def _chosen_task(given: str) -> NerTask:
     return replace(NER_TASKS.get(name) or NerTask(name, folder=name), source=source)
 
 
+def _working_on(folder: Path, run: Run) -> AbstractContextManager[Path]:
+    """Keep other launches from writing a head."""
+    return run.working_on(folder.relative_to(run.root).as_posix(), writes=PartialState().is_main_process)
+
+
 @contextmanager
-def _stage_of_all_ranks(folder: Path, inputs: Mapping[str, str], settings: Mapping[str, Any]) -> Iterator[Stage]:
+def _stage_of_all_ranks(
+    folder: Path, inputs: Mapping[str, str], settings: Mapping[str, Any], sources: Mapping[str, Path]
+) -> Iterator[Stage]:
     """Build a stage that all processes of a launch write to; the main process begins and ends it."""
     state = PartialState()
     state.wait_for_everyone()  # another process may still be checking whether the stage is finished
-    with building(folder, inputs, settings) if state.is_main_process else nullcontext() as stage:
+    building_it = building(folder, inputs, settings, sources=sources) if state.is_main_process else nullcontext()
+    with building_it as stage:
         (path,) = broadcast_object_list([str(stage.path) if stage else ""])
         yield stage or Stage(Path(path))
         state.wait_for_everyone()

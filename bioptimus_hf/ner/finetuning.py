@@ -25,7 +25,7 @@ from transformers import (
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from bioptimus_hf.artifacts import map_processes
-from bioptimus_hf.errors import InputError
+from bioptimus_hf.errors import TrainingDiverged
 from bioptimus_hf.hardware import prepare_for_cpu
 from bioptimus_hf.models import IGNORED_LABEL, MAX_LENGTH, check_finite
 from bioptimus_hf.ner.scores import entity_scores
@@ -63,7 +63,7 @@ def finetune(
         For each epoch `epoch`, and `precision`, `recall` and `f1` on `validation`, in shares between 0 and 1.
 
     Raises:
-        InputError: training diverged: the loss or a weight is NaN or infinite.
+        TrainingDiverged: the loss or a weight is NaN or infinite.
     """
     max_length = min(max_length, model.config.max_position_embeddings)
     prepare_for_cpu(model, arguments.device, dropout=model.config.attention_probs_dropout_prob)
@@ -79,7 +79,7 @@ def finetune(
         max_length=max_length,
     )
     trainer.train()
-    check_finite(model.named_parameters(), "the new head", DIVERGED)
+    check_finite(model.named_parameters(), "the new head", DIVERGED, error=TrainingDiverged)
     return [
         {name.removeprefix("eval_"): value for name, value in row.items() if name != "step"}
         for row in trainer.state.log_history
@@ -150,10 +150,10 @@ class HeadTrainer(Trainer):
         """Log as the parent does, and stop a training that has diverged.
 
         Raises:
-            InputError: the loss is NaN or infinite.
+            TrainingDiverged: the loss is NaN or infinite.
         """
         if not math.isfinite(logs.get("loss", 0.0)):
-            raise InputError(f"epoch {self.state.epoch:.0f}: the loss is {logs['loss']}: {DIVERGED}")
+            raise TrainingDiverged(f"epoch {self.state.epoch:.0f}: the loss is {logs['loss']}: {DIVERGED}")
         super().log(logs, start_time)
 
     def evaluate(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bioptimus_hf.artifacts import RECORD, read_record
+from bioptimus_hf.artifacts import RECORD, read_json, read_record, verify
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.ner.scores import entity_counts, entity_scores
 from bioptimus_hf.ner.tasks import BLURB_NER
@@ -70,6 +70,17 @@ def finished_heads(root: Path) -> list[Path]:
     """
     folders = [record.parent for record in root.glob(f"*/*/*/{RECORD}") if record.parent.name.isdecimal()]
     return sorted(folders, key=lambda folder: (folder.parts[-3:-1], int(folder.name)))
+
+
+def missing_reason(head: Path) -> Path:
+    """Return the file that says why a head is missing, beside its folder."""
+    return head.with_name(f"{head.name}.missing.json")
+
+
+def missing_heads(root: Path) -> dict[Path, str]:
+    """Return why a head is missing, by its folder, for each one in `ner` whose training diverged."""
+    files = sorted(root.glob(f"*/*/*{missing_reason(Path('x')).name.removeprefix('x')}"))
+    return {file.with_name(file.name.partition(".")[0]): str(read_json(file)["reason"]) for file in files}
 
 
 def read_results(folders: Iterable[Path]) -> list[HeadResult]:
@@ -233,6 +244,7 @@ def hash_of_gold(words: Iterable[Sequence[str]], tags: Iterable[Sequence[str]]) 
 
 
 def _read_result(folder: Path) -> HeadResult:
+    verify(folder, hashes=False)
     try:
         content = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
         name = {key: content[key] for key in ("task", "model", "seed")}

@@ -27,11 +27,14 @@ Row = Mapping[str, Any]
 """From `summarize`, `averages` or `paired_differences`."""
 
 
-def write_results(folder: Path, results: Sequence[HeadResult], *, reference: str) -> str:
+def write_results(
+    folder: Path, results: Sequence[HeadResult], *, reference: str, missing: Mapping[Path, str] | None = None
+) -> str:
     """Write `results.md`, `results.json` and, if there are at least two versions of an encoder, `versions.png`.
 
     Args:
         reference: model that the others are compared with.
+        missing: heads that aren't among the results, and why not.
 
     Returns:
         The Markdown.
@@ -40,6 +43,8 @@ def write_results(folder: Path, results: Sequence[HeadResult], *, reference: str
     tables = [results_table([*rows, *means], differences, reference=reference)]
     if published := published_table(rows, means):
         tables.append(published)
+    if missing:
+        tables.append("\n".join([*(f"- {_name_of(head)} is missing: {why}" for head, why in missing.items()), ""]))
     text = "\n".join(tables)
     (folder / "results.md").write_text(text, encoding="utf-8")
     content = {
@@ -49,6 +54,7 @@ def write_results(folder: Path, results: Sequence[HeadResult], *, reference: str
         "rows": rows,
         "averages": means,
         "differences": differences,
+        "missing": {_name_of(head): why for head, why in (missing or {}).items()},
         "resamples": RESAMPLES,
     }
     write_json(folder / "results.json", content)
@@ -118,6 +124,10 @@ def published_table(rows: Sequence[Row], means: Sequence[Row]) -> str:
         "table above. A result is shown only if the test set has the published number of mentions."
     )
     return "\n".join([*lines, "", notes, ""])
+
+
+def _name_of(head: Path) -> str:
+    return "/".join(head.parts[-3:])
 
 
 def _is_blurb(row: Row) -> bool:

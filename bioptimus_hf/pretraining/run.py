@@ -120,8 +120,9 @@ class Training:
         arguments = copy.copy(self.arguments)
         checkpoint = last_checkpoint(Path(arguments.output_dir), shared=not arguments.save_on_each_node)
         made_from = (self.provenance.inputs, self.provenance.settings)
+        sources = self.provenance.sources
         # Only the first process writes; the versions are exported during training.
-        with building(folder, *made_from) if arguments.process_index == 0 else nullcontext() as stage:
+        with building(folder, *made_from, sources=sources) if arguments.process_index == 0 else nullcontext() as stage:
             history = self._train(arguments, checkpoint)
             if stage is not None:
                 write_history(stage.path, history, self.curriculum)

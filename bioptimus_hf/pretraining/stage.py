@@ -13,8 +13,8 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import AutoTokenizer, TrainingArguments, set_seed
 
-from bioptimus_hf.artifacts import RECORD, Run, Stage, identity, is_finished, write_record
-from bioptimus_hf.corpus.dataset import corpus_identity, load_documents, split_validation
+from bioptimus_hf.artifacts import RECORD, Run, Stage, check_fresh, identity, is_finished, verify, write_record
+from bioptimus_hf.corpus.dataset import check_same_text, corpus_identity, load_documents, split_validation
 from bioptimus_hf.corpus.decontamination import (
     RULE,
     Dropped,
@@ -83,6 +83,12 @@ def make_versions(run: Run, corpus: Corpus, options: PretrainingOptions, argumen
     arguments = copy.copy(arguments)
     arguments.seed = run.seed
     check_arguments(arguments)
+    # All pre-trainings of a run share its folder of checkpoints.
+    with run.working_on(FOLDER, writes=arguments.process_index == 0):
+        return _make(run, corpus, options, arguments)
+
+
+def _make(run: Run, corpus: Corpus, options: PretrainingOptions, arguments: PretrainingArguments) -> Path:
     request = _request(run, corpus, options, arguments)
     if _is_finished(request, force=run.force):
         return request.folder
@@ -138,7 +144,10 @@ def _request(run: Run, corpus: Corpus, options: PretrainingOptions, arguments: T
             argument="model",
         )
     model = find_model(start)
+    verify(model.folder)
+    check_fresh(model.folder)
     inputs = {"corpus": corpus_identity(corpus.corpus), "model": model.identity}
+    check_same_text(run.root, corpus, inputs["corpus"])
     settings = {
         **corpus.settings(),
         "max_length": options.max_length,
@@ -153,7 +162,7 @@ def _request(run: Run, corpus: Corpus, options: PretrainingOptions, arguments: T
         files = ner_test_files(sets.folder)
         inputs["test_sets"] = identity(sets.commit) if sets.commit else " ".join(map(identity, files))
         settings["decontamination"] = RULE
-    provenance = Provenance(inputs, settings)
+    provenance = Provenance(inputs, settings, {} if model.commit else {"model": Path(model.folder)})
     return _Request(
         start,
         model.folder,
@@ -187,7 +196,7 @@ def _begin(request: _Request, *, force: bool) -> None:
             shutil.rmtree(old, ignore_errors=True)
     request.checkpoints.mkdir(parents=True, exist_ok=True)
     provenance = request.provenance
-    write_record(request.checkpoints / RECORD, provenance.inputs, provenance.settings, facts={}, seconds=0)
+    write_record(request.checkpoints / RECORD, provenance.inputs, provenance.settings, facts={}, seconds=0, files=())
 
 
 @dataclass(frozen=True)

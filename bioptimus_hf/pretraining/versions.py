@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bioptimus_hf.artifacts import (
     RECORD,
-    atomic_folder,
     differences,
     fingerprint,
     read_record,
@@ -24,6 +23,7 @@ from bioptimus_hf.artifacts import (
 )
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import check_finite, save_masked_lm
+from bioptimus_hf.storage import atomic_folder
 
 DIVERGED = (
     "training diverged. Nothing was saved at this step, and earlier checkpoints are intact; try a lower learning_rate "
@@ -52,10 +52,12 @@ class Provenance:
     Attributes:
         inputs: identities of the inputs.
         settings: settings that shape the result.
+        sources: folders of inputs that are results themselves, see `artifacts.write_record`.
     """
 
     inputs: Mapping[str, str]
     settings: Mapping[str, Any]
+    sources: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
@@ -90,6 +92,7 @@ class VersionRecord:
             {**run.settings, "version": self.facts["version"]},
             facts={**self.facts, "run": self.provenance.fingerprint if self.provenance else None},
             seconds=self.seconds,
+            sources=run.sources,
         )
 
 

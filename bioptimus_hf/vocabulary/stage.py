@@ -35,7 +35,12 @@ def make_tokenizer(run: Run, corpus: Corpus, options: VocabularyOptions) -> Path
         InputError: the corpus or the base model can't be read, `size` is too small, no words are held out, or the
             folder holds a tokenizer made from other inputs or settings and `run.force` is false.
     """
-    folder = run.root / "tokenizer"
+    with run.working_on("tokenizer") as folder:
+        _make(folder, run, corpus, options)
+    return folder
+
+
+def _make(folder: Path, run: Run, corpus: Corpus, options: VocabularyOptions) -> None:
     corpus_read = corpus_identity(corpus.corpus)  # first: a misspelt file needs no download of the model
     base_model = find_model(options.base_model)
     inputs = {"corpus": corpus_read, "base_model": base_model.identity}
@@ -46,7 +51,7 @@ def make_tokenizer(run: Run, corpus: Corpus, options: VocabularyOptions) -> Path
         "min_frequency": options.min_frequency,
     }
     if is_finished(folder, inputs, settings, force=run.force):
-        return folder
+        return
     base = load_by_name(AutoTokenizer, base_model.folder)
     with building(folder, inputs, settings) as stage:
         splits = load_splits(corpus)
@@ -74,4 +79,3 @@ def make_tokenizer(run: Run, corpus: Corpus, options: VocabularyOptions) -> Path
         "%(fertility_after).3f after",
         stage.facts,
     )
-    return folder

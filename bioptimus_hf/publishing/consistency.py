@@ -1,0 +1,79 @@
+"""Check all results in a folder: that their files are as they were written, and that they belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from bioptimus_hf.artifacts import RECORD, differences, read_record, replaced_sources, verify
+from bioptimus_hf.errors import InputError
+
+_TEXT_SETTINGS = ("text_column", "max_megabytes", "errors", "validation_share")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found about a result.
+
+    Attributes:
+        result: its folder, or the record of a single file.
+        files: number of its files.
+        problem: what is wrong with it; None if nothing is.
+    """
+
+    result: Path
+    files: int
+    problem: str | None
+
+
+def check_results(root: Path, *, hashes: bool = True) -> list[Finding]:
+    """Check every result in a folder.
+
+    Args:
+        root: the folder of a run, or of annotated files.
+        hashes: compare the contents of files, and not only their sizes.
+
+    Raises:
+        InputError: there is no result.
+    """
+    records = sorted({*root.rglob(RECORD), *root.rglob(".records/*.json")})
+    records = [record for record in records if not any(".partial-" in part for part in record.parts)]
+    if not records:
+        raise InputError(f"{root} contains no results: name the folder of a run, or of annotated files")
+    text = _text_of(root / "tokenizer")
+    return [_check(record, text, hashes=hashes) for record in tqdm(records, desc="Checking", unit=" results", delay=1)]
+
+
+def _check(record: Path, text: dict[str, Any], *, hashes: bool) -> Finding:
+    result = record.parent if record.name == RECORD else record
+    try:
+        files = len(read_record(record).get("files", {}))
+        verify(result, hashes=hashes)
+    except InputError as error:
+        return Finding(result, 0, str(error))
+    return Finding(result, files, next(_problems(result, text), None))
+
+
+def _problems(result: Path, text: dict[str, Any]) -> Iterator[str]:
+    if result.is_dir():
+        for replaced, name, source in replaced_sources(result):
+            yield f"{replaced} was made from another {name} than is now in {source}"
+    own = _text_of(result)
+    if text and own:
+        then, now = ({"inputs": {}, "settings": {key: of[key] for key in own if key in of}} for of in (text, own))
+        if changed := differences(then, {}, now["settings"]):
+            yield f"reads other text than the tokenizer was trained on, with different {changed}"
+
+
+def _text_of(result: Path) -> dict[str, Any]:
+    """Return the identity of the text that a stage read, and how it was read; empty if it read none."""
+    if result.name == "contexts" and "words" in read_record(result)["inputs"]:
+        return {}
+    record = read_record(result) if (result / RECORD).is_file() else {"inputs": {}, "settings": {}}
+    if "corpus" not in record["inputs"] or "version" in record["settings"]:
+        return {}
+    return {"corpus": record["inputs"]["corpus"], **{key: record["settings"].get(key) for key in _TEXT_SETTINGS}}

@@ -1,0 +1,307 @@
+"""Write files and folders so that a kill or a power cut leaves the old or the new ones, and one process at a time."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bioptimus_hf.errors import InputError
+
+if TYPE_CHECKING:  # imported when needed: this module is imported before any help is shown
+    from filelock import BaseFileLock
+
+logger = logging.getLogger(__name__)
+
+LOCKS = ".locks"
+"""Hidden folder of a run's locks."""
+RECORD = "made.json"
+"""Name of the record in the folder of a result. It is written last, and lists all other files."""
+_BUFFER = 1 << 20
+_PARTIAL, _REPLACED = ".partial-", ".replaced"
+_SECONDS_TO_WRITE = 1.0  # the record of a lock that has been taken
+
+
+def hash_of_file(path: str | Path) -> str:
+    """Return the hexadecimal XXH3 (128 bits) of a file's bytes, at several GB a second: against damage, not malice."""
+    import xxhash
+
+    digest = xxhash.xxh3_128()
+    with open(path, "rb") as file:
+        while chunk := file.read(_BUFFER):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def manifest_of(files: Iterable[Path], root: Path) -> dict[str, dict[str, Any]]:
+    """Return size (bytes) and hash of each file, by its path relative to `root`."""
+    return {
+        Path(os.path.relpath(file, root)).as_posix(): {"size": file.stat().st_size, "xxh3": hash_of_file(file)}
+        for file in sorted(files)
+    }
+
+
+def find_damage(root: Path, manifest: Mapping[str, Mapping[str, Any]], *, hashes: bool) -> Iterator[tuple[Path, str]]:
+    """Yield each file that differs from a manifest, and how.
+
+    Args:
+        root: folder that the paths in the manifest are relative to.
+        manifest: as from `manifest_of`.
+        hashes: compare contents, too, and not only sizes.
+    """
+    for name, recorded in manifest.items():
+        file = root / name
+        try:
+            size = file.stat().st_size
+            if size != recorded["size"]:
+                yield file, f"has {size:,} bytes instead of {recorded['size']:,}"
+            elif hashes and hash_of_file(file) != recorded["xxh3"]:
+                yield file, "has changed since it was written: its hash differs"
+        except FileNotFoundError:
+            yield file, "is missing"
+        except OSError as error:
+            yield file, f"can't be read ({error.strerror or error})"
+
+
+@contextmanager
+def atomic_folder(folder: str | Path) -> Iterator[Path]:
+    """Yield a temporary folder that takes the place of `folder` if the block succeeds, and is removed if it fails.
+
+    The files are on disk before they get their final names. Files in the replaced folder that its record doesn't list
+    aren't ours: they are kept in a folder beside the new one.
+
+    Raises:
+        InputError: nothing can be written there.
+    """
+    folder = Path(folder)
+    temporary = _temporary(folder)
+    try:
+        remove_leftovers(folder)
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"cannot write {folder} ({error.strerror}): choose another output_dir") from error
+    try:
+        yield temporary
+        sync(temporary)
+        _replace_folder(folder, temporary)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path that takes the place of `path` if the block succeeds, and is removed if it fails.
+
+    Raises:
+        OSError: nothing can be written there, or the disk is full.
+    """
+    path = Path(path)
+    temporary = _temporary(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        sync(temporary)
+        temporary.replace(path)
+        _sync_entries(path.parent)
+    finally:
+        if temporary.is_file():
+            temporary.unlink()
+
+
+def recorded_files(folder: Path) -> set[Path] | None:
+    """Return the files that the record in a folder lists, and the record itself; None if it doesn't list files."""
+    try:
+        names = json.loads((folder / RECORD).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return {folder / RECORD, *(folder / name for name in names)}
+
+
+def remove_result(folder: Path) -> None:
+    """Remove the folder of a result; files in it that its record doesn't list are kept in a folder beside it."""
+    ours = recorded_files(folder)
+    foreign = [] if ours is None else [file for file in folder.rglob("*") if file.is_file() and file not in ours]
+    if not foreign:
+        shutil.rmtree(folder)
+        return
+    kept = folder.with_name(f"{folder.name.removesuffix(_REPLACED)}.kept-{datetime.now(UTC):%Y%m%dT%H%M%S}")
+    for file in foreign:
+        place = kept / file.relative_to(folder)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        file.rename(place)
+    shutil.rmtree(folder)
+    logger.warning("%d files that weren't made here were moved to %s", len(foreign), kept)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder with all it contains, is on disk."""
+    if path.is_dir():
+        for inner in path.iterdir():
+            sync(inner)
+        _sync_entries(path)
+        return
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what dead processes left of a file or folder they were writing, and restore what they were replacing."""
+    replaced = path.with_name(path.name + _REPLACED)
+    if replaced.is_dir() and not path.exists():
+        replaced.rename(path)
+    for leftover in path.parent.glob(f"{path.name}{_PARTIAL}*") if path.parent.is_dir() else ():
+        host, _, pid = leftover.name.rpartition(_PARTIAL)[2].rpartition("-")
+        if host == socket.gethostname() and pid.isdigit() and not _exists(int(pid)):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The process that holds a lock.
+
+    Attributes:
+        pid: its number on the host.
+        host: name of the machine.
+        created: when it was started (seconds since 1970), since numbers are used again.
+        since: when it took the lock, for people.
+    """
+
+    pid: int
+    host: str
+    created: float
+    since: str
+
+    @classmethod
+    def this_process(cls) -> Holder:
+        """Describe this process."""
+        import psutil
+
+        created = psutil.Process().create_time()
+        return cls(os.getpid(), socket.gethostname(), created, datetime.now(UTC).isoformat(" ", "seconds"))
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether the process is known to be dead; of other hosts, nothing is known."""
+        if self.host != socket.gethostname():
+            return False
+        import psutil
+
+        try:
+            return abs(psutil.Process(self.pid).create_time() - self.created) > 1
+        except psutil.Error:
+            return True
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host} since {self.since}"
+
+
+@contextmanager
+def locked(lock: Path, protected: Path, *, take_over: bool = False) -> Iterator[None]:
+    """Keep other processes from writing a result for the time of a `with` block.
+
+    The lock of a process of this host that has died is taken over. That of a process of another host looks the same
+    whether it lives or not, so it must be taken over explicitly.
+
+    Args:
+        lock: the file to lock. A file beside it names its holder.
+        protected: the file or folder that is going to be written, for errors.
+        take_over: take the lock from a process of another host.
+
+    Raises:
+        InputError: another process holds the lock, or the lock can't be written.
+    """
+    record = lock.with_suffix(".json")
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        held = _acquire(lock, record, protected, take_over=take_over)
+        record.write_text(json.dumps(asdict(Holder.this_process())) + "\n", encoding="utf-8")
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"cannot write {protected} ({reason}): choose another output_dir") from error
+    try:
+        yield
+    finally:
+        record.unlink(missing_ok=True)
+        held.release()
+
+
+def _acquire(lock: Path, record: Path, protected: Path, *, take_over: bool) -> BaseFileLock:
+    holder = _holder(record)
+    elsewhere = holder is not None and holder.host != socket.gethostname()
+    held = None if elsewhere and not take_over else _try(lock)
+    if held is None and holder and (holder.is_dead or (elsewhere and take_over)):
+        time.sleep(_SECONDS_TO_WRITE)  # unless yet another process has just taken the lock over
+        if _holder(record) == holder:
+            lock.unlink(missing_ok=True)  # the dead process's workers may have outlived it, and hold the lock with it
+            held = _try(lock)
+    if held is not None:
+        if holder:
+            logger.warning("%s was being written by %s, which didn't finish: taken over", protected, holder)
+        return held
+    advice = "wait for it, or choose another output_dir"
+    if elsewhere:
+        advice += ". If that process is dead, run the same command with take_over"
+    raise InputError(f"{protected} is being written by {_holder(record) or 'another process'}: {advice}")
+
+
+def _try(file: Path) -> BaseFileLock | None:
+    from filelock import FileLock, SoftFileLock, Timeout
+
+    for kind in (FileLock, SoftFileLock):
+        lock = kind(file, timeout=0, thread_local=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            return None
+        except NotImplementedError:  # a file system without locks
+            continue
+        return lock
+    return None
+
+
+def _temporary(path: Path) -> Path:
+    """Return a name beside a path that no other process uses."""
+    return path.with_name(f"{path.name}{_PARTIAL}{socket.gethostname()}-{os.getpid()}")
+
+
+def _replace_folder(folder: Path, temporary: Path) -> None:
+    replaced = folder.with_name(folder.name + _REPLACED)
+    if replaced.exists():  # left behind when a process was killed while it removed it
+        remove_result(replaced)
+    if folder.exists():  # Rename first: a kill during deletion would leave half a folder.
+        folder.rename(replaced)
+    temporary.rename(folder)
+    _sync_entries(folder.parent)
+    if replaced.exists():
+        remove_result(replaced)
+
+
+def _sync_entries(folder: Path) -> None:
+    """Wait until the names in a folder are on disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _exists(pid: int) -> bool:
+    import psutil
+
+    return psutil.pid_exists(pid)
+
+
+def _holder(record: Path) -> Holder | None:
+    try:
+        return Holder(**json.loads(record.read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):  # none, or one that is being written
+        return None

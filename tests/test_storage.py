@@ -1,0 +1,188 @@
+"""Atomic files and folders, manifests, and locks between real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from bioptimus_hf.errors import InputError
+from bioptimus_hf.storage import (
+    RECORD,
+    atomic_file,
+    atomic_folder,
+    find_damage,
+    hash_of_file,
+    locked,
+    manifest_of,
+    remove_leftovers,
+    remove_result,
+)
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from bioptimus_hf.storage import locked
+with locked(Path(sys.argv[1]), Path("the result")):
+    print("held", flush=True)
+    if "fork" in sys.argv:
+        import os
+        if os.fork() == 0:
+            os.close(1), os.close(2), time.sleep(600)
+    time.sleep(600)
+"""
+
+
+@contextmanager
+def holding(lock: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """Hold a lock in another process."""
+    command = [sys.executable, "-c", HOLD, str(lock), *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            assert process.stdout
+            assert process.stdout.readline() == "held\n"
+            yield process
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def write_result(folder: Path, **files: str) -> None:
+    folder.mkdir(parents=True)
+    for name, content in files.items():
+        (folder / name).write_text(content)
+    manifest = manifest_of([folder / name for name in files], folder)
+    (folder / RECORD).write_text(json.dumps({"files": manifest}))
+
+
+def test_every_kind_of_damage_is_found(tmp_path: Path) -> None:
+    write_result(tmp_path / "r", same="abc", longer="abc", flipped="abc", gone="abc")
+    manifest = json.loads((tmp_path / "r" / RECORD).read_text())["files"]
+    (tmp_path / "r" / "longer").write_text("abcd")
+    (tmp_path / "r" / "flipped").write_text("abd")
+    (tmp_path / "r" / "gone").unlink()
+    (tmp_path / "r" / "more").write_text("not ours")
+
+    def found(*, hashes: bool) -> dict[str, str]:
+        return {file.name: problem for file, problem in find_damage(tmp_path / "r", manifest, hashes=hashes)}
+
+    assert found(hashes=False) == {"longer": "has 4 bytes instead of 3", "gone": "is missing"}
+    assert found(hashes=True).keys() == {"longer", "gone", "flipped"}
+    (tmp_path / "r" / "same").unlink()
+    (tmp_path / "r" / "same").mkdir()
+    assert "can't be read" in found(hashes=True)["same"] or "bytes instead" in found(hashes=True)["same"]
+
+
+def test_the_hash_is_xxh3(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    assert hash_of_file(tmp_path / "empty") == "99aa06d3014798d86001c324468d497f"  # from the specification of XXH3
+
+
+def test_files_of_others_are_kept_when_a_result_is_replaced(tmp_path: Path) -> None:
+    write_result(tmp_path / "r", ours="old")
+    (tmp_path / "r" / "notes").mkdir()
+    (tmp_path / "r" / "notes" / "mine.txt").write_text("mine")
+    with atomic_folder(tmp_path / "r") as folder:
+        (folder / "ours").write_text("new")
+    assert (tmp_path / "r" / "ours").read_text() == "new"
+    (kept,) = tmp_path.glob("r.kept-*/notes/mine.txt")
+    assert kept.read_text() == "mine"
+    assert {path.name for path in tmp_path.iterdir()} == {"r", kept.parts[-3]}
+    write_result(tmp_path / "s", ours="old")
+    remove_result(tmp_path / "s")
+    assert not list(tmp_path.glob("s*"))
+
+
+def test_what_a_dead_process_left_is_removed_and_what_it_was_replacing_restored(tmp_path: Path) -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    for owner in (
+        f"{socket.gethostname()}-{dead.pid}",
+        f"elsewhere-{dead.pid}",
+        f"{socket.gethostname()}-{os.getpid()}",
+    ):
+        (tmp_path / f"r.partial-{owner}").mkdir()
+    (tmp_path / "r.replaced").mkdir()
+    remove_leftovers(tmp_path / "r")
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"r", f"r.partial-elsewhere-{dead.pid}", f"r.partial-{socket.gethostname()}-{os.getpid()}"}
+
+
+def test_names_are_final_only_after_the_bytes_are_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with atomic_folder(tmp_path / "r") as folder:
+        (folder / "inner").mkdir()
+        (folder / "inner" / "a").write_text("a")
+    assert synced == [str(folder / "inner" / "a"), str(folder / "inner"), str(folder), str(tmp_path)]
+    synced.clear()
+    with atomic_file(tmp_path / "f") as file:
+        file.write_text("f")
+    assert synced == [str(file), str(tmp_path)]
+
+
+def test_a_second_process_is_told_who_holds_the_lock(tmp_path: Path) -> None:
+    with holding(tmp_path / "x.lock") as process:
+        began = time.monotonic()
+        with pytest.raises(InputError) as error, locked(tmp_path / "x.lock", tmp_path / "x"):
+            pass
+        assert time.monotonic() - began < 5
+        assert f"{tmp_path / 'x'} is being written by process {process.pid} on {socket.gethostname()}" in str(
+            error.value
+        )
+        with pytest.raises(InputError), locked(tmp_path / "x.lock", tmp_path / "x", take_over=True):
+            pass  # it is alive
+    with locked(tmp_path / "x.lock", tmp_path / "x"):
+        pass
+    assert not (tmp_path / "x.json").exists()
+
+
+def test_the_lock_of_a_dead_process_is_taken_over_even_if_its_workers_live(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with holding(tmp_path / "x.lock", "fork") as process:
+        process.kill()
+        process.wait()
+        with (
+            locked(tmp_path / "x.lock", tmp_path / "x"),
+            pytest.raises(InputError),
+            locked(tmp_path / "x.lock", tmp_path / "x"),
+        ):
+            pass
+        assert f"process {process.pid}" in caplog.text
+        assert "taken over" in caplog.text
+
+
+def test_the_lock_of_another_host_is_taken_over_only_when_asked(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(
+        json.dumps({"pid": 12, "host": "elsewhere", "created": 1.0, "since": "2026-01-01 00:00:00+00:00"})
+    )
+    with (
+        pytest.raises(InputError, match=r"by process 12 on elsewhere since 2026-01-01 .*run .* with take_over"),
+        locked(tmp_path / "x.lock", tmp_path / "x"),
+    ):
+        pass
+    with locked(tmp_path / "x.lock", tmp_path / "x", take_over=True):
+        assert json.loads((tmp_path / "x.json").read_text())["pid"] == os.getpid()
+    with locked(tmp_path / "x.lock", tmp_path / "x"):
+        pass
+
+
+def test_a_lock_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot write"), locked(tmp_path / "file" / "x.lock", tmp_path / "x"):
+        pass
