@@ -17,18 +17,22 @@ import pytest
 from datasets import Dataset, concatenate_datasets
 
 from bioptimus_hf.artifacts import (
-    atomic_file,
     building,
+    check_fresh,
     digest_of_rows,
     fingerprint,
     identity,
     is_finished,
     read_record,
+    replaced_sources,
     sha256_of_file,
+    verification,
+    verify,
     write_json,
     write_record,
 )
 from bioptimus_hf.errors import InputError
+from bioptimus_hf.storage import atomic_file
 
 INPUTS = {"corpus": "sha256:0123", "base_model": "name:some/model"}
 SETTINGS: dict[str, Any] = {"size": 100, "rate": 0.15, "phases": ["0.1", "0.2"], "column": None}
@@ -141,10 +145,55 @@ def test_another_input_is_refused_and_named(tmp_path: Path) -> None:
         is_finished(tmp_path / "stage", INPUTS | {"corpus": "sha256:9"}, SETTINGS)
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("force", [False, True])
+def test_a_folder_of_something_else_is_refused(tmp_path: Path, force: bool) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(InputError, match="not a result of this project"):
-        is_finished(tmp_path, INPUTS, SETTINGS)
+    with pytest.raises(InputError, match="not a result of this project: move it away"):
+        is_finished(tmp_path, INPUTS, SETTINGS, force=force)
+
+
+def test_a_finished_stage_without_all_its_bytes_is_refused(tmp_path: Path) -> None:
+    make(tmp_path / "stage")
+    (tmp_path / "stage" / "data.txt").write_text("hallo")  # only reading would show it
+    assert is_finished(tmp_path / "stage", INPUTS, SETTINGS)
+    with pytest.raises(
+        InputError, match=r"data\.txt has changed since it was written: its hash differs: make it again"
+    ):
+        verify(tmp_path / "stage")
+    with verification(False):
+        verify(tmp_path / "stage")
+    (tmp_path / "stage" / "data.txt").write_text("hal")
+    with pytest.raises(InputError, match=r"data\.txt has 3 bytes instead of 5"):
+        is_finished(tmp_path / "stage", INPUTS, SETTINGS)
+    (tmp_path / "stage" / "data.txt").unlink()
+    with pytest.raises(InputError, match=r"data\.txt is missing: make it again with force"):
+        is_finished(tmp_path / "stage", INPUTS, SETTINGS)
+    assert not is_finished(tmp_path / "stage", INPUTS, SETTINGS, force=True)
+
+
+def test_a_record_that_was_changed_is_refused(tmp_path: Path) -> None:
+    make(tmp_path / "stage")
+    record = tmp_path / "stage" / "made.json"
+    record.write_text(record.read_text().replace('"letters": 5', '"letters": 6'))
+    with pytest.raises(InputError, match=r"made\.json has changed since it was written"):
+        read_record(record)
+
+
+def test_a_result_shows_that_what_it_was_made_from_has_been_replaced(tmp_path: Path) -> None:
+    make(tmp_path / "a")
+    with building(tmp_path / "b", {"first": identity(tmp_path / "a")}, {}, sources={"first": tmp_path / "a"}):
+        pass
+    with building(tmp_path / "c", {"second": identity(tmp_path / "b")}, {}, sources={"second": tmp_path / "b"}):
+        pass
+    check_fresh(tmp_path / "c")
+    shutil.move(tmp_path, moved := tmp_path.with_name(f"{tmp_path.name}-moved"))
+    check_fresh(moved / "c")
+    make(moved / "a", size=5)
+    assert list(replaced_sources(moved / "c")) == [(moved / "b", "first", moved / "a")]
+    with pytest.raises(InputError, match="b was made from another first than is now in .*a: make it again"):
+        check_fresh(moved / "c")
+    shutil.rmtree(moved / "a")  # it may have been moved elsewhere
+    check_fresh(moved / "c")
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -186,7 +235,6 @@ def test_an_error_leaves_the_old_stage_and_nothing_else(tmp_path: Path, error: t
 
 def test_redoing_replaces_all_of_the_old_stage(tmp_path: Path) -> None:
     make(tmp_path / "stage")
-    (tmp_path / "stage" / "stale.txt").write_text("of the old one")
     make(tmp_path / "stage", content="new", size=7)
     assert snapshot(tmp_path).keys() == {"stage/made.json", "stage/data.txt"}
     assert (tmp_path / "stage" / "data.txt").read_text() == "new"

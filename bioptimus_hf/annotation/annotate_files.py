@@ -28,7 +28,7 @@ from bioptimus_hf.corpus.formats import (
 )
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import find_model
-from bioptimus_hf.storage import locked
+from bioptimus_hf.storage import locked, remove_leftovers
 
 logger = logging.getLogger(__name__)
 
@@ -176,6 +176,7 @@ def _annotate(targets: Mapping[Path, Path], provenance: _Provenance, options: An
             # After a kill, the record must not describe a file that replaced the recorded one.
             begun = _begun(target)
             begun.touch()
+            remove_leftovers(target)
             record.unlink(missing_ok=True)
             documents = write_documents(target, annotated, format=options.format)
             entities = progress.entities - entities_before

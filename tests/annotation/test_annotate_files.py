@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import socket
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -251,7 +252,7 @@ def test_a_kill_leaves_no_record_of_a_replaced_file(
         with pytest.raises(KeyboardInterrupt):
             annotate(other, source, out, force=True)
     assert names(out) == ["a.jsonl"]
-    assert not names(out / RECORDS)
+    assert not (out / RECORDS / "a.jsonl.json").exists()
     annotate(tiny_head, source, out)
     with pytest.raises(InputError, match="was made with different model 0"):
         annotate(other, source, out)
@@ -269,15 +270,18 @@ def test_a_killed_command_is_resumed(tiny_head: Path, tmp_path: Path, caplog: py
         *("--models", str(tiny_head), "--input", str(source), "--output_dir", str(out)),
         environment={**os.environ, "OMP_NUM_THREADS": "1"},
     )
+    results = {out / name for name in ("0.jsonl", "1.jsonl", ".records/0.jsonl.json", ".records/1.jsonl.json")}
     before = modified(out)
-    assert set(before) == {
-        out / name for name in ("0.jsonl", "1.jsonl", ".records/0.jsonl.json", ".records/1.jsonl.json")
-    } | {out / "2.jsonl.partial"}
+    others = {path.name.rpartition("-")[0] or path.name for path in before.keys() - results}
+    assert others == {
+        f"2.jsonl.partial-{socket.gethostname()}",
+        *("annotation.json", "annotation.lock", "2.jsonl.begun"),
+    }
     caplog.set_level("INFO")
     annotate(tiny_head, source, out)
     assert "2 of 4 files are already annotated" in caplog.text
     after = modified(out)
     assert names(out) == [f"{number}.jsonl" for number in range(4)]
-    assert all(after[path] == time for path, time in before.items() if path.suffix != ".partial")
+    assert all(after[path] == before[path] for path in results)
     for number in range(4):
         assert [document.text for document in DocumentReader(out / f"{number}.jsonl")] == TEXTS

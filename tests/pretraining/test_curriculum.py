@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+import socket
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +177,10 @@ def test_versions_are_exported_atomically(
             raise KeyboardInterrupt
         real(self, folder)
 
-    (tmp_path / "out" / "v0.2.partial").mkdir(parents=True)  # left behind by a process that was killed
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    left_behind = tmp_path / "out" / f"v0.2.partial-{socket.gethostname()}-{dead.pid}"
+    left_behind.mkdir(parents=True)
     monkeypatch.setattr(VersionRecord, "write", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(tokenizer, tmp_path)
