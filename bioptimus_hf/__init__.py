@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # what editors and type checkers see of the names below
     from bioptimus_hf.distillation.token_distillation import distill_tokens as distill_tokens
     from bioptimus_hf.distillation.transplant import transplant_vocabulary as transplant_vocabulary
     from bioptimus_hf.errors import InputError as InputError
+    from bioptimus_hf.errors import TrainingDiverged as TrainingDiverged
     from bioptimus_hf.models import find_model as find_model
     from bioptimus_hf.models import load_masked_lm as load_masked_lm
     from bioptimus_hf.models import load_token_classifier as load_token_classifier
@@ -66,6 +67,8 @@ if TYPE_CHECKING:  # what editors and type checkers see of the names below
     from bioptimus_hf.pretraining.packing import tokenize_and_pack as tokenize_and_pack
     from bioptimus_hf.pretraining.run import pretrain as pretrain
     from bioptimus_hf.pretraining.stage import make_versions as make_versions
+    from bioptimus_hf.publishing.consistency import Finding as Finding
+    from bioptimus_hf.publishing.consistency import check_results as check_results
     from bioptimus_hf.publishing.options import About as About
     from bioptimus_hf.publishing.options import Selection as Selection
     from bioptimus_hf.publishing.publish import PublishedVersion as PublishedVersion
@@ -84,6 +87,7 @@ if TYPE_CHECKING:  # what editors and type checkers see of the names below
 # and nobody loads parts they don't use.
 _PUBLIC = {
     "InputError": "errors",
+    "TrainingDiverged": "errors",
     "Run": "artifacts",
     "find_model": "models",
     "load_masked_lm": "models",
@@ -153,6 +157,8 @@ _PUBLIC = {
     "Selection": "publishing.options",
     "PublishedVersion": "publishing.publish",
     "publish": "publishing.publish",
+    "Finding": "publishing.consistency",
+    "check_results": "publishing.consistency",
     "make_report": "publishing.report",
 }
 

@@ -190,7 +190,7 @@ def test_a_result_shows_that_what_it_was_made_from_has_been_replaced(tmp_path: P
     check_fresh(moved / "c")
     make(moved / "a", size=5)
     assert list(replaced_sources(moved / "c")) == [(moved / "b", "first", moved / "a")]
-    with pytest.raises(InputError, match="b was made from another first than is now in .*a: make it again"):
+    with pytest.raises(InputError, match=r"b was made from another first than is now in .*a: make it again"):
         check_fresh(moved / "c")
     shutil.rmtree(moved / "a")  # it may have been moved elsewhere
     check_fresh(moved / "c")

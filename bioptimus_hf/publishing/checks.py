@@ -12,7 +12,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer, BertConfig
 
-from bioptimus_hf.artifacts import read_json
+from bioptimus_hf.artifacts import check_fresh, read_json, verify
 from bioptimus_hf.errors import InputError, format_error
 from bioptimus_hf.ner.tasks import NER_TASKS
 from bioptimus_hf.publishing.options import About
@@ -67,7 +67,8 @@ def check_source(source: Path) -> None:
     """Raise if the folder of a model isn't as its stage left it.
 
     Raises:
-        InputError: a file is missing, or there are files or folders that no stage writes there.
+        InputError: a file is missing or damaged, there are files or folders that no stage writes there, or something
+            that the model was made from has been replaced.
     """
     for name in MODEL_FILES:
         if not (source / name).is_file():
@@ -76,6 +77,8 @@ def check_source(source: Path) -> None:
     foreign += sorted(path.name + "/" for path in source.iterdir() if path.is_dir())
     if foreign:
         raise InputError(f"{source} holds {foreign[0]}, which no stage writes there: move it away")
+    verify(source)
+    check_fresh(source)
 
 
 def check_folder(folder: Path, architecture: str) -> None:

@@ -13,6 +13,7 @@ from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import load_by_name, load_token_classifier
 from bioptimus_hf.ner.results import finished_heads
 from bioptimus_hf.pretraining.versions import version_numbers
+from bioptimus_hf.publishing.consistency import check_results
 from bioptimus_hf.publishing.records import read_versions, start_of
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ def make_report(run: Run, text: str | None = None, note: str | None = None) -> s
     lines = [
         f"# {root}",
         *(["", note] if note else []),
+        *_problems(root),
         *_counts(stages),
         *(line for folder in pretrainings for line in _decontamination(folder)),
         *_versions(root, pretrainings),
@@ -66,6 +68,12 @@ def make_report(run: Run, text: str | None = None, note: str | None = None) -> s
     report = "\n".join([*lines, ""])
     (root / "report.md").write_text(report, encoding="utf-8")
     return report
+
+
+def _problems(root: Path) -> list[str]:
+    """Return a line for each result that is damaged, or doesn't belong to the others."""
+    found = [finding for finding in check_results(root, hashes=False) if finding.problem]
+    return ["", *(f"- **{finding.result.relative_to(root)}: {finding.problem}**" for finding in found)] if found else []
 
 
 def _counts(stages: Sequence[Path]) -> list[str]:
