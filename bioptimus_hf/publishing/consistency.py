@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from bioptimus_hf.artifacts import RECORD, differences, read_record, replaced_so
 from bioptimus_hf.errors import InputError
 
 _TEXT_SETTINGS = ("text_column", "max_megabytes", "errors", "validation_share")
+_UNFINISHED = re.compile(r"\.partial-|\.replaced$")  # what is being written, or was being replaced
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,13 @@ def check_results(root: Path, *, hashes: bool = True) -> list[Finding]:
         InputError: there is no result.
     """
     records = sorted({*root.rglob(RECORD), *root.rglob(".records/*.json")})
-    records = [record for record in records if not any(".partial-" in part for part in record.parts)]
+    records = [record for record in records if not any(_UNFINISHED.search(part) for part in record.parts)]
     if not records:
         raise InputError(f"{root} contains no results: name the folder of a run, or of annotated files")
-    text = _text_of(root / "tokenizer")
+    try:
+        text = _text_of(root / "tokenizer")
+    except InputError:  # reported below, with the tokenizer
+        text = {}
     return [_check(record, text, hashes=hashes) for record in tqdm(records, desc="Checking", unit=" results", delay=1)]
 
 
@@ -53,9 +58,9 @@ def _check(record: Path, text: dict[str, Any], *, hashes: bool) -> Finding:
     try:
         files = len(read_record(record).get("files", {}))
         verify(result, hashes=hashes)
-    except InputError as error:
+        return Finding(result, files, next(_problems(result, text), None))
+    except InputError as error:  # of a record that it was made from, too
         return Finding(result, 0, str(error))
-    return Finding(result, files, next(_problems(result, text), None))
 
 
 def _problems(result: Path, text: dict[str, Any]) -> Iterator[str]:
