@@ -248,16 +248,18 @@ def replaced_sources(folder: str | Path) -> Iterator[tuple[Path, str, Path]]:
     """Find results, among this one and those it was made from, that were made from something else than is there now.
 
     Yields:
-        The folder of a result, the name of an input, and the folder of that input, which holds another result now.
+        The folder of a result, the name of an input, and the folder of that input, which holds another result now. The
+        result to make again first comes first.
     """
     folder = Path(folder)
     record = read_record(folder) if (folder / RECORD).is_file() else {}
-    for name, relative in record.get("sources", {}).items():
-        source = Path(os.path.normpath(folder / relative))
-        if (source / RECORD).is_file():
-            if identity(source) != record["inputs"].get(name):
-                yield folder, name, source
-            yield from replaced_sources(source)
+    sources = {name: Path(os.path.normpath(folder / relative)) for name, relative in record.get("sources", {}).items()}
+    sources = {name: source for name, source in sources.items() if (source / RECORD).is_file()}
+    for source in sources.values():
+        yield from replaced_sources(source)
+    for name, source in sources.items():
+        if identity(source) != record["inputs"].get(name):
+            yield folder, name, source
 
 
 def check_fresh(folder: str | Path) -> None:
