@@ -148,6 +148,9 @@ def make_heads(run: Run, options: HeadOptions, training: HeadTraining) -> Path:
         for folder, head in heads.items()
         if not is_finished(folder, head.setup.inputs, head.settings, force=run.force)
     }
+    if state.is_main_process:
+        for folder in heads.keys() - missing.keys():  # which is wanted, and not a later one that diverged
+            missing_reason(folder).unlink(missing_ok=True)
     earlier = [folder for folder in finished_heads(root) if folder not in heads]
     setups = {folder: head.setup for folder, head in heads.items()}
     check_comparable({**dict(zip(earlier, read_results(earlier), strict=True)), **setups})

@@ -8,18 +8,21 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Container
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import Command
 from head_results import GOOD, save_encoder, save_result, write_small_task, write_task
 from helpers import ROOT
 from safetensors.torch import load_file
 
-from bioptimus_hf.artifacts import Run
-from bioptimus_hf.errors import InputError
+from bioptimus_hf.artifacts import Run, building
+from bioptimus_hf.cli.__main__ import main
+from bioptimus_hf.errors import InputError, TrainingDiverged
 from bioptimus_hf.ner import experiments
 from bioptimus_hf.ner.experiments import chosen_tasks, find_encoders, load_task, make_heads, tabulate
 from bioptimus_hf.ner.options import HeadOptions, HeadTraining
@@ -313,3 +316,88 @@ def test_rows_come_in_the_order_of_tasks_and_models(tmp_path: Path, monkeypatch:
     assert [(result.model, result.seed) for result in seen[:6]] == [
         *(("base", 9), ("base", 10), ("v0.1", 9), ("v0.1", 10), ("earlier", 9), ("earlier", 10)),
     ]
+
+
+# Diverged trainings
+
+
+def diverging(seeds: Container[int]) -> Callable[..., list[dict[str, float]]]:
+    """Return `finetune` with a learning rate that diverges for these seeds."""
+
+    def finetune(model: Any, tokenizer: Any, splits: Any, arguments: Any, **options: Any) -> Any:
+        if arguments.seed in seeds:
+            arguments.learning_rate = 1e38
+        return real(model, tokenizer, splits, arguments, **options)
+
+    real = experiments.finetune
+    return finetune
+
+
+def test_a_diverged_seed_is_a_gap_with_its_reason(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    for task in ("a", "b"):
+        write_small_task(tmp_path / "data" / task)
+    options = ("--ner_data", tmp_path / "data", "--tasks", "a", "b", "--models", f"x={base}", "--num_train_epochs", 1)
+    options = (*options, "--output_dir", tmp_path / "run", "--cross_test", "a:b")
+    with monkeypatch.context() as patch:
+        patch.setattr(experiments, "finetune", diverging({1}))
+        command("finetune-ner", *options, status=2)
+    root = tmp_path / "run" / "ner"
+    gaps = [root / task / "x" / "1" for task in ("a", "b")]
+    assert command.error.startswith(f"error: 2 of 6 heads are missing in the tables: {gaps[0]}: ")
+    # The others are finished, those after the first gap too.
+    content = json.loads((root / "results.json").read_text())
+    assert [(row["task"], row["seeds"]) for row in content["rows"]] == [("a", [0, 2]), ("b", [0, 2])]
+    assert content["missing"].keys() == {"a/x/1", "b/x/1"}
+    assert "training diverged" in content["missing"]["a/x/1"]
+    assert f"- a/x/1 is missing: {content['missing']['a/x/1']}\n" in (root / "results.md").read_text()
+    assert not any(gap.exists() for gap in gaps)
+    crossed = json.loads((tmp_path / "run" / "cross_test" / "results.json").read_text())
+    assert [row["seeds"] for row in crossed["rows"]] == [[0, 2]]
+    assert main(["check", str(tmp_path / "run")]) == 0
+
+    # With better luck, or another learning rate for all, the gap is filled and the reason is gone.
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("model.safetensors")}
+    command("finetune-ner", *options)
+    assert before.items() <= {path: path.stat().st_mtime_ns for path in root.rglob("model.safetensors")}.items()
+    content = json.loads((root / "results.json").read_text())
+    assert [row["seeds"] for row in content["rows"]] == [[0, 1, 2], [0, 1, 2]]
+    assert content["missing"] == {}
+    assert "missing" not in (root / "results.md").read_text()
+    assert not list(root.rglob("*.missing.json"))
+
+
+def test_a_head_that_diverges_when_redone_keeps_its_predecessor(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_small_task(tmp_path / "mine")
+    options = HeadOptions(ner_data=str(tmp_path), tasks=["mine"], models=[f"x={base}"], seeds=[2])
+    training = HeadTraining(num_train_epochs=1)
+    root = make_heads(Run(str(tmp_path / "run")), options, training)
+    before = {file: file.read_bytes() for file in root.rglob("*") if file.is_file() and "mine" in file.parts}
+    with monkeypatch.context() as patch:
+        patch.setattr(experiments, "finetune", diverging({0}))
+        with pytest.raises(TrainingDiverged, match=r"1 of 2 heads are missing in the tables: .*mine/x/0"):
+            make_heads(Run(str(tmp_path / "run"), force=True), options, training)
+    assert all(file.read_bytes() == content for file, content in before.items() if file.parent.name == "0")
+    # It's still there, but these results would be those of another command.
+    content = json.loads((root / "results.json").read_text())
+    assert [row["seeds"] for row in content["rows"]] == [[1]]
+    assert content["missing"].keys() == {"mine/x/0"}
+    make_heads(Run(str(tmp_path / "run")), options, training)
+    assert json.loads((root / "results.json").read_text())["missing"] == {}
+
+
+def test_heads_of_a_replaced_model_are_compared_with_nothing(base: Path, tmp_path: Path) -> None:
+    run = Run(str(tmp_path / "run"))
+    for seed in (0, 1):
+        with building(run.root / "v0.1", {}, {"seed": seed}) as stage:
+            for file in base.iterdir():
+                shutil.copy(file, stage.path)
+        write_small_task(tmp_path / "data" / f"task{seed}")
+        options = HeadOptions(ner_data=str(tmp_path / "data"), tasks=[f"task{seed}"], models=["v0.1"], seeds=[1])
+        root = make_heads(run, options, HeadTraining(num_train_epochs=1))
+    content = json.loads((root / "results.json").read_text())
+    assert [row["task"] for row in content["rows"]] == ["task1"]
+    assert content["missing"] == {"task0/v0.1/0": f"made from another model than is now in {run.root / 'v0.1'}"}
