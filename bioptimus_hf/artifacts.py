@@ -241,6 +241,8 @@ def remedy(path: Path) -> str:
     command = commands.get(path.name, "pretrain" if re.match(r"v\d|pretraining", path.name) else None)
     if command is None and path.name.isdigit():
         command = "finetune-ner"
+    if (path / "model.onnx").exists():
+        return "export it again to a new folder (`bioptimus export-onnx`)"
     return f"make it again (`bioptimus {command} --force`)" if command else "make it again with force"
 
 
@@ -361,15 +363,26 @@ def read_json(path: str | Path) -> Any:
 
 
 def read_yaml(path: str | Path) -> Any:
-    """Read a YAML file.
+    """Read a YAML file. No key may occur twice in a mapping: YAML itself would silently keep the last value.
 
     Raises:
-        InputError: it cannot be read, or is not YAML.
+        InputError: it cannot be read, is not YAML, or a key occurs twice.
     """
     import yaml  # here: this module is imported wherever files are read, and options must be quick to show
 
+    class Loader(yaml.SafeLoader):
+        def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+            node = super().compose_mapping_node(anchor)
+            first: dict[tuple[str, str], int] = {}
+            for key, _ in node.value:
+                name, line = (key.tag, str(key.value)), key.start_mark.line + 1
+                if name in first:
+                    raise InputError(f"{path}, line {line}: {key.value} is given twice, first in line {first[name]}")
+                first[name] = line
+            return node
+
     try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return yaml.load(Path(path).read_text(encoding="utf-8"), Loader)
     except OSError as error:
         raise InputError(f"{path} can't be read: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +24,9 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]
     HTTPError,
     LocalEntryNotFoundError,
 )
+from safetensors import SafetensorError, safe_open
 
-from bioptimus_hf.artifacts import RECORD, identity, read_record, write_json
+from bioptimus_hf.artifacts import RECORD, identity, read_record, remedy, write_json
 from bioptimus_hf.errors import InputError, format_error
 
 if TYPE_CHECKING:
@@ -38,8 +39,7 @@ IGNORED_LABEL = -100
 """The label of positions that no loss is computed for, as everywhere in transformers."""
 MAX_LENGTH = 512
 """The longest input of BERT, for models that state no limit: transformers 5 would save 1e30, which breaks pipelines."""
-UNREADABLE = (OSError, ValueError, UnpicklingError)
-"""The errors that transformers raises if a folder doesn't contain what is to be loaded."""
+_UNREADABLE = (OSError, ValueError, LookupError, TypeError, EOFError, UnpicklingError, SafetensorError)
 
 # The files of a model. Published folders may contain others, such as the state of an optimizer.
 _CONFIGURATION = ("config.json", "vocab.txt", "tokenizer*.json", "special_tokens_map.json", "added_tokens.json")
@@ -146,16 +146,60 @@ def load_by_name(kind: Any, name: str | Path, **arguments: Any) -> Any:
         InputError: it isn't available, or is of another kind.
     """
     folder = find_model(name).folder
-    try:
+    with _one_line(lambda error: _unavailable(str(name), "model", error)):
         loaded = kind.from_pretrained(folder, **arguments)
-    except UNREADABLE as error:
-        raise _unavailable(str(name), "model", error) from error
     # Without its files, transformers silently makes a tokenizer of the special tokens alone.
     if isinstance(loaded, transformers.PreTrainedTokenizerBase) and len(loaded) <= len(loaded.all_special_tokens):
         raise InputError(
             f"{name} has no vocabulary: give a folder with tokenizer.json or vocab.txt, or a name on the Hub"
         )
     return loaded
+
+
+def check_bert(name: str | Path) -> Any:
+    """Check that a model is a BERT with weights, without loading them, and return its configuration.
+
+    Args:
+        name: local folder or name on the Hub.
+
+    Raises:
+        InputError: it isn't available, isn't a BERT, or has no weights or an incomplete file of them.
+    """
+    folder = Path(find_model(name).folder)
+    with _one_line(lambda error: _unavailable(str(name), "model", error)):
+        config = transformers.AutoConfig.from_pretrained(folder)
+        _check_type(name, config)
+        files = [file for pattern in (*_SAFETENSORS, *_PICKLED) for file in folder.glob(pattern)]
+        for file in files:
+            if file.suffix == ".safetensors":
+                with safe_open(file, "np"):  # compares the size of the file with its header
+                    pass
+    if not files:
+        raise InputError(f"{name} has no weights: give a folder with model.safetensors, or a name on the Hub")
+    return config
+
+
+def check_base(name: str | Path, *, length: int = 0) -> int:
+    """Check that a model can become what a run makes of it, without loading its weights.
+
+    Args:
+        name: local folder or name on the Hub.
+        length: number of tokens that it must be able to read at once.
+
+    Returns:
+        The largest number of tokens that it can read at once.
+
+    Raises:
+        InputError: as for `check_bert`; or it doesn't tie its output embeddings to its input embeddings, or has too few
+            positions.
+    """
+    config = check_bert(name)
+    if not config.tie_word_embeddings:
+        raise InputError(f"{name} doesn't tie its output embeddings to its input embeddings: give a tied BERT")
+    positions = int(config.max_position_embeddings)
+    if length > positions:
+        raise InputError(f"{name} reads {positions} tokens, not {length}: use a smaller max_length or another model")
+    return positions
 
 
 def load_masked_lm(
@@ -178,19 +222,14 @@ def load_masked_lm(
     """
     import torch
 
-    try:
-        folder = find_model(name).folder
-        model_type = transformers.AutoConfig.from_pretrained(folder).model_type
-        if model_type == "bert":
-            with _random_state(seed):
-                # Without a dtype, transformers would keep that of the file, and half precision trains badly.
-                model, info = (kind or transformers.BertForMaskedLM).from_pretrained(
-                    folder, dtype=torch.float32, output_loading_info=True
-                )
-    except UNREADABLE as error:
-        raise InputError(f"{name} can't be loaded as a BertForMaskedLM ({format_error(error)})") from error
-    if model_type != "bert":
-        raise InputError(f"{name} is a {model_type} model, which can't become a BertForMaskedLM: give a BERT")
+    folder = find_model(name).folder
+    with _one_line(lambda error: _not_loaded(name, "BertForMaskedLM", error)):
+        _check_type(name, transformers.AutoConfig.from_pretrained(folder))
+        with _random_state(seed):
+            # Without a dtype, transformers would keep that of the file, and half precision trains badly.
+            model, info = (kind or transformers.BertForMaskedLM).from_pretrained(
+                folder, dtype=torch.float32, output_loading_info=True
+            )
     initialised = sorted(info["missing_keys"])
     missing = [key for key in initialised if not key.startswith("cls.")]
     if missing:
@@ -218,8 +257,8 @@ def new_head(base: str | Path, labels: Sequence[str], *, seed: int) -> tuple[Pre
     """
     import torch
 
-    try:
-        folder = find_model(base).folder
+    folder = find_model(base).folder
+    with _one_line(lambda error: _not_loaded(base, "BertForTokenClassification", error)):
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         with _random_state(seed):
             model, info = transformers.AutoModelForTokenClassification.from_pretrained(
@@ -230,8 +269,6 @@ def new_head(base: str | Path, labels: Sequence[str], *, seed: int) -> tuple[Pre
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
-    except UNREADABLE as error:
-        raise InputError(f"{base} can't be loaded as a BertForTokenClassification ({format_error(error)})") from error
     if not isinstance(model, transformers.BertForTokenClassification):
         raise InputError(f"{base} is a {model.config.model_type} model: give a BERT")
     wrong = [f"{name} has another shape" for name, *_ in info["mismatched_keys"]]
@@ -244,6 +281,31 @@ def new_head(base: str | Path, labels: Sequence[str], *, seed: int) -> tuple[Pre
             torch.nn.init.normal_(model.classifier.weight, std=model.config.initializer_range)
         torch.nn.init.zeros_(model.classifier.bias)
     return model, tokenizer
+
+
+def _check_type(name: str | Path, config: Any) -> None:
+    if config.model_type != "bert":
+        raise InputError(f"{name} is a {config.model_type} model, which can't become a BertForMaskedLM: give a BERT")
+
+
+@contextmanager
+def _one_line(describe: Callable[[Exception], InputError]) -> Iterator[None]:
+    """Raise, in place of the errors of the libraries that read models, one that describes them in a line.
+
+    Args:
+        describe: makes an InputError of such an error.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except _UNREADABLE as error:
+        raise describe(error) from error
+    except Exception as error:
+        # tokenizers raises just that, and PyTorch a RuntimeError for an incomplete file.
+        if type(error) is not Exception and "PytorchStreamReader" not in str(error):
+            raise
+        raise describe(error) from error
 
 
 @contextmanager
@@ -354,7 +416,7 @@ def save_masked_lm(
 def save_head(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
     """Save a token classifier and its tokenizer, so that `pipeline("ner", model=folder)` needs nothing else."""
     model.save_pretrained(folder)
-    tokenizer.model_max_length = min(MAX_LENGTH, model.config.max_position_embeddings)
+    tokenizer.model_max_length = model.config.max_position_embeddings
     save_tokenizer(tokenizer, folder)
 
 
@@ -402,11 +464,18 @@ def _download(given: str, kind: str, patterns: Sequence[str]) -> Source:
     return Source(folder, f"{name}@{Path(folder).name}")
 
 
+def _not_loaded(name: str | Path, kind: str, error: Exception) -> InputError:
+    advice = f": {remedy(Path(name))}" if (Path(name) / RECORD).is_file() else ""
+    return InputError(f"{name} can't be loaded as a {kind} ({format_error(error)}){advice}")
+
+
 def _unavailable(given: str, kind: str, error: Exception) -> InputError:
     folder = Path(given)
     if folder.is_dir():
         inner = sorted(path.parent for path in folder.glob("*/config.json"))
         close = f": did you mean {inner[0]}?" if inner else ""
+        if (folder / RECORD).is_file():
+            close = f": {remedy(folder)}"
         return InputError(f"{given}: no {kind} can be loaded from this folder ({format_error(error)}){close}")
     reason = format_error(error)
     if isinstance(error, LocalEntryNotFoundError):

@@ -69,8 +69,8 @@ class Annotator:
             raise InputError(f"batch_size is {self.batch_size}: it must be at least 1")
         self._groups: list[_Group] = []
         for source in models:
+            engine = load_engine(source, self.device, dtype)  # first: it verifies the files of both
             own_tokenizer = tokenizer or _load_tokenizer(source)
-            engine = load_engine(source, self.device, dtype)
             text_tokenizer = TextTokenizer(own_tokenizer, engine.config)
             group = next((group for group in self._groups if group.tokenizer.is_equivalent_to(text_tokenizer)), None)
             if group is None:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, BatchEncoding, PretrainedConfig, PreTrainedTokenizerBase
 
-from bioptimus_hf.annotation.engines import ONNX_FILE
+from bioptimus_hf.annotation.engines import ONNX_FILE, OnnxEngine
 from bioptimus_hf.annotation.extras import require_packages
 from bioptimus_hf.artifacts import building, verify
 from bioptimus_hf.errors import InputError
@@ -34,8 +34,8 @@ def export_onnx(model: str | Path, folder: str | Path, *, precision: Literal["in
             computed at run time. The file is a quarter of the size and faster; a few predictions change.
 
     Raises:
-        InputError: a package is missing (extra `onnx`), the folder is not empty, there is no such model, or it isn't a
-            trained token classifier.
+        InputError: a package is missing (extra `onnx`), the folder is not empty, there is no such model, it isn't a
+            trained token classifier, or the exported file computes NaN or can't be loaded.
     """
     require_packages("onnx", "onnx", "onnxruntime", "onnxscript")
     folder = Path(folder)
@@ -58,6 +58,7 @@ def export_onnx(model: str | Path, folder: str | Path, *, precision: Literal["in
             _quantise(full_precision, stage.path / ONNX_FILE)
         else:
             _export(head, stage.path / ONNX_FILE)
+        _check(stage.path, tokenizer, model)
 
 
 class _Logits(torch.nn.Module):
@@ -114,13 +115,28 @@ def _feature_sizes(
         linear.register_forward_pre_hook(lambda _, inputs, name=name: measure(name, inputs[0]))
         for name, linear in linears.items()
     ]
-    sample = resources.files("bioptimus_hf") / "sample" / "corpus.txt"
-    max_length = head.config.max_position_embeddings - 2  # RoBERTa doesn't use two of its positions
-    for text in sample.read_text(encoding="utf-8").splitlines()[:_TEXTS_MEASURED]:
-        head(**tokenizer(text, truncation=True, max_length=max_length, return_tensors="pt"))
+    for inputs in _sample(tokenizer, head.config):
+        head(**inputs)
     for hook in hooks:
         hook.remove()
     return largest
+
+
+def _sample(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> Iterator[BatchEncoding]:
+    """Yield some texts of the sample as inputs of a model."""
+    sample = resources.files("bioptimus_hf") / "sample" / "corpus.txt"
+    max_length = config.max_position_embeddings - 2  # RoBERTa doesn't use two of its positions
+    for text in sample.read_text(encoding="utf-8").splitlines()[:_TEXTS_MEASURED]:
+        yield tokenizer(text, truncation=True, max_length=max_length, return_tensors="pt")
+
+
+def _check(folder: Path, tokenizer: PreTrainedTokenizerBase, model: str | Path) -> None:
+    """Raise if an exported file can't be loaded, for instance because the disk is full, or computes NaN."""
+    engine = OnnxEngine(folder)
+    for inputs in _sample(tokenizer, engine.config):
+        logits = engine.logits(inputs["input_ids"], inputs["attention_mask"])
+        if not bool(logits.isfinite().all()):
+            raise InputError(f"{model} computes NaN or infinity as an ONNX file: its training may have diverged")
 
 
 def _export(head: Any, path: Path) -> None:

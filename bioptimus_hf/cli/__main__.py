@@ -62,7 +62,7 @@ def _dispatch(arguments: Sequence[str], own_process: bool) -> None:
         return
     name = arguments[0].replace("_", "-")
     if name not in COMMANDS:
-        from bioptimus_hf.cli.options import suggestion
+        from bioptimus_hf.cli.recipes import suggestion
 
         kind = "option" if name.startswith("-") else "command"
         close = suggestion(name.lower(), ["--help", "--version"] if kind == "option" else COMMANDS)

@@ -40,6 +40,7 @@ def execute(options: DemoOptions) -> None:
     if options.base_model is None:
         os.environ["HF_HUB_OFFLINE"] = "1"  # for the stages
     plan = Plan(RecipeOptions("demo", output_dir=options.output_dir, base_model=base, force=options.force))
+    plan.look_ahead()
     print(plan.table(), flush=True)
     for stage in STAGES[:-1]:
         print(f"== {stage.replace('_', '-')}", file=sys.stderr, flush=True)

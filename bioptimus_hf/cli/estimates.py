@@ -1,4 +1,4 @@
-"""Estimate how long the stages of a recipe take.
+"""Estimate how long the stages of a recipe take, and how much they write.
 
 The rates were measured with a 22.7M-parameter model on two CPU cores with AVX512-BF16. They are scaled by the size of
 the encoder and the number of cores: expect errors by a factor of two, and far less time on a GPU.
@@ -6,11 +6,12 @@ the encoder and the number of cores: expect errors by a factor of two, and far l
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from bioptimus_hf.artifacts import read_json
 
 _START_UP = 8  # seconds until a stage begins to work
 _MEASURED_WEIGHTS = 12 * 6 * 384**2  # of the encoder's layers, without embeddings
@@ -25,6 +26,8 @@ _BYTES_PER_TOKEN = 5.0
 _NEW_TOKENS_SHARE = 0.6  # of a new vocabulary, beside a general one
 _CONTEXTS_FOUND_SHARE = 0.75  # of those asked for; many tokens are rare
 _CONTEXTS_PER_MEGABYTE = 1e4  # at most, in a small corpus
+_BYTES_PER_CONTEXT = 500.0  # a sentence and its places, in the parts of the search and in the result
+_BLURB_TASKS, _PHASES = 5, 4
 _UNPACKED = {".gz": 3.0, ".parquet": 1.8}  # bytes of text for a byte of a file
 
 
@@ -43,9 +46,33 @@ def megabytes(corpus: list[str], limit: float | None = None) -> float | None:
 
 def encoder_weights(folder: str | None) -> int:
     """Return the number of weights in the layers of a BERT; that of BERT base if the model isn't local."""
-    path = Path(folder or "") / "config.json"
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if folder and path.is_file() else {}
-    return 12 * int(config.get("num_hidden_layers", 12)) * int(config.get("hidden_size", 768)) ** 2
+    layers, width = _shape(folder)
+    return 12 * layers * width**2
+
+
+def megabytes_written(stage: str, options: Mapping[str, Any], text: float | None, base: str | None) -> float:
+    """Estimate how much a stage writes, in 10^6 bytes. The cache of `datasets` isn't included.
+
+    Args:
+        stage: name of its section in a recipe.
+        options: of the stage, and `size` and `per_token` of vocabulary and contexts.
+        text: size of the corpus in 10^6 bytes.
+        base: folder of the base model, or its name on the Hub.
+    """
+    model: float = 4e-6 * (encoder_weights(base) + options["size"] * _shape(base)[1])
+    if stage == "find_contexts":
+        return 1e-6 * _BYTES_PER_CONTEXT * _contexts(options, text)
+    models = 0.0
+    if stage == "distill":
+        models = 1
+    if (
+        stage == "pretrain"
+    ):  # a checkpoint has two moments of each weight, too; a new one is written beside the old ones
+        models = (len(options["phases"] or []) or _PHASES) + 3 * ((options["save_total_limit"] or 1) + 1)
+    if stage == "finetune_ner":
+        tasks = sum(_BLURB_TASKS if task == "all" else 1 for task in options["tasks"])
+        models = 1 + tasks * len(options["models"]) * _seeds(options)
+    return model * models
 
 
 def seconds(
@@ -79,8 +106,7 @@ def _work(stage: str, options: Mapping[str, Any], text: float | None) -> float |
     if stage in _MEGABYTES_PER_SECOND:
         return text
     if stage == "distill":
-        contexts: float = _NEW_TOKENS_SHARE * options["size"] * options["per_token"] * _CONTEXTS_FOUND_SHARE
-        return contexts if text is None else min(contexts, _CONTEXTS_PER_MEGABYTE * text)
+        return _contexts(options, text)
     if stage == "pretrain":
         steps: int = options.get("max_steps") or -1
         if steps > 0:
@@ -93,6 +119,11 @@ def _work(stage: str, options: Mapping[str, Any], text: float | None) -> float |
     return 0.0
 
 
+def _contexts(options: Mapping[str, Any], text: float | None) -> float:
+    contexts: float = _NEW_TOKENS_SHARE * options["size"] * options["per_token"] * _CONTEXTS_FOUND_SHARE
+    return contexts if text is None else min(contexts, _CONTEXTS_PER_MEGABYTE * text)
+
+
 def duration(estimate: float | None) -> str:
     """Return an estimate in words."""
     if estimate is None:
@@ -101,6 +132,13 @@ def duration(estimate: float | None) -> str:
         return f"about {max(10, round(estimate, -1)):.0f} s"
     minutes = estimate / 60
     return f"about {minutes:.0f} min" if minutes < 90 else f"about {minutes / 60:.1f} h"
+
+
+def _shape(folder: str | None) -> tuple[int, int]:
+    """Return the number of layers of a BERT and the size of its states; those of BERT base if it isn't local."""
+    path = Path(folder or "") / "config.json"
+    config: dict[str, Any] = read_json(path) if folder and path.is_file() else {}
+    return int(config.get("num_hidden_layers", 12)), int(config.get("hidden_size", 768))
 
 
 def _seeds(options: Mapping[str, Any]) -> int:

@@ -80,12 +80,17 @@ def run(command: Callable[[], None]) -> int:
 
 
 def _fail(message: str, status: int = 2) -> int:
+    """Print an error as the last line, and return the exit status."""
+    if tqdm := sys.modules.get("tqdm"):
+        for bar in list(getattr(tqdm.tqdm, "_instances", ())):  # it would be drawn once more when the process ends
+            bar.close()
+    sys.stdout.flush()
     print(message, file=sys.stderr)
     return status
 
 
 def _resource_error(error: Exception) -> str | None:
-    """Return what to say if memory or disk ran out; None for any other error."""
+    """Return what to say if memory or disk ran out, or a file can't be used; None for any other error."""
     detail = " ".join(str(error).split())[:150]
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(error, torch.OutOfMemoryError):
@@ -98,6 +103,8 @@ def _resource_error(error: Exception) -> str | None:
         return f"disk full{place} ({error.strerror}): free some space and run the same command again to resume"
     if any(words in str(error) for words in _OUT_OF_SPACE_WORDING):
         return f"disk full ({detail}): free some space and run the same command again to resume"
+    if isinstance(error, OSError) and error.filename:  # permissions, a device that fails, too many open files
+        return f"{error.filename} can't be read or written ({error.strerror or error}): run the same command again"
     return None
 
 

@@ -8,48 +8,20 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
-import glob
 import inspect
 import json
 import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
-from bioptimus_hf.artifacts import read_yaml
+from bioptimus_hf.cli.recipes import SECTIONS, apply_recipe, suggestion
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.recipes import find
-
-SECTIONS = (
-    "train_vocabulary",
-    "find_contexts",
-    "distill",
-    "pretrain",
-    "finetune_ner",
-    "annotate",
-    "export_onnx",
-    "report",
-    "publish",
-    "app",
-)
-"""The commands that a recipe may have a section for."""
-COMMON = (
-    "output_dir",
-    "seed",
-    "base_model",
-    "corpus",
-    "text_column",
-    "max_megabytes",
-    "errors",
-    "validation_share",
-    "num_proc",
-)
-"""The keys at the top level of a recipe: options that several commands share."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -99,7 +71,7 @@ def parse(
         SystemExit: help was asked for and printed.
     """
     values = parse_values(options, section, description, sys.argv[1:] if argv is None else argv)
-    return tuple(_build(type_, values) for type_ in options)
+    return tuple(build(type_, values) for type_ in options)
 
 
 def parse_values(options: Sequence[type], section: str, description: str | None, argv: Sequence[str]) -> dict[str, Any]:
@@ -121,11 +93,14 @@ def parse_values(options: Sequence[type], section: str, description: str | None,
         recipe = _Parser(add_help=False, allow_abbrev=False)
         recipe.add_argument("--recipe")
         if name := recipe.parse_known_args(arguments)[0].recipe:
-            _apply_recipe(parser, find(name), section)
+            apply_recipe(parser, find(name), section)
     namespace, unknown = parser.parse_known_args(arguments)
     if unknown:
         raise InputError(_unknown_option(unknown[0], parser))
-    return vars(namespace)
+    values = vars(namespace)
+    if values.get("output_dir") == "":  # which would mean the working directory
+        raise InputError("is empty: name a folder", argument="output_dir")
+    return values
 
 
 def check_recipe(options: Sequence[type], path: Path, section: str) -> None:
@@ -134,7 +109,7 @@ def check_recipe(options: Sequence[type], path: Path, section: str) -> None:
     Raises:
         InputError: a key is unknown, or a value can't be used.
     """
-    _apply_recipe(build_parser(options, None), path, section)
+    apply_recipe(build_parser(options, None), path, section)
 
 
 def build_parser(
@@ -270,12 +245,6 @@ def _unknown_option(argument: str, parser: argparse.ArgumentParser) -> str:
     return f"unknown option {name}{suggestion(name, parser._option_string_actions)}; see --help"
 
 
-def suggestion(name: str, known: typing.Iterable[str]) -> str:
-    """Return `: did you mean ...?` if a known name is similar, or an empty string."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f": did you mean {close[0]}?" if close else ""
-
-
 def with_dashes(error: InputError, options: Sequence[type]) -> str:
     """Return an error's message with options as they are written on the command line: `use --force` for `use force`.
 
@@ -302,93 +271,15 @@ def _example_first(docstring: str) -> str:
     )
 
 
-def _apply_recipe(parser: argparse.ArgumentParser, path: Path, section: str) -> None:
-    """Make the values of a recipe the defaults of the options they name, so that these are no longer required."""
-    options = {action.dest: action for action in parser._actions if action.dest not in ("help", "help_all", "recipe")}
-    content = read_recipe(path)
-    own = content.get(section) or {}
-    for key in own:
-        if key not in options:
-            raise InputError(f"{path}: {section} has no option {key}{suggestion(key, options)}; see --help")
-    common = {key: value for key, value in content.items() if key in COMMON}
-    if "output_dir" in options:
-        common["output_dir"] = str(Path(default_output_dir(path, content)).absolute())
-    for key, value in {**common, **own}.items():
-        if key in options:
-            parser.set_defaults(**{key: _typed(path, options[key], value)})
-            options[key].required = False
-            if not options[key].option_strings:
-                options[key].nargs = "?"
-
-
-def default_output_dir(path: Path, content: Mapping[str, Any]) -> str:
-    """Return the folder of the run of a recipe: the one it names, or `runs/<name of the recipe>`."""
-    named = content.get("output_dir")
-    return relative_to_recipe(path, str(named), new=True) if named else str(Path("runs") / path.stem)
-
-
-def read_recipe(path: Path) -> dict[str, Any]:
-    """Read a recipe and check its top-level keys.
-
-    Raises:
-        InputError: it can't be read, or a key is neither a section nor a common option.
-    """
-    content = read_yaml(path)
-    if not isinstance(content, dict):
-        raise InputError(f"{path} must be a mapping of options")
-    for key, value in content.items():
-        if key not in (*SECTIONS, *COMMON):
-            known = (*SECTIONS, *COMMON)
-            raise InputError(
-                f"{path}: {key} is neither the section of a command nor one of {', '.join(COMMON)}"
-                f"{suggestion(str(key), known)}"
-            )
-        if key in SECTIONS and not isinstance(value or {}, dict):
-            raise InputError(f"{path}: {key} must be a mapping of options")
-    return content
-
-
-def _typed(path: Path, option: argparse.Action, value: Any) -> Any:
-    """Convert a value of a recipe as the command line would.
-
-    YAML 1.1 reads `5e-5` as a string and `5` as an integer; both are numbers if the option is a float.
-    """
-    if value is None and option.default is None and not option.required:
-        return None
-    if option.nargs == "+":
-        return [_typed_one(path, option, one) for one in (value if isinstance(value, list) else [value])]
-    return _typed_one(path, option, value)
-
-
-def _typed_one(path: Path, option: argparse.Action, value: Any) -> Any:
-    convert = typing.cast(Callable[[str], Any], option.type or str)
-    if value is not None and not isinstance(value, list):
-        try:
-            converted = convert(json.dumps(value) if isinstance(value, dict) else str(value))
-            if option.choices is None or converted in option.choices:
-                place = getattr(option, "path", None)
-                return relative_to_recipe(path, converted, new=place == "output") if place else converted
-        except (ValueError, TypeError, argparse.ArgumentTypeError):
-            pass
-    kind = getattr(convert, "__name__", str(convert)).removeprefix("_to_")
-    wanted = f"one of {', '.join(map(str, option.choices))}" if option.choices else f"of type {kind}"
-    raise InputError(f"{path}: {option.dest} must be {wanted}, not {value!r}")
-
-
-def relative_to_recipe(recipe: Path, value: str, *, new: bool) -> str:
-    """Resolve a path relative to a recipe.
+def build(type_: type, values: Mapping[str, Any]) -> Any:
+    """Make an object of a dataclass of options.
 
     Args:
-        value: a path, or `label=path`. Anything that doesn't exist beside the recipe stays as it is, since it may be a
-            name on the Hub, or the name of a task or version.
-        new: whether the path is of something to be written, which needn't exist.
+        values: options by name, from `parse_values`; others are ignored.
+
+    Raises:
+        InputError: a value can't be used.
     """
-    label, equals, path = value.rpartition("=")
-    beside = str(recipe.resolve().parent / path)
-    return label + equals + (beside if new or glob.glob(beside, recursive=True) else path)
-
-
-def _build(type_: type, values: Mapping[str, Any]) -> Any:
     given = {
         field.name: values[field.name] for field in dataclasses.fields(type_) if field.init and field.name in values
     }

@@ -12,19 +12,21 @@ are relative to its folder. The package brings the recipes demo, biomedical_20mb
 from __future__ import annotations
 
 import importlib
-import json
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bioptimus_hf.cli import estimates
+from bioptimus_hf.artifacts import read_json
+from bioptimus_hf.cli import estimates, lookahead
 from bioptimus_hf.cli.__main__ import COMMANDS
-from bioptimus_hf.cli.options import SECTIONS, check_recipe, default_output_dir, parse_values, read_recipe
+from bioptimus_hf.cli.options import check_recipe, parse_values
+from bioptimus_hf.cli.recipes import SECTIONS, default_output_dir, read_recipe
 from bioptimus_hf.errors import InputError, Terminated
 from bioptimus_hf.recipes import find
 
@@ -76,6 +78,7 @@ OPTIONS = (RecipeOptions,)
 def execute(options: RecipeOptions) -> None:
     """Print the plan, then run the stages one after another."""
     plan = Plan(options)
+    plan.look_ahead()
     print(plan.table(), flush=True)
     if options.dry_run:
         return
@@ -110,12 +113,23 @@ class Plan:
         for stage in self.stages:
             self._check_sources(stage)
 
+    def look_ahead(self) -> None:
+        """Check what is needed by all stages. In a dry run, nothing is looked up on the Hub.
+
+        Raises:
+            InputError: a stage would fail, or there is clearly too little space on the disk.
+        """
+        lookahead.Prospect(self._values, self.stages, self.output_dir, online=not self.options.dry_run).check()
+        lookahead.check_space(self.output_dir, self._megabytes())
+
     def table(self) -> str:
-        """Return what each stage does, and how long it takes."""
+        """Return what each stage does, how long it takes, and how much is written."""
         rows = [(name := stage.replace("_", "-"), COMMANDS[name], self._state(stage)) for stage in self.stages]
         widths = [max(len(row[column]) for row in rows) for column in range(2)]
         base = self._values["train_vocabulary"]["base_model"]
-        lines = [f"{self.path} -> {self.output_dir}", f"  base model: {base}"]
+        written, free = self._megabytes() / 1e3, lookahead.free_megabytes(self.output_dir) / 1e3
+        space = f"  disk: about {written:.1f} GB will be written, {free:.1f} GB are free"
+        lines = [f"{self.path} -> {self.output_dir}", f"  base model: {base}", space]
         lines += [f"  {name:<{widths[0]}}  {summary:<{widths[1]}}  {state}" for name, summary, state in rows]
         if self._left_out:
             lines.append("  finetune-ner  left out: no NER data is named (ner_data)")
@@ -150,16 +164,32 @@ class Plan:
         return bool(self.options.ner_data or section.get("ner_data") or sources)
 
     def _state(self, stage: str) -> str:
-        records = [] if self.options.force else sorted(self.output_dir.glob(_RECORDS.get(stage, "none")))
-        if records:
-            spent = sum(json.loads(record.read_text(encoding="utf-8")).get("seconds", 0) for record in records)
+        if records := self._records(stage):
+            spent = sum(read_json(record).get("seconds", 0) for record in records)
             what = f"{len(records)} heads finished" if stage == "finetune_ner" else "finished"
             return f"{what} before, in {spent:.0f} s; skipped if nothing has changed"
-        vocabulary, contexts = self._values["train_vocabulary"], self._values["find_contexts"]
-        text = estimates.megabytes(vocabulary["corpus"], vocabulary["max_megabytes"])
-        options = {"size": vocabulary["size"], "per_token": contexts["per_token"], **self._values[stage]}
-        weights = estimates.encoder_weights(vocabulary["base_model"])
-        return estimates.duration(estimates.seconds(stage, options, text, weights))
+        weights = estimates.encoder_weights(self._values["train_vocabulary"]["base_model"])
+        return estimates.duration(estimates.seconds(stage, self._sizes(stage), self._text, weights))
+
+    def _megabytes(self) -> float:
+        """Return roughly how much the stages that aren't finished write, in 10^6 bytes."""
+        base = self._values["train_vocabulary"]["base_model"]
+        rest = [stage for stage in self.stages if not self._records(stage)]
+        return sum(estimates.megabytes_written(stage, self._sizes(stage), self._text, base) for stage in rest)
+
+    def _records(self, stage: str) -> list[Path]:
+        """Return the records of the results of a stage that are finished and won't be redone."""
+        return [] if self.options.force else sorted(self.output_dir.glob(_RECORDS.get(stage, "none")))
+
+    @cached_property
+    def _text(self) -> float | None:
+        vocabulary = self._values["train_vocabulary"]
+        return estimates.megabytes(vocabulary["corpus"], vocabulary["max_megabytes"])
+
+    def _sizes(self, stage: str) -> dict[str, Any]:
+        """Return the options of a stage, and those of others that say how much it has to do."""
+        size, per_token = self._values["train_vocabulary"]["size"], self._values["find_contexts"]["per_token"]
+        return {"size": size, "per_token": per_token, **self._values[stage]}
 
     def _parse(self, stage: str) -> dict[str, Any]:
         """Return the options of a stage as its command will read them."""

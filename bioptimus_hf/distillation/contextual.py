@@ -19,7 +19,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bioptimus_hf.contexts.kernels import hash_texts
 from bioptimus_hf.contexts.matching import utf8_buffers
-from bioptimus_hf.errors import InputError
+from bioptimus_hf.errors import InputError, TrainingDiverged
+from bioptimus_hf.models import check_finite
+
+DIVERGED = "the base model may be damaged, or bfloat16 too coarse for it: try another layer, or without bf16"
+"""How the error ends that begins with the token whose vector isn't finite."""
 
 _BATCHES_PER_CHUNK = 64  # batches whose sentences are loaded and sorted together
 
@@ -68,6 +72,7 @@ def contextual_embeddings(
 
     Raises:
         InputError: the model has no such layer, or a context contains no piece between `start` and `end`.
+        TrainingDiverged: the hidden states of a token contain NaN or infinity.
     """
     check_layer(model, layer)
     encoder = model.base_model.eval()
@@ -87,7 +92,9 @@ def contextual_embeddings(
             counts.index_add_(0, token, torch.ones_like(token))
             bar.update(len(texts))
     means = (sums / counts.unsqueeze(1)).float()
-    return {token: means[number] for number, token in enumerate(index.tokens)}
+    vectors = {token: means[number] for number, token in enumerate(index.tokens)}
+    check_finite(vectors.items(), "hidden states", DIVERGED, error=TrainingDiverged)
+    return vectors
 
 
 def check_layer(model: PreTrainedModel, layer: int) -> None:

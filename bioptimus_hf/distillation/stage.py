@@ -7,18 +7,29 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 from datasets import Dataset, load_from_disk
 from transformers import AutoTokenizer, BertForMaskedLM, PreTrainedTokenizerBase
 
-from bioptimus_hf.artifacts import RECORD, Run, building, identity, is_finished, read_record, verify, write_json
+from bioptimus_hf.artifacts import (
+    RECORD,
+    Run,
+    building,
+    identity,
+    is_finished,
+    read_record,
+    remedy,
+    verify,
+    write_json,
+)
 from bioptimus_hf.distillation.contextual import contextual_embeddings
 from bioptimus_hf.distillation.initialization import initial_rows
 from bioptimus_hf.distillation.options import FROM_CONTEXTS, DistillationOptions, RowTraining
 from bioptimus_hf.distillation.report import inspect_rows
 from bioptimus_hf.distillation.token_distillation import distill_tokens
 from bioptimus_hf.distillation.transplant import transplant_vocabulary
-from bioptimus_hf.errors import InputError
+from bioptimus_hf.errors import InputError, format_error
 from bioptimus_hf.models import Source, base_of_run, load_by_name, load_masked_lm, save_masked_lm
 
 logger = logging.getLogger(__name__)
@@ -61,7 +72,7 @@ def _make(folder: Path, run: Run, options: DistillationOptions) -> None:
     with building(folder, inputs, settings, sources={name: run.root / name for name in stages}) as built:
         vectors, counts = None, None
         if needs_contexts:
-            contexts = load_from_disk(run.root / "contexts")
+            contexts = _load_contexts(run.root / "contexts")
             counts = Counter(contexts["token"])
             vectors = _make_vectors(model, source, target, contexts, options, run.seed)
         new = initial_rows(model, source, target, initializer=options.initializer, vectors=vectors, seed=run.seed)
@@ -86,6 +97,22 @@ def _make(folder: Path, run: Run, options: DistillationOptions) -> None:
         len(new.without_vectors),
         len(new.unknown),
     )
+
+
+def _load_contexts(folder: Path) -> Dataset:
+    """Load the contexts of a run, which may also be the user's own.
+
+    Raises:
+        InputError: they can't be read, or a column is missing.
+    """
+    try:
+        contexts = load_from_disk(folder)
+    except (OSError, ValueError, LookupError, TypeError, pa.ArrowException) as error:
+        raise InputError(f"{folder} can't be read ({format_error(error)}): {remedy(folder)}") from error
+    columns = contexts.column_names
+    if not isinstance(contexts, Dataset) or not {"token", "text", "start", "end"} <= set(columns):
+        raise InputError(f"{folder} must have the columns token, text, start and end, not {columns}: {remedy(folder)}")
+    return contexts
 
 
 def _check_stages(root: Path, stages: list[str], base_model: str | None) -> Source:

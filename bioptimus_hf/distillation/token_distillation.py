@@ -19,8 +19,10 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bioptimus_hf.distillation.contextual import check_layer
+from bioptimus_hf.distillation.contextual import DIVERGED, check_layer
 from bioptimus_hf.distillation.options import RowTraining
+from bioptimus_hf.errors import TrainingDiverged
+from bioptimus_hf.models import check_finite
 
 _SNIPPET = 50  # pieces of text around a token, including its own, as in the paper
 _TOKENS_PER_BATCH = 16
@@ -85,6 +87,7 @@ def distill_tokens(
 
     Raises:
         InputError: the model has no such layer.
+        TrainingDiverged: an embedding contains NaN or infinity.
     """
     training = training or RowTraining()
     check_layer(model, training.layer)
@@ -99,8 +102,9 @@ def distill_tokens(
                 examples = [_make_examples(encoder, snippets[number], training) for number in usable]
                 names = [tokens[number] for number in usable]
                 initial = torch.stack([start[token] for token in names]).float().to(model.device)
-                trained = _train(encoder, initial, examples, training)
-                rows |= dict(zip(names, trained.cpu(), strict=True))
+                trained = dict(zip(names, _train(encoder, initial, examples, training).cpu(), strict=True))
+                check_finite(trained.items(), "token distillation", DIVERGED, error=TrainingDiverged)
+                rows |= trained
             bar.update(len(usable) if limit else len(tokens))  # in the unit of the bar's total
             if len(rows) == limit:
                 break

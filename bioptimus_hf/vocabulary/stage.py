@@ -10,10 +10,10 @@ from transformers import AutoTokenizer
 from bioptimus_hf.artifacts import Run, building, is_finished, write_json
 from bioptimus_hf.corpus.dataset import corpus_identity, load_splits
 from bioptimus_hf.corpus.options import Corpus
-from bioptimus_hf.models import find_model, load_by_name, save_tokenizer
+from bioptimus_hf.models import check_base, find_model, load_by_name, save_tokenizer
 from bioptimus_hf.vocabulary.fertility import report_vocabulary
 from bioptimus_hf.vocabulary.options import VocabularyOptions
-from bioptimus_hf.vocabulary.tokenizer import build_tokenizer, compare_vocabularies
+from bioptimus_hf.vocabulary.tokenizer import build_tokenizer, compare_vocabularies, warn_if_cased
 from bioptimus_hf.vocabulary.training import extend_vocabulary, train_vocabulary
 
 logger = logging.getLogger(__name__)
@@ -32,8 +32,9 @@ def make_tokenizer(run: Run, corpus: Corpus, options: VocabularyOptions) -> Path
         report on held-out text (`report.md`, `report.json`, `fertility.png`).
 
     Raises:
-        InputError: the corpus or the base model can't be read, `size` is too small, no words are held out, or the
-            folder holds a tokenizer made from other inputs or settings and `run.force` is false.
+        InputError: the corpus or the base model can't be read, the base isn't a BERT with tied embeddings, `size` is
+            too small, no words are held out, or the folder holds a tokenizer made from other inputs or settings and
+            `run.force` is false.
     """
     with run.working_on("tokenizer") as folder:
         _make(folder, run, corpus, options)
@@ -52,7 +53,10 @@ def _make(folder: Path, run: Run, corpus: Corpus, options: VocabularyOptions) ->
     }
     if is_finished(folder, inputs, settings, force=run.force):
         return
+    positions = check_base(base_model.folder)
     base = load_by_name(AutoTokenizer, base_model.folder)
+    base.model_max_length = min(base.model_max_length, positions)  # many tokenizers on the Hub state no limit
+    warn_if_cased(base, options.base_model)
     with building(folder, inputs, settings) as stage:
         splits = load_splits(corpus)
         train = train_vocabulary if options.policy == "replace" else extend_vocabulary

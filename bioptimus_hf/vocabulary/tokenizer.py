@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -17,10 +18,13 @@ from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import MAX_LENGTH, tokens_in_order
 
+logger = logging.getLogger(__name__)
+
 MARK = "##"
 """Prefix of a WordPiece token that continues a word."""
 
 _UNUSED = re.compile(r"\[unused\d+\]")
+_MANY_UNREACHABLE = 0.01  # share of a vocabulary; none of bert-base-uncased is unreachable, and 40 % of a cased one
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,30 @@ def compare_vocabularies(source: PreTrainedTokenizerBase, target: PreTrainedToke
         new=tuple(token for token in after if token not in in_source),
         dropped=tuple(token for token in before if token not in in_target),
     )
+
+
+def warn_if_cased(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Warn if many tokens can never occur because the tokenizer lower-cases text or strips accents.
+
+    transformers lower-cases by default, for instance if a cased model has no `tokenizer_config.json`.
+
+    Args:
+        tokenizer: a WordPiece tokenizer.
+        name: what to call the model.
+
+    Raises:
+        InputError: the tokenizer isn't a WordPiece tokenizer.
+    """
+    wordpiece_settings(tokenizer)
+    normalise = tokenizer.backend_tokenizer.normalizer.normalize_str
+    tokens = tokenizer.convert_ids_to_tokens(real_ids(tokenizer).tolist())
+    unreachable = [token for token in tokens if (text := token.removeprefix(MARK)) != normalise(text).strip()]
+    if len(unreachable) > _MANY_UNREACHABLE * len(tokens):
+        logger.warning(
+            "%s: %d of %d tokens can never occur (%s, ...), because its tokenizer lower-cases text or strips accents. "
+            'If the model is cased, add a tokenizer_config.json with {"do_lower_case": false} to its folder',
+            *(name, len(unreachable), len(tokens), ", ".join(unreachable[:3])),
+        )
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:

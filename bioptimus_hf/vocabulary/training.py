@@ -40,14 +40,13 @@ def train_vocabulary(
         were merged. A smaller vocabulary is therefore a prefix of a larger one.
 
     Raises:
-        InputError: `like` is not a WordPiece tokenizer, the texts are empty, or `size` is too small for the alphabet.
+        InputError: `like` is not a WordPiece tokenizer, the texts are empty, `size` is too small for the alphabet, or
+            no pair of pieces reaches `min_frequency`.
     """
     if iter(texts) is texts:
         raise InputError("train_vocabulary reads the texts twice: pass a list or a data set's column, not an iterator")
     wordpiece_settings(like)
     alphabet = _alphabet(texts, like, min_frequency)
-    if not alphabet:
-        raise InputError("the corpus contains no text to train a vocabulary on")
     special = special_tokens(like)
     continuing = [MARK + character for character in alphabet if _can_continue(character, like)]
     fixed = [*special, *alphabet, *continuing]
@@ -72,6 +71,8 @@ def train_vocabulary(
     untrained.train_from_iterator(_batches(texts), trainer=trainer)
     trained = untrained.get_vocab()
     vocabulary = [*fixed, *sorted(trained.keys() - set(fixed), key=trained.__getitem__)]
+    if len(vocabulary) == len(fixed) < size:
+        raise _too_rare("pair of pieces", min_frequency)
     _warn_if_smaller(vocabulary, size)
     return vocabulary
 
@@ -94,7 +95,8 @@ def extend_vocabulary(
         Tokens sorted by id: those of `like`, then the new words by decreasing number of pieces saved.
 
     Raises:
-        InputError: `like` is not a WordPiece tokenizer, `size` doesn't exceed its vocabulary, or the texts are empty.
+        InputError: `like` is not a WordPiece tokenizer, `size` doesn't exceed its vocabulary, the texts are empty, or
+            no word that the base splits reaches `min_frequency`.
     """
     old = tokens_in_order(like)
     if size <= len(old):
@@ -113,6 +115,8 @@ def extend_vocabulary(
             pieces = [piece.value for piece in like.backend_tokenizer.model.tokenize(word)]
             if like.unk_token not in pieces:
                 saved[word] = count * (len(pieces) - 1)
+    if not saved:
+        raise _too_rare("word that the base splits", min_frequency)
     best = sorted(saved, key=lambda word: (-saved[word], word))[: size - len(old)]
     vocabulary = [*old, *best]
     _warn_if_smaller(vocabulary, size)
@@ -140,6 +144,13 @@ def count_words(texts: Iterable[str], *, like: PreTrainedTokenizerBase) -> Count
     return counts
 
 
+def _too_rare(what: str, min_frequency: int) -> InputError:
+    return InputError(
+        f"no {what} occurs {min_frequency:,} times in the corpus: use a smaller value, or more text",
+        argument="min_frequency",
+    )
+
+
 def _warn_if_smaller(vocabulary: list[str], size: int) -> None:
     if len(vocabulary) < size:
         logger.warning("the corpus is too small for %d tokens: the vocabulary has %d", size, len(vocabulary))
@@ -155,7 +166,11 @@ def _alphabet(texts: Iterable[str], like: PreTrainedTokenizerBase, min_frequency
     for character, count in raw.items():
         for normalised in "".join(normalizer.normalize_str(character).split()):
             counts[normalised] += count
+    if not counts:
+        raise InputError("the corpus contains no text to train a vocabulary on")
     frequent = [character for character, count in counts.items() if count >= min_frequency]
+    if not frequent:
+        raise _too_rare("character", min_frequency)
     frequent.sort(key=lambda character: (-counts[character], character))
     return frequent[:_LARGEST_ALPHABET]
 

@@ -13,7 +13,8 @@ from transformers import TrainingArguments
 
 from bioptimus_hf.annotation.options import AnnotationOptions
 from bioptimus_hf.artifacts import Run
-from bioptimus_hf.cli.options import COMMON, build_parser, parse, with_dashes
+from bioptimus_hf.cli.options import build_parser, parse, with_dashes
+from bioptimus_hf.cli.recipes import COMMON
 from bioptimus_hf.corpus.options import Corpus
 from bioptimus_hf.errors import InputError
 

@@ -101,7 +101,7 @@ def test_stages_of_a_recipe_run_in_processes_of_their_own(recipe: Path) -> None:
     run = recipe.parent / "run"
     plan, _, rest = done.stdout.partition("\n# ")
     assert plan.splitlines()[0] == f"{recipe} -> {run}"
-    assert [line.split()[0] for line in plan.strip().splitlines()[2:]] == ["train-vocabulary", "report"]
+    assert [line.split()[0] for line in plan.strip().splitlines()[3:]] == ["train-vocabulary", "report"]
     assert f"# {rest}".strip() == (run / "report.md").read_text().strip()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from helpers import ROOT, build_tiny_bert
 from bioptimus_hf.artifacts import write_record
 from bioptimus_hf.cli import estimates
 from bioptimus_hf.cli.__main__ import COMMANDS, main
-from bioptimus_hf.cli.options import SECTIONS
+from bioptimus_hf.cli.recipes import SECTIONS
 from bioptimus_hf.cli.run import STAGES, Plan, RecipeOptions, run_stage
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.recipes import find
@@ -41,7 +42,8 @@ def test_the_plan_says_what_each_stage_takes_and_what_is_finished(tmp_path: Path
     (tmp_path / "runs" / "tokenizer" / "made.json").write_text(json.dumps({"seconds": 12.3}))
     table = Plan(RecipeOptions(recipe, output_dir=str(tmp_path / "runs"))).table().splitlines()
     assert table[:2] == [f"{recipe} -> {tmp_path / 'runs'}", "  base model: google-bert/bert-base-uncased"]
-    del table[1]
+    assert re.fullmatch(r"  disk: about 7.8 GB will be written, [\d.]+ GB are free", table[2])
+    del table[1:3]
     assert [line.split()[0] for line in table[1:]] == [stage.replace("_", "-") for stage in STAGES]
     assert COMMANDS["distill"] in table[3]
     assert "finished before, in 12 s; skipped if nothing has changed" in table[1]
@@ -184,7 +186,7 @@ time.sleep(60)
     program = f"""
 import sys
 from bioptimus_hf.cli import launch
-from bioptimus_hf.cli.options import SECTIONS
+from bioptimus_hf.cli.recipes import SECTIONS
 from bioptimus_hf.cli.run import run_stage
 sys.exit(launch.run(lambda: run_stage([sys.executable, "-c", {stage!r}, "bioptimus_hf.cli", "pretrain"])))
 """
@@ -225,6 +227,23 @@ def test_estimates_grow_with_the_work(tmp_path: Path) -> None:
         "pretrain", {**options, "max_steps": 4800, "bf16": True}, 101.0, 12 * 6 * 384**2, cores=2
     )
     assert measured == pytest.approx(2400, rel=0.3)  # benchmarks/RESULTS.md: 19.7 million tokens at 8,346 a second
+
+
+def test_estimates_of_the_disk(tmp_path: Path) -> None:
+    build_tiny_bert(127).save_pretrained(tmp_path)
+    base, vocabulary = str(tmp_path), {"size": 1000, "per_token": 4}
+    model = 4e-6 * (12 * 2 * 32**2 + 1000 * 32)
+
+    def models(stage: str, **options: Any) -> float:
+        return estimates.megabytes_written(stage, {**vocabulary, **options}, 1.0, base) / model
+
+    assert models("distill") == pytest.approx(1)
+    assert models("pretrain", phases=None, save_total_limit=1) == pytest.approx(4 + 2 * 3)
+    assert models("pretrain", phases=["0.4"], save_total_limit=3) == pytest.approx(1 + 4 * 3)
+    heads = {"tasks": ["all", "mine"], "models": ["base", "v0.4"], "seeds": [3]}
+    assert models("finetune_ner", **heads) == pytest.approx(1 + 6 * 2 * 3)
+    assert estimates.megabytes_written("find_contexts", vocabulary, None, base) == pytest.approx(0.9)
+    assert models("report") == 0
 
 
 @pytest.mark.parametrize(

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 
 import pytest
-from helpers import tiny_vocabulary
+from helpers import build_tiny_bert, tiny_vocabulary
 from transformers import AutoTokenizer, BertTokenizer
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from bioptimus_hf.artifacts import Run, read_record
 from bioptimus_hf.cli.__main__ import main
 from bioptimus_hf.corpus.options import Corpus
 from bioptimus_hf.errors import InputError
-from bioptimus_hf.models import save_tokenizer
+from bioptimus_hf.models import save_masked_lm
 from bioptimus_hf.vocabulary.options import VocabularyOptions
 from bioptimus_hf.vocabulary.stage import make_tokenizer
 from bioptimus_hf.vocabulary.tokenizer import compare_vocabularies
@@ -26,7 +27,7 @@ SAMPLE = str(resources.files("bioptimus_hf") / "sample" / "corpus.txt")
 
 @pytest.fixture
 def base(tokenizer: BertTokenizer, tmp_path: Path) -> BertTokenizer:
-    save_tokenizer(tokenizer, tmp_path / "base")
+    save_masked_lm(build_tiny_bert(len(tokenizer)), tokenizer, tmp_path / "base")
     return tokenizer
 
 
@@ -91,6 +92,10 @@ def test_bad_input_ends_with_one_line_and_leaves_nothing_half_written(
     (tmp_path / "latin.txt").write_bytes(b"fine\ncaf\xe9\n")
     for arguments, message in (
         (command(tmp_path, "--size", "20"), "error: --size: 20 tokens can't hold"),
+        (
+            command(tmp_path, "--min_frequency", "1000000000"),
+            "--min_frequency: no character occurs 1,000,000,000 times",
+        ),
         (command(tmp_path, corpus=tmp_path / "latin.txt"), "latin.txt, line 2: not valid UTF-8 at byte 8"),
         (command(tmp_path, "--base_model", str(tmp_path / "nowhere")), "nowhere: not a local model folder"),
         (command(tmp_path, "--base_model", str(tmp_path)), f"{tmp_path}: no model can be loaded from this folder"),
@@ -114,6 +119,44 @@ def test_the_function_leaves_what_the_command_leaves(base: BertTokenizer, tmp_pa
     assert by_function == by_command
     assert all(records[0][key] == records[1][key] for key in ("fingerprint", "inputs", "settings", "facts"))
     assert AutoTokenizer.from_pretrained(folder).convert_ids_to_tokens(list(range(len(base)))) == tiny_vocabulary()
+
+
+@pytest.mark.parametrize(("positions", "stated", "expected"), [(64, 512, 64), (64, None, 64), (1024, None, 1024)])
+def test_the_longest_input_is_that_of_the_base(
+    base: BertTokenizer, tmp_path: Path, positions: int, stated: int | None, expected: int
+) -> None:
+    for name, changes in (
+        ("config.json", {"max_position_embeddings": positions}),
+        ("tokenizer_config.json", {"model_max_length": stated or VERY_LARGE_INTEGER}),
+    ):
+        path = tmp_path / "base" / name
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    assert main(command(tmp_path, "--size", "600")) == 0
+    assert AutoTokenizer.from_pretrained(tmp_path / "run" / "tokenizer").model_max_length == expected
+
+
+def test_a_cased_vocabulary_with_an_uncased_tokenizer_is_warned_about(
+    tmp_path: Path, warnings_of_package: Callable[[], list[str]]
+) -> None:
+    """As in repositories that have a vocab.txt but no tokenizer_config.json."""
+    words = [*(f"word{number}" for number in range(400)), "Aspirin", "Asthma", "##Mg", "caf\u00e9"]
+
+    def warnings(*more: str) -> list[str]:
+        tokens = [*tiny_vocabulary(), *words, *more]
+        cased = BertTokenizer(vocab={token: id for id, token in enumerate(tokens)})
+        save_masked_lm(build_tiny_bert(len(cased)), cased, tmp_path / "base")
+        for name in ("tokenizer_config.json", "tokenizer.json"):
+            (tmp_path / "base" / name).unlink()
+        assert main(command(tmp_path, "--size", "600", "--force")) == 0
+        return warnings_of_package()
+
+    assert warnings() == []  # 4 of 524 tokens
+    (warning,) = warnings("Mice", "Gene")
+    assert warning.startswith(f"{tmp_path / 'base'}: 6 of 526 tokens can never occur (Aspirin, Asthma, ##Mg, ...)")
+    assert '{"do_lower_case": false}' in warning
+    (tmp_path / "base" / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    assert main(command(tmp_path, "--size", "600", "--force")) == 0
+    assert len(warnings_of_package()) == 1
 
 
 @pytest.mark.parametrize(

@@ -241,6 +241,15 @@ def test_no_text_is_refused(tokenizer: BertTokenizer, texts: list[str]) -> None:
         train_vocabulary(texts, size=100, like=tokenizer)
 
 
+def test_a_frequency_that_nothing_reaches_is_named(tokenizer: BertTokenizer) -> None:
+    texts = ["Zebra zebra lynx, a e o"]
+    for frequency, what in ((9, "character"), (3, "pair of pieces")):
+        with pytest.raises(InputError, match=f"^min_frequency: no {what} occurs {frequency} times in the corpus"):
+            train_vocabulary(texts, size=100, like=tokenizer, min_frequency=frequency)
+    with pytest.raises(InputError, match="^min_frequency: no word that the base splits occurs 3 times"):
+        extend_vocabulary(texts, size=10**6, like=tokenizer, min_frequency=3)
+
+
 def test_rare_characters_are_left_out(tokenizer: BertTokenizer) -> None:
     vocabulary = train_vocabulary([*made_up_texts(), "ж"], size=300, like=tokenizer, min_frequency=2)
     assert "ж" not in vocabulary
