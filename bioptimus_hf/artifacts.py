@@ -339,6 +339,11 @@ def write_record(
         "hardware": describe_hardware(),
         "versions": _versions(),
     }
+    write_with_checksum(path, record)
+
+
+def write_with_checksum(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a record as `read_record` reads it: it shows when its file has been damaged."""
     write_json(path, {**record, "checksum": _digest(json.loads(json.dumps(record)))})  # as it will be read
 
 

@@ -83,7 +83,7 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
         InputError: nothing can be written there.
     """
     folder = Path(folder)
-    temporary = _temporary(folder)
+    temporary = temporary_name(folder)
     try:
         remove_leftovers(folder)
         temporary.mkdir(parents=True)
@@ -105,7 +105,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         OSError: nothing can be written there, or the disk is full.
     """
     path = Path(path)
-    temporary = _temporary(path)
+    temporary = temporary_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -151,6 +151,11 @@ def sync(path: Path) -> None:
         return
     with open(path, "rb") as file:
         os.fsync(file.fileno())
+
+
+def temporary_name(path: Path) -> Path:
+    """Return a name beside a path that no other process uses."""
+    return path.with_name(f"{path.name}{_PARTIAL}{socket.gethostname()}-{os.getpid()}")
 
 
 def remove_leftovers(path: Path) -> None:
@@ -266,11 +271,6 @@ def _try(file: Path) -> BaseFileLock | None:
             continue
         return lock
     return None
-
-
-def _temporary(path: Path) -> Path:
-    """Return a name beside a path that no other process uses."""
-    return path.with_name(f"{path.name}{_PARTIAL}{socket.gethostname()}-{os.getpid()}")
 
 
 def _replace_folder(folder: Path, temporary: Path) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,7 @@ from datasets import Dataset, Features, Value, concatenate_datasets
 
 from bioptimus_hf.contexts.matching import utf8_buffers
 from bioptimus_hf.contexts.sampling import FIELDS, Candidates, Rows, positions, starts_sentence
+from bioptimus_hf.corpus.cache import cached, is_kept
 
 ROWS_AT_ONCE = 10_000  # sentences, about 1 MB of text, which fits in the processor's cache
 
@@ -49,10 +50,12 @@ class Found:
     Attributes:
         contexts: rows as `find_contexts` returns them.
         counts: what was searched.
+        text: what a search that reads files has read, for records.
     """
 
     contexts: Dataset
     counts: Counts
+    text: dict[str, int] = field(default_factory=dict)
 
 
 def first_copy_is_least(dataset: Dataset) -> bool:
@@ -111,28 +114,22 @@ def _attach_texts(
         found = texts.take(batch["place"])
         return pa.table({name: (batch if name in batch.column_names else found)[name] for name in columns})
 
-    # The fingerprint is a hash of the content: later steps recognise their caches, and large results stay on disk.
+    def attached(**place: Any) -> Dataset:
+        rows = Dataset(table).with_format("arrow")
+        options: dict[str, Any] = {"batch_size": ROWS_AT_ONCE, "remove_columns": table.column_names}
+        options |= {"features": features, "desc": "Fetching sentences"}
+        return cast(Dataset, rows.map(attach, batched=True, **options, **place).with_format(None))
+
+    def write(folder: Path) -> dict[str, Any]:
+        attached(cache_file_name=str(folder / "rows.arrow"))
+        return {}
+
     content = xxhash.xxh3_128(json.dumps([dataset._fingerprint, *tokens]).encode())
-    for field in FIELDS:
-        content.update(winners[field].tobytes())
-    name = content.hexdigest()[:16]
-    folder = Path(dataset.cache_files[0]["filename"]).parent if dataset.cache_files else None
-    return cast(
-        Dataset,
-        Dataset(table)
-        .with_format("arrow")
-        .map(
-            attach,
-            batched=True,
-            batch_size=ROWS_AT_ONCE,
-            remove_columns=table.column_names,
-            features=features,
-            cache_file_name=str(folder / f"cache-contexts-{name}.arrow") if folder else None,
-            new_fingerprint=name,
-            desc="Fetching sentences",
-        )
-        .with_format(None),
-    )
+    for column in FIELDS:
+        content.update(winners[column].tobytes())
+    # Found by their content: later steps recognise their caches, and large results stay on disk.
+    key = content.hexdigest()
+    return cached("contexts", {"content": key}, write)[0] if is_kept(dataset) else attached(new_fingerprint=key)
 
 
 def _read_rows(dataset: Dataset, rows: Rows) -> pa.Table:

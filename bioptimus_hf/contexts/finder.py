@@ -17,12 +17,12 @@ import xxhash
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from bioptimus_hf.artifacts import map_processes
 from bioptimus_hf.contexts import kernels
 from bioptimus_hf.contexts.fetching import ROWS_AT_ONCE, Counts, fetch_contexts, first_copy_is_least, one_chunk
 from bioptimus_hf.contexts.matching import Matcher, utf8_buffers, word_rules
 from bioptimus_hf.contexts.query import ContextQuery
 from bioptimus_hf.contexts.sampling import CANDIDATE, FEATURES, FIELDS, Reservoir, from_table
+from bioptimus_hf.corpus.cache import cached_map
 from bioptimus_hf.errors import InputError
 
 _VERSION = 2  # of the candidates; part of the fingerprint of the map, which doesn't see the code of this package
@@ -87,20 +87,16 @@ def find_candidates(
     """
     if not len(sentences):  # `map` would return the sentences themselves
         return Dataset.from_dict({name: [] for name in FEATURES}, features=FEATURES)
-    return cast(
-        Dataset,
-        sentences.with_format("arrow").map(
-            finder,
-            with_indices=True,
-            batched=True,
-            batch_size=ROWS_AT_ONCE,
-            remove_columns=sentences.column_names,
-            features=FEATURES,
-            num_proc=map_processes(num_proc),
-            keep_in_memory=keep_in_memory,
-            desc="Finding contexts",
-        ),
-    )
+    sentences = sentences.with_format("arrow")
+    options: dict[str, Any] = {
+        "with_indices": True,
+        "batch_size": ROWS_AT_ONCE,
+        "remove_columns": sentences.column_names,
+    }
+    options |= {"features": FEATURES, "desc": "Finding contexts"}
+    if keep_in_memory:
+        return cast(Dataset, sentences.map(finder, batched=True, keep_in_memory=True, **options))
+    return cached_map(sentences, finder, kind="candidates", num_proc=num_proc, **options)
 
 
 def make_reservoir(query: ContextQuery, dataset: Dataset) -> Reservoir:

@@ -12,7 +12,7 @@ import logging
 import socket
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +26,8 @@ from bioptimus_hf.contexts.finder import BatchFinder
 from bioptimus_hf.contexts.query import ContextQuery
 from bioptimus_hf.contexts.ray_session import check_attempts, connected, run_tasks
 from bioptimus_hf.contexts.sampling import FIELDS, Candidates, Reservoir, Rows, first_row, from_table, part_of
-from bioptimus_hf.corpus.dataset import check_splits, is_held_out
-from bioptimus_hf.corpus.files import corpus_files, no_text, texts_of
+from bioptimus_hf.corpus.dataset import Contents, check_splits, is_held_out
+from bioptimus_hf.corpus.files import CorpusFile, TextCounts, TextOptions, corpus_files, no_text, texts_of
 from bioptimus_hf.corpus.options import Corpus
 from bioptimus_hf.corpus.sentences import sentences_of
 from bioptimus_hf.errors import InputError
@@ -42,6 +42,7 @@ def find_contexts_on_ray(
     corpus: Corpus,
     query: ContextQuery,
     *,
+    contents: Contents | None = None,
     training_only: bool = False,
     num_proc: int | None = None,
     address: str | None = None,
@@ -50,8 +51,9 @@ def find_contexts_on_ray(
 
     Args:
         corpus: files, but no data set from the Hub. A file is the unit of work. Every machine must see the files under
-            the same paths, and have this package installed. Bytes that `errors="replace"` replaces aren't counted.
+            the same paths, and have this package installed.
         query: what to search for.
+        contents: from `contents_of`, if the corpus must still contain this when it is read.
         training_only: leave out the documents held out for validation.
         num_proc: maximum number of files to read at a time; by default one per processor of the cluster. It doesn't
             affect the result.
@@ -63,12 +65,12 @@ def find_contexts_on_ray(
             not at that address; a file isn't on all machines.
     """
     check_corpus(corpus)
-    files = corpus_files(corpus.corpus)
+    files = _files(corpus, contents)
     tokens = query.selection.tokens
     search = _FileSearch(len(tokens), query.per_token, BatchFinder.of(query), corpus, training_only)
     leaders = _Leaders(len(tokens), query.per_token)
     documents = np.zeros(len(files), dtype=np.int64)
-    counts = Counts()
+    counts, text = Counts(), TextCounts()
     with (
         connected(address),
         closing(_search_files(search, files, num_proc)) as results,
@@ -79,10 +81,11 @@ def find_contexts_on_ray(
                 raise InputError(result.error)
             documents[result.number] = result.counts.documents
             counts += result.counts
+            text += result.text
             leaders.add(result.candidates, result.sentences)
             bar.update()
     if not counts.documents:
-        raise no_text(files)
+        raise no_text([file.path for file in files])
     if training_only:
         check_splits(counts.documents, counts.held_out, corpus.validation_share)
     logger.info("%d sentences in %d documents of %d files", counts.sentences, counts.documents, len(files))
@@ -91,7 +94,7 @@ def find_contexts_on_ray(
     winners["row"] = np.searchsorted(rows, winners["row"])
     numbers = sentences["document"].to_numpy() + (np.cumsum(documents) - documents)[part_of(rows)]
     contexts = fetch_contexts([_as_dataset(sentences["text"], numbers)], winners, tokens)
-    return Found(contexts, counts)
+    return Found(contexts, counts, {"files": len(files), "files_read": len(files), **text.facts()})
 
 
 def check_corpus(corpus: Corpus) -> None:
@@ -109,6 +112,7 @@ class _Result:
     Attributes:
         number: number of the file.
         counts: what was searched.
+        text: what was read.
         candidates: candidates that can still win.
         sentences: their sentences, sorted by row: `row`, `text` and `document` (number within the file).
         error: why the file can't be read. It is a value because Ray logs exceptions at length and wraps them.
@@ -116,6 +120,7 @@ class _Result:
 
     number: int
     counts: Counts
+    text: TextCounts
     candidates: Candidates
     sentences: pa.Table
     error: str | None = None
@@ -124,7 +129,8 @@ class _Result:
         """Convert to a table with one row: Ray doesn't pass on empty tables, and doesn't split a row."""
         columns = {
             "number": pa.array([self.number]),
-            **{name: pa.array([count]) for name, count in asdict(self.counts).items()},
+            "counts": pa.array([asdict(self.counts)]),
+            "text": pa.array([asdict(self.text)]),
             "error": pa.array([self.error], pa.string()),
             "candidates": _as_list([pa.array(self.candidates[name]) for name in FIELDS], FIELDS),
             "found": _as_list([column.combine_chunks() for column in self.sentences.columns], _SENTENCES.names),
@@ -137,8 +143,8 @@ class _Result:
         candidates, sentences = (
             pa.Table.from_struct_array(row[name].combine_chunks().flatten()) for name in ("candidates", "found")
         )
-        counts = Counts(**{field.name: row[field.name][0].as_py() for field in fields(Counts)})
-        return cls(row["number"][0].as_py(), counts, from_table(candidates), sentences, row["error"][0].as_py())
+        number, counts, text, error = (row[name][0].as_py() for name in ("number", "counts", "text", "error"))
+        return cls(number, Counts(**counts), TextCounts(**text), from_table(candidates), sentences, error)
 
 
 class _Leaders:
@@ -185,12 +191,13 @@ class _FileSearch:
     training_only: bool
 
     def __call__(self, item: pa.Table) -> pa.Table:
-        number, file = item["number"][0].as_py(), Path(item["file"][0].as_py())
+        number, name, content = (item[column][0].as_py() for column in ("number", "file", "content"))
+        file = Path(name)
         leaders = _Leaders(self.tokens, self.per_token)
-        counts, error = Counts(), None
+        counts, text, error = Counts(), TextCounts(), None
         try:
             check_attempts(file)
-            counts = self._search(file, first_row(number), leaders)
+            counts = self._search(CorpusFile(file, content), text, first_row(number), leaders)
         except InputError as reason:
             error = str(reason)
         except OSError as reason:
@@ -198,12 +205,12 @@ class _FileSearch:
                 f"{file} can't be read on {socket.gethostname()} ({reason.strerror or reason}): every machine of the "
                 f"cluster must see the corpus under the same path"
             )
-        return _Result(number, counts, *leaders.best(), error).to_row()
+        return _Result(number, counts, text, *leaders.best(), error).to_row()
 
-    def _search(self, file: Path, row: int, leaders: _Leaders) -> Counts:
-        """Search a file, whose first sentence has this row number."""
+    def _search(self, file: CorpusFile, text: TextCounts, row: int, leaders: _Leaders) -> Counts:
+        """Search a file, whose first sentence has this row number, and count what is read."""
         finder = BatchFinder(*self.finder.task)
-        batches = _SentenceBatches(file, self.corpus, self.training_only)
+        batches = _SentenceBatches(file, text, self.corpus, self.training_only)
         for texts, documents in batches:
             rows = range(row, row + len(texts))
             row += len(texts)
@@ -215,19 +222,21 @@ class _FileSearch:
 class _SentenceBatches:
     """Read a file as batches of sentences with the numbers of their documents in the file, and count documents."""
 
-    def __init__(self, file: Path, corpus: Corpus, training_only: bool) -> None:
+    def __init__(self, file: CorpusFile, counts: TextCounts, corpus: Corpus, training_only: bool) -> None:
         self.documents = 0
         self.held_out = 0
         self._file = file
+        self._counts = counts
         self._corpus = corpus
         self._training_only = training_only
 
     def __iter__(self) -> Iterator[tuple[list[str], list[int]]]:
-        if not self._file.is_file():  # pyarrow would report an incomplete parquet file
+        if not self._file.path.is_file():  # pyarrow would report an incomplete parquet file
             raise FileNotFoundError("no such file")
         texts: list[str] = []
         numbers: list[int] = []
-        for text in texts_of(self._file, self._corpus.text_column, self._corpus.errors):
+        options = TextOptions(self._corpus.text_column, self._corpus.errors)
+        for text in texts_of(self._file, options, self._counts):
             if self._training_only and is_held_out(text, self._corpus.validation_share):
                 self.held_out += 1
             else:
@@ -240,9 +249,18 @@ class _SentenceBatches:
         yield texts, numbers
 
 
-def _search_files(search: _FileSearch, files: Sequence[Path], num_proc: int | None) -> Generator[_Result]:
+def _files(corpus: Corpus, contents: Contents | None) -> Sequence[CorpusFile]:
+    if contents is None or isinstance(contents.source, str):
+        return [CorpusFile(file) for file in corpus_files(corpus.corpus)]
+    return contents.source
+
+
+def _search_files(search: _FileSearch, files: Sequence[CorpusFile], num_proc: int | None) -> Generator[_Result]:
     """Run a task for each file, and yield the results as the tasks end."""
-    items = [{"number": number, "file": str(file.absolute())} for number, file in enumerate(files)]
+    items = [
+        {"number": number, "file": str(file.path.absolute()), "content": file.content}
+        for number, file in enumerate(files)
+    ]
     with closing(run_tasks(search, items, num_proc)) as rows:
         for row in rows:
             yield _Result.from_row(row)

@@ -16,13 +16,15 @@ from bioptimus_hf.contexts.on_ray import check_corpus, find_contexts_on_ray
 from bioptimus_hf.contexts.options import ContextsOptions
 from bioptimus_hf.contexts.query import ContextQuery, select_tokens
 from bioptimus_hf.contexts.report import ContextsReport, report_contexts
-from bioptimus_hf.corpus.dataset import check_same_text, corpus_identity, load_documents, load_splits
+from bioptimus_hf.corpus.dataset import Contents, check_same_text, contents_of, load_text, split_validation
 from bioptimus_hf.corpus.options import Corpus
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import base_of_run, find_model, load_by_name
 from bioptimus_hf.vocabulary.tokenizer import compare_vocabularies
 
 logger = logging.getLogger(__name__)
+
+_PARTS = "contexts.parts"
 
 
 def make_contexts(run: Run, corpus: Corpus, options: ContextsOptions) -> Path:
@@ -51,7 +53,8 @@ def _make(folder: Path, run: Run, corpus: Corpus, options: ContextsOptions) -> N
         raise InputError(f"{tokenizer_of_run} doesn't exist: train a vocabulary first, or name a tokenizer")
     source = find_model(options.tokenizer or tokenizer_of_run)
     verify(source.folder)
-    inputs = {"corpus": corpus_identity(corpus.corpus), "tokenizer": source.identity}
+    contents = contents_of(corpus.corpus)
+    inputs = {"corpus": contents.identity, "tokenizer": source.identity}
     settings = {**corpus.settings(), "seed": run.seed, "per_token": options.per_token, "jsonl": options.jsonl}
     if options.words:
         inputs["words"] = identity(options.words)
@@ -66,27 +69,37 @@ def _make(folder: Path, run: Run, corpus: Corpus, options: ContextsOptions) -> N
     tokenizer = load_by_name(AutoTokenizer, source.folder)
     tokens = _find_words(options, tokenizer) if options.words else _new_tokens(base_model.folder, tokenizer)
     query = ContextQuery(tokens, tokenizer, options.per_token, run.seed)
-    parts = folder.with_name("contexts.parts")
     with building(folder, inputs, settings, sources={"tokenizer": Path(source.folder)}) as stage:
-        found = _search(run, corpus, options, query, parts)
+        found, text = _search(run, corpus, contents, options, query)
         report = report_contexts(found.contexts, tokens, tokenizer=tokenizer)
         found.contexts.save_to_disk(stage.path)
         if options.jsonl:
             found.contexts.to_json(stage.path / "contexts.jsonl", force_ascii=False)
-        stage.facts |= _facts(options, query, found, report)
+        stage.facts |= {"text": text, **_facts(options, query, found, report)}
     if options.engine == "local":
-        shutil.rmtree(parts)
+        shutil.rmtree(run.root / _PARTS)
     _log(stage.facts, report, options.per_token, folder / RECORD)
 
 
-def _search(run: Run, corpus: Corpus, options: ContextsOptions, query: ContextQuery, parts: Path) -> Found:
-    """Search all documents for words, or the training documents for new tokens."""
+def _search(
+    run: Run, corpus: Corpus, contents: Contents, options: ContextsOptions, query: ContextQuery
+) -> tuple[Found, dict[str, int]]:
+    """Search all documents for words, or the training documents for new tokens; return also what was read."""
     if options.engine == "ray":
-        return find_contexts_on_ray(
-            corpus, query, training_only=not options.words, num_proc=run.num_proc, address=options.address
+        found = find_contexts_on_ray(
+            corpus,
+            query,
+            contents=contents,
+            training_only=not options.words,
+            num_proc=run.num_proc,
+            address=options.address,
         )
-    documents = load_documents(corpus) if options.words else load_splits(corpus)["train"]
-    return search_documents(documents, query, folder=parts, num_proc=run.num_proc)
+        return found, found.text
+    text = load_text(corpus, contents)
+    documents = text.documents
+    if not options.words:
+        documents = split_validation(documents, share=corpus.validation_share)["train"]
+    return search_documents(documents, query, folder=run.root / _PARTS, num_proc=run.num_proc), text.facts
 
 
 def _facts(options: ContextsOptions, query: ContextQuery, found: Found, report: ContextsReport) -> dict[str, Any]:

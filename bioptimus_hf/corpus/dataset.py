@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from datasets import (
     Dataset,
     DatasetDict,
@@ -21,18 +22,47 @@ from datasets import (
     disable_progress_bars,
     enable_progress_bars,
 )
-from datasets.exceptions import DatasetGenerationError
 from tqdm.auto import tqdm
 
-from bioptimus_hf import __version__
-from bioptimus_hf.artifacts import RECORD, differences, identity, read_record, sha256_of_file
-from bioptimus_hf.corpus.files import NoTextError, no_text, report_undecodable, resolve, texts_of
+from bioptimus_hf.artifacts import RECORD, differences, identity, read_record
+from bioptimus_hf.corpus.cache import cached
+from bioptimus_hf.corpus.files import CorpusFile, TextCounts, TextOptions, no_text, resolve, texts_of
 from bioptimus_hf.corpus.hub import load_pinned, pin_dataset
 from bioptimus_hf.corpus.options import Corpus
 from bioptimus_hf.errors import InputError, format_error
 
-_TEXT = Features({"text": Value("string")})
-_FEATURES = Features({**_TEXT, "document": Value("int64")})
+logger = logging.getLogger(__name__)
+
+_FEATURES = Features({"text": Value("string"), "document": Value("int64")})
+_SCHEMA = pa.schema({"text": pa.string()})
+_ROWS_AT_ONCE = 1000  # of a file
+_CHARACTERS_AT_ONCE = 1 << 26  # whole books may be too much for one Arrow array
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a corpus contained when it was asked for.
+
+    Attributes:
+        source: files, or the name of a Hub data set with its commit.
+        identity: a hash of the files in their order, or that name.
+    """
+
+    source: tuple[CorpusFile, ...] | str
+    identity: str
+
+
+@dataclass(frozen=True)
+class Text:
+    """Documents, and what was read to get them.
+
+    Attributes:
+        documents: with the columns `text` and `document` (running number).
+        facts: number of files, documents, words and bytes that were read, and of what was left out.
+    """
+
+    documents: Dataset
+    facts: dict[str, int]
 
 
 def load_corpus(
@@ -58,39 +88,45 @@ def load_corpus(
             many there are.
 
     Returns:
-        A data set with the columns `text` and `document` (running number). Each file has its own entry in the cache of
-        `datasets`: if one of many files can't be read, the others are not read again next time.
+        A data set with the columns `text` and `document` (running number). Each file has its own entry in the cache,
+        which is found by the hash of the file: if one of many files can't be read, the others are not read again next
+        time.
 
     Raises:
-        InputError: there is nothing, or no text, or some files can't be read (which ones, and where in them).
+        InputError: there is nothing, or no text, or some files can't be read (which ones, and where in them), or a file
+            changes while it is read.
     """
     if max_megabytes is not None and not max_megabytes > 0:
         raise InputError(f"must be above 0, not {max_megabytes:g}", argument="max_megabytes")
+    return _load(contents_of(source), TextOptions(text_column, errors), max_megabytes).documents
+
+
+def load_text(corpus: Corpus, contents: Contents | None = None) -> Text:
+    """Load all documents of a corpus; see `load_corpus`.
+
+    Args:
+        corpus: what to load, and how to read it.
+        contents: from `contents_of`, if the corpus must still contain this.
+    """
+    options = TextOptions(corpus.text_column, corpus.errors)
+    return _load(contents or contents_of(corpus.corpus), options, corpus.max_megabytes)
+
+
+def contents_of(source: str | Path | Sequence[str | Path]) -> Contents:
+    """Find the files of a corpus and hash them, or find the commit of a Hub data set.
+
+    Raises:
+        InputError: there is nothing, or a file can't be read.
+    """
     found = resolve(source)
     if isinstance(found, str):
-        return _load_from_hub(found, text_column, max_megabytes)
-    if errors == "replace":
-        report_undecodable(found, text_column)
-    read = _load_files(found, text_column, max_megabytes, errors)
-    documents = concatenate_datasets(read)
-    numbers = pa.array(np.arange(len(documents)))
-    fingerprint = f"{documents._fingerprint[:-4]}docs"
-    return cast(Dataset, documents.add_column("document", numbers, new_fingerprint=fingerprint))
-
-
-def load_documents(corpus: Corpus) -> Dataset:
-    """Load all documents of a corpus; see `load_corpus`."""
-    return load_corpus(
-        corpus.corpus,
-        text_column=corpus.text_column,
-        max_megabytes=corpus.max_megabytes,
-        errors=corpus.errors,
-    )
-
-
-def load_splits(corpus: Corpus) -> DatasetDict:
-    """Load a corpus and split it; every stage of a run gets the same `train` and `validation` documents."""
-    return split_validation(load_documents(corpus), share=corpus.validation_share)
+        pinned = _pinned(found)
+        return Contents(pinned, identity(pinned))
+    files = tuple(CorpusFile(file, _hash(file)) for file in found)
+    _report_copies(files)
+    identities = [str(file.content) for file in files]
+    combined = hashlib.sha256(" ".join(identities).encode()).hexdigest()[:32]
+    return Contents(files, identities[0] if len(identities) == 1 else combined)
 
 
 def corpus_identity(source: str | Path | Sequence[str | Path]) -> str:
@@ -99,9 +135,7 @@ def corpus_identity(source: str | Path | Sequence[str | Path]) -> str:
     Raises:
         InputError: there is nothing.
     """
-    found = resolve(source)
-    identities = [identity(_pinned(found))] if isinstance(found, str) else [identity(file) for file in found]
-    return identities[0] if len(identities) == 1 else hashlib.sha256(" ".join(identities).encode()).hexdigest()[:32]
+    return contents_of(source).identity
 
 
 def check_same_text(root: Path, corpus: Corpus, identity: str) -> None:
@@ -188,56 +222,116 @@ def no_bars() -> Iterator[None]:
             enable_progress_bars()
 
 
-def _load_files(files: Sequence[Path], text_column: str, max_megabytes: float | None, errors: str) -> list[Dataset]:
-    """Load files one by one until there is enough text. Errors are raised at the end, so that the others are cached."""
+def _hash(file: Path) -> str:
+    try:
+        return identity(file)
+    except OSError as error:
+        raise InputError(f"{file} can't be read ({error.strerror or error})") from error
+
+
+def _report_copies(files: Sequence[CorpusFile]) -> None:
+    """Warn about files with the same content."""
+    copies: dict[str | None, list[str]] = {}
+    for file in files:
+        copies.setdefault(file.content, []).append(str(file.path))
+    for names in copies.values():
+        if len(names) > 1:
+            more = f" and {len(names) - 4} more" if names[4:] else ""
+            logger.warning("the same documents are read %d times: %s%s", len(names), ", ".join(names[:4]), more)
+
+
+def _load(contents: Contents, options: TextOptions, max_megabytes: float | None) -> Text:
+    if isinstance(contents.source, str):
+        return _load_from_hub(contents.source, options.text_column, max_megabytes)
     limit = None if max_megabytes is None else int(max_megabytes * 1e6)
+    read, counts = _load_files(contents.source, replace(options, limit=limit))
+    documents = concatenate_datasets(read)
+    numbers = pa.array(np.arange(len(documents)))
+    fingerprint = f"{documents._fingerprint[:-4]}docs"
+    documents = documents.add_column("document", numbers, new_fingerprint=fingerprint)
+    return Text(documents, {"files": len(contents.source), "files_read": len(read), **counts.facts()})
+
+
+def _load_files(files: Sequence[CorpusFile], options: TextOptions) -> tuple[list[Dataset], TextCounts]:
+    """Load files one by one until there is enough text. Errors are raised at the end, so that the others are cached."""
     read: list[Dataset] = []
+    counts = TextCounts()
     unreadable: list[str] = []
-    alone = len(files) == 1
-    with nullcontext() if alone else no_bars():  # several files share one bar
-        for file in tqdm(files, desc="Reading", unit=" files", disable=alone):
-            try:
-                documents = _load_file(file, text_column, limit, errors)
-            except NoTextError:
-                continue
-            except InputError as error:
-                unreadable.append(str(error))
-                continue
-            if limit is not None:
-                size = _size(documents)
-                if size > limit:  # the last document exceeds it
-                    read.append(documents.select(range(max(len(documents) - 1, 0 if read else 1))))
-                    break
-                limit -= size
-            read.append(documents)
-            if limit == 0:
-                break
+    for file in tqdm(files, desc="Reading", unit=" files", delay=1):
+        limit = None if options.limit is None else options.limit - counts.bytes
+        try:
+            documents, counted = _load_file(file, replace(options, limit=limit, at_least_one=not counts.documents))
+        except InputError as error:
+            unreadable.append(str(error))
+            continue
+        if counted.replaced:
+            logger.warning("%s: %d undecodable bytes or sequences are replaced by U+FFFD", file.path, counted.replaced)
+        read.append(documents)
+        counts += counted
+        if counts.cut or (options.limit is not None and counts.bytes >= options.limit):
+            break
     if unreadable:
         more = f" (and {len(unreadable) - 3} more)" if unreadable[3:] else ""
         kept = f"; {len(read)} other files are cached for the next time" if read else ""
         raise InputError("; ".join(unreadable[:3]) + more + kept)
-    if not read:
-        raise no_text(files)
-    return read
+    if not counts.documents:
+        raise no_text([file.path for file in files])
+    if counts.empty:
+        logger.info("%d empty documents are left out", counts.empty)
+    return read, counts
 
 
-def _load_from_hub(source: str, text_column: str, max_megabytes: float | None) -> Dataset:
-    pinned, _, split = _pinned(source).partition(":")
+def _load_file(file: CorpusFile, options: TextOptions) -> tuple[Dataset, TextCounts]:
+    def write(folder: Path) -> dict[str, int]:
+        counts = TextCounts()
+        texts = texts_of(file, options, counts)
+        with pa.OSFile(str(folder / "texts.arrow"), "wb") as sink, pa.ipc.new_stream(sink, _SCHEMA) as writer:
+            for batch in _batches(texts):
+                writer.write_batch(pa.record_batch([pa.array(batch, pa.string())], schema=_SCHEMA))
+        return asdict(counts)
+
+    # The format depends on the name of the file.
+    key = {"file": file.path.name, "content": file.content, **asdict(options)}
+    documents, counts = cached("texts", key, write)
+    return documents, TextCounts(**counts)
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if len(batch) == _ROWS_AT_ONCE or size > _CHARACTERS_AT_ONCE:
+            yield batch
+            batch, size = [], 0
+    yield batch
+
+
+def _load_from_hub(source: str, text_column: str, max_megabytes: float | None) -> Text:
+    pinned, _, split = source.partition(":")
     dataset = cast(Dataset, load_pinned(pinned, split or "train"))
+    name = pinned.partition("@")[0]
     if text_column not in dataset.column_names:
         columns = ", ".join(dataset.column_names)
-        raise InputError(f"{source} has no column {text_column!r}: it has {columns}", argument="text_column")
+        raise InputError(f"{name} has no column {text_column!r}: it has {columns}", argument="text_column")
     if dataset.features[text_column].dtype not in ("string", "large_string"):
-        raise InputError(f"{source}: the column {text_column!r} isn't a string column", argument="text_column")
+        raise InputError(f"{name}: the column {text_column!r} isn't a string column", argument="text_column")
+    rows = len(dataset)
     dataset = dataset.select_columns([text_column]).filter(
         lambda text: bool(text and text.strip()), input_columns=text_column
     )
+    empty = rows - len(dataset)
     if max_megabytes is not None:
         dataset = dataset.select(range(_rows_within(dataset[text_column], max_megabytes)))
     if len(dataset) == 0:
-        raise InputError(f"no text in {source}: every document is empty")
+        raise InputError(f"no text in {name}: every document is empty")
     dataset = dataset.rename_column(text_column, "text") if text_column != "text" else dataset
-    return cast(Dataset, dataset.add_column("document", list(range(len(dataset)))).cast(_FEATURES))
+    words = size = 0
+    for text in dataset["text"]:
+        words, size = words + len(text.split()), size + len(text.encode())
+    documents = dataset.add_column("document", list(range(len(dataset)))).cast(_FEATURES)
+    return Text(documents, TextCounts(len(dataset), words, size, empty).facts())
 
 
 def _pinned(source: str) -> str:
@@ -257,42 +351,3 @@ def _rows_within(texts: Sequence[str], megabytes: float) -> int:
         if size > megabytes * 1e6:
             return max(row, 1)
     return len(texts)
-
-
-def _load_file(file: Path, text_column: str, limit: int | None, errors: str) -> Dataset:
-    try:
-        # The cache depends on the arguments alone, so they must change when the file or this package changes.
-        arguments = {
-            "file": str(file),
-            "content": sha256_of_file(file),
-            "text_column": text_column,
-            "limit": limit,
-            "errors": errors,
-            "package": f"bioptimus_hf {__version__}",
-        }
-        return cast(Dataset, Dataset.from_generator(_documents, features=_TEXT, gen_kwargs=arguments, split="train"))
-    except DatasetGenerationError as error:  # wraps what the generator raises
-        if isinstance(error.__cause__, (InputError, OSError)):
-            raise error.__cause__ from None
-        raise
-    except PermissionError as error:
-        raise InputError(f"{file} can't be read ({error.strerror})") from error
-
-
-def _documents(
-    file: str, content: str, text_column: str, limit: int | None, errors: str, package: str
-) -> Iterator[dict[str, Any]]:
-    """Yield documents, up to and including the first one that exceeds the limit in bytes."""
-    size = 0
-    for text in texts_of(file, text_column, errors):
-        yield {"text": text}
-        size += len(text.encode())
-        if limit is not None and size > limit:
-            return
-    if not size:
-        raise no_text([file])
-
-
-def _size(documents: Dataset) -> int:
-    """Return the number of bytes of the texts."""
-    return sum(pc.sum(pc.binary_length(chunk)).as_py() for chunk in documents.data["text"].chunks)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import ahocorasick
 from datasets import Dataset, Features, List, Value
 
-from bioptimus_hf.artifacts import map_processes
+from bioptimus_hf.corpus.cache import cached_map
 from bioptimus_hf.corpus.conll import read_conll
 from bioptimus_hf.errors import InputError
 
@@ -61,15 +61,16 @@ def decontaminate(
     """
     wanted = _by_form(test_sentences)
     forms = list(wanted)
-    found = documents.select_columns(["text"]).map(
+    found = cached_map(
+        documents.select_columns(["text"]),
         _hits,
-        batched=True,
+        kind="hits",
         batch_size=_BATCH,
-        # The rule is an argument because the cache of `map` doesn't see our code.
+        # The rule is an argument because the cache doesn't see our code.
         fn_kwargs={"forms": forms, "rule": RULE},
         remove_columns=["text"],
         features=Features(hits=List(Value("int32"))),
-        num_proc=map_processes(num_proc),
+        num_proc=num_proc,
         desc="Looking for test sentences",
     )
     dropped: list[Dropped] = []

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import glob
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
 from bioptimus_hf.corpus.formats import READABLE_ENDINGS, read_open_file
@@ -15,17 +16,55 @@ from bioptimus_hf.models import is_hub_name
 logger = logging.getLogger(__name__)
 
 
-class NoTextError(InputError):
-    """Every document of some files is empty."""
+@dataclass(frozen=True)
+class CorpusFile:
+    """A file of a corpus.
+
+    Attributes:
+        path: where it is.
+        content: identity of its content, which is compared with what is read; None if it may be anything.
+    """
+
+    path: Path
+    content: str | None = None
+
+
+@dataclass
+class TextCounts:
+    """What was read, and what was left out.
+
+    Attributes:
+        documents: documents that were read.
+        words: words in them, separated by white space.
+        bytes: bytes of their texts in UTF-8.
+        empty: documents without text, and blank lines, which were left out.
+        replaced: undecodable bytes or sequences that were replaced by U+FFFD.
+        cut: files that weren't read to their end because there was enough text.
+    """
+
+    documents: int = 0
+    words: int = 0
+    bytes: int = 0
+    empty: int = 0
+    replaced: int = 0
+    cut: int = 0
+
+    def __add__(self, other: TextCounts) -> TextCounts:
+        return TextCounts(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+
+    def facts(self) -> dict[str, int]:
+        """Return what a record says about the text of a stage."""
+        return {key: count for key, count in asdict(self).items() if key != "cut"}
 
 
 def resolve(source: str | Path | Sequence[str | Path]) -> list[Path] | str:
     """Return the files that a source names, in order, or the name of a Hub data set.
 
-    In folders and patterns, all files are taken whose names end like a format that can be read, except hidden ones.
+    In folders and patterns, all files are taken whose names end like a format that can be read, except hidden ones. A
+    warning names the other files.
 
     Raises:
-        InputError: there is nothing.
+        InputError: there is nothing, or a file and its compressed copy.
     """
     sources = [source] if isinstance(source, (str, Path)) else list(source)
     files: list[Path] = []
@@ -40,6 +79,7 @@ def resolve(source: str | Path | Sequence[str | Path]) -> list[Path] | str:
         files.extend(found)
     if not files:
         raise InputError("no corpus given: name files, folders or a Hub data set")
+    _check_copies(files)
     return files
 
 
@@ -58,40 +98,59 @@ def corpus_files(source: str | Path | Sequence[str | Path]) -> list[Path]:
     return found
 
 
-def texts_of(path: str | Path, text_column: str = "text", errors: str = "strict") -> Iterator[str]:
+@dataclass(frozen=True)
+class TextOptions:
+    """How the texts of files are read.
+
+    Attributes:
+        text_column: name of the text in JSON lines and Parquet.
+        errors: what to do about bytes that are not UTF-8: `strict`, or `replace` them by U+FFFD.
+        limit: stop before the first document with which there would be more bytes of text.
+        at_least_one: read the first document whatever its size.
+    """
+
+    text_column: str = "text"
+    errors: str = "strict"
+    limit: int | None = None
+    at_least_one: bool = True
+
+
+def texts_of(file: CorpusFile, options: TextOptions, counts: TextCounts) -> Iterator[str]:
     """Yield the texts of a file's documents, in any readable format; empty ones are left out.
 
     Args:
-        text_column: name of the text in JSON lines and Parquet.
-        errors: what to do about bytes that are not UTF-8: `strict`, or `replace` them by U+FFFD.
+        file: a file, whose content is compared with what is read.
+        options: how to read it.
+        counts: counts what is read and what is left out.
 
     Raises:
-        InputError: the file can't be read (where in it).
+        InputError: the file can't be read (where in it), or has changed.
     """
-    with open_input(path, ReadOptions(text_column, errors, text_only=True)) as file:
-        for document in read_open_file(file):
+    how = ReadOptions(options.text_column, options.errors, text_only=True)
+    with open_input(file.path, how, content=file.content) as opened:
+        for document in read_open_file(opened):
             if isinstance(document, InputError):
                 raise document
-            if document.text and not document.text.isspace():
-                yield document.text
+            text = document.text
+            if not text or text.isspace():
+                counts.empty += 1
+                continue
+            size = len(text.encode())
+            enough = options.limit is not None and counts.bytes + size > options.limit
+            if enough and (counts.documents or not options.at_least_one):
+                counts.cut += 1
+                break
+            counts.documents += 1
+            counts.words += len(text.split())
+            counts.bytes += size
+            yield text
+        counts.empty += opened.blank
+        counts.replaced += opened.replaced
 
 
-def report_undecodable(files: Sequence[Path], text_column: str) -> None:
-    """Log, for each file, how many bytes are not UTF-8 and will be replaced."""
-    for path in files:
-        try:
-            with open_input(path, ReadOptions(text_column, "replace", text_only=True)) as file:
-                for _ in read_open_file(file):
-                    pass
-        except InputError:  # raised again when the file is read
-            continue
-        if file.replaced:
-            logger.warning("%s: %d undecodable bytes or sequences are replaced by U+FFFD", path, file.replaced)
-
-
-def no_text(files: Sequence[str | Path]) -> NoTextError:
+def no_text(files: Sequence[str | Path]) -> InputError:
     """Return the error that all documents of these files are empty."""
-    return NoTextError(f"no text in {', '.join(map(str, files[:3]))}: every document is empty")
+    return InputError(f"no text in {', '.join(map(str, files[:3]))}: every document is empty")
 
 
 def _files(source: str | Path) -> list[Path]:
@@ -104,7 +163,25 @@ def _files(source: str | Path) -> list[Path]:
         found = [file for file in path.rglob("*") if not _is_hidden(file.relative_to(path))]
     else:
         found = [Path(file) for file in glob.glob(str(source), recursive=True)]
-    return sorted(file for file in found if file.is_file() and _is_readable(file))
+    files = sorted(file for file in found if file.is_file())
+    if ignored := [str(file) for file in files if not _is_readable(file)]:
+        logger.warning("%s: %d files have an unknown format and are left out: %s", source, len(ignored), _some(ignored))
+    return [file for file in files if _is_readable(file)]
+
+
+def _check_copies(files: Iterable[Path]) -> None:
+    """Raise for a file and its compressed copy: whoever has both means one of them."""
+    present = set(files)
+    for file in sorted(present):
+        packed = file.with_name(f"{file.name}.gz")
+        if packed in present:
+            raise InputError(
+                f"{file} and {packed.name} are the same documents twice: move one of them away, or name the files"
+            )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if names[5:] else "")
 
 
 def _is_readable(path: Path) -> bool:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
+import os
 import zlib
 from codecs import BOM_UTF8, getincrementaldecoder
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from bioptimus_hf.errors import InputError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 _REPLACEMENT = "\ufffd"
 _BUFFER = 1 << 16  # bytes
@@ -52,13 +57,14 @@ class InputFile:
         options: how to read it.
         binary: the decompressed bytes.
         replaced: how many undecodable bytes or sequences have been replaced so far.
+        blank: how many blank lines the reader has left out so far, in formats where a document is a line.
     """
 
     def __init__(self, path: Path, binary: io.BufferedReader, raw: BinaryIO, options: ReadOptions) -> None:
         self.path = path
         self.options = options
         self.binary = binary
-        self.replaced = 0
+        self.replaced = self.blank = 0
         self._raw = raw
         self._decoder = getincrementaldecoder("utf-8")("replace")
 
@@ -119,21 +125,100 @@ class InputFile:
         self.replaced += text.count(_REPLACEMENT) - content.count(_REPLACEMENT.encode())
 
 
-@contextmanager
-def open_input(path: str | Path, options: ReadOptions | None = None) -> Iterator[InputFile]:
-    """Open a file for reading, decompressing it if its name ends in `.gz`.
+class _HashedFile(io.RawIOBase):
+    """Hashes the bytes of a file while they are read.
 
     Raises:
-        InputError: the file can't be read, even if this shows only later, within the `with` block.
+        OSError: the file can't be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = io.FileIO(path)
+        self._opened = self._state()
+        self._digest = hashlib.sha256()
+        self._in_order = True
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        number = self._file.readinto(buffer)
+        self._digest.update(memoryview(buffer)[:number])
+        return number
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        before = self._file.tell()
+        after = self._file.seek(offset, whence)
+        self._in_order = self._in_order and after == before
+        return after
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    def identity(self) -> str | None:
+        """Return the identity of the content that was read, as `artifacts.identity` does; reads the file to its end.
+
+        What is read in another order, as in Parquet, is hashed afterwards. Then the result is None if the file was
+        written to in the meantime.
+        """
+        if not self._in_order:
+            self._file.seek(0)
+            self._digest = hashlib.sha256()
+        while self.read(_BUFFER):
+            pass
+        unchanged = self._in_order or self._state() == self._opened
+        return f"sha256:{self._digest.hexdigest()}" if unchanged else None
+
+    def _state(self) -> tuple[int, ...]:
+        state = os.fstat(self._file.fileno())
+        return state.st_size, state.st_mtime_ns, state.st_ctime_ns
+
+
+@contextmanager
+def open_input(
+    path: str | Path, options: ReadOptions | None = None, *, content: str | None = None
+) -> Iterator[InputFile]:
+    """Open a file for reading, decompressing it if its name ends in `.gz`.
+
+    Args:
+        content: identity of what the file must contain, from `artifacts.identity`. The bytes are hashed while they are
+            read, and the rest of them at the end of the `with` block.
+
+    Raises:
+        InputError: the file can't be read, or doesn't contain this, even if it shows only later, within the `with`
+            block.
     """
     path = Path(path)
     try:
-        with open(path, "rb") as raw:
-            packed = path.name.lower().endswith(".gz")
-            # A BufferedReader splits lines in C, which GzipFile doesn't.
-            binary = io.BufferedReader(cast(io.RawIOBase, gzip.GzipFile(fileobj=raw)), _BUFFER) if packed else raw
-            yield InputFile(path, cast(io.BufferedReader, binary), raw, options or ReadOptions())
+        if content is None:
+            with open(path, "rb") as raw:
+                yield _input_file(path, raw, options)
+            return
+        hashed = _HashedFile(path)
+        with io.BufferedReader(hashed, _BUFFER) as raw:
+            try:
+                yield _input_file(path, raw, options)
+            except (InputError, gzip.BadGzipFile, EOFError, zlib.error) as error:
+                _check_content(path, hashed, content, error)  # the reason of the error, if it has changed
+                raise
+            _check_content(path, hashed, content)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise InputError(f"{path} is not a complete gzip file ({error}): fetch it again") from error
     except OSError as error:
         raise InputError(f"{path} can't be read ({error.strerror or error})") from error
+
+
+def _input_file(path: Path, raw: BinaryIO, options: ReadOptions | None) -> InputFile:
+    packed = path.name.lower().endswith(".gz")
+    # A BufferedReader splits lines in C, which GzipFile doesn't.
+    binary = io.BufferedReader(cast(io.RawIOBase, gzip.GzipFile(fileobj=raw)), _BUFFER) if packed else raw
+    return InputFile(path, cast(io.BufferedReader, binary), raw, options or ReadOptions())
+
+
+def _check_content(path: Path, file: _HashedFile, content: str, cause: Exception | None = None) -> None:
+    if file.identity() != content:
+        raise InputError(f"{path} changed while it was being read: run the same command again") from cause

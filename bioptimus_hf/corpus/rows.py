@@ -27,6 +27,8 @@ def read_txt(file: InputFile) -> Iterator[Document | InputError]:
             yield line
         elif line and not line.isspace():
             yield Document(str(number), line)
+        else:
+            file.blank += 1
 
 
 def read_jsonl(file: InputFile) -> Iterator[Document | InputError]:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Iterator
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import sentencex
-
-from bioptimus_hf.artifacts import map_processes
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# An argument of the `map` step, because its cache sees neither our code nor that of the library.
+# An argument of the `map` step, because the cache sees neither our code nor that of the library.
 SPLITTER = f"sentencex {importlib.metadata.version('sentencex')}, masked 1"
 
 _LONG_SENTENCE = 1000  # characters
@@ -43,16 +41,16 @@ def split_sentences(dataset: Dataset, *, num_proc: int | None = None) -> Dataset
     """
     from datasets import Features, Value  # reading files must not load `datasets`
 
-    return cast(
-        "Dataset",
-        dataset.select_columns(["text", "document"]).map(
-            _sentences,
-            batched=True,
-            fn_kwargs={"splitter": SPLITTER},
-            features=Features({"text": Value("string"), "document": Value("int64")}),
-            num_proc=map_processes(num_proc),
-            desc="Splitting sentences",
-        ),
+    from bioptimus_hf.corpus.cache import cached_map
+
+    return cached_map(
+        dataset.select_columns(["text", "document"]),
+        _sentences,
+        kind="sentences",
+        fn_kwargs={"splitter": SPLITTER},
+        features=Features({"text": Value("string"), "document": Value("int64")}),
+        num_proc=num_proc,
+        desc="Splitting sentences",
     )
 
 

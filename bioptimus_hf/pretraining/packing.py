@@ -14,7 +14,7 @@ from datasets.fingerprint import Hasher
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from bioptimus_hf.artifacts import map_processes
+from bioptimus_hf.corpus.cache import cached_map
 from bioptimus_hf.errors import InputError
 
 _BYTES_PER_BATCH = 1_000_000  # of text
@@ -26,8 +26,8 @@ def tokenize_and_pack(
     """Turn documents into one stream of tokens, and cut it into blocks.
 
     The stream contains every document whole, in order, as `[CLS] ... [SEP]`. Nothing is dropped: the last block is as
-    long as what remains. The blocks don't depend on `num_proc`. Tokens are kept in the cache of `datasets`, which is
-    aware of changes in text or tokenizer; the blocks are views of that cache and take no memory of their own.
+    long as what remains. The blocks don't depend on `num_proc`. Tokens are kept in the cache, which is aware of changes
+    in text or tokenizer; the blocks are views of that cache and take no memory of their own.
 
     Args:
         documents: has a column `text`.
@@ -53,19 +53,16 @@ def tokenize_and_pack(
     features = Features(input_ids=LargeList(Value(kind)))
     if not len(documents):
         return Dataset.from_dict({"input_ids": []}, features=features)
-    tokenized = (
-        documents.select_columns(["text"])
-        .with_format("arrow")
-        .map(
-            _tokenize,
-            batched=True,
-            # As text: using a tokenizer changes its state, so that the cache would take it for another one.
-            fn_kwargs={"backend": backend.to_str(), "kind": kind},
-            remove_columns=["text"],
-            features=Features(input_ids=List(Value(kind))),
-            num_proc=map_processes(num_proc),
-            desc="Tokenising",
-        )
+    tokenized = cached_map(
+        documents.select_columns(["text"]).with_format("arrow"),
+        _tokenize,
+        kind="tokens",
+        # As text: using a tokenizer changes its state, so that the cache would take it for another one.
+        fn_kwargs={"backend": backend.to_str(), "kind": kind},
+        remove_columns=["text"],
+        features=Features(input_ids=List(Value(kind))),
+        num_proc=num_proc,
+        desc="Tokenising",
     )
     chunks = tokenized.data.column("input_ids").chunks
     # Given a fingerprint, datasets doesn't hash the blocks, for which it would copy them all into memory. There is no

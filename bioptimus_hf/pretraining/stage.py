@@ -14,7 +14,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer, TrainingArguments, set_seed
 
 from bioptimus_hf.artifacts import RECORD, Run, Stage, check_fresh, identity, is_finished, verify, write_record
-from bioptimus_hf.corpus.dataset import check_same_text, corpus_identity, load_documents, split_validation
+from bioptimus_hf.corpus.dataset import Contents, check_same_text, contents_of, load_text, split_validation
 from bioptimus_hf.corpus.decontamination import (
     RULE,
     Dropped,
@@ -44,6 +44,7 @@ class _Request:
         start: name or folder of the model to start from.
         model: folder of that model.
         curriculum: phases to run.
+        contents: what the corpus contains.
         test_sentences: sentences to keep out of the text, by test set.
         provenance: what the run is made from.
         folder: folder of the record.
@@ -54,6 +55,7 @@ class _Request:
     start: str
     model: str
     curriculum: tuple[Phase, ...]
+    contents: Contents
     test_sentences: Mapping[str, list[str]]
     provenance: Provenance
     folder: Path
@@ -99,7 +101,7 @@ def _make(run: Run, corpus: Corpus, options: PretrainingOptions, arguments: Pret
     with arguments.main_process_first(desc="tokenising"):
         if run.force and arguments.process_index == 0:
             shutil.rmtree(request.checkpoints, ignore_errors=True)  # of this very run, which must not be resumed
-        text = _Text.read(corpus, request.test_sentences, num_proc=run.num_proc)
+        text = _Text.read(corpus, request, num_proc=run.num_proc)
         train, validation = (
             tokenize_and_pack(documents, tokenizer, max_length=options.max_length, num_proc=run.num_proc)
             for documents in (text.train, text.validation)
@@ -146,7 +148,8 @@ def _request(run: Run, corpus: Corpus, options: PretrainingOptions, arguments: T
     model = find_model(start)
     verify(model.folder)
     check_fresh(model.folder)
-    inputs = {"corpus": corpus_identity(corpus.corpus), "model": model.identity}
+    contents = contents_of(corpus.corpus)
+    inputs = {"corpus": contents.identity, "model": model.identity}
     check_same_text(run.root, corpus, inputs["corpus"])
     settings = {
         **corpus.settings(),
@@ -167,6 +170,7 @@ def _request(run: Run, corpus: Corpus, options: PretrainingOptions, arguments: T
         start,
         model.folder,
         curriculum,
+        contents,
         test_sentences,
         provenance,
         folder=run.root / "-".join([FOLDER, *(phase.version for phase in curriculum if options.phases)]),
@@ -206,31 +210,35 @@ class _Text:
     Attributes:
         train: documents to train on.
         validation: documents to validate on.
-        facts: what the record says about decontamination; None without it.
+        facts: what the record says about the text and about decontamination.
         dropped: test sentences that were found, with their documents.
     """
 
     train: Dataset
     validation: Dataset
-    facts: dict[str, Any] | None
+    facts: dict[str, Any]
     dropped: list[Dropped]
 
     @classmethod
-    def read(cls, corpus: Corpus, test_sentences: Mapping[str, list[str]], *, num_proc: int | None) -> _Text:
+    def read(cls, corpus: Corpus, request: _Request, *, num_proc: int | None) -> _Text:
         """Read the documents of a corpus, without those that contain a test sentence."""
-        documents = load_documents(corpus)
+        text = load_text(corpus, request.contents)
+        documents = text.documents
         dropped: list[Dropped] = []
-        facts: dict[str, Any] | None = None
-        if test_sentences:
-            kept, dropped = decontaminate(documents, test_sentences, num_proc=num_proc)
-            facts = {"documents": len(documents), "dropped": len(documents) - len(kept)}
-            facts["test_sets"] = sorted(test_sentences)
+        facts: dict[str, Any] = {"text": text.facts}
+        if request.test_sentences:
+            kept, dropped = decontaminate(documents, request.test_sentences, num_proc=num_proc)
+            facts["decontamination"] = {
+                "documents": len(documents),
+                "dropped": len(documents) - len(kept),
+                "test_sets": sorted(request.test_sentences),
+            }
             documents = kept
         splits = split_validation(documents, share=corpus.validation_share)
         return cls(splits["train"], splits["validation"], facts, dropped)
 
     def describe(self, stage: Stage) -> None:
-        """Add what was dropped to a stage."""
-        if self.facts is not None:
+        """Add to a stage what was read, and what was dropped."""
+        if "decontamination" in self.facts:
             write_dropped(stage.path / "decontamination.tsv", self.dropped)
-            stage.facts["decontamination"] = self.facts
+        stage.facts |= self.facts

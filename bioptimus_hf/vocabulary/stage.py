@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from bioptimus_hf.artifacts import Run, building, is_finished, write_json
-from bioptimus_hf.corpus.dataset import corpus_identity, load_splits
+from bioptimus_hf.corpus.dataset import contents_of, load_text, split_validation
 from bioptimus_hf.corpus.options import Corpus
 from bioptimus_hf.models import check_base, find_model, load_by_name, save_tokenizer
 from bioptimus_hf.vocabulary.fertility import report_vocabulary
@@ -42,9 +42,9 @@ def make_tokenizer(run: Run, corpus: Corpus, options: VocabularyOptions) -> Path
 
 
 def _make(folder: Path, run: Run, corpus: Corpus, options: VocabularyOptions) -> None:
-    corpus_read = corpus_identity(corpus.corpus)  # first: a misspelt file needs no download of the model
+    contents = contents_of(corpus.corpus)  # first: a misspelt file needs no download of the model
     base_model = find_model(options.base_model)
-    inputs = {"corpus": corpus_read, "base_model": base_model.identity}
+    inputs = {"corpus": contents.identity, "base_model": base_model.identity}
     settings = {
         **corpus.settings(),
         "size": options.size,
@@ -58,7 +58,8 @@ def _make(folder: Path, run: Run, corpus: Corpus, options: VocabularyOptions) ->
     base.model_max_length = min(base.model_max_length, positions)  # many tokenizers on the Hub state no limit
     warn_if_cased(base, options.base_model)
     with building(folder, inputs, settings) as stage:
-        splits = load_splits(corpus)
+        text = load_text(corpus, contents)
+        splits = split_validation(text.documents, share=corpus.validation_share)
         train = train_vocabulary if options.policy == "replace" else extend_vocabulary
         vocabulary = train(splits["train"]["text"], size=options.size, like=base, min_frequency=options.min_frequency)
         tokenizer = build_tokenizer(vocabulary, like=base)
@@ -69,6 +70,7 @@ def _make(folder: Path, run: Run, corpus: Corpus, options: VocabularyOptions) ->
         write_json(stage.path / "report.json", report.facts())
         report.plot(stage.path / "fertility.png")
         stage.facts |= {
+            "text": text.facts,
             # Where later stages find the model. The identity in the inputs only says what it contains.
             "base_model": base_model.commit or str(Path(base_model.folder).resolve()),
             "tokens": len(tokenizer),

@@ -40,6 +40,7 @@ from bioptimus_hf.contexts.options import ContextsOptions
 from bioptimus_hf.contexts.query import ContextQuery
 from bioptimus_hf.contexts.stage import make_contexts
 from bioptimus_hf.corpus.dataset import load_corpus, split_validation
+from bioptimus_hf.corpus.files import CorpusFile
 from bioptimus_hf.corpus.options import Corpus
 from bioptimus_hf.corpus.sentences import split_sentences
 from bioptimus_hf.errors import InputError
@@ -120,9 +121,10 @@ def assert_same(contexts: Dataset, expected: Dataset) -> None:
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the tasks in this process, in reverse order."""
 
-    def results(search: Search, files: Sequence[Path], num_proc: int | None) -> Iterator[Any]:
-        for number in reversed(range(len(files))):
-            yield module._Result.from_row(search(pa.table({"number": [number], "file": [str(files[number])]})))
+    def results(search: Search, files: Sequence[CorpusFile], num_proc: int | None) -> Iterator[Any]:
+        for number, file in reversed(list(enumerate(files))):
+            item = {"number": [number], "file": [str(file.path)], "content": [file.content]}
+            yield module._Result.from_row(search(pa.table(item)))
 
     monkeypatch.setattr(module, "_search_files", results)
     monkeypatch.setattr(module, "connected", nullcontext)

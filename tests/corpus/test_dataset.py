@@ -19,10 +19,11 @@ import pyarrow.parquet
 import pytest
 from datasets import Dataset
 
+import bioptimus_hf.corpus.cache
 import bioptimus_hf.corpus.dataset
 import bioptimus_hf.corpus.files
 import bioptimus_hf.corpus.hub
-from bioptimus_hf.corpus.dataset import corpus_identity, load_corpus, load_documents, load_splits, split_validation
+from bioptimus_hf.corpus.dataset import contents_of, corpus_identity, load_corpus, load_text, split_validation
 from bioptimus_hf.corpus.options import Corpus
 from bioptimus_hf.corpus.sentences import split_sentences
 from bioptimus_hf.errors import InputError
@@ -121,7 +122,7 @@ def test_another_version_of_the_package_ignores_the_cache(tmp_path: Path, monkey
     write_txt(tmp_path / "a.txt", ["text"])
     before, again = load_corpus(tmp_path), load_corpus(tmp_path)
     assert before._fingerprint == again._fingerprint
-    monkeypatch.setattr(bioptimus_hf.corpus.dataset, "__version__", "99.0")
+    monkeypatch.setattr(bioptimus_hf.corpus.cache, "__version__", "99.0")
     assert load_corpus(tmp_path)._fingerprint != before._fingerprint
 
 
@@ -223,30 +224,144 @@ def test_files_that_can_be_read_are_not_read_again(tmp_path: Path, monkeypatch: 
         write_txt(tmp_path / f"{number}.txt", [f"text {number}", "", f"more {number}"])
     (tmp_path / "1.txt").write_bytes(b"\xff")
     (tmp_path / "3.txt").write_text("\n \n")  # no documents, which does not matter beside others
-    (tmp_path / "4.txt.gz").write_bytes(b"no gzip")
+    (tmp_path / "5.txt.gz").write_bytes(b"no gzip")
     read: list[str] = []
     open_input = bioptimus_hf.corpus.files.open_input
     monkeypatch.setattr(
         bioptimus_hf.corpus.files,
         "open_input",
-        lambda path, *rest: read.append(Path(path).name) or open_input(path, *rest),
+        lambda path, *rest, **named: read.append(Path(path).name) or open_input(path, *rest, **named),
     )
     with pytest.raises(InputError) as error:
         load_corpus(tmp_path)
     assert str(error.value) == (
         f"{tmp_path / '1.txt'}, line 1: not valid UTF-8 at byte 0 of the file: convert the file, or set errors to "
-        f"replace; {tmp_path / '4.txt.gz'} is not a complete gzip file (Not a gzipped file (b'no')): fetch it again; "
-        f"3 other files are cached for the next time"
+        f"replace; {tmp_path / '5.txt.gz'} is not a complete gzip file (Not a gzipped file (b'no')): fetch it again; "
+        f"4 other files are cached for the next time"
     )
-    assert read == ["0.txt", "1.txt", "2.txt", "3.txt", "4.txt", "4.txt.gz"]
+    assert read == ["0.txt", "1.txt", "2.txt", "3.txt", "4.txt", "5.txt.gz"]
     read.clear()
-    (tmp_path / "4.txt.gz").unlink()
+    (tmp_path / "5.txt.gz").unlink()
     write_txt(tmp_path / "1.txt", ["fixed"])
     corpus = load_corpus(tmp_path)
-    assert read == ["1.txt", "3.txt"]
+    assert read == ["1.txt"]
     assert list(corpus["text"]) == ["text 0", "more 0", "fixed", "text 2", "more 2", "text 4", "more 4"]
     assert list(corpus["document"]) == list(range(7))
     assert corpus._fingerprint == load_corpus(tmp_path)._fingerprint
+
+
+def grow(file: Path) -> None:
+    with open(file, "ab") as opened:
+        opened.write(file.read_bytes())
+
+
+def shrink(file: Path) -> None:
+    os.truncate(file, file.stat().st_size * 2 // 3)
+
+
+def change(file: Path) -> None:
+    with open(file, "r+b") as opened:
+        opened.seek(-1000, os.SEEK_END)
+        opened.write(b"x")
+
+
+@pytest.mark.parametrize("limit", [None, 0.1])
+@pytest.mark.parametrize("happens", [grow, shrink, change])
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.jsonl", "a.parquet"])
+def test_a_file_that_changes_while_it_is_read(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    happens: Callable[[Path], None],
+    limit: float | None,
+) -> None:
+    """The text that was read would be found under the hash of the other one."""
+    texts = [random.Random(number).randbytes(400).hex() for number in range(1000)]
+    file = tmp_path / name
+    if name.endswith(".gz"):
+        pack(file, write_txt, texts)
+    else:
+        {"a.txt": write_txt, "a.jsonl": write_jsonl, "a.parquet": write_parquet}[name](file, texts)  # type: ignore[operator]
+    content = file.read_bytes()
+    read = bioptimus_hf.corpus.files.read_open_file
+
+    def disturbed(opened: Any) -> Any:
+        for number, document in enumerate(read(opened)):
+            if number == 10:
+                happens(file)
+            yield document
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bioptimus_hf.corpus.files, "read_open_file", disturbed)
+        with pytest.raises(InputError) as error:
+            load_corpus(file, max_megabytes=limit)
+    assert str(error.value) == f"{file} changed while it was being read: run the same command again"
+    file.write_bytes(content)
+    assert load_corpus(file, max_megabytes=limit)["text"][:] == (texts if limit is None else texts[:125])
+
+
+def test_a_file_that_is_replaced_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old file is read to its end, as its hash says."""
+    texts = [f"{number} " * 100 for number in range(1000)]
+    write_txt(tmp_path / "a.txt", texts)
+    write_txt(tmp_path / "new", texts[::-1])
+    read = bioptimus_hf.corpus.files.read_open_file
+
+    def disturbed(opened: Any) -> Any:
+        for number, document in enumerate(read(opened)):
+            if number == 10:
+                (tmp_path / "new").rename(tmp_path / "a.txt")
+            yield document
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bioptimus_hf.corpus.files, "read_open_file", disturbed)
+        assert load_corpus(tmp_path / "a.txt")["text"][:] == texts
+    assert load_corpus(tmp_path / "a.txt")["text"][:] == texts[::-1]
+
+
+def test_a_file_that_changed_since_it_was_recorded(tmp_path: Path) -> None:
+    """The record says what the corpus contained when the stage began."""
+    write_txt(tmp_path / "a.txt", ["before"])
+    write_txt(tmp_path / "b.txt", ["another file"])
+    corpus = Corpus([str(tmp_path)])
+    contents = contents_of(corpus.corpus)
+    write_txt(tmp_path / "a.txt", ["after"])
+    write_txt(tmp_path / "c.txt", ["new"])
+    with pytest.raises(InputError, match=r"a\.txt changed while it was being read: run the same command again"):
+        load_text(corpus, contents)
+    write_txt(tmp_path / "a.txt", ["before"])
+    assert load_text(corpus, contents).documents["text"][:] == ["before", "another file"]
+
+
+def test_what_is_read_and_left_out_is_counted(tmp_path: Path) -> None:
+    write_txt(tmp_path / "a.txt", ["Two words.", "", " \t", "β-catenin"])
+    write_parquet(tmp_path / "b.parquet", [None, "", "three more words"])
+    (tmp_path / "c.jsonl").write_bytes(b'{"text": null}\n{"text": "caf\xe9"}\n')
+    (tmp_path / "d.txt").write_text("\n")
+    facts = {"files": 4, "files_read": 4, "documents": 4, "words": 7, "bytes": 42, "empty": 6, "replaced": 1}
+    for _ in range(2):  # from the cache, too
+        assert load_text(Corpus([str(tmp_path)], errors="replace")).facts == facts
+    some = load_text(Corpus([str(tmp_path)], errors="replace", max_megabytes=21e-6)).facts
+    assert some == {"files": 4, "files_read": 2, "documents": 2, "words": 3, "bytes": 20, "empty": 4, "replaced": 0}
+
+
+def test_copies_and_unknown_files_in_a_folder(tmp_path: Path, warnings_of_package: Callable[[], list[str]]) -> None:
+    """Nothing is silently read twice, or not at all."""
+    for name in ("a.txt", "B.TXT", ".hidden/a.txt", "deep/c.txt.bz2", "deep/d.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_txt(tmp_path / name, ["the same"])
+    assert load_corpus(tmp_path)["text"][:] == ["the same", "the same"]
+    assert warnings_of_package() == [
+        f"{tmp_path}: 2 files have an unknown format and are left out: {tmp_path / 'deep/c.txt.bz2'}, "
+        f"{tmp_path / 'deep/d.csv'}",
+        f"the same documents are read 2 times: {tmp_path / 'B.TXT'}, {tmp_path / 'a.txt'}",
+    ]
+    assert load_corpus(str(tmp_path / "**" / "*.txt"))["text"][:] == ["the same"]
+    pack(tmp_path / "a.txt.gz", write_txt, ["the same"])
+    for source in (tmp_path, str(tmp_path / "a*"), [tmp_path / "a.txt", tmp_path / "a.txt.gz"]):
+        with pytest.raises(InputError, match=r"a\.txt and a\.txt\.gz are the same documents twice: move one") as error:
+            load_corpus(source)
+        assert str(tmp_path / "a.txt") in str(error.value)
 
 
 def test_invalid_utf8_behind_a_byte_order_mark(tmp_path: Path) -> None:
@@ -489,9 +604,10 @@ def test_a_described_corpus_is_loaded_and_split(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "a.jsonl", DOCUMENTS[:200], "abstract")
     corpus = Corpus([str(tmp_path)], text_column="abstract", validation_share=0.2)
     expected = sides(DOCUMENTS[:200], share=0.2)
-    found = load_splits(corpus)
+    text = load_text(corpus, contents_of(corpus.corpus))
+    assert text.documents["text"][:] == DOCUMENTS[:200]
+    found = split_validation(text.documents, share=corpus.validation_share)
     assert (found["train"]["text"][:], found["validation"]["text"][:]) == expected
-    assert load_documents(corpus)["text"][:] == DOCUMENTS[:200]
 
 
 def test_reading_files_loads_nothing_heavy() -> None:

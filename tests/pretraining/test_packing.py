@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 from datasets import Dataset, load_dataset
 from transformers import BertTokenizer
@@ -40,14 +41,17 @@ def test_no_documents_make_no_blocks(tokenizer: BertTokenizer) -> None:
     assert len(tokenize_and_pack(documents, tokenizer, max_length=16)) == 0
 
 
-def test_packed_tokens_take_two_bytes(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+def test_packed_tokens_take_two_bytes(
+    tokenizer: BertTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also on disk: the blocks are views of the file."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path))
     (tmp_path / "text.txt").write_text("\n".join([" ".join(TEXTS * 5)] * 1000))
     documents = load_dataset("text", data_files=str(tmp_path / "text.txt"), split="train", cache_dir=str(tmp_path))
     packed = tokenize_and_pack(documents, tokenizer, max_length=128)
     assert str(packed.features["input_ids"].feature.dtype) == "uint16"
     tokens = sum(map(len, packed["input_ids"]))
-    (cached,) = tmp_path.rglob("cache-*.arrow")
+    (cached,) = tmp_path.rglob("tokens-*/rows.arrow")
     assert cached.stat().st_size < 2.2 * tokens
 
 
