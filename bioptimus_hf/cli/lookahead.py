@@ -195,11 +195,12 @@ def _named(stage: str) -> Iterator[None]:
 
 
 def _read_first_documents(values: Mapping[str, Any]) -> None:
-    from bioptimus_hf.corpus.files import resolve, texts_of
+    from bioptimus_hf.corpus.files import CorpusFile, TextCounts, TextOptions, resolve, texts_of
 
     found = resolve(values["corpus"])
     if not isinstance(found, str):
-        for _ in islice(texts_of(found[0], values["text_column"], values["errors"]), _DOCUMENTS_READ):
+        options = TextOptions(values["text_column"], values["errors"])
+        for _ in islice(texts_of(CorpusFile(found[0]), options, TextCounts()), _DOCUMENTS_READ):
             pass
 
 

@@ -118,7 +118,7 @@ def contents_of(source: str | Path | Sequence[str | Path]) -> Contents:
     Raises:
         InputError: there is nothing, or a file can't be read.
     """
-    found = resolve(source)
+    found = resolve(source, report=True)
     if isinstance(found, str):
         pinned = _pinned(found)
         return Contents(pinned, identity(pinned))

@@ -57,11 +57,14 @@ class TextCounts:
         return {key: count for key, count in asdict(self).items() if key != "cut"}
 
 
-def resolve(source: str | Path | Sequence[str | Path]) -> list[Path] | str:
+def resolve(source: str | Path | Sequence[str | Path], *, report: bool = False) -> list[Path] | str:
     """Return the files that a source names, in order, or the name of a Hub data set.
 
-    In folders and patterns, all files are taken whose names end like a format that can be read, except hidden ones. A
-    warning names the other files.
+    In folders and patterns, all files are taken whose names end like a format that can be read, except hidden ones.
+
+    Args:
+        source: see `load_corpus`.
+        report: warn about the other files.
 
     Raises:
         InputError: there is nothing, or a file and its compressed copy.
@@ -69,7 +72,7 @@ def resolve(source: str | Path | Sequence[str | Path]) -> list[Path] | str:
     sources = [source] if isinstance(source, (str, Path)) else list(source)
     files: list[Path] = []
     for given in sources:
-        found = _files(given)
+        found = _files(given, report=report)
         if not found and len(sources) == 1 and not Path(given).exists() and _looks_like_hub_name(str(given)):
             return str(given)
         if not found:
@@ -153,7 +156,7 @@ def no_text(files: Sequence[str | Path]) -> InputError:
     return InputError(f"no text in {', '.join(map(str, files[:3]))}: every document is empty")
 
 
-def _files(source: str | Path) -> list[Path]:
+def _files(source: str | Path, *, report: bool) -> list[Path]:
     path = Path(source)
     if path.is_file():
         if not _is_readable(path):
@@ -164,7 +167,8 @@ def _files(source: str | Path) -> list[Path]:
     else:
         found = [Path(file) for file in glob.glob(str(source), recursive=True)]
     files = sorted(file for file in found if file.is_file())
-    if ignored := [str(file) for file in files if not _is_readable(file)]:
+    ignored = [str(file) for file in files if not _is_readable(file)]
+    if ignored and report:
         logger.warning("%s: %d files have an unknown format and are left out: %s", source, len(ignored), _some(ignored))
     return [file for file in files if _is_readable(file)]
 

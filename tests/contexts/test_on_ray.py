@@ -336,10 +336,10 @@ def test_a_file_that_kills_its_workers(
 ) -> None:
     search_files = module._search_files
 
-    def deadly(search: Search, files: Sequence[Path], num_proc: int | None) -> Iterator[Any]:
+    def deadly(search: Search, files: Sequence[CorpusFile], num_proc: int | None) -> Iterator[Any]:
         def task(item: pa.Table) -> pa.Table:
-            def read(file: Path, *_: str) -> Iterator[str]:
-                if file.name == "d.txt.gz":
+            def read(file: CorpusFile, *_: Any) -> Iterator[str]:
+                if file.path.name == "d.txt.gz":
                     os.kill(os.getpid(), signal.SIGKILL)
                 yield "asthma"
 
@@ -407,7 +407,7 @@ def check_that_a_search_goes_on_without_a_machine(
 
     killer = threading.Thread(target=kill)
 
-    def watched(search: Search, files: Sequence[Path], num_proc: int | None) -> Iterator[Any]:
+    def watched(search: Search, files: Sequence[CorpusFile], num_proc: int | None) -> Iterator[Any]:
         def task(item: pa.Table) -> pa.Table:
             import ray
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 from bioptimus_hf.artifacts import Run, building, identity, read_record
 from bioptimus_hf.cli.__main__ import main
 from bioptimus_hf.contexts.finder import find_contexts
-from bioptimus_hf.corpus.dataset import load_splits
+from bioptimus_hf.corpus.dataset import load_text, split_validation
 from bioptimus_hf.corpus.options import Corpus
 from bioptimus_hf.distillation.options import DistillationOptions
 from bioptimus_hf.distillation.stage import make_distilled_model
@@ -47,7 +47,8 @@ def add_contexts(run: Run, base: Path) -> None:
     tokens = compare_vocabularies(source, target).new[-100:]  # of the others, none has contexts
     inputs = {"tokenizer": identity(run.root / "tokenizer"), "base_model": identity(base)}
     with building(run.root / "contexts", inputs, {}) as stage:
-        contexts = find_contexts(load_splits(CORPUS)["train"], tokens, tokenizer=target, per_token=2)
+        documents = split_validation(load_text(CORPUS).documents, share=CORPUS.validation_share)["train"]
+        contexts = find_contexts(documents, tokens, tokenizer=target, per_token=2)
         contexts.save_to_disk(stage.path)
 
 
