@@ -217,12 +217,13 @@ def verification(on: bool) -> Iterator[None]:
         _verifying.reset(before)
 
 
-def verify(path: str | Path, *, hashes: bool = True) -> None:
+def verify(path: str | Path, *, hashes: bool = True, only: Iterable[str] | None = None) -> None:
     """Check the files of a result against its record; anything without a record is left alone.
 
     Args:
         path: the folder of a result, or the record of a single file.
         hashes: compare contents, and not only sizes; `verification(False)` turns this off.
+        only: names of the files to check; default: all.
 
     Raises:
         InputError: a file is missing, damaged or unreadable (which one, and what makes it again).
@@ -231,7 +232,10 @@ def verify(path: str | Path, *, hashes: bool = True) -> None:
     record = path / RECORD if path.suffix != ".json" else path
     if not record.is_file() or (hashes and not _verifying.get()):
         return
-    for file, problem in find_damage(record.parent, read_record(record).get("files", {}), hashes=hashes):
+    manifest = read_record(record).get("files", {})
+    if only is not None:
+        manifest = {name: manifest[name] for name in only if name in manifest}
+    for file, problem in find_damage(record.parent, manifest, hashes=hashes):
         raise InputError(f"{file} {problem}: {remedy(path)}")
 
 
@@ -362,7 +366,8 @@ def read_json(path: str | Path) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"{path} can't be read: {error.strerror or error}") from error
+        reason = f"{path} can't be read: {error.strerror or error}"
+        raise InputError(f"{reason}; change that, or {remedy(Path(path).parent)}") from error
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}): {remedy(Path(path).parent)}") from error
 

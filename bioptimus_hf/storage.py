@@ -59,7 +59,7 @@ def find_damage(root: Path, manifest: Mapping[str, Mapping[str, Any]], *, hashes
         hashes: compare contents, too, and not only sizes.
     """
     for name, recorded in manifest.items():
-        file = root / name
+        file = Path(os.path.normpath(root / name))  # the record of an annotated file lies in a folder beside it
         try:
             size = file.stat().st_size
             if size != recorded["size"]:
@@ -231,7 +231,9 @@ def locked(lock: Path, protected: Path, *, take_over: bool = False) -> Iterator[
         record.write_text(json.dumps(asdict(Holder.this_process())) + "\n", encoding="utf-8")
     except OSError as error:
         reason = error.strerror or error
-        raise InputError(f"cannot write {protected} ({reason}): choose another output_dir") from error
+        raise InputError(
+            f"cannot write {protected} ({error.filename or lock}: {reason}): choose another output_dir"
+        ) from error
     try:
         yield
     finally:

@@ -245,6 +245,7 @@ def hash_of_gold(words: Iterable[Sequence[str]], tags: Iterable[Sequence[str]]) 
 
 def _read_result(folder: Path) -> HeadResult:
     verify(folder, hashes=False)
+    verify(folder, only=("scores.json", "predictions.tsv"))  # what is read; the weights may be large
     try:
         content = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
         name = {key: content[key] for key in ("task", "model", "seed")}

@@ -22,6 +22,7 @@ from bioptimus_hf.ner.scores import LENIENT_SCORER, SCORER
 from bioptimus_hf.ner.tasks import BLURB_NER
 from bioptimus_hf.plots import plot_versions
 from bioptimus_hf.pretraining.versions import version_numbers
+from bioptimus_hf.storage import atomic_file
 
 Row = Mapping[str, Any]
 """From `summarize`, `averages` or `paired_differences`."""
@@ -46,7 +47,8 @@ def write_results(
     if missing:
         tables.append("\n".join([*(f"- {_name_of(head)} is missing: {why}" for head, why in missing.items()), ""]))
     text = "\n".join(tables)
-    (folder / "results.md").write_text(text, encoding="utf-8")
+    with atomic_file(folder / "results.md") as file:
+        file.write_text(text, encoding="utf-8")
     content = {
         "scorer": SCORER,
         "lenient_scorer": LENIENT_SCORER,

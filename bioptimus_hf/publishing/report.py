@@ -15,6 +15,7 @@ from bioptimus_hf.ner.results import finished_heads
 from bioptimus_hf.pretraining.versions import version_numbers
 from bioptimus_hf.publishing.consistency import check_results
 from bioptimus_hf.publishing.records import read_versions, start_of
+from bioptimus_hf.storage import atomic_file
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,8 @@ def make_report(run: Run, text: str | None = None, note: str | None = None) -> s
         logger.warning("%s has no NER head yet, so no entities of the text are shown", root)
     lines += ["", f"This report is in `{root / 'report.md'}`."]
     report = "\n".join([*lines, ""])
-    (root / "report.md").write_text(report, encoding="utf-8")
+    with atomic_file(root / "report.md") as file:
+        file.write_text(report, encoding="utf-8")
     return report
 
 

@@ -17,6 +17,7 @@ from head_results import (
     save_result,
 )
 
+from bioptimus_hf.artifacts import RECORD, read_record, write_record
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.ner.results import HeadResult, averages, paired_differences, read_predictions, read_results, summarize
 from bioptimus_hf.ner.scores import entity_counts, entity_scores
@@ -173,19 +174,35 @@ def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert result.counts.tolist() == entity_counts(GOLD, predicted).tolist() == [[0, 0, 1], [1, 1, 1]]
 
 
+def rewrite(head: Path, name: str, content: str) -> None:
+    """Replace a file of a head, and its size and hash in the record."""
+    (head / name).write_text(content)
+    record = read_record(head)
+    write_record(head / RECORD, record["inputs"], record["settings"], facts={}, seconds=0)
+
+
 def test_unusable_results_are_refused(tmp_path: Path) -> None:
     first = save_result(tmp_path, "t", "m", 0, GOLD)
     other = save_result(tmp_path, "t", "m", 1, GOLD)
     text = (other / "predictions.tsv").read_text()
-    (other / "predictions.tsv").write_text(text.replace("B-Y\tB-Y", "O\tB-Y"))
+    rewrite(other, "predictions.tsv", text.replace("B-Y\tB-Y", "O\tB-Y"))
     with pytest.raises(InputError, match=r"m/0 and .*m/1 have different test sets: move the older one away"):
         read_results([first, other])
-    (other / "predictions.tsv").write_text("a\tO\n\n")
+    rewrite(other, "predictions.tsv", "a\tO\n\n")
     third = save_result(tmp_path, "t", "m", 2, GOLD, rate=2)
     with pytest.raises(InputError, match=r"m/0 and .*m/2 have different inputs or settings and can't be averaged"):
         read_results([first, third])
     with pytest.raises(InputError, match=r"predictions\.tsv doesn't hold the predictions of a head"):
         read_results([other])
-    (other / "scores.json").write_text("{}")
+    rewrite(other, "scores.json", "{}")
     with pytest.raises(InputError, match=r"scores\.json isn't that of a finished head"):
         read_results([other])
+
+
+def test_changed_predictions_are_not_tabulated(tmp_path: Path) -> None:
+    folder = save_result(tmp_path, "t", "m", 0)
+    read_results([folder])
+    predictions = folder / "predictions.tsv"
+    predictions.write_text(predictions.read_text().replace("B-Y", "B-X"))
+    with pytest.raises(InputError, match=r"predictions\.tsv has changed since it was written.*finetune-ner"):
+        read_results([folder])

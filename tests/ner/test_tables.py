@@ -86,7 +86,9 @@ def test_results_are_saved_with_a_plot_of_the_versions(tmp_path: Path) -> None:
     text = write_results(tmp_path, results, reference="base")
     assert (tmp_path / "results.md").read_text() == text
     saved = json.loads((tmp_path / "results.json").read_text())
-    assert saved.keys() == {*("scorer", "lenient_scorer", "reference", "rows", "averages", "differences", "resamples")}
+    assert saved.keys() == {
+        *("scorer", "lenient_scorer", "reference", "rows", "averages", "differences", "missing", "resamples")
+    }
     assert saved["rows"] == summarize(results)
     assert (tmp_path / "versions.png").read_bytes().startswith(b"\x89PNG")
 
