@@ -68,6 +68,8 @@ class Run:
     def __post_init__(self) -> None:
         if not self.output_dir:
             raise InputError("is empty: name a folder", argument="output_dir")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"must be a whole number from 0 to {2**32 - 1}, not {self.seed}", argument="seed")
 
     @property
     def root(self) -> Path:

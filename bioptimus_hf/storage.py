@@ -61,15 +61,28 @@ def find_damage(root: Path, manifest: Mapping[str, Mapping[str, Any]], *, hashes
     for name, recorded in manifest.items():
         file = Path(os.path.normpath(root / name))  # the record of an annotated file lies in a folder beside it
         try:
-            size = file.stat().st_size
-            if size != recorded["size"]:
-                yield file, f"has {size:,} bytes instead of {recorded['size']:,}"
-            elif hashes and hash_of_file(file) != recorded["xxh3"]:
-                yield file, "has changed since it was written: its hash differs"
-        except FileNotFoundError:
-            yield file, "is missing"
+            problem = damage_of(file, recorded, hashes=hashes)
         except OSError as error:
-            yield file, f"can't be read ({error.strerror or error})"
+            problem = f"can't be read ({error.strerror or error})"
+        if problem:
+            yield file, problem
+
+
+def damage_of(file: Path, recorded: Mapping[str, Any], *, hashes: bool) -> str | None:
+    """Return how a file differs from its entry in a manifest; None if it doesn't.
+
+    Raises:
+        OSError: the file is there, but can't be read.
+    """
+    try:
+        size = file.stat().st_size
+        if size != recorded["size"]:
+            return f"has {size:,} bytes instead of {recorded['size']:,}"
+        if hashes and hash_of_file(file) != recorded["xxh3"]:
+            return "has changed since it was written: its hash differs"
+    except FileNotFoundError:
+        return "is missing"
+    return None
 
 
 @contextmanager
@@ -92,7 +105,7 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         sync(temporary)
-        _replace_folder(folder, temporary)
+        replace_folder(folder, temporary)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -111,7 +124,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         yield temporary
         sync(temporary)
         temporary.replace(path)
-        _sync_entries(path.parent)
+        sync_entries(path.parent)
     finally:
         if temporary.is_file():
             temporary.unlink()
@@ -147,15 +160,37 @@ def sync(path: Path) -> None:
     if path.is_dir():
         for inner in path.iterdir():
             sync(inner)
-        _sync_entries(path)
+        sync_entries(path)
         return
     with open(path, "rb") as file:
         os.fsync(file.fileno())
 
 
+def sync_entries(folder: Path) -> None:
+    """Wait until the names in a folder are on disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def temporary_name(path: Path) -> Path:
     """Return a name beside a path that no other process uses."""
     return path.with_name(f"{path.name}{_PARTIAL}{socket.gethostname()}-{os.getpid()}")
+
+
+def replace_folder(folder: Path, temporary: Path) -> None:
+    """Rename a folder that is on disk to its final name, and remove what it replaces, see `remove_result`."""
+    replaced = folder.with_name(folder.name + _REPLACED)
+    if replaced.exists():  # left behind when a process was killed while it removed it
+        remove_result(replaced)
+    if folder.exists():  # Rename first: a kill during deletion would leave half a folder.
+        folder.rename(replaced)
+    temporary.rename(folder)
+    sync_entries(folder.parent)
+    if replaced.exists():
+        remove_result(replaced)
 
 
 def remove_leftovers(path: Path) -> None:
@@ -273,27 +308,6 @@ def _try(file: Path) -> BaseFileLock | None:
             continue
         return lock
     return None
-
-
-def _replace_folder(folder: Path, temporary: Path) -> None:
-    replaced = folder.with_name(folder.name + _REPLACED)
-    if replaced.exists():  # left behind when a process was killed while it removed it
-        remove_result(replaced)
-    if folder.exists():  # Rename first: a kill during deletion would leave half a folder.
-        folder.rename(replaced)
-    temporary.rename(folder)
-    _sync_entries(folder.parent)
-    if replaced.exists():
-        remove_result(replaced)
-
-
-def _sync_entries(folder: Path) -> None:
-    """Wait until the names in a folder are on disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _exists(pid: int) -> bool:

@@ -68,6 +68,11 @@ def finetune(
     max_length = min(max_length, model.config.max_position_embeddings)
     prepare_for_cpu(model, arguments.device, dropout=model.config.attention_probs_dropout_prob)
     train = windows_dataset(dataset["train"], tokenizer, max_length=max_length, num_proc=num_proc)
+    updates = math.ceil(
+        len(train) / (arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size)
+    )
+    if updates == 1:
+        logger.warning("an epoch has a single update: the %d windows of text fit into one batch", len(train))
     trainer = HeadTrainer(
         model=model,
         args=arguments,

@@ -128,11 +128,13 @@ class HeadTraining:
 
     def __post_init__(self) -> None:
         for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs"):
-            if getattr(self, name) < 1:
+            if not 1 <= getattr(self, name) < math.inf:
                 raise InputError(f"must be at least 1, not {getattr(self, name)}", argument=name)
-        for name in ("learning_rate", "warmup_steps", "weight_decay"):
+        for name in ("warmup_steps", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"must be a number from 0 on, not {getattr(self, name)}", argument=name)
+        if not 0 < self.learning_rate < math.inf:
+            raise InputError(f"must be a number above 0, not {self.learning_rate}", argument="learning_rate")
 
 
 def split_label(given: str) -> tuple[str, str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
@@ -112,6 +114,45 @@ REJECTED_VALUES = {
 }
 """Single values that are rejected, of options that work otherwise."""
 
+_Allowed = Callable[[float], bool]
+
+# None leaves an option out. NaN and infinity are in no range.
+_RANGES: dict[str, tuple[_Allowed, frozenset[str]]] = {
+    "a whole number from 1 on": (
+        lambda value: value >= 1 and value == int(value),
+        frozenset(
+            {
+                "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
+                "save_total_limit", "torch_empty_cache_steps", "dataloader_prefetch_factor", "ddp_bucket_cap_mb",
+                "ddp_timeout",
+            }
+        ),
+    ),
+    "above 0": (lambda value: value > 0, frozenset({"learning_rate", "adam_epsilon", "num_train_epochs"})),
+    "at least 0": (
+        lambda value: value >= 0,
+        frozenset({"weight_decay", "max_grad_norm", "warmup_steps", "eval_delay", "neftune_noise_alpha"}),
+    ),
+    "at least 0 and below 1": (lambda value: 0 <= value < 1, frozenset({"adam_beta1", "adam_beta2"})),
+    "a whole number from 0 on": (
+        lambda value: value >= 0 and value == int(value),
+        frozenset({"dataloader_num_workers"}),
+    ),
+    "a whole number of steps or, below 1, a share of the run above 0": (
+        lambda value: 0 < value < 1 or (value >= 1 and value == int(value)),
+        frozenset({"logging_steps", "save_steps", "eval_steps"}),
+    ),
+    "a whole number from 1 on, or -1 to train by epochs": (
+        lambda value: value == -1 or (value >= 1 and value == int(value)),
+        frozenset({"max_steps"}),
+    ),
+    "a whole number from 0 to 4294967295": (
+        lambda value: 0 <= value < 2**32 and value == int(value),
+        frozenset({"seed", "data_seed"}),
+    ),
+}  # fmt: skip
+"""Sensible ranges of numbers, with the options that must be in them."""
+
 
 @dataclass
 class PretrainingArguments(TrainingArguments):
@@ -150,7 +191,9 @@ class PretrainingArguments(TrainingArguments):
         default=1000, metadata={"help": "Steps between two validations, besides the one at the end of each phase"}
     )
     save_steps: float = field(default=500, metadata={"help": "Steps between two checkpoints"})
-    save_total_limit: int | None = field(default=1, metadata={"help": "Number of checkpoints to keep"})
+    save_total_limit: int | None = field(
+        default=2, metadata={"help": "Number of checkpoints to keep; the older ones are for when the newest is damaged"}
+    )
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Hide losses that are NaN or infinite, instead of stopping the run"}
     )
@@ -160,13 +203,15 @@ class PretrainingArguments(TrainingArguments):
         # Otherwise the parent rejects bf16 on machines without a GPU, although many CPUs support it.
         self.use_cpu: bool = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
+        check_arguments(self)  # again: what was given as JSON has been read
 
 
 def check_arguments(arguments: TrainingArguments) -> None:
-    """Reject arguments that pre-training can't respect.
+    """Reject arguments that pre-training can't respect, and numbers that are out of range.
 
     Raises:
-        InputError: an argument is set that is in `REJECTED` or `REJECTED_VALUES`; the message gives the reason.
+        InputError: an argument is set that is in `REJECTED` or `REJECTED_VALUES`, or is out of range; the message gives
+            the reason.
     """
     defaults = {
         option.name: option.default if option.default_factory is MISSING else option.default_factory()
@@ -178,6 +223,18 @@ def check_arguments(arguments: TrainingArguments) -> None:
     for (name, value), reason in REJECTED_VALUES.items():
         if getattr(arguments, name) == value:
             raise InputError(f"{value} is not supported, because {reason}", argument=name)
+    for wanted, (allowed, names) in _RANGES.items():
+        for option in sorted(names):
+            given = getattr(arguments, option, None)
+            if given is None:
+                continue
+            if not isinstance(given, int | float) or not math.isfinite(given) or not allowed(given):
+                raise InputError(f"must be {wanted}, not {given}", argument=option)
+    if getattr(arguments.accelerator_config, "use_seedable_sampler", True) is False:
+        raise InputError(
+            "not supported with use_seedable_sampler: false, because the run couldn't be resumed exactly",
+            argument="accelerator_config",
+        )
     if getattr(arguments, "deepspeed_plugin", None):  # asked for by `accelerate launch`, without an argument
         raise InputError(f"not supported, because {REJECTED['deepspeed']}", argument="deepspeed")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import SeedableRandomSampler
 from torch.utils.data import IterableDataset
 from transformers import (
     PreTrainedModel,
@@ -87,8 +88,13 @@ class CurriculumCallback(TrainerCallback, ExportableState):
         loader = kwargs.get("train_dataloader")
         streamed = isinstance(getattr(loader, "dataset", None), IterableDataset)
         _check_data(args, loader, streamed=streamed)
-        if state.global_step:
-            _check_resumable(args, streamed=streamed)
+        if state.global_step or args.save_strategy != "no":
+            _check_resumable(args, loader)
+        if state.global_step and streamed:
+            raise InputError(
+                "a run on a streamed data set can't be resumed, since the Trainer doesn't know where in the stream it "
+                "was: load the data set as a whole"
+            )
         if loader is not None:
             # Every iterator over the data draws a seed for its workers, by default from torch's global generator, as
             # dropout does. Persistent workers are created once, others once per epoch.
@@ -204,15 +210,26 @@ def _check_data(args: TrainingArguments, loader: Any, *, streamed: bool) -> None
         raise InputError("the training set has labels, so it would never be masked: remove that column")
 
 
-def _check_resumable(args: TrainingArguments, *, streamed: bool) -> None:
-    """Reject settings with which a run can't be resumed exactly."""
-    if streamed:
-        raise InputError(
-            "a run on a streamed data set can't be resumed, since the Trainer doesn't know where in the stream it was: "
-            "load the data set as a whole"
-        )
+def _check_resumable(args: TrainingArguments, loader: Any) -> None:
+    """Reject settings with which a run couldn't be resumed exactly."""
     if args.ignore_data_skip or args.save_only_model or not args.accelerator_config.use_seedable_sampler:
         raise InputError(
             "with ignore_data_skip, save_only_model or use_seedable_sampler: false, a run can't be resumed exactly: "
-            "leave them out"
+            'leave them out, or save no checkpoints (save_strategy="no")'
         )
+    sampler = _innermost_sampler(loader)
+    if getattr(sampler, "generator", sampler) is None and not isinstance(sampler, SeedableRandomSampler):
+        raise InputError(
+            f"{type(sampler).__name__} draws the order of rows from the global random numbers, so a run can't be "
+            f'resumed exactly: give it a generator, or save no checkpoints (save_strategy="no")'
+        )
+
+
+def _innermost_sampler(loader: Any) -> Any:
+    """Return what chooses the rows, inside of what groups and distributes them."""
+    found, inner = None, loader
+    while inner is not None:
+        found, inner = inner, getattr(inner, "batch_sampler", None)
+        if inner is None:
+            inner = getattr(found, "sampler", None)
+    return found

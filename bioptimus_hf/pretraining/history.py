@@ -13,8 +13,22 @@ from bioptimus_hf.pretraining.curriculum import Phase, phase_ends
 HISTORY, PLOT = "history.json", "history.png"
 
 Row = Mapping[str, Any]
-"""A row of the log: `step` and, of a training loss, `loss` (nats), `phase`, `rate`, `learning_rate` and
-`tokens_per_second`, or, of a validation, `eval_loss` (nats)."""
+"""A row of the log: `step` and, of a training loss, `loss` (nats), `phase`, `rate` and `learning_rate`, or, of a
+validation, `eval_loss` (nats)."""
+_MEASURED = ("tokens_per_second", "train_runtime", "train_tokens_per_second")
+
+
+def history_of(log: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return the rows of a Trainer's log that are the same for any two runs with the same result.
+
+    Measured times and speeds are left out, and the last row, which is about the session. The order of names is fixed,
+    which a checkpoint doesn't keep.
+    """
+    return [
+        {name: value for name, value in sorted(row.items()) if name not in _MEASURED}
+        for row in log
+        if "loss" in row or "eval_loss" in row
+    ]
 
 
 def validation_losses(history: Sequence[Row]) -> dict[str, float]:

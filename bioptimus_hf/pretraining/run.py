@@ -13,19 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
 from bioptimus_hf.artifacts import Stage, building, digest_of_rows
 from bioptimus_hf.errors import InputError, Terminated
+from bioptimus_hf.pretraining import checkpoints
 from bioptimus_hf.pretraining.arguments import check_arguments, shaping_settings
 from bioptimus_hf.pretraining.callback import CurriculumCallback, RunAlreadyFinished
 from bioptimus_hf.pretraining.curriculum import BIOPTIMUS_CURRICULUM, Phase
-from bioptimus_hf.pretraining.history import validation_losses, write_history
+from bioptimus_hf.pretraining.history import history_of, validation_losses, write_history
 from bioptimus_hf.pretraining.masking import VALIDATION_MASKING, BioptimusDataCollator
 from bioptimus_hf.pretraining.modeling import BertForMaskedPositions, prepare_model
-from bioptimus_hf.pretraining.trainer import PretrainingTrainer, last_checkpoint
-from bioptimus_hf.pretraining.versions import Provenance
+from bioptimus_hf.pretraining.trainer import PretrainingTrainer
+from bioptimus_hf.pretraining.versions import Provenance, check_replaceable, folder_name, move_versions
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +75,8 @@ def pretrain(
     check_blocks(train, model, arguments)
     if validation is None and arguments.eval_strategy != "no":
         raise InputError('there is no validation set: give one, or choose eval_strategy="no"')
+    if not 0 <= dropout < 1:
+        raise InputError(f"must be at least 0 and below 1, not {dropout}", argument="dropout")
     settings = {"max_length": len(train[0]["input_ids"]), "dropout": dropout, **shaping_settings(arguments)}
     settings["curriculum"] = [asdict(phase) for phase in curriculum]
     provenance = Provenance(_identities(model, train, validation), settings)
@@ -96,7 +101,11 @@ def _identities(model: BertForMaskedPositions, train: Dataset, validation: Datas
 class Training:
     """A training that is ready to begin.
 
-    The attributes are the arguments of `pretrain`, and a function to call before the first step, after all checks.
+    Attributes:
+        model ... dropout: as the arguments of `pretrain`.
+        staging: folder for the versions until all are complete, while others are in their places. It stays.
+        resume: whether to go on from the last checkpoint.
+        on_begin: function to call before the first step, after all checks.
     """
 
     model: BertForMaskedPositions
@@ -108,6 +117,8 @@ class Training:
     export_dir: Path
     provenance: Provenance
     dropout: float
+    staging: Path | None = None
+    resume: bool = True
     on_begin: Callable[[], None] | None = None
 
     def run(self, folder: Path, describe: Callable[[Stage], None] | None = None) -> list[dict[str, Any]]:
@@ -117,8 +128,10 @@ class Training:
             folder: folder of the record.
             describe: adds to the record of a stage.
         """
+        versions = [self.export_dir / folder_name(phase.version) for phase in self.curriculum]
+        check_replaceable([*versions, folder])
         arguments = copy.copy(self.arguments)
-        checkpoint = last_checkpoint(Path(arguments.output_dir), shared=not arguments.save_on_each_node)
+        checkpoint = _checkpoint_of(arguments) if self.resume else None
         made_from = (self.provenance.inputs, self.provenance.settings)
         sources = self.provenance.sources
         # Only the first process writes; the versions are exported during training.
@@ -135,13 +148,20 @@ class Training:
                 }
                 if describe is not None:
                     describe(stage)
+                if self.staging:  # the record comes last: it says that the versions in place are those of this run
+                    move_versions(self.staging, versions)
         return history
 
     def _train(self, arguments: TrainingArguments, checkpoint: str | None) -> list[dict[str, Any]]:
         prepare_model(self.model, self.tokenizer, arguments, dropout=self.dropout)
         collator = BioptimusDataCollator(self.tokenizer, self.curriculum[0].masking, seed=arguments.seed)
         arguments.eval_on_start = self.validation is not None and not checkpoint
-        phases = CurriculumCallback(collator, self.curriculum, export_dir=self.export_dir, provenance=self.provenance)
+        phases = CurriculumCallback(
+            collator,
+            self.curriculum,
+            export_dir=self.staging or self.export_dir,
+            provenance=self.provenance.seen_from(self.staging, self.export_dir) if self.staging else self.provenance,
+        )
         # Layers that share compiled code are as fast as a model compiled as a whole, in a tenth of the compile time.
         regional = {"ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION": "true"} if arguments.torch_compile else {}
         with temporary_environment(**regional):
@@ -157,7 +177,7 @@ class Training:
             if self.on_begin:
                 trainer.add_callback(_OnBegin(self.on_begin))  # after that of the curriculum, which checks
             if checkpoint:
-                logger.info("resuming from %s", checkpoint)
+                logger.info("resuming from %s, the newest complete checkpoint", checkpoint)
             try:
                 trainer.train(resume_from_checkpoint=checkpoint)
             except RunAlreadyFinished:
@@ -166,8 +186,30 @@ class Training:
             raise Terminated(
                 f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}, with a checkpoint"
             )
-        history: list[dict[str, Any]] = trainer.state.log_history
-        return history
+        return history_of(trainer.state.log_history)
+
+
+def _checkpoint_of(arguments: TrainingArguments) -> str | None:
+    """Return the checkpoint to resume from, on which all processes agree.
+
+    Raises:
+        InputError: as for `checkpoints.newest_checkpoint`, on all processes.
+    """
+    folder = Path(arguments.output_dir)
+    found: list[Any] = [None]
+    if arguments.process_index == 0 or arguments.save_on_each_node:
+        try:
+            found = [checkpoints.newest_checkpoint(folder)]
+        except InputError as error:
+            found = [error]
+    if arguments.world_size > 1 and not arguments.save_on_each_node:
+        broadcast_object_list(found)
+    PartialState().wait_for_everyone()  # all have read the folder
+    if isinstance(found[0], InputError):
+        raise found[0]
+    if arguments.should_save:
+        checkpoints.prepare(folder, found[0])
+    return str(found[0]) if found[0] else None
 
 
 class _OnBegin(TrainerCallback):

@@ -27,13 +27,22 @@ from bioptimus_hf.corpus.options import Corpus
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import find_files, find_model, load_by_name, load_masked_lm
 from bioptimus_hf.pretraining.arguments import PretrainingArguments, check_arguments, shaping_settings
+from bioptimus_hf.pretraining.checkpoints import remove_checkpoints
 from bioptimus_hf.pretraining.curriculum import BIOPTIMUS_CURRICULUM, Phase, read_curriculum, select_phases
 from bioptimus_hf.pretraining.masking import mask_once
 from bioptimus_hf.pretraining.modeling import BertForMaskedPositions
 from bioptimus_hf.pretraining.options import PretrainingOptions
 from bioptimus_hf.pretraining.packing import tokenize_and_pack
 from bioptimus_hf.pretraining.run import FOLDER, Training, check_blocks, temporary_environment
-from bioptimus_hf.pretraining.versions import Provenance, check_no_other_run, other_runs, run_of
+from bioptimus_hf.pretraining.versions import (
+    Provenance,
+    check_no_other_run,
+    check_replaceable,
+    other_runs,
+    run_of,
+)
+
+_STAGING = ".new-"  # begins the name of a hidden folder of versions that replace others when all are complete
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,7 @@ class _Request:
         folder: folder of the record.
         versions: folders of the versions.
         checkpoints: folder of the checkpoints.
+        staging: folder of the versions while there are others in their places, which are to be replaced.
     """
 
     start: str
@@ -61,6 +71,13 @@ class _Request:
     folder: Path
     versions: tuple[Path, ...]
     checkpoints: Path
+    staging: Path
+
+    @property
+    def replaces(self) -> bool:
+        """Whether there is anything that a run with `force` is to replace."""
+        places = [*self.versions, self.folder]
+        return any(map(Path.exists, places)) or bool(other_runs(self.versions, self.checkpoints, self.provenance))
 
 
 def make_versions(run: Run, corpus: Corpus, options: PretrainingOptions, arguments: PretrainingArguments) -> Path:
@@ -92,15 +109,18 @@ def make_versions(run: Run, corpus: Corpus, options: PretrainingOptions, argumen
 
 def _make(run: Run, corpus: Corpus, options: PretrainingOptions, arguments: PretrainingArguments) -> Path:
     request = _request(run, corpus, options, arguments)
-    if _is_finished(request, force=run.force):
-        return request.folder
-    if not run.force:
-        check_no_other_run(request.versions, request.checkpoints, request.provenance)
+    # A run with `force` that was stopped is in progress, although the result that it is going to replace is there.
+    replaces = request.replaces if run.force else request.staging.is_dir()
+    if run.force or not replaces:
+        if _is_finished(request, force=run.force):
+            _clean_up(request, arguments)
+            return request.folder
+        if not run.force:
+            check_no_other_run(request.versions, request.checkpoints, request.provenance)
+    check_replaceable([*request.versions, request.folder])
     arguments.output_dir = str(request.checkpoints)
     tokenizer = load_by_name(AutoTokenizer, request.model)
     with arguments.main_process_first(desc="tokenising"):
-        if run.force and arguments.process_index == 0:
-            shutil.rmtree(request.checkpoints, ignore_errors=True)  # of this very run, which must not be resumed
         text = _Text.read(corpus, request, num_proc=run.num_proc)
         train, validation = (
             tokenize_and_pack(documents, tokenizer, max_length=options.max_length, num_proc=run.num_proc)
@@ -118,7 +138,9 @@ def _make(run: Run, corpus: Corpus, options: PretrainingOptions, arguments: Pret
         run.root,
         request.provenance,
         options.dropout,
-        on_begin=(lambda: _begin(request, force=run.force)) if arguments.process_index == 0 else None,
+        staging=request.staging if replaces else None,
+        resume=not run.force,
+        on_begin=(lambda: _begin(request, run, replaces=replaces)) if arguments.process_index == 0 else None,
     )
     set_seed(run.seed)
     # Outside of the folder of checkpoints, where it would be by default, which is deleted at the end.
@@ -126,8 +148,7 @@ def _make(run: Run, corpus: Corpus, options: PretrainingOptions, arguments: Pret
     with temporary_environment(TENSORBOARD_LOGGING_DIR=str(tensorboard)):
         training.run(request.folder, text.describe)
     PartialState().wait_for_everyone()  # the Trainer of a slower process may still list its checkpoints
-    if arguments.process_index == 0:
-        shutil.rmtree(request.checkpoints.parent, ignore_errors=True)  # the learning rate has reached its end
+    _clean_up(request, arguments, others=replaces)
     return request.folder
 
 
@@ -176,6 +197,7 @@ def _request(run: Run, corpus: Corpus, options: PretrainingOptions, arguments: T
         folder=run.root / "-".join([FOLDER, *(phase.version for phase in curriculum if options.phases)]),
         versions=versions,
         checkpoints=run.root / "checkpoints" / provenance.fingerprint[:12],
+        staging=run.root / f"{_STAGING}{provenance.fingerprint[:12]}",
     )
 
 
@@ -192,15 +214,36 @@ def _is_finished(request: _Request, *, force: bool) -> bool:
     return True
 
 
-def _begin(request: _Request, *, force: bool) -> None:
-    """Mark the folder of checkpoints as this run's and, with force, delete other runs. All checks are done by now."""
-    if force:
-        others = other_runs(request.versions, request.checkpoints, request.provenance)
-        for old in [*others, *request.versions, request.folder]:
-            shutil.rmtree(old, ignore_errors=True)
+def _begin(request: _Request, run: Run, *, replaces: bool) -> None:
+    """Mark the folder of checkpoints as this run's. All checks are done by now."""
+    if run.force:  # begin at the first step
+        remove_checkpoints(request.checkpoints)
+        shutil.rmtree(request.staging, ignore_errors=True)
+    if replaces:
+        request.staging.mkdir(parents=True, exist_ok=True)
     request.checkpoints.mkdir(parents=True, exist_ok=True)
     provenance = request.provenance
     write_record(request.checkpoints / RECORD, provenance.inputs, provenance.settings, facts={}, seconds=0, files=())
+
+
+def _clean_up(request: _Request, arguments: TrainingArguments, *, others: bool = False) -> None:
+    """Remove the checkpoints of a finished run, whose learning rate has reached its end.
+
+    Args:
+        others: also what is left of other runs, which this one has replaced.
+    """
+    if arguments.process_index:
+        return
+    everything = request.checkpoints.parent
+    if others:
+        for folder in {*everything.iterdir()} - {request.checkpoints}:
+            remove_checkpoints(folder)
+        for staging in request.staging.parent.glob(f"{_STAGING}*"):
+            shutil.rmtree(staging)
+    # Last: while the versions of another run are replaced, a call after a kill goes on from the last checkpoint.
+    remove_checkpoints(request.checkpoints)
+    if everything.is_dir() and not any(everything.iterdir()):
+        everything.rmdir()
 
 
 @dataclass(frozen=True)

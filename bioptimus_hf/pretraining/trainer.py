@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
-import re
-import shutil
 import signal
 import threading
 import time
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import reduce
+from accelerate.utils import broadcast_object_list, reduce
 from datasets import Dataset, concatenate_datasets
 from torch.utils.data import DataLoader, RandomSampler, Sampler
 from transformers import (
@@ -25,8 +24,9 @@ from transformers import (
     TrainingArguments,
 )
 
-from bioptimus_hf.errors import InputError
+from bioptimus_hf.errors import InputError, TrainingDiverged
 from bioptimus_hf.models import IGNORED_LABEL, check_finite, save_tokenizer
+from bioptimus_hf.pretraining import checkpoints
 from bioptimus_hf.pretraining.callback import CurriculumCallback
 from bioptimus_hf.pretraining.masking import BioptimusDataCollator
 from bioptimus_hf.pretraining.modeling import BertForMaskedPositions
@@ -53,6 +53,7 @@ class PretrainingTrainer(Trainer):
         rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         self._tokens_per_step = rows * len(self.train_dataset[0]["input_ids"])
         self._last_log = (0, 0.0)  # optimizer step and time (s) of the last row of the log
+        self._saving: list[str | None] = [None]  # name of the folder that checkpoints are written into
         if not self.args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(_Progress(phases, self._tokens_per_step))
@@ -80,12 +81,12 @@ class PretrainingTrainer(Trainer):
         """Add masking rate and speed to a row of the log.
 
         Raises:
-            InputError: training has diverged: the loss is NaN or infinite.
+            TrainingDiverged: the loss is NaN or infinite.
         """
         if "loss" in logs:
             step = self.state.global_step
             if not math.isfinite(logs["loss"]):
-                raise InputError(f"step {step}: the loss is {logs['loss']}: {DIVERGED}")
+                raise TrainingDiverged(f"step {step}: the loss is {logs['loss']}: {DIVERGED}")
             step_before, time_before = self._last_log
             self._last_log = (step, time.monotonic())
             logs["rate"] = self.phases.collator.strategy_at(step - 1).rate
@@ -120,12 +121,47 @@ class PretrainingTrainer(Trainer):
         """Save as the parent class does, with `vocab.txt`; called first when a checkpoint is saved.
 
         Raises:
-            InputError: weights contain NaN or infinity: training has diverged.
+            TrainingDiverged: weights contain NaN or infinity.
         """
-        check_finite(self.model.named_parameters(), f"step {self.state.global_step}", DIVERGED)
+        check_finite(self.model.named_parameters(), f"step {self.state.global_step}", DIVERGED, error=TrainingDiverged)
         super().save_model(output_dir, **options)
         if self.args.should_save:
             save_tokenizer(self.processing_class, output_dir or self.args.output_dir)
+
+    # There are no public ways to write a checkpoint elsewhere first, and to add a file of each process to it.
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self.args.output_dir)
+        if self._saving == [None]:  # all processes write into the same folder, which no other launch uses
+            self._saving = [checkpoints.saving_folder(folder).name]
+            if self.args.world_size > 1:
+                broadcast_object_list(self._saving)
+        saving = folder / str(*self._saving)
+        self.args.output_dir = str(saving)
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.output_dir = str(folder)
+        checkpoint = saving / f"checkpoint-{self.state.global_step}"
+        # The mean loss in the next row of the log begins before this checkpoint.
+        running = {"loss": self._tr_loss.item(), "since": self._globalstep_last_logged}
+        (checkpoint / self._running_loss).write_text(json.dumps(running), encoding="utf-8")
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            ranks = 0 if self.args.save_on_each_node else self.args.world_size
+            checkpoints.complete(checkpoint, folder, ranks=ranks, keep=self.args.save_total_limit)
+        self.accelerator.wait_for_everyone()
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint is not None:
+            running = json.loads((Path(checkpoint) / self._running_loss).read_text(encoding="utf-8"))
+            self._tr_loss.fill_(running["loss"])
+            self._globalstep_last_logged = running["since"]
+
+    @property
+    def _running_loss(self) -> str:
+        return f"running_loss_{self.args.process_index}.json"
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
         # Only rows that fill whole optimizer steps: with a smaller last step in each epoch, results would depend on how
@@ -217,29 +253,3 @@ def loss_and_count(
         sums += torch.stack([model(**batch, num_items_in_batch=1).loss, (batch["labels"] != IGNORED_LABEL).sum()]).cpu()
     model.train(training)
     return sums
-
-
-def last_checkpoint(folder: Path, *, shared: bool = True) -> str | None:
-    """Return the newest complete checkpoint of a run, if there is one, and remove incomplete ones.
-
-    The Trainer writes `trainer_state.json` last but resumes from the newest folder without checking for it. Each
-    process saves its random state separately.
-
-    Args:
-        folder: folder that contains the checkpoints.
-        shared: whether all processes write into this folder, or only those of one machine among several.
-    """
-    checkpoints = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    for checkpoint in sorted(checkpoints, key=lambda path: -int(path.name.rpartition("-")[2])):
-        try:
-            state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-            callback: Any = state.stateful_callbacks.get(CurriculumCallback.__name__, {})
-            ranks = callback.get("attributes", {}).get("_run", {}).get("world_size", 1) if shared else 0
-            for name in ["rng_state.pth"] if ranks == 1 else [f"rng_state_{rank}.pth" for rank in range(ranks)]:
-                (checkpoint / name).stat()
-        except (OSError, ValueError):
-            logger.warning("%s is incomplete: removed", checkpoint)
-            shutil.rmtree(checkpoint, ignore_errors=True)  # another process may be removing it, too
-        else:
-            return str(checkpoint)
-    return None

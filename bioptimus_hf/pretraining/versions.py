@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,9 @@ from bioptimus_hf.artifacts import (
     sha256_of_file,
     write_record,
 )
-from bioptimus_hf.errors import InputError
+from bioptimus_hf.errors import InputError, TrainingDiverged
 from bioptimus_hf.models import check_finite, save_masked_lm
-from bioptimus_hf.storage import atomic_folder
+from bioptimus_hf.storage import atomic_folder, remove_leftovers, replace_folder
 
 DIVERGED = (
     "training diverged. Nothing was saved at this step, and earlier checkpoints are intact; try a lower learning_rate "
@@ -63,6 +64,14 @@ class Provenance:
     def fingerprint(self) -> str:
         """The identity of the run."""
         return fingerprint(self.inputs, self.settings)
+
+    def seen_from(self, staging: Path, place: Path) -> Provenance:
+        """Return the same for results that are written in one folder and then moved to another.
+
+        Their records hold paths of the sources relative to the results, which must be right in the end.
+        """
+        sources = {name: staging / os.path.relpath(source, place) for name, source in self.sources.items()}
+        return replace(self, sources=sources)
 
 
 @dataclass(frozen=True)
@@ -114,12 +123,43 @@ def export_version(
         weights: weights to save, by default those of the model.
 
     Raises:
-        InputError: weights contain NaN or infinity, or the folder can't be written.
+        TrainingDiverged: weights contain NaN or infinity.
+        InputError: the folder can't be written.
     """
-    check_finite((weights or model.state_dict()).items(), f"step {record.facts['last_step']}", DIVERGED)
+    check_finite(
+        (weights or model.state_dict()).items(), f"step {record.facts['last_step']}", DIVERGED, error=TrainingDiverged
+    )
     with atomic_folder(folder) as temporary:
         save_masked_lm(model, tokenizer, temporary, weights=weights)
         record.write(temporary)
+
+
+def check_replaceable(folders: Iterable[Path]) -> None:
+    """Raise if a result couldn't be put in its place, before it is made.
+
+    Raises:
+        InputError: there is a file, a symbolic link or a folder that isn't a result, or nothing can be written.
+    """
+    for folder in folders:
+        problem = None
+        if folder.is_symlink():
+            problem = "is a symbolic link, which a folder is to replace"
+        elif folder.exists() and not folder.is_dir():
+            problem = "is a file, but a folder of that name is needed"
+        elif folder.is_dir() and any(folder.iterdir()) and not (folder / RECORD).is_file():
+            problem = "is not a result of this project"
+        elif folder.parent.exists() and not os.access(folder.parent, os.W_OK | os.X_OK):
+            raise InputError(f"nothing can be written to {folder.parent}: choose another output_dir")
+        if problem:
+            raise InputError(f"{folder} {problem}: move it away, or choose another output_dir")
+
+
+def move_versions(staging: Path, versions: Iterable[Path]) -> None:
+    """Put versions that were exported to another folder into their places; a call after a kill does the rest."""
+    for version in versions:
+        remove_leftovers(version)
+        if (staging / version.name).is_dir():
+            replace_folder(version, staging / version.name)
 
 
 def content_of(folder: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,16 @@ def test_a_head_that_diverges_is_refused(base: Path, sample: DatasetDict, tmp_pa
     for epochs in (1, 2):  # after one step the weights are not finite; the loss shows it a step later
         with pytest.raises(InputError, match=r"training diverged\. Nothing was saved"):
             train(base, few, tmp_path / str(epochs), seed=5, learning_rate=1e38, num_train_epochs=epochs)
+
+
+def test_a_batch_that_holds_an_epoch_is_reported(
+    base: Path, sample: DatasetDict, tmp_path: Path, warnings_of_package: Callable[[], list[str]]
+) -> None:
+    few = DatasetDict({split: sample[split].select(range(20)) for split in sample})
+    train(base, few, tmp_path, seed=1, num_train_epochs=1)
+    assert not any("update" in warning for warning in warnings_of_package())
+    train(base, few, tmp_path, seed=1, num_train_epochs=1, gradient_accumulation_steps=2)
+    assert "an epoch has a single update: the 20 windows of text fit into one batch" in warnings_of_package()
 
 
 def test_weights_depend_on_the_training_set_alone(base: Path, sample: DatasetDict, tmp_path: Path) -> None:

@@ -49,14 +49,19 @@ def test_unusable_options_are_refused(options: dict[str, Any], says: str) -> Non
 @pytest.mark.parametrize(
     "options",
     [
-        {"num_train_epochs": 0},
-        {"per_device_train_batch_size": 0},
-        {"gradient_accumulation_steps": 0},
-        {"learning_rate": -1e-5},
-        {"learning_rate": math.nan},
-        {"warmup_steps": -1},
-        {"weight_decay": math.inf},
+        {name: value}
+        for name, kind in (
+            ("num_train_epochs", 0),
+            ("per_device_train_batch_size", 0),
+            ("gradient_accumulation_steps", 0),
+            ("learning_rate", 0),
+            ("warmup_steps", None),
+            ("weight_decay", None),
+        )
+        for value in (-1, kind, math.nan, math.inf)
+        if value is not None
     ],
+    ids=str,
 )
 def test_unusable_training_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=f"^{next(iter(options))}: must be "):

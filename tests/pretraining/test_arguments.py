@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -60,6 +61,53 @@ def test_a_value_that_cannot_be_respected_is_rejected(tmp_path: Path, name: str,
         PretrainingArguments(output_dir=str(tmp_path), **{name: value})
 
 
+NUMBERS = [  # of all options that work
+    field.name
+    for field in fields(TrainingArguments)
+    if ("int" in str(field.type) or "float" in str(field.type)) and field.name not in REJECTED
+    if field.name != "local_rank"  # -1 outside of a launch
+]
+ZERO_IS_FINE = {
+    "weight_decay", "max_grad_norm", "warmup_steps", "eval_delay", "neftune_noise_alpha", "adam_beta1", "adam_beta2",
+    "dataloader_num_workers", "seed", "data_seed",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -2, 0])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_number_out_of_range_is_rejected(tmp_path: Path, name: str, value: float) -> None:
+    if value == 0 and name in ZERO_IS_FINE:
+        return
+    with pytest.raises(InputError, match=rf"^{name}: must be .*, not {value}$"):
+        PretrainingArguments(output_dir=str(tmp_path), **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("adam_beta1", 1), ("per_device_train_batch_size", 1.5), ("save_steps", 2.5), ("seed", 2**32), ("max_steps", 0.5)],
+)
+def test_other_numbers_without_meaning_are_rejected(tmp_path: Path, name: str, value: float) -> None:
+    with pytest.raises(InputError, match=f"^{name}: must be "):
+        PretrainingArguments(output_dir=str(tmp_path), **{name: value})
+
+
+def test_sensible_numbers_are_accepted(tmp_path: Path) -> None:
+    for options in (
+        dict.fromkeys(ZERO_IS_FINE, 0),
+        {"max_steps": -1, "save_steps": 0.1, "logging_steps": 7, "eval_steps": None, "save_total_limit": None},
+    ):
+        PretrainingArguments(output_dir=str(tmp_path), **options)
+
+
+@pytest.mark.parametrize("given", [{"use_seedable_sampler": False}, '{"use_seedable_sampler": false}', "file"])
+def test_a_sampler_that_cannot_be_resumed_is_rejected_at_the_start(tmp_path: Path, given: Any) -> None:
+    if given == "file":
+        (tmp_path / "accelerator.json").write_text('{"use_seedable_sampler": false}')
+        given = str(tmp_path / "accelerator.json")
+    with pytest.raises(InputError, match="accelerator_config: not supported with use_seedable_sampler: false"):
+        PretrainingArguments(output_dir=str(tmp_path), accelerator_config=given)
+
+
 @pytest.mark.parametrize(
     ("option", "reason"),
     [
@@ -70,6 +118,9 @@ def test_a_value_that_cannot_be_respected_is_rejected(tmp_path: Path, name: str,
         (("--resume_from_checkpoint", "x"), "--resume_from_checkpoint: not supported, because a run resumes from"),
         (("--max_length", "4"), "--max_length: must be at least 8, not 4"),
         (("--dropout", "1"), "--dropout: must be at least 0 and below 1, not 1.0"),
+        (("--learning_rate", "nan"), "--learning_rate: must be above 0, not nan"),
+        (("--seed", "-1"), "--seed: must be a whole number from 0 to 4294967295, not -1"),
+        (("--ignore_data_skip", "true"), "--ignore_data_skip: not supported, because a resumed run would train on the"),
     ],
 )
 def test_the_command_gives_the_reason_in_one_line(

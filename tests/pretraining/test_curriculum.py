@@ -332,18 +332,22 @@ def test_a_checkpoint_of_another_run_is_rejected(
     "change",
     [{"ignore_data_skip": True}, {"save_only_model": True}, {"accelerator_config": {"use_seedable_sampler": False}}],
 )
-def test_what_cannot_be_resumed_exactly_is_rejected(
+def test_what_cannot_be_resumed_exactly_is_rejected_at_the_start(
     tokenizer: BertTokenizer, checkpointed: Path, change: dict[str, Any]
 ) -> None:
+    """Unless no checkpoint is ever saved."""
+    with pytest.raises(InputError, match="use_seedable_sampler: false, a run can't be resumed exactly"):
+        train(tokenizer, checkpointed / "new", save_strategy="steps", save_steps=7, **change)
     with pytest.raises(InputError, match="use_seedable_sampler: false, a run can't be resumed exactly"):
         train(tokenizer, checkpointed, resume=str(checkpointed / "trainer" / "checkpoint-7"), **change)
     train(tokenizer, checkpointed / "new", max_steps=4, **change)
 
 
-def test_a_checkpoint_without_an_optimizer_is_rejected(tokenizer: BertTokenizer, tmp_path: Path) -> None:
-    train(tokenizer, tmp_path, save_strategy="steps", save_steps=7, save_only_model=True)
-    with pytest.raises(InputError, match=r"other settings: save_only_model \(True then, False now\)"):
-        train(tokenizer, tmp_path, resume=str(tmp_path / "trainer" / "checkpoint-7"))
+def test_rows_in_an_order_of_global_random_numbers_are_rejected(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    grouped: dict[str, Any] = {"train_sampling_strategy": "group_by_length", "max_steps": 4}
+    with pytest.raises(InputError, match="LengthGroupedSampler draws the order of rows from the global random numbers"):
+        train(tokenizer, tmp_path, **grouped, save_strategy="steps")
+    train(tokenizer, tmp_path, **grouped)
 
 
 def test_the_checkpoint_of_the_last_step_is_rejected(tokenizer: BertTokenizer, checkpointed: Path) -> None:

@@ -26,12 +26,13 @@ from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import save_masked_lm, save_tokenizer
 from bioptimus_hf.plots import plot_history
 from bioptimus_hf.pretraining.arguments import PretrainingArguments
+from bioptimus_hf.pretraining.checkpoints import newest_checkpoint
 from bioptimus_hf.pretraining.curriculum import BIOPTIMUS_CURRICULUM, Phase
 from bioptimus_hf.pretraining.masking import VALIDATION_MASKING, BioptimusDataCollator, MaskingStrategy, mask_once
 from bioptimus_hf.pretraining.modeling import VARLEN, BertForMaskedPositions, prepare_model
 from bioptimus_hf.pretraining.packing import tokenize_and_pack
 from bioptimus_hf.pretraining.run import check_blocks, pretrain
-from bioptimus_hf.pretraining.trainer import PretrainingTrainer, last_checkpoint, loss_and_count
+from bioptimus_hf.pretraining.trainer import PretrainingTrainer, loss_and_count
 from bioptimus_hf.pretraining.versions import run_of
 
 TEXTS = [
@@ -292,21 +293,19 @@ RISING = (
 def test_resuming_gives_the_uninterrupted_weights(
     tokenizer: BertTokenizer, tmp_path: Path, uninterrupted: Any, step: int, workers: int
 ) -> None:
-    options: dict[str, Any] = {"curriculum": RISING, "max_steps": 14}
-    whole, expected = uninterrupted(**options)
+    options: dict[str, Any] = {"curriculum": RISING, "max_steps": 14, "logging_steps": 4}  # checkpoints between rows
+    whole, _ = uninterrupted(**options)
     options |= {"dataloader_num_workers": abs(workers), "dataloader_persistent_workers": workers < 0}
     saved, _ = uninterrupted(**options, save_steps=1, save_total_limit=None)
     shutil.copytree(saved / "checkpoints" / f"checkpoint-{step}", tmp_path / "checkpoints" / f"checkpoint-{step}")
     if step >= 7:
         shutil.copytree(saved / "v0.1", tmp_path / "v0.1")
-    history = run_once(tokenizer, tmp_path, **options)
+    run_once(tokenizer, tmp_path, **options)
     for version in ("v0.1", "v0.2"):
         assert_same(weights(whole / version), weights(tmp_path / version))
     assert read_record(tmp_path / "pretraining")["facts"]["resumed"]
-    kept = ("step", "loss", "learning_rate", "rate", "phase")
-    assert [[row.get(name) for name in kept] for row in history if "loss" in row] == [
-        [row.get(name) for name in kept] for row in expected if "loss" in row
-    ]
+    histories = [(folder / "pretraining" / "history.json").read_text() for folder in (tmp_path, whole)]
+    assert histories[0] == histories[1]
 
 
 def test_a_run_that_only_lacks_its_record_is_not_trained_further(tokenizer: BertTokenizer, tmp_path: Path) -> None:
@@ -315,7 +314,7 @@ def test_a_run_that_only_lacks_its_record_is_not_trained_further(tokenizer: Bert
     shutil.rmtree(tmp_path / "pretraining")
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     again = run_once(tokenizer, tmp_path, max_steps=14)
-    assert [row for row in again if "loss" in row] == [row for row in whole if "loss" in row]
+    assert again == whole
     assert json.loads((tmp_path / "pretraining" / "history.json").read_text()) == again
     assert before == {path: path.stat().st_mtime_ns for path in before}
     with pytest.raises(InputError, match=r"other settings: max_steps \(14 then, 13 now\)"):
@@ -365,7 +364,7 @@ def test_publish_accepts_a_run_made_with_objects(
     about = About(license="apache-2.0", language="en", corpus="abstracts", corpus_license="CC0-1.0")
     published = publish(tmp_path, "ada/encoder", about=about)
     assert [version.tag for version in published] == ["v0.1", "v0.2", "v0.3", "v0.4"]
-    assert f"{history[-2]['eval_loss']:.3f}" in published[-1].card
+    assert f"{history[-1]['eval_loss']:.3f}" in published[-1].card
 
 
 @pytest.mark.parametrize("change", [{"save_only_model": True}, {"label_smoothing_factor": 0.1}, {"use_cache": True}])
@@ -425,9 +424,9 @@ def test_a_run_that_diverges_ends_and_keeps_its_checkpoint(
     assert signal.getsignal(signal.SIGTERM) == before
     if "save_steps" in seldom:
         return
-    checkpoint = last_checkpoint(tmp_path / "checkpoints")
+    checkpoint = newest_checkpoint(tmp_path / "checkpoints")
     assert checkpoint  # at least of the first step, which is made with a rate of 0
-    assert all(torch.isfinite(values).all() for values in weights(Path(checkpoint)).values())
+    assert all(torch.isfinite(values).all() for values in weights(checkpoint).values())
 
 
 def test_too_little_text_is_rejected(tokenizer: BertTokenizer, tmp_path: Path) -> None:
@@ -449,35 +448,64 @@ def test_blocks_longer_than_the_positions_are_rejected(tokenizer: BertTokenizer,
         check_blocks(long, masked_head(tokenizer), arguments(tmp_path, per_device_train_batch_size=1))
 
 
-def test_an_incomplete_checkpoint_is_skipped(tokenizer: BertTokenizer, tmp_path: Path, uninterrupted: Any) -> None:
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "running_loss_0.json"])
+def test_a_checkpoint_that_lacks_a_file_is_kept_but_not_used(
+    tokenizer: BertTokenizer, tmp_path: Path, uninterrupted: Any, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
     options: dict[str, Any] = {"save_steps": 3, "save_total_limit": None}
-    whole, _ = uninterrupted(**options)
+    whole, expected = uninterrupted(**options)
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     checkpoints = tmp_path / "checkpoints"
-    for folder in (checkpoints / "checkpoint-8", checkpoints / "checkpoint-6"):
-        (folder / "trainer_state.json").unlink(missing_ok=True)
-    (checkpoints / "checkpoint-6" / "trainer_state.json").write_text('{"epoch": 0.')
-    assert last_checkpoint(checkpoints) == str(checkpoints / "checkpoint-3")
-    assert [path.name for path in checkpoints.iterdir()] == ["checkpoint-3"]
-    shutil.rmtree(tmp_path / "v0.4")
-    history = run_once(tokenizer, tmp_path, **options)
-    assert [row["step"] for row in history if "loss" in row] == list(range(1, 9))
+    shutil.rmtree(checkpoints / "checkpoint-8")
+    (checkpoints / "checkpoint-6" / name).unlink()
+    caplog.set_level("INFO")
+    assert run_once(tokenizer, tmp_path, **options) == expected
+    assert f"{checkpoints / 'checkpoint-6' / name} is missing: checkpoint-6 isn't used" in caplog.text
+    assert f"resuming from {checkpoints / 'checkpoint-3'}, the newest complete checkpoint" in caplog.text
     assert_same(weights(whole / "v0.4"), weights(tmp_path / "v0.4"))
-    assert last_checkpoint(tmp_path / "nowhere") is None
-    # Of two processes, one was killed before it saved the state of its random numbers.
-    (checkpoints / "checkpoint-8-backup").mkdir()
-    newest = checkpoints / "checkpoint-8"
-    state = newest / "trainer_state.json"
-    state.write_text(state.read_text().replace('"world_size": 1', '"world_size": 2'))
-    for rank in range(2):
-        shutil.copy(newest / "rng_state.pth", newest / f"rng_state_{rank}.pth")
-    assert last_checkpoint(checkpoints) == str(newest)
-    with pytest.raises(InputError, match=r"other settings: world_size \(2 then, 1 now\)"):
-        run_once(tokenizer, tmp_path, **options)
-    (newest / "rng_state_1.pth").unlink()
-    assert last_checkpoint(checkpoints, shared=False) == str(newest)
-    assert last_checkpoint(checkpoints) == str(checkpoints / "checkpoint-6")
-    assert not newest.exists()
+    (damaged,) = checkpoints.glob("checkpoint-6.damaged-*")
+    assert (damaged / "model.safetensors").is_file()
+    assert newest_checkpoint(checkpoints) == checkpoints / "checkpoint-8"
+
+
+def test_without_a_usable_checkpoint_nothing_begins_anew(
+    tokenizer: BertTokenizer, tmp_path: Path, uninterrupted: Any
+) -> None:
+    whole, _ = uninterrupted(save_steps=3, save_total_limit=None)
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    for optimizer in tmp_path.glob("checkpoints/*/optimizer.pt"):
+        optimizer.write_bytes(optimizer.read_bytes()[:-1])
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    with pytest.raises(InputError, match=r"checkpoint-8/optimizer\.pt has [\d,]+ bytes instead of .*: use force"):
+        run_once(tokenizer, tmp_path, save_steps=3, save_total_limit=None)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_a_checkpoint_of_other_settings_is_rejected(
+    tokenizer: BertTokenizer, tmp_path: Path, uninterrupted: Any
+) -> None:
+    whole, _ = uninterrupted(save_steps=3, save_total_limit=None)
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    with pytest.raises(InputError, match=r"other settings: max_steps \(8 then, 12 now\)"):
+        run_once(tokenizer, tmp_path, save_steps=3, save_total_limit=None, max_steps=12)
+
+
+@pytest.mark.parametrize("kind", ["link", "file", "folder"])
+def test_a_version_that_cannot_be_replaced_is_rejected_before_training(
+    tokenizer: BertTokenizer, tmp_path: Path, kind: str
+) -> None:
+    version = tmp_path / "v0.4"
+    (tmp_path / "elsewhere").mkdir()
+    if kind == "link":
+        version.symlink_to("elsewhere")
+    elif kind == "file":
+        version.write_text("mine")
+    else:
+        version.mkdir()
+        (version / "mine.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"v0\.4 is (a symbolic link|a file|not a result).*: move it away"):
+        run_once(tokenizer, tmp_path)
+    assert {path.name for path in tmp_path.rglob("*")} <= {"elsewhere", "v0.4", "mine.txt"}
 
 
 @pytest.mark.parametrize("other", [{"fsdp_version": 1}, {"cpu_ram_efficient_loading": True}], ids=str)

@@ -29,6 +29,7 @@ from bioptimus_hf.pretraining.stage import make_versions
 from bioptimus_hf.pretraining.versions import run_of
 
 VERSIONS = ("v0.1", "v0.2", "v0.3", "v0.4")
+LOGGED = sorted({*range(3, 41, 3), 10, 20, 30, 40})  # every third step, and at the end of each phase
 TEXTS = [
     "Aspirin binding in severe asthma patients was induced by protein expression.",
     "The mice of the renal cells.",
@@ -54,7 +55,7 @@ def command(run: Path, corpus: Path, *more: str) -> list[str]:
     return [
         *("pretrain", "--output_dir", str(run), "--corpus", str(corpus), "--validation_share", "0.2"),
         *("--max_length", "16", "--per_device_train_batch_size", "4", "--max_steps", "40", "--save_steps", "3"),
-        *("--logging_steps", "1", "--disable_tqdm", "True", "--report_to", "tensorboard", *more),
+        *("--logging_steps", "3", "--disable_tqdm", "True", "--report_to", "tensorboard", *more),
     ]
 
 
@@ -74,11 +75,17 @@ def history_of(run: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def history_bytes(run: Path) -> bytes:
+    return (run / "pretraining" / "history.json").read_bytes()
+
+
 def assert_logged_to_tensorboard(run: Path) -> None:
     events = EventAccumulator(str(next((run / "tensorboard").iterdir()))).Reload()
     rates = [(event.step, event.value) for event in events.Scalars("train/rate")]
     assert rates[-1] == (40, pytest.approx(0.2))
-    assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 41))
+    assert (
+        sorted({event.step for event in events.Scalars("train/loss")}) == LOGGED
+    )  # some twice after a damaged checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -146,12 +153,13 @@ def test_a_killed_run_is_resumed_to_the_same_weights(
     caplog.set_level("INFO")
     assert processes.run(command(run, corpus), when=("checkpoint-24/trainer_state.json", KILL)).status == -KILL
     assert not (run / "pretraining").exists()
-    (half,) = run.glob("checkpoints/*/checkpoint-24")
+    (half,) = run.glob("checkpoints/*/saving.partial-*/checkpoint-24")
     assert (half / "model.safetensors").is_file()
     shutil.copytree(run, tmp_path / "anew")
     assert main(command(tmp_path / "anew", corpus, "--force")) == 0
     assert "resuming from" not in caplog.text
     assert_same_versions(tmp_path / "anew", whole)
+    assert sorted(path.name for path in (tmp_path / "anew").iterdir()) == sorted(path.name for path in whole.iterdir())
     for label in ("versions of this run", "checkpoints of this run"):
         said = fails(capsys, command(run, corpus, "--per_device_train_batch_size", "2"))
         assert "belongs to another run with different --per_device_train_batch_size (4 then, 2 now): choose" in said, (
@@ -161,10 +169,10 @@ def test_a_killed_run_is_resumed_to_the_same_weights(
             shutil.move(version, tmp_path / version.name)
     for version in tmp_path.glob("v0.*"):
         shutil.move(version, run / version.name)
-    ended = processes.run(command(run, corpus), when=("history.json.partial", KILL))
+    ended = processes.run(command(run, corpus), when=("history.json", KILL))
     assert ended.status == -KILL
-    assert f"{half} is incomplete: removed" in ended.stderr
-    assert re.search("resuming from .*checkpoint-21", ended.stderr)
+    assert not half.exists()
+    assert re.search("resuming from .*checkpoint-21, the newest complete checkpoint", ended.stderr)
     caplog.clear()
     assert main(command(run, corpus)) == 0
     assert re.search("resuming from .*checkpoint-40", caplog.text)
@@ -172,7 +180,8 @@ def test_a_killed_run_is_resumed_to_the_same_weights(
     assert not (run / "checkpoints").exists()
     resumed = [read_record(folder / "pretraining")["facts"]["resumed"] for folder in (run, whole)]
     assert resumed == [True, False]
-    assert [row["step"] for row in history_of(run) if "loss" in row] == list(range(1, 41))
+    assert [row["step"] for row in history_of(run) if "loss" in row] == LOGGED
+    assert history_bytes(run) == history_bytes(whole)
 
 
 @pytest.mark.slow
@@ -181,7 +190,7 @@ def test_a_finished_run_is_skipped_and_never_mixed_with_another(
 ) -> None:
     run = Path(shutil.copytree(whole, tmp_path / "run"))
     caplog.set_level("INFO")
-    before = {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")}
+    before = {path: path.stat().st_mtime_ns for path in run.glob("v*/*.safetensors")}
     assert main(command(run, corpus)) == 0
     assert "already finished" in caplog.text
     assert "learning_rate" in fails(capsys, command(run, corpus, "--learning_rate", "0.5"))
@@ -191,9 +200,10 @@ def test_a_finished_run_is_skipped_and_never_mixed_with_another(
         ("--max_length", "1000", "--max_length: must be between 8 and the model's 512, not 1000"),
         ("--max_steps", "3", "3 optimizer steps are too few for 4 phases"),
         ("--label_smoothing_factor", "0.1", "the loss of pre-training has no label smoothing"),
+        ("--learning_rate", "1e38", "training diverged"),
     ):
         assert said in fails(capsys, command(run, corpus, "--force", option, value))
-        assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")}
+        assert before == {path: path.stat().st_mtime_ns for path in run.glob("v*/*.safetensors")}
         assert (run / "pretraining" / "history.json").is_file()
     shutil.rmtree(run / "v0.2")
     record = read_record(run / "v0.3")
@@ -203,24 +213,58 @@ def test_a_finished_run_is_skipped_and_never_mixed_with_another(
 
 
 @pytest.mark.slow
+def test_force_replaces_nothing_before_the_new_versions_are_complete(
+    run: Path, corpus: Path, whole: Path, processes: Processes, tmp_path: Path
+) -> None:
+    """Killed within the second phase, and then between the moves of the third and the fourth version."""
+    replaced = Path(shutil.copytree(whole, tmp_path / "replaced"))
+    (replaced / "v0.2" / "notes.txt").write_text("mine")
+    before = {path: path.read_bytes() for path in replaced.glob("[vp]*/*")}
+    options = command(replaced, corpus, "--learning_rate", "3e-4")
+    assert processes.run([*options, "--force"], when=("checkpoint-24/trainer_state.json", KILL)).status == -KILL
+    assert {path: path.read_bytes() for path in replaced.glob("[vp]*/*")} == before
+    ended = processes.run(options, when=("/replaced/v0.3", KILL))
+    assert ended.status == -KILL
+    assert re.search("resuming from .*checkpoint-21", ended.stderr)
+    assert {version: (replaced / version).is_dir() for version in VERSIONS} == dict.fromkeys(VERSIONS, True) | {
+        "v0.3": False
+    }
+    assert main(options) == 0
+    assert main(command(run, corpus, "--learning_rate", "3e-4")) == 0
+    assert_same_versions(replaced, run)
+    assert history_bytes(replaced) == history_bytes(run)
+    for version in VERSIONS:
+        assert read_record(replaced / version)["sources"] == read_record(run / version)["sources"]
+        assert identity(replaced / version) == identity(run / version)
+    names = [path.name for path in replaced.iterdir()]
+    (kept,) = (name for name in names if name.startswith("v0.2.kept-"))
+    assert (replaced / kept / "notes.txt").read_text() == "mine"
+    assert sorted(names) == sorted([*(path.name for path in run.iterdir()), kept])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_run_that_gets_sigterm_saves_a_checkpoint_and_is_resumed(
+def test_a_run_that_gets_sigterm_saves_a_checkpoint_and_is_resumed_from_the_one_before_if_that_is_damaged(
     run: Path, corpus: Path, processes: Processes, request: pytest.FixtureRequest, ranks: int
 ) -> None:
     """Of two processes, only the first one gets the signal."""
     uninterrupted: Path = request.getfixturevalue("whole" if ranks == 1 else "whole_on_two")
-    options = command(run, corpus, *(HALF if ranks == 2 else ()), "--save_steps", "1000")
+    options = command(run, corpus, *(HALF if ranks == 2 else ()), "--save_steps", "4")
     started = processes.start_ranks(options, ranks, patch=LATE, when=("/run/v0.1", TERMINATE))
     for ended in [process.wait() for process in started]:
         assert ended.status == 128 + TERMINATE, ended.stderr
         assert "run the same command again, without --force, to resume" in ended.stderr
-    (checkpoint,) = (run / "checkpoints").glob("*/checkpoint-*")
-    assert checkpoint.name in ("checkpoint-10", "checkpoint-11")  # v0.1 is exported after step 10
+    newest, checkpoint = sorted((run / "checkpoints").glob("*/checkpoint-*"))
+    assert newest.name in ("checkpoint-10", "checkpoint-11")  # v0.1 is exported after step 10
+    assert checkpoint.name == "checkpoint-8"
     assert (run / "v0.1").is_dir()
+    file = newest / "rng_state_1.pth" if ranks == 2 else newest / "optimizer.pt"
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
     for process in processes.start_ranks(options, ranks, patch=LATE):
         ended = process.wait()
         assert ended.status == 0, ended.stderr
     assert f"resuming from {checkpoint}" in ended.stderr or ranks == 2  # the second process logs only warnings
+    assert history_bytes(run) == history_bytes(uninterrupted)
     assert_logged_to_tensorboard(run)
     assert_logged_to_tensorboard(uninterrupted)
     assert_same_versions(run, uninterrupted)
@@ -261,7 +305,7 @@ def test_the_function_leaves_what_the_command_leaves(run: Path, corpus: Path, wh
         seed=7,
         per_device_train_batch_size=4,
         max_steps=40,
-        logging_steps=1,
+        logging_steps=3,
         disable_tqdm=True,
     )
     folder = make_versions(
@@ -335,7 +379,7 @@ def test_two_ranks_train_as_one(
         assert ended.status == 0, ended.stderr
         assert ended.stderr.count("sharded") == 2
     two = run if sharded else request.getfixturevalue("whole_on_two")
-    for left, right in zip(history_of(whole)[:-1], history_of(two)[:-1], strict=True):  # the last row sums the run up
+    for left, right in zip(history_of(whole), history_of(two), strict=True):
         assert left.keys() == right.keys()
         for name in {"loss", "grad_norm", "eval_loss"} & left.keys():
             assert left[name] == pytest.approx(right[name], rel=2e-3), (left["step"], name)
