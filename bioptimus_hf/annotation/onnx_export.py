@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, BatchEncoding, PretrainedConfig, PreTrai
 from bioptimus_hf.annotation.engines import ONNX_FILE, OnnxEngine
 from bioptimus_hf.annotation.extras import require_packages
 from bioptimus_hf.artifacts import building, verify
-from bioptimus_hf.errors import InputError
+from bioptimus_hf.errors import InputError, format_error
 from bioptimus_hf.models import find_model, load_by_name, load_token_classifier, save_tokenizer
 
 _TEXTS_MEASURED = 16  # texts of the sample, enough to find the features that are always large
@@ -45,6 +45,7 @@ def export_onnx(model: str | Path, folder: str | Path, *, precision: Literal["in
     # Fused attention would be exported with a check for rows that mask every key, which takes longer than attention.
     head = load_token_classifier(model, attn_implementation="eager").eval()
     tokenizer = load_by_name(AutoTokenizer, model)
+    _check(_Logits(head), tokenizer, head.config, model)
     source = find_model(model)
     sources = {} if source.commit else {"model": Path(source.folder)}
     made_from = {"model": source.identity}, {"precision": precision}
@@ -58,7 +59,8 @@ def export_onnx(model: str | Path, folder: str | Path, *, precision: Literal["in
             _quantise(full_precision, stage.path / ONNX_FILE)
         else:
             _export(head, stage.path / ONNX_FILE)
-        _check(stage.path, tokenizer, model)
+        # An incomplete file can't be loaded.
+        _check(OnnxEngine(stage.path).logits, tokenizer, head.config, model)
 
 
 class _Logits(torch.nn.Module):
@@ -130,13 +132,17 @@ def _sample(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> Ite
         yield tokenizer(text, truncation=True, max_length=max_length, return_tensors="pt")
 
 
-def _check(folder: Path, tokenizer: PreTrainedTokenizerBase, model: str | Path) -> None:
-    """Raise if an exported file can't be loaded, for instance because the disk is full, or computes NaN."""
-    engine = OnnxEngine(folder)
-    for inputs in _sample(tokenizer, engine.config):
-        logits = engine.logits(inputs["input_ids"], inputs["attention_mask"])
-        if not bool(logits.isfinite().all()):
-            raise InputError(f"{model} computes NaN or infinity as an ONNX file: its training may have diverged")
+@torch.no_grad()
+def _check(
+    logits: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    config: PretrainedConfig,
+    name: str | Path,
+) -> None:
+    """Raise if a model computes NaN or infinity on the texts of the sample."""
+    for inputs in _sample(tokenizer, config):
+        if not bool(logits(inputs["input_ids"], inputs["attention_mask"]).isfinite().all()):
+            raise InputError(f"{name} computes NaN or infinity: its training may have diverged. Give another head")
 
 
 def _export(head: Any, path: Path) -> None:
@@ -164,6 +170,13 @@ def _quantise(path: Path, quantised: Path) -> None:
     root.addFilter(_is_not_about_preprocessing)  # onnxruntime logs with the root logger
     try:
         quantize_dynamic(str(path), str(quantised), weight_type=QuantType.QInt8, per_channel=True)
+    except OSError:
+        raise
+    except Exception as error:  # an intermediate file is written without a check, and may be incomplete
+        raise InputError(
+            f"the weights can't be quantised ({format_error(error)}): if the disk is full, free some space and run the "
+            f"same command again"
+        ) from error
     finally:
         root.removeFilter(_is_not_about_preprocessing)
 

@@ -59,6 +59,8 @@ def read_recipe(path: Path) -> dict[str, Any]:
             )
         if key in SECTIONS and not isinstance(value or {}, dict):
             raise InputError(f"{path}: {key} must be a mapping of options")
+        if (value == "" and key == "output_dir") or (isinstance(value, dict) and value.get("output_dir") == ""):
+            raise InputError(f"{path}: output_dir is empty: name a folder")
     return content
 
 
@@ -86,14 +88,8 @@ def apply_recipe(parser: argparse.ArgumentParser, path: Path, section: str) -> N
 
 
 def default_output_dir(path: Path, content: Mapping[str, Any]) -> str:
-    """Return the folder of the run of a recipe: the one it names, or `runs/<name of the recipe>`.
-
-    Raises:
-        InputError: it names an empty string.
-    """
+    """Return the folder of the run of a recipe: the one it names, or `runs/<name of the recipe>`."""
     named = content.get("output_dir")
-    if named == "":
-        raise InputError(f"{path}: output_dir is empty: name a folder")
     return relative_to_recipe(path, str(named), new=True) if named else str(Path("runs") / path.stem)
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from itertools import pairwise
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import Command
 from helpers import ROOT, TAGS, assert_same_entities, build_tiny_head, build_tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,6 +28,7 @@ from transformers import (
 from bioptimus_hf.annotation import annotator as annotator_module
 from bioptimus_hf.annotation import tokenization
 from bioptimus_hf.annotation.annotator import Annotator
+from bioptimus_hf.artifacts import write_record
 from bioptimus_hf.corpus.dataset import load_corpus
 from bioptimus_hf.corpus.documents import Document, Entity, Passage
 from bioptimus_hf.corpus.sentences import sentence_starts
@@ -282,3 +285,23 @@ def test_an_annotator_leaves_the_process_alone(tiny_head: Path, monkeypatch: pyt
     before = state()
     list(Annotator(tiny_head).annotate(["aspirin in asthma"]))
     assert state() == before
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json", "made.json"])
+def test_a_damaged_head_is_refused(tiny_head: Path, tmp_path: Path, name: str, command: Command) -> None:
+    """One flipped bit, in a weight for instance, would silently change what is found."""
+    head = tmp_path / "0"
+    shutil.copytree(tiny_head, head)
+    write_record(head / "made.json", {}, {}, facts={}, seconds=0)
+    Annotator(head)
+    content = bytearray((head / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (head / name).write_bytes(content)
+    with pytest.raises(InputError, match=rf"{name} (has changed since it was written|is not JSON)"):
+        Annotator(head)
+    (tmp_path / "text.txt").write_text("Aspirin in asthma.")
+    annotate = ("annotate", "--models", head, "--input", tmp_path / "text.txt", "--output_dir", tmp_path / "found")
+    error = command(*annotate, status=2).error
+    assert error.startswith(f"error: {head / name} ")
+    assert error.endswith("make it again (`bioptimus finetune-ner --force`)")
+    assert not list((tmp_path / "found").glob("*.jsonl"))

@@ -1,10 +1,16 @@
 from __future__ import annotations
 
 import logging
+import shutil
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
+from conftest import Command
 from helpers import ROOT, build_tiny_head, build_tiny_tokenizer
 
 from bioptimus_hf.annotation import extras, onnx_export
@@ -77,6 +83,64 @@ def test_an_export_that_fails_leaves_nothing(tiny_head: Path, tmp_path: Path, mo
     (tmp_path / "notes.txt").touch()
     with pytest.raises(InputError, match="is not empty"):
         export_onnx(tiny_head, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", ["_export", "_quantise"])
+def test_a_full_disk_leaves_nothing(tiny_head: Path, tmp_path: Path, step: str) -> None:
+    """When the file is written, or an intermediate file, whose writer checks nothing."""
+    pytest.importorskip("onnxscript", reason="needs the extra `onnx`")
+    program = f"""
+    import resource, sys
+    from bioptimus_hf.annotation import onnx_export
+    from bioptimus_hf.cli.__main__ import main
+    real = onnx_export.{step}
+    def until_the_disk_is_full(*arguments):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        real(*arguments)
+    onnx_export.{step} = until_the_disk_is_full
+    sys.exit(main(["export-onnx", "--model", {str(tiny_head)!r}, "--output_dir", "onnx"]))
+    """
+    ended = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 2, ended.stderr
+    last = ended.stderr.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "disk" in last
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_head_that_computes_nan_is_not_exported(
+    tmp_path: Path, precision: Literal["fp32", "int8"], command: Command
+) -> None:
+    """Its weights are finite, but too large."""
+    pytest.importorskip("onnxscript", reason="needs the extra `onnx`")
+    head = build_tiny_head(layers=1)
+    with torch.no_grad():
+        head.bert.encoder.layer[0].output.dense.weight.fill_(3e38)
+    head.save_pretrained(tmp_path / "head")
+    build_tiny_tokenizer().save_pretrained(tmp_path / "head")
+    export = ("export-onnx", "--model", tmp_path / "head", "--output_dir", tmp_path / "onnx", "--precision", precision)
+    assert "computes NaN or infinity" in command(*export, status=2).error
+    assert [path.name for path in tmp_path.iterdir()] == ["head"]
+
+
+@pytest.mark.slow
+def test_a_damaged_onnx_file_is_refused(exported: dict[str, Path], tmp_path: Path, command: Command) -> None:
+    (tmp_path / "text.txt").write_text(TEXTS[0])
+    for name in ("model.onnx", "config.json", "tokenizer.json"):
+        folder = tmp_path / Path(name).stem
+        shutil.copytree(exported["int8"], folder)
+        content = bytearray((folder / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (folder / name).write_bytes(content)
+        text, found = tmp_path / "text.txt", tmp_path / "found"
+        error = command("annotate", "--models", folder, "--input", text, "--output_dir", found, status=2).error
+        assert error.startswith(f"error: {folder / name} has changed since it was written: its hash differs")
+        assert error.endswith("export it again to a new folder (`bioptimus export-onnx`)")
+        assert not list(found.glob("*.jsonl"))
 
 
 def test_missing_packages_are_named_with_their_extra(

@@ -57,6 +57,42 @@ def test_an_error_of_ours_is_not_hidden() -> None:
         launch.run(raising(ZeroDivisionError("a fault of ours")))
 
 
+def test_a_file_that_can_not_be_used_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Other errors of the system name no file, and are faults of ours."""
+    assert launch.run(raising(PermissionError(13, "Permission denied", "config.json"))) == 2
+    assert capsys.readouterr().err.startswith("error: config.json can't be read or written (Permission denied)")
+    with pytest.raises(OSError, match="ours"):
+        launch.run(raising(OSError("a fault of ours")))
+
+
+def test_the_error_is_the_last_line_even_while_a_bar_is_open() -> None:
+    """A bar in a frame of the traceback is drawn once more when the frame is freed."""
+    program = """
+    import sys
+    from tqdm.auto import tqdm
+    from bioptimus_hf.cli import launch
+    from bioptimus_hf.errors import InputError
+    def command():
+        outer = tqdm(total=9, desc="outer")
+        for number in tqdm(range(9), desc="inner"):
+            outer.update()
+            if number == 3:
+                print("on stdout")
+                raise InputError("text 3 is empty")
+    sys.exit(launch.run(command))
+    """
+    ended = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 2
+    assert "inner" in ended.stdout
+    assert ended.stdout.endswith("\nerror: text 3 is empty\n")
+
+
 @pytest.mark.parametrize("write", ["safetensors.torch.save_file({'a': x}, 'w')", "torch.save({'a': x}, 'w')"])
 def test_a_full_disk_in_the_middle_of_a_checkpoint(tmp_path: Path, write: str) -> None:
     """The libraries that write weights and optimizer states raise errors of their own."""

@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 
 from bioptimus_hf.annotation.options import AnnotationOptions
 from bioptimus_hf.artifacts import Run
+from bioptimus_hf.cli.__main__ import main
 from bioptimus_hf.cli.options import build_parser, parse, with_dashes
 from bioptimus_hf.cli.recipes import COMMON
 from bioptimus_hf.corpus.options import Corpus
@@ -127,6 +128,10 @@ def test_a_recipe_satisfies_a_required_option(tmp_path: Path) -> None:
         ("- size", "must be a mapping"),
         ("", "must be a mapping"),
         ("pretrain: {size: [", "is not YAML"),
+        ("seed: 1\npretrain: {size: 5}\nseed: 2", "line 3: seed is given twice, first in line 1"),
+        ("pretrain:\n  size: 5\n  rate: 1\n  size: 5", "line 4: size is given twice, first in line 2"),
+        ("output_dir: ''", "output_dir is empty: name a folder"),
+        ("annotate: {output_dir: ''}", "output_dir is empty: name a folder"),
         ("pretrain: {size: 1.5}", "size must be of type int, not 1.5"),
         ("pretrain: {size: many}", "size must be of type int, not 'many'"),
         ("pretrain: {size: yes}", "size must be of type int, not True"),
@@ -140,7 +145,7 @@ def test_a_recipe_satisfies_a_required_option(tmp_path: Path) -> None:
     ],
 )
 def test_a_fault_in_a_recipe_is_named_with_its_file(tmp_path: Path, recipe: str, message: str) -> None:
-    with pytest.raises(InputError, match=rf"recipe\.yaml:? .*{message}") as error:
+    with pytest.raises(InputError, match=rf"recipe\.yaml[:,]? .*{message}") as error:
         from_recipe(tmp_path, recipe)
     assert "\n" not in str(error.value)
 
@@ -173,6 +178,34 @@ def test_a_recipe_that_cannot_be_read(tmp_path: Path) -> None:
 def test_a_fault_on_the_command_line_is_named(arguments: list[str], message: str) -> None:
     with pytest.raises(InputError, match=rf"{re.escape(message)}.*; see --help"):
         parse([Options], "pretrain", "", arguments)
+
+
+def test_a_mapping_may_override_a_value_that_it_merges(tmp_path: Path) -> None:
+    recipe = "publish: &common {license: mit, size: 1}\npretrain: {<<: {size: 1, rate: 2}, size: 5}"
+    assert from_recipe(tmp_path, recipe) == Options(size=5, rate=2)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "demo"],
+        ["demo"],
+        ["train-vocabulary", "--corpus", "a.txt"],
+        ["annotate", "--models", "a", "--input", "b"],
+        ["export-onnx", "--model", "a"],
+        ["report"],
+        ["publish", "--repo_id", "a/b", "--license", "mit", "--language", "en"],
+    ],
+)
+def test_an_empty_output_dir_is_refused(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would be the working directory."""
+    monkeypatch.chdir(tmp_path)
+    more = ["--corpus_description", "a", "--corpus_license", "b"] if arguments[0] == "publish" else []
+    assert main([*arguments, *more, "--output_dir", ""]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "error: --output_dir: is empty: name a folder"
+    assert not list(tmp_path.iterdir())
 
 
 def test_training_arguments_check_their_values() -> None:

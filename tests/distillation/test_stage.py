@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
-from datasets import disable_progress_bars, load_from_disk
+from datasets import Dataset, disable_progress_bars, load_from_disk
 from helpers import build_tiny_bert, build_tiny_tokenizer
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
@@ -132,7 +132,7 @@ def test_another_base_model_is_refused(run: Run, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^base_model: .*other isn't the model that"):
         make_distilled_model(run, DistillationOptions(str(tmp_path / "other"), initializer="random"))
     path = run.root / "contexts" / "made.json"
-    record = json.loads(path.read_text())
+    record = read_record(path)
     record["inputs"]["base_model"] = identity(tmp_path / "other")
     path.write_text(json.dumps(record))
     with pytest.raises(InputError, match=r"contexts was made for another base model than .*tokenizer: redo it"):
@@ -151,3 +151,23 @@ def test_another_base_model_is_refused(run: Run, tmp_path: Path) -> None:
 def test_invalid_options_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         DistillationOptions(**options)  # type: ignore[arg-type]
+
+
+def test_contexts_of_your_own_that_can_not_be_used(run: Run) -> None:
+    """Without a record, they can't be verified."""
+    folder = run.root / "contexts"
+    (folder / "made.json").unlink()
+    again = r"make it again \(`bioptimus find-contexts --force`\)$"
+    (file,) = folder.glob("*.arrow")
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match=rf"contexts can't be read \(.*\): {again}"):
+        make_distilled_model(run, DistillationOptions())
+    (folder / "state.json").unlink()
+    with pytest.raises(InputError, match=rf"contexts can't be read \(.*\): {again}"):
+        make_distilled_model(run, DistillationOptions())
+    shutil.rmtree(folder)
+    Dataset.from_dict({"token": ["zebra"], "text": ["zebra"]}).save_to_disk(folder)
+    with pytest.raises(InputError, match=rf"must have the columns token, text, start and end, .*: {again}"):
+        make_distilled_model(run, DistillationOptions())
+    assert not (run.root / "v0.0").exists()

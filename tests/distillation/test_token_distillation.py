@@ -12,9 +12,10 @@ from datasets import Dataset
 from helpers import tiny_vocabulary
 from transformers import BertForMaskedLM, BertTokenizer
 
+from bioptimus_hf.distillation.contextual import contextual_embeddings
 from bioptimus_hf.distillation.options import RowTraining
 from bioptimus_hf.distillation.token_distillation import cut_snippet, distill_tokens
-from bioptimus_hf.errors import InputError
+from bioptimus_hf.errors import InputError, TrainingDiverged
 
 WORDS = [word for word in tiny_vocabulary() if word.isalpha() and len(word) > 1]
 
@@ -177,3 +178,16 @@ def test_bf16_gives_nearly_the_same_rows(tiny_bert: BertForMaskedLM, tokenizer: 
     arguments: tuple[Any, ...] = (tiny_bert, tokenizer, contexts_of("cardiopathy"), {"cardiopathy": torch.zeros(32)})
     full, half = (distill_tokens(*arguments, RowTraining(bf16=bf16))["cardiopathy"] for bf16 in (False, True))
     assert torch.cosine_similarity(full, half, dim=0) > 0.95
+
+
+@pytest.mark.parametrize("read", [distill_tokens, contextual_embeddings])
+def test_states_that_are_not_finite_are_an_error(
+    tiny_bert: BertForMaskedLM, tokenizer: BertTokenizer, read: Any
+) -> None:
+    """The weights are finite, but too large."""
+    with torch.no_grad():
+        tiny_bert.bert.encoder.layer[1].output.dense.weight.fill_(3e38)
+    contexts = Dataset.from_dict({"token": ["zebra"], "text": ["zebra in asthma"], "start": [0], "end": [5]})
+    more = ({"zebra": torch.ones(32)},) if read is distill_tokens else ()
+    with pytest.raises(TrainingDiverged, match=r"^(token distillation|hidden states): zebra contains NaN or infinity"):
+        read(tiny_bert, tokenizer, contexts, *more)

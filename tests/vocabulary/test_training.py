@@ -246,7 +246,7 @@ def test_a_frequency_that_nothing_reaches_is_named(tokenizer: BertTokenizer) -> 
     for frequency, what in ((9, "character"), (3, "pair of pieces")):
         with pytest.raises(InputError, match=f"^min_frequency: no {what} occurs {frequency} times in the corpus"):
             train_vocabulary(texts, size=100, like=tokenizer, min_frequency=frequency)
-    with pytest.raises(InputError, match="^min_frequency: no word that the base splits occurs 3 times"):
+    with pytest.raises(InputError, match=r"^min_frequency: no word that the base splits occurs 3 times"):
         extend_vocabulary(texts, size=10**6, like=tokenizer, min_frequency=3)
 
 
