@@ -36,6 +36,7 @@ from bioptimus_hf.artifacts import RECORD, identity, write_record
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import (
     base_of_run,
+    check_base,
     is_hub_name,
     load_by_name,
     load_masked_lm,
@@ -304,3 +305,59 @@ def test_only_a_bert_gets_a_head(tmp_path: Path, tokenizer: BertTokenizer) -> No
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(InputError, match="is a roberta model: give a BERT"):
         new_head(tmp_path, ["O"], seed=0)
+
+
+def halve(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def empty(content: bytes) -> bytes:
+    return b""
+
+
+def zero(content: bytes) -> bytes:
+    return halve(content) + bytes(len(content) - len(content) // 2)
+
+
+def flip(content: bytes) -> bytes:
+    place = len(content) // 3
+    return content[:place] + bytes([content[place] ^ 0x95]) + content[place + 1 :]
+
+
+LOADERS: dict[str, Callable[[Path], object]] = {
+    "base": check_base,
+    "masked language model": load_masked_lm,
+    "tokenizer": lambda folder: load_by_name(AutoTokenizer, folder),
+    "new head": lambda folder: new_head(folder, ["O"], seed=0),
+    "head": load_token_classifier,
+}
+
+
+@pytest.mark.parametrize("damage", [halve, empty, zero, flip])
+@pytest.mark.parametrize("pickled", [False, True])
+def test_a_damaged_model_without_a_record_gives_one_line(
+    tmp_path: Path, damage: Callable[[bytes], bytes], pickled: bool
+) -> None:
+    """Of a model that isn't ours, damage may go unnoticed; where it is noticed, the error names the model."""
+    folder = tmp_path / "model"
+    build_tiny_head(layers=1).save_pretrained(folder)
+    save_tokenizer(build_tiny_tokenizer(), folder)
+    if pickled:
+        torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+    noticed: dict[tuple[str, str], str] = {}
+    for file in sorted(folder.iterdir()):
+        content = file.read_bytes()
+        file.write_bytes(damage(content))
+        for name, load in LOADERS.items():
+            try:
+                load(folder)
+            except InputError as error:
+                noticed[name, file.name] = str(error)
+        file.write_bytes(content)
+    assert all(str(folder) in error and "\n" not in error for error in noticed.values())
+    if damage is not flip:
+        weights = "pytorch_model.bin" if pickled else "model.safetensors"
+        loaders = {"masked language model", "new head", "head"} if damage is not zero or pickled else set()
+        assert {(name, weights) for name in loaders} <= noticed.keys()
+        assert {("tokenizer", "tokenizer.json"), ("head", "config.json"), ("base", "config.json")} <= noticed.keys()

@@ -97,6 +97,7 @@ SECTIONS: dict[str, tuple[str, dict[str, Any], str]] = {
     "size": ("train_vocabulary", {"size": 0}, "train-vocabulary: size: must be at least 1, not 0"),
     "contexts": ("find_contexts", {"per_token": 0}, "find-contexts: per_token: must be at least 1, not 0"),
     "dropout": ("pretrain", {"dropout": 1}, "pretrain: dropout: must be at least 0 and below 1"),
+    "learning rate": ("pretrain", {"learning_rate": -1}, "pretrain: learning_rate: must be"),
     "unsupported": ("pretrain", {"label_smoothing_factor": 0.1}, "pretrain: label_smoothing_factor: not supported"),
     "steps": ("pretrain", {"max_steps": 3}, "pretrain: 3 optimizer steps are too few for 4 phases"),
     "phases": ("pretrain", {"phases": ["0.5"]}, "pretrain: the curriculum has no phase 0.5; it has 0.1, 0.2"),
