@@ -260,6 +260,7 @@ def locked(lock: Path, protected: Path, *, take_over: bool = False) -> Iterator[
         InputError: another process holds the lock, or the lock can't be written.
     """
     record = lock.with_suffix(".json")
+    new = [folder for folder in (lock.parent, *lock.parent.parents) if not folder.exists()]
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         held = _acquire(lock, record, protected, take_over=take_over)
@@ -273,7 +274,10 @@ def locked(lock: Path, protected: Path, *, take_over: bool = False) -> Iterator[
         yield
     finally:
         record.unlink(missing_ok=True)
+        lock.unlink(missing_ok=True)  # a process that has just opened it finds out that it is gone
         held.release()
+        hidden = [lock.parent] if lock.parent.name.startswith(".") and lock.parent not in new else []
+        _remove_empty([*hidden, *new])
 
 
 def _acquire(lock: Path, record: Path, protected: Path, *, take_over: bool) -> BaseFileLock:
@@ -308,6 +312,15 @@ def _try(file: Path) -> BaseFileLock | None:
             continue
         return lock
     return None
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    """Remove folders, the innermost first, up to the first that isn't empty."""
+    try:
+        for folder in folders:
+            folder.rmdir()
+    except OSError:
+        return
 
 
 def _exists(pid: int) -> bool:

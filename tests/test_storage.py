@@ -33,11 +33,11 @@ import sys, time
 from pathlib import Path
 from bioptimus_hf.storage import locked
 with locked(Path(sys.argv[1]), Path("the result")):
-    print("held", flush=True)
     if "fork" in sys.argv:
         import os
         if os.fork() == 0:
-            os.close(1), os.close(2), time.sleep(600)
+            time.sleep(600)
+    print("held", flush=True)
     time.sleep(600)
 """
 
@@ -148,7 +148,18 @@ def test_a_second_process_is_told_who_holds_the_lock(tmp_path: Path) -> None:
             pass  # it is alive
     with locked(tmp_path / "x.lock", tmp_path / "x"):
         pass
-    assert not (tmp_path / "x.json").exists()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_leaves_no_folders(tmp_path: Path) -> None:
+    with locked(tmp_path / "run" / ".locks" / "x.lock", tmp_path / "x"):
+        assert (tmp_path / "run" / ".locks" / "x.json").is_file()
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "file").touch()
+    with locked(tmp_path / "run" / ".locks" / "x.lock", tmp_path / "x"):
+        pass
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["file"]
 
 
 def test_the_lock_of_a_dead_process_is_taken_over_even_if_its_workers_live(

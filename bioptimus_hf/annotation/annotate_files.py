@@ -178,7 +178,12 @@ def _annotate(targets: Mapping[Path, Path], provenance: _Provenance, options: An
             begun.touch()
             remove_leftovers(target)
             record.unlink(missing_ok=True)
-            documents = write_documents(target, annotated, format=options.format)
+            try:
+                documents = write_documents(target, annotated, format=options.format)
+            except BaseException:
+                if not target.exists():
+                    begun.unlink()
+                raise
             entities = progress.entities - entities_before
             facts = {"documents": documents, "entities": entities, "skipped": reader.skipped}
             seconds = time.monotonic() - began
