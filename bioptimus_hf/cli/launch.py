@@ -11,10 +11,13 @@ import signal
 import sys
 from collections.abc import Callable
 
+from bioptimus_hf.cli.ranks import lost_rank, prepare_rank, tell_launcher
 from bioptimus_hf.errors import InputError, Terminated
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's malloc.h
 _OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# How PyTorch and the C++ library report that memory ran out on a CPU, and PyTorch that the system killed a worker.
+_OUT_OF_MEMORY_WORDING = ("DefaultCPUAllocator: ", "std::bad_alloc", "is killed by signal: Killed")
 # How the libraries that write weights and optimizer states report a full disk.
 _OUT_OF_SPACE_WORDING = ("os error 28", "os error 27", "os error 122", "inline_container")
 
@@ -35,6 +38,7 @@ def prepare_process() -> None:
     # If a repository has only a pytorch_model.bin, transformers would ask an outside service for a converted copy.
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     keep_freed_memory()
+    prepare_rank()
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # reading or writing a single file needs no bar
@@ -72,7 +76,7 @@ def run(command: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted: run the same command again, without --force, to resume", 130)
     except Exception as error:
-        message = _resource_error(error)
+        message = _resource_error(error) or lost_rank(error)
         if message is None:
             raise
         return _fail(f"error: {message}")
@@ -86,6 +90,7 @@ def _fail(message: str, status: int = 2) -> int:
             bar.close()
     sys.stdout.flush()
     print(message, file=sys.stderr)
+    tell_launcher(message)
     return status
 
 
@@ -93,10 +98,12 @@ def _resource_error(error: Exception) -> str | None:
     """Return what to say if memory or disk ran out, or a file can't be used; None for any other error."""
     detail = " ".join(str(error).split())[:150]
     torch = sys.modules.get("torch")
-    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+    gpu = torch is not None and isinstance(error, torch.OutOfMemoryError)
+    if gpu or isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY_WORDING):
+        memory = f"{'GPU memory' if gpu else 'memory'}{f' ({detail})' if detail else ''}"
         return (
-            f"out of GPU memory ({detail}): use a smaller --batch_size, or in training a smaller "
-            f"--per_device_train_batch_size with more --gradient_accumulation_steps; finished work is kept"
+            f"out of {memory}: use a smaller --batch_size, or in training a smaller --per_device_train_batch_size with "
+            f"more --gradient_accumulation_steps; finished work is kept"
         )
     if isinstance(error, OSError) and error.errno in _OUT_OF_SPACE:
         place = f" writing {error.filename}" if error.filename else ""

@@ -41,6 +41,7 @@ def raising(error: BaseException) -> Callable[[], None]:
             "error: disk full writing w.bin (No space left on device)",
         ),
         (torch.OutOfMemoryError("Tried to allocate 20 GiB"), 2, "error: out of GPU memory (Tried to allocate 20 GiB)"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), 2, "error: out of memory (DataLoader"),
     ],
 )
 def test_an_error_of_the_user_or_the_machine_is_one_line(
@@ -49,6 +50,14 @@ def test_an_error_of_the_user_or_the_machine_is_one_line(
     assert launch.run(raising(error)) == status
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(said)
+
+
+@pytest.mark.parametrize("allocate", [lambda: torch.empty(10**15), lambda: bytearray(10**15)], ids=["torch", "python"])
+def test_out_of_memory_names_the_batch_size(allocate: Callable[[], object], capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch.run(lambda: bool(allocate())) == 2  # type: ignore[arg-type, return-value]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: out of memory")
+    assert "a smaller --per_device_train_batch_size with more --gradient_accumulation_steps" in line
 
 
 def test_an_error_of_ours_is_not_hidden() -> None:

@@ -7,10 +7,12 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from accelerate.commands import launch as accelerate_launch
@@ -18,6 +20,7 @@ from helpers import ROOT, build_tiny_bert, build_tiny_tokenizer
 from processes import KILL, TERMINATE, Processes
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.distributed import run as torchrun
 
 from bioptimus_hf.artifacts import Run, identity, read_record, write_json
 from bioptimus_hf.cli.__main__ import main
@@ -268,6 +271,40 @@ def test_a_run_that_gets_sigterm_saves_a_checkpoint_and_is_resumed_from_the_one_
     assert_logged_to_tensorboard(run)
     assert_logged_to_tensorboard(uninterrupted)
     assert_same_versions(run, uninterrupted)
+
+
+# The second of two processes dies while the fourth step is saved.
+DIES = """
+import os, signal, sys
+def watch(event, details):
+    if event == "open" and os.environ["RANK"] == "1" and str(details[0]).endswith("checkpoint-4/running_loss_1.json"):
+        os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(watch)
+"""
+
+
+@pytest.mark.slow
+def test_ranks_end_together_and_leave_what_can_be_resumed(
+    run: Path, corpus: Path, whole_on_two: Path, processes: Processes
+) -> None:
+    """One rank is killed, and then the launcher."""
+    options = command(run, corpus, *HALF, "--save_steps", "4")
+    first, second = (process.wait() for process in processes.start_ranks(options, 2, patch=DIES))
+    assert (first.status, second.status) == (2, -KILL)
+    assert first.stderr.splitlines()[-1].startswith("error: another process of this launch has ended")
+    assert not list(run.glob("checkpoints/*/checkpoint-4"))
+    launch = [str(torchrun.__file__), "--standalone", "--nproc_per_node", "2", "-m", "bioptimus_hf.cli", *options]
+    launcher = processes.start(launch, environment={"PYTHONPATH": str(ROOT)})
+    while launcher.process.is_alive() and not list(run.glob("checkpoints/*/checkpoint-4")):
+        time.sleep(0.05)
+    ranks = psutil.Process(launcher.process.pid).children()
+    launcher.process.kill()
+    assert len(ranks) == 2
+    assert psutil.wait_procs(ranks, timeout=60)[1] == []
+    for process in processes.start_ranks(options, 2):
+        ended = process.wait()
+        assert ended.status == 0, ended.stderr
+    assert_same_versions(run, whole_on_two)
 
 
 @pytest.mark.slow

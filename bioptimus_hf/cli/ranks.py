@@ -1,0 +1,70 @@
+"""Keep the processes of one launch together: a rank ends with its launcher, and missing ranks are noticed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import NoReturn
+
+logger = logging.getLogger(__name__)
+
+_SECONDS = 1.0  # between two looks at the launcher
+_WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+
+
+def prepare_rank() -> None:
+    """Watch the launcher of this process, if it is `torchrun` or Accelerate, and warn if Accelerate started only one.
+
+    A rank whose launcher is killed would train on alone, or wait for the others forever.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    # Accelerate sets an address for several processes, and on a CPU starts a single one unless MPI starts them.
+    several = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ
+    if several and not any(name in os.environ for name in _WORLD_SIZES):
+        logger.warning(
+            "Accelerate was asked for several processes, but has started only this one: on a CPU, use `torchrun "
+            "--nproc_per_node NUMBER -m bioptimus_hf.cli COMMAND ...`"
+        )
+
+
+def lost_rank(error: Exception) -> str | None:
+    """Return what to say if another process of the launch has ended; None for any other error."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return None
+    if not isinstance(error, torch.distributed.DistError) and "gloo" not in str(error):
+        return None
+    return (
+        "another process of this launch has ended, or doesn't answer: look for its error above; without one it was "
+        "killed, often for lack of memory (then use a smaller --per_device_train_batch_size with more "
+        "--gradient_accumulation_steps). Run the same command again to resume"
+    )
+
+
+def tell_launcher(message: str) -> None:
+    """Leave an error where `torchrun` looks for it: its own report ends with it."""
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        content = {"message": message, "extraInfo": {"timestamp": str(int(time.time()))}}
+        with suppress(OSError):
+            Path(file).write_text(json.dumps({"message": content}), encoding="utf-8")
+
+
+def _end_with(launcher: int) -> NoReturn:
+    while os.getppid() == launcher:
+        time.sleep(_SECONDS)
+    try:
+        print(
+            f"error: the launcher (process {launcher}) has ended, and this rank ends with it: run the same command "
+            f"again to resume",
+            file=sys.stderr,
+            flush=True,
+        )
+    finally:
+        os._exit(1)

@@ -1,0 +1,63 @@
+"""Processes of one launch: what happens without their launcher, and when there are fewer than asked for."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from bioptimus_hf.cli import launch
+from bioptimus_hf.cli.ranks import prepare_rank
+from bioptimus_hf.errors import InputError
+
+LAUNCHER = """
+import os, subprocess, sys, time
+rank = "from bioptimus_hf.cli.ranks import prepare_rank; prepare_rank(); print('ready', flush=True); import time; "
+rank += "time.sleep(600)"
+subprocess.Popen([sys.executable, "-c", rank], env={**os.environ, **dict([VARIABLE])})
+time.sleep(600)
+"""
+
+
+def test_a_rank_ends_with_its_launcher() -> None:
+    """Its output is a pipe, which ends when no process has it open any more."""
+    program = textwrap.dedent(LAUNCHER.replace("VARIABLE", "('TORCHELASTIC_RUN_ID', 'none')"))
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert launcher.stdout is not None
+    assert launcher.stdout.readline() == "ready\n"
+    launcher.kill()
+    said = launcher.stdout.read()
+    launcher.wait()
+    assert said.startswith(f"error: the launcher (process {launcher.pid}) has ended, and this rank ends with it")
+
+
+def test_fewer_processes_than_asked_for(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """As after `accelerate launch --cpu --num_processes 2`, without MPI."""
+    for name in ("WORLD_SIZE", "TORCHELASTIC_RUN_ID", "MASTER_PORT", "PMI_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    prepare_rank()  # a single process was asked for
+    assert not caplog.messages
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    prepare_rank()
+    assert "Accelerate was asked for several processes, but has started only this one" in caplog.text
+    caplog.clear()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    prepare_rank()
+    assert not caplog.messages
+
+
+def test_the_report_of_torchrun_ends_with_the_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+
+    def command() -> None:
+        raise InputError("no such file")
+
+    assert launch.run(command) == 2
+    assert json.loads((tmp_path / "error.json").read_text())["message"]["message"] == "error: no such file"
