@@ -62,5 +62,5 @@ def save_result(
     folder.mkdir(parents=True)
     write_json(folder / "scores.json", {"task": task, "model": model, "seed": seed})
     write_conll(folder / "predictions.tsv", list(zip(WORDS, GOLD, predicted, strict=True)))
-    write_record(folder / RECORD, {}, {"seed": seed, **settings}, facts={}, seconds=0.0, files=())
+    write_record(folder / RECORD, {}, {"seed": seed, **settings}, facts={}, seconds=0.0)
     return folder
