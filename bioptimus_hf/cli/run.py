@@ -140,7 +140,7 @@ class Plan:
         launcher = [sys.executable]
         if self.options.accelerate and stage in _TRAINED:
             configuration = str(find(self.options.accelerate, "accelerate"))
-            launcher += ["-m", "accelerate.commands.launch", "--config_file", configuration]
+            launcher += ["-m", "accelerate.commands.launch", "--quiet", "--config_file", configuration]
         recipe = ["--recipe", str(self.path)] if stage != "report" or "report" in self.content else []
         return [*launcher, "-m", "bioptimus_hf.cli", stage.replace("_", "-"), *recipe, *self._overrides(stage)]
 

@@ -19,7 +19,7 @@ from bioptimus_hf.contexts.report import ContextsReport, report_contexts
 from bioptimus_hf.corpus.dataset import Contents, check_same_text, contents_of, load_text, split_validation
 from bioptimus_hf.corpus.options import Corpus
 from bioptimus_hf.errors import InputError
-from bioptimus_hf.models import base_of_run, find_model, load_by_name
+from bioptimus_hf.models import base_of_run, check_base, find_model, load_by_name
 from bioptimus_hf.vocabulary.tokenizer import compare_vocabularies
 
 logger = logging.getLogger(__name__)
@@ -67,6 +67,8 @@ def _make(folder: Path, run: Run, corpus: Corpus, options: ContextsOptions) -> N
     if is_finished(folder, inputs, settings, force=run.force):
         return
     tokenizer = load_by_name(AutoTokenizer, source.folder)
+    if not options.words:
+        check_base(base_model.folder)
     tokens = _find_words(options, tokenizer) if options.words else _new_tokens(base_model.folder, tokenizer)
     query = ContextQuery(tokens, tokenizer, options.per_token, run.seed)
     with building(folder, inputs, settings, sources={"tokenizer": Path(source.folder)}) as stage:

@@ -30,7 +30,7 @@ from bioptimus_hf.distillation.report import inspect_rows
 from bioptimus_hf.distillation.token_distillation import distill_tokens
 from bioptimus_hf.distillation.transplant import transplant_vocabulary
 from bioptimus_hf.errors import InputError, format_error
-from bioptimus_hf.models import Source, base_of_run, load_by_name, load_masked_lm, save_masked_lm
+from bioptimus_hf.models import Source, base_of_run, check_base, load_by_name, load_masked_lm, save_masked_lm
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +66,7 @@ def _make(folder: Path, run: Run, options: DistillationOptions) -> None:
     settings = _settings(run, options)
     if is_finished(folder, inputs, settings, force=run.force):
         return
+    check_base(base.folder)
     source = load_by_name(AutoTokenizer, base.folder)
     target = load_by_name(AutoTokenizer, str(run.root / "tokenizer"))
     model, new_weights = load_masked_lm(base.folder, seed=run.seed)

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import yaml
 from conftest import Command
-from helpers import ROOT, build_tiny_bert, build_tiny_tokenizer
+from helpers import ROOT, build_tiny_bert, build_tiny_tokenizer, tiny_vocabulary
 from transformers import DistilBertConfig, ElectraConfig, MPNetConfig
 
 from bioptimus_hf.cli import lookahead
 from bioptimus_hf.cli.__main__ import main
 from bioptimus_hf.cli.run import Plan, RecipeOptions
-from bioptimus_hf.models import save_masked_lm
+from bioptimus_hf.models import save_masked_lm, save_tokenizer
+from bioptimus_hf.vocabulary.tokenizer import build_tokenizer
 
 SAMPLE = ROOT / "bioptimus_hf" / "sample"
 
@@ -76,13 +77,19 @@ BASES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("kind", BASES)
-def test_a_base_that_a_later_stage_can_not_use(kind: str, recipe: Path, base: Path, command: Command) -> None:
+def test_a_base_that_a_later_stage_can_not_use(
+    kind: str, recipe: Path, base: Path, tmp_path: Path, command: Command
+) -> None:
     spoil, said = BASES[kind]
     spoil(base)
     assert f"error: train-vocabulary: {base}" in command("run", recipe, "--dry_run", status=2).error
     assert said in command.error
     assert said in command("train-vocabulary", "--recipe", recipe, status=2).error
     assert not (base.parent / "run" / "tokenizer").exists()
+    own = build_tokenizer([*tiny_vocabulary(), "zebra"], like=build_tiny_tokenizer())  # has no record
+    save_tokenizer(own, tmp_path / "run" / "tokenizer")
+    for stage in (("find-contexts",), ("distill", "--initializer", "random")):
+        assert said in command(*stage, "--recipe", recipe, "--base_model", base, status=2).error
 
 
 def test_a_base_with_too_few_positions(recipe: Path, base: Path, command: Command) -> None:

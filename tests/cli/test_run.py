@@ -90,7 +90,7 @@ def test_the_command_line_of_each_stage(tmp_path: Path, monkeypatch: pytest.Monk
     common = ["--recipe", recipe, "--output_dir", "out"]
     corpus = ["--corpus", "a.txt", "c.txt"]
     module = ["-m", "bioptimus_hf.cli"]
-    launcher = ["-m", "accelerate.commands.launch", "--config_file", str(find("cpu", "accelerate"))]
+    launcher = ["-m", "accelerate.commands.launch", "--quiet", "--config_file", str(find("cpu", "accelerate"))]
     assert commands == {
         "train_vocabulary": [*module, "train-vocabulary", *common, "--base_model", "b", *corpus, "--force"],
         "find_contexts": [*module, "find-contexts", *common, "--base_model", "b", *corpus, "--force"],
@@ -177,6 +177,26 @@ def test_a_stage_that_fails_ends_the_run_with_its_name() -> None:
     killed = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     with pytest.raises(InputError, match="distill was ended by SIGKILL: run the same command again to resume"):
         run_stage([sys.executable, "-c", killed, "bioptimus_hf.cli", "distill"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accelerate", [None, "cpu"])
+def test_the_last_lines_of_a_run_that_failed(tmp_path: Path, accelerate: str | None) -> None:
+    """Also when Accelerate launches the stage: its traceback would be the last thing on screen."""
+    recipe = write_recipe(tmp_path, find_contexts={"per_token": 4})
+    given = RecipeOptions(recipe, output_dir=str(tmp_path / "run"), stages=["pretrain"], accelerate=accelerate)
+    program = f"""
+import sys
+from bioptimus_hf.cli import launch
+from bioptimus_hf.cli.run import run_stage
+sys.exit(launch.run(lambda: run_stage({Plan(given).command("pretrain")!r})))
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert ended.returncode == 2, ended.stderr
+    first, last = ended.stderr.splitlines()[-2:]
+    assert first.startswith(f"error: --model: {tmp_path / 'run' / 'v0.0'} doesn't exist")
+    assert last.startswith("error: pretrain failed with status ")
+    assert "Traceback" not in ended.stderr
 
 
 def test_sigterm_reaches_the_stage(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import datasets
 import pytest
 from datasets import load_from_disk
-from helpers import ROOT, tiny_vocabulary
+from helpers import ROOT, build_tiny_bert, tiny_vocabulary
 from transformers import BertTokenizer
 
 from bioptimus_hf.artifacts import Run, read_record
@@ -23,7 +23,7 @@ from bioptimus_hf.corpus.dataset import load_corpus
 from bioptimus_hf.corpus.options import Corpus
 from bioptimus_hf.corpus.sentences import split_sentences
 from bioptimus_hf.errors import InputError
-from bioptimus_hf.models import save_tokenizer
+from bioptimus_hf.models import save_masked_lm, save_tokenizer
 
 SAMPLE = str(ROOT / "bioptimus_hf" / "sample" / "corpus.txt")
 
@@ -33,7 +33,8 @@ def run(tokenizer: BertTokenizer, tmp_path: Path) -> Run:
     """Create a run with a tokenizer, and a base model that lacks two of its tokens."""
     save_tokenizer(tokenizer, tmp_path / "run" / "tokenizer")
     smaller = [token for token in tiny_vocabulary() if token not in {"##tion", "asthma"}]
-    save_tokenizer(BertTokenizer(vocab={token: number for number, token in enumerate(smaller)}), tmp_path / "base")
+    base = BertTokenizer(vocab={token: number for number, token in enumerate(smaller)})
+    save_masked_lm(build_tiny_bert(len(base)), base, tmp_path / "base")
     return Run(str(tmp_path / "run"))
 
 
