@@ -39,8 +39,10 @@ def prepare_process() -> None:
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     keep_freed_memory()
     prepare_rank()
+    from tqdm import tqdm
     from transformers.utils.logging import disable_progress_bar
 
+    tqdm.monitor_interval = 0  # bars need no thread, which would be waited for if memory ran out when it is started
     disable_progress_bar()  # reading or writing a single file needs no bar
 
 

@@ -2,32 +2,37 @@
 
 A part is a range of documents. A process splits it into sentences, which are cached by `datasets`, runs the
 `datasets.map` step of `find_contexts` on them, and writes the candidates to a file. The parent process merges the files
-as they appear. When the search is started again, it continues with the parts that have no file yet.
+as they appear. When the search is started again, it continues with the parts that have no file yet, or a damaged one.
 """
 
 from __future__ import annotations
 
+import _thread
+import errno
 import hashlib
 import json
 import logging
 import math
 import multiprocessing
 import os
+import re
 import shutil
-import threading
+import signal
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+import traceback
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
-from itertools import pairwise
+from itertools import islice, pairwise
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from typing import cast
 
 import pyarrow.parquet as pq
 from datasets import Dataset, disable_progress_bars
 from tqdm.auto import tqdm
 
-from bioptimus_hf.artifacts import RECORD, fingerprint, read_record, write_record
+from bioptimus_hf.artifacts import RECORD, fingerprint, read_record, verify, write_record, write_with_checksum
 from bioptimus_hf.contexts.fetching import Counts, Found, fetch_contexts
 from bioptimus_hf.contexts.finder import BatchFinder, find_candidates, make_reservoir
 from bioptimus_hf.contexts.query import ContextQuery
@@ -35,15 +40,15 @@ from bioptimus_hf.contexts.sampling import Candidates, Reservoir, first_row, fro
 from bioptimus_hf.corpus.dataset import no_bars
 from bioptimus_hf.corpus.sentences import SPLITTER, split_sentences
 from bioptimus_hf.errors import InputError
-from bioptimus_hf.storage import atomic_file
+from bioptimus_hf.storage import atomic_file, manifest_of
 
 logger = logging.getLogger(__name__)
 
 _MEGABYTES_PER_PART = 16
 _SECONDS_BETWEEN_COUNTS = 10
 _COUNTS = b"counts"  # key in the metadata of a part's file
-
-_search: _PartSearch  # of a process of the pool
+_OURS = re.compile(r"(made\.json|part-\d+\.(parquet|json))(\.partial.*)?")
+_NO_MEMORY = (errno.ENOMEM, errno.EAGAIN)  # when a process can't be started
 
 
 def search_documents(
@@ -59,21 +64,27 @@ def search_documents(
         num_proc: number of processes. It doesn't affect the result.
 
     Raises:
-        InputError: `folder` contains other files, or a process was killed (for example because memory ran out).
+        InputError: `folder` contains other files, memory ran out, or a process was killed.
     """
+    with _memory_errors_explained():
+        return _search(documents, query, Path(folder), num_proc)
+
+
+def _search(documents: Dataset, query: ContextQuery, folder: Path, num_proc: int | None) -> Found:
     parts = _divide(documents)
-    search = _PartSearch(documents, parts, BatchFinder.of(query), Path(folder))
+    search = _PartSearch(documents, parts, BatchFinder.of(query), folder)
     _claim(search)
     reservoir = make_reservoir(query, documents)
     counts = Counts()
     with no_bars(), tqdm(total=len(documents), desc="Finding contexts", unit=" documents") as bar:
         progress = _Progress(bar, reservoir, tokens=len(query.selection.tokens))
-        for number in _finished_parts(search, num_proc):
-            candidates, counts_of_part = search.read(number)
-            candidates["row"] += first_row(number)
-            reservoir.add(candidates)
-            counts += counts_of_part
-            progress.show(counts)
+        with closing(_finished_parts(search, num_proc)) as finished:
+            for number in finished:
+                candidates, counts_of_part = search.read(number)
+                candidates["row"] += first_row(number)
+                reservoir.add(candidates)
+                counts += counts_of_part
+                progress.show(counts)
         sentences = [search.sentences(number) for number in range(len(parts))]
         contexts = fetch_contexts(sentences, reservoir.best(), query.selection.tokens)
     return Found(contexts, counts)
@@ -102,9 +113,26 @@ class _PartSearch:
         """Return the file for the candidates and counts of a part."""
         return self.folder / f"part-{number:06d}.parquet"
 
+    def record(self, number: int) -> Path:
+        """Return the record of that file, which is written when the file is complete."""
+        return self.file(number).with_suffix(".json")
+
     def sentences(self, number: int) -> Dataset:
         """Return the sentences of a part, from the cache if the part has been split before."""
         return split_sentences(self._documents.select(self.parts[number])).with_format("arrow")
+
+    def is_finished(self, number: int) -> bool:
+        """Return whether the file of a part exists and is undamaged."""
+        record = self.record(number)
+        if not record.is_file():
+            return False
+        try:
+            verify(record, hashes=False)
+            verify(record)
+        except InputError as error:
+            logger.warning("part %d is searched again: %s", number, str(error).rpartition(": ")[0])
+            return False
+        return True
 
     def __call__(self, number: int) -> None:
         """Search a part and write its file."""
@@ -114,6 +142,10 @@ class _PartSearch:
             table = candidates.with_format("arrow")[:].replace_schema_metadata({_COUNTS: json.dumps(asdict(counts))})
             with atomic_file(self.file(number)) as partial:
                 pq.write_table(table, partial)
+            # Without the hardware, unlike that of a stage: a process that was forked can't ask for it.
+            record = {"fingerprint": "", "inputs": {}, "settings": {"part": number}}
+            files = manifest_of([self.file(number)], self.folder)
+            write_with_checksum(self.record(number), {**record, "files": files})
         except BaseException:
             # The finder remembers candidates that were never written. They must not exclude those of later parts.
             self._finder = BatchFinder(*self._finder.task)
@@ -121,7 +153,8 @@ class _PartSearch:
 
     def read(self, number: int) -> tuple[Candidates, Counts]:
         """Read the file of a part."""
-        table = pq.read_table(self.file(number))
+        with pq.ParquetFile(self.file(number), pre_buffer=False) as file:
+            table = file.read(use_threads=False)  # threads that can't be started would be waited for
         return from_table(table), Counts(**json.loads(table.schema.metadata[_COUNTS]))
 
 
@@ -158,61 +191,147 @@ def _claim(search: _PartSearch) -> None:
     """Create the folder for the parts, with a record of the search; delete the parts of another search."""
     folder, record = search.folder, search.folder / RECORD
     inputs = search.made_from()
+    foreign = [file.name for file in folder.iterdir() if not _OURS.match(file.name)] if folder.is_dir() else []
+    if foreign or (folder.is_dir() and not record.is_file() and any(folder.iterdir())):
+        raise InputError(f"{folder} contains files that don't belong to a search: move it away")
     if record.is_file():
-        if read_record(folder)["fingerprint"] == fingerprint(inputs, {}):
+        if _is_of(folder, inputs):
             return
         for file in folder.iterdir():  # the record last: after a kill in between, the folder is still known as ours
             if file != record:
                 file.unlink()
         shutil.rmtree(folder)
-    if folder.exists() and any(folder.iterdir()):
-        raise InputError(f"{folder} contains files that don't belong to a search: move it away")
     write_record(record, inputs, {}, facts={}, seconds=0, files=())
 
 
-def _finished_parts(search: _PartSearch, num_proc: int | None) -> Iterator[int]:
+def _is_of(folder: Path, inputs: Mapping[str, str]) -> bool:
+    """Return whether the parts in a folder are those of a search of these inputs."""
+    try:
+        return bool(read_record(folder)["fingerprint"] == fingerprint(inputs, {}))
+    except InputError as error:
+        if isinstance(error.__cause__, OSError):  # it may be readable next time
+            raise
+        logger.warning("%s is damaged: the search begins again", folder / RECORD)
+        return False
+
+
+def _finished_parts(search: _PartSearch, num_proc: int | None) -> Generator[int]:
     """Yield the number of each part as soon as its file exists."""
-    finished = [number for number in range(len(search.parts)) if search.file(number).is_file()]
+    finished = [number for number in range(len(search.parts)) if search.is_finished(number)]
     if finished:
         logger.info("%d of %d parts are already finished", len(finished), len(search.parts))
     yield from finished
     rest = sorted(set(range(len(search.parts))) - set(finished))
     processes = min(num_proc or 1, len(rest))
-    if processes <= 1:
-        for number in rest:
-            search(number)
-            yield number
+    if processes > 1:
+        yield from _search_in_processes(search, rest, processes)
         return
-    with ProcessPoolExecutor(processes, initializer=_start_worker, initargs=(search,)) as pool:
+    for number in rest:
+        search(number)
+        yield number
+
+
+def _search_in_processes(search: _PartSearch, numbers: Sequence[int], processes: int) -> Generator[int]:
+    """Search parts in other processes, and yield their numbers as they are finished.
+
+    The pools of the standard library need threads in this process, and wait forever if memory runs out when they start.
+
+    Raises:
+        InputError: a process was killed.
+    """
+    rest = iter(numbers)
+    workers: list[_Worker] = []
+    try:
+        for number in islice(rest, processes):
+            workers.append(_Worker(search))
+            workers[-1].connection.send(number)
+        busy = {worker.connection: number for worker, number in zip(workers, numbers, strict=False)}
+        while busy:
+            for connection in cast("list[Connection]", wait(list(busy))):
+                error = connection.recv()
+                if error is not None:
+                    raise error
+                done = busy.pop(connection)
+                for number in islice(rest, 1):
+                    connection.send(number)
+                    busy[connection] = number
+                yield done
+    except (EOFError, ConnectionError) as error:
+        raise _killed() from error
+    finally:
+        for worker in workers:
+            worker.end()
+
+
+@contextmanager
+def _memory_errors_explained() -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, OSError) as error:
+        if isinstance(error, MemoryError) or error.errno in _NO_MEMORY or os.strerror(errno.ENOMEM) in str(error):
+            raise _killed() from error
+        raise
+
+
+def _killed() -> InputError:
+    return InputError(
+        "a process of the search was killed, perhaps because memory ran out: run the search again with a smaller "
+        "number of processes, and it continues with the parts that are missing",
+        argument="num_proc",
+    )
+
+
+class _Worker:
+    """A process that searches the parts whose numbers are sent to it, and answers with None or an error.
+
+    Raises:
+        OSError: it can't be started.
+    """
+
+    def __init__(self, search: _PartSearch) -> None:
+        self.connection, theirs = multiprocessing.Pipe()
+        self._process = multiprocessing.Process(target=_work, args=(search, theirs), daemon=True)
         try:
-            futures = {pool.submit(_search_part, number): number for number in rest}
-            for future in as_completed(futures):
-                future.result()
-                yield futures[future]
-        except BrokenProcessPool as error:
-            raise InputError(
-                "a process of the search was killed, perhaps because memory ran out: run the search again with a "
-                "smaller number of processes, and it continues with the parts that are missing",
-                argument="num_proc",
-            ) from error
+            self._process.start()
         finally:
-            pool.shutdown(cancel_futures=True)
+            theirs.close()  # so that the end of the process closes the pipe
+
+    def end(self) -> None:
+        """End the process, whatever it is doing: what it has finished is on disk."""
+        self.connection.close()
+        self._process.kill()
+        self._process.join()
 
 
-def _start_worker(search: _PartSearch) -> None:
-    global _search
-    disable_progress_bars()
-    # When the parent is killed, its workers aren't told, and would wait for the next part forever.
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _search = search
+def _work(search: _PartSearch, connection: Connection) -> None:
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        disable_progress_bars()
+        # `threading` would wait forever for a thread that runs out of memory before it says that it has started.
+        _thread.start_new_thread(_end_with_parent, ())
+        while True:
+            connection.send(_error_of(search, connection.recv()))
+    except (EOFError, OSError, MemoryError, RuntimeError):  # the parent has ended, or memory has run out
+        os._exit(1)
+
+
+def _error_of(search: _PartSearch, number: int) -> Exception | None:
+    """Search a part, and return an error instead of raising it."""
+    try:
+        search(number)
+    except MemoryError:
+        return MemoryError()  # without what pyarrow adds
+    except (InputError, OSError) as error:
+        return error
+    except Exception:
+        return RuntimeError(traceback.format_exc())
+    return None
 
 
 def _end_with_parent() -> None:
+    """End with the parent, even in the middle of a part: when it is killed, its workers aren't told."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
         os._exit(1)
-
-
-def _search_part(number: int) -> None:
-    _search(number)

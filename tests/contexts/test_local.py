@@ -6,7 +6,9 @@ import errno
 import multiprocessing
 import os
 import random
+import resource
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,7 @@ from helpers import tiny_vocabulary
 from transformers import BertTokenizer
 
 from bioptimus_hf.artifacts import RECORD, digest_of_rows, read_record
+from bioptimus_hf.cli.launch import run
 from bioptimus_hf.contexts import local as module
 from bioptimus_hf.contexts.fetching import Found
 from bioptimus_hf.contexts.finder import BatchFinder, find_contexts
@@ -60,7 +63,12 @@ def searched(documents: Dataset, tokenizer: BertTokenizer, folder: Path, **optio
 
 
 def parts(folder: Path) -> dict[str, int]:
-    return {file.name: file.stat().st_mtime_ns for file in folder.glob("part-*.parquet")}
+    """Return the complete parts, with the time when each was written."""
+    return {
+        file.name: file.stat().st_mtime_ns
+        for file in folder.glob("part-*.parquet")
+        if file.with_suffix(".json").is_file()
+    }
 
 
 @pytest.mark.parametrize("num_proc", [None, 2, 3])
@@ -206,10 +214,153 @@ def test_a_part_that_cannot_be_written(
     monkeypatch.setattr(module.pq, "write_table", write)
     before = parts(tmp_path / "parts")
     assert len(before) == PARTS - 1
-    assert {file.name for file in worker.folder.iterdir()} == {*before, RECORD}
+    records = {name.replace("parquet", "json") for name in before}
+    assert {file.name for file in worker.folder.iterdir()} == {*before, *records, RECORD}
     found = searched(documents, tokenizer, tmp_path / "parts")
     assert before.items() < parts(tmp_path / "parts").items()
     assert list(found.contexts) == list(expected(documents, tokenizer))
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        flip,
+        lambda file: file.write_bytes(file.read_bytes()[:-20]),
+        lambda file: file.write_bytes(bytes(file.stat().st_size)),
+        lambda file: file.write_bytes(b""),
+        Path.unlink,
+    ],
+    ids=["flip", "truncate", "zeros", "empty", "remove"],
+)
+def test_damaged_parts_are_searched_again(
+    corpus: Path,
+    tokenizer: BertTokenizer,
+    tmp_path: Path,
+    damage: Callable[[Path], Any],
+    warnings_of_package: Callable[[], list[str]],
+) -> None:
+    documents = load_corpus(corpus)
+    folder = tmp_path / "parts"
+    found = searched(documents, tokenizer, folder)
+    before = parts(folder)
+    for name in ("part-000002.parquet", "part-000003.json"):
+        damage(folder / name)
+    again = searched(documents, tokenizer, folder)
+    assert digest_of_rows(again.contexts) == digest_of_rows(found.contexts)
+    assert again.counts == found.counts
+    changed = {name for name, stamp in parts(folder).items() if stamp != before[name]}
+    assert changed == {"part-000002.parquet", "part-000003.parquet"}
+    warnings = warnings_of_package()
+    assert warnings[0].startswith(f"part 2 is searched again: {folder / 'part-000002.parquet'} ")
+    if damage is not Path.unlink:  # as if the search had been killed before it was written
+        assert warnings[1].startswith(f"part 3 is searched again: {folder / 'part-000003.json'} ")
+
+
+def test_a_damaged_record_of_the_search(
+    corpus: Path, tokenizer: BertTokenizer, tmp_path: Path, warnings_of_package: Callable[[], list[str]]
+) -> None:
+    documents = load_corpus(corpus)
+    found = searched(documents, tokenizer, tmp_path / "parts")
+    for damage in (flip, lambda file: file.write_bytes(b"")):
+        before = parts(tmp_path / "parts")
+        damage(tmp_path / "parts" / RECORD)
+        again = searched(documents, tokenizer, tmp_path / "parts")
+        assert digest_of_rows(again.contexts) == digest_of_rows(found.contexts)
+        assert not set(parts(tmp_path / "parts").items()) & set(before.items())
+        assert warnings_of_package()[-1] == f"{tmp_path / 'parts' / RECORD} is damaged: the search begins again"
+
+
+def test_files_of_the_user_are_never_deleted(corpus: Path, tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    documents = load_corpus(corpus)
+    searched(documents, tokenizer, tmp_path / "parts")
+    (tmp_path / "parts" / "notes.txt").write_text("mine")
+    for changed in ({}, {"seed": 6}):
+        with pytest.raises(InputError, match="parts contains files that don't belong to a search: move it away"):
+            search_documents(documents, query(tokenizer, **changed), folder=tmp_path / "parts")
+    assert (tmp_path / "parts" / "notes.txt").read_text() == "mine"
+
+
+OUT_OF_MEMORY = "^num_proc: a process of the search was killed, perhaps because memory ran out"
+
+
+def test_memory_runs_out_in_a_worker(
+    corpus: Path, tokenizer: BertTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = module._PartSearch.__call__
+
+    def search(self: module._PartSearch, number: int) -> None:
+        if number == 4:
+            raise MemoryError
+        if number > 4:
+            time.sleep(300)  # the other worker doesn't delay the end
+        call(self, number)
+
+    monkeypatch.setattr(module._PartSearch, "__call__", search)
+    with pytest.raises(InputError, match=OUT_OF_MEMORY):
+        searched(load_corpus(corpus), tokenizer, tmp_path / "parts", num_proc=2)
+    assert not multiprocessing.active_children()
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "_MEGABYTES_PER_PART", 0.015)
+    assert_continues(corpus, tokenizer, tmp_path / "parts")
+
+
+def test_memory_runs_out_when_a_worker_is_started(
+    corpus: Path, tokenizer: BertTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fork, started = os.fork, []
+
+    def second_fails() -> int:
+        if started:
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+        started.append(True)
+        return fork()
+
+    monkeypatch.setattr(os, "fork", second_fails)
+    monkeypatch.setattr(multiprocessing, "Process", multiprocessing.get_context("fork").Process)
+    with pytest.raises(InputError, match=OUT_OF_MEMORY):
+        searched(load_corpus(corpus), tokenizer, tmp_path / "parts", num_proc=2)
+    assert started
+    assert not multiprocessing.active_children()
+
+
+def test_another_error_of_a_worker_is_raised_as_it_is(
+    corpus: Path, tokenizer: BertTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: module._PartSearch, number: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module._PartSearch, "__call__", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        searched(load_corpus(corpus), tokenizer, tmp_path / "parts", num_proc=2)
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and needs a limit on memory")
+@pytest.mark.parametrize("megabytes", [0, 2, 4, 8, 16])
+def test_a_search_ends_whatever_the_limit_of_memory(
+    corpus: Path, tokenizer: BertTokenizer, tmp_path: Path, capfd: pytest.CaptureFixture[str], megabytes: int
+) -> None:
+    """Threads that can't be started used to be waited for."""
+    documents = load_corpus(corpus)
+
+    def limited() -> None:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * resource.getpagesize() + megabytes * 2**20
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        os._exit(run(lambda: searched(documents, tokenizer, tmp_path / "parts", num_proc=2) and None))
+
+    process = multiprocessing.get_context("fork").Process(target=limited)
+    process.start()
+    process.join(100)
+    ended = process.exitcode is not None
+    process.kill()
+    assert ended, capfd.readouterr().err
 
 
 def test_parts_of_another_search_are_redone(corpus: Path, tokenizer: BertTokenizer, tmp_path: Path) -> None:
