@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from transformers import AutoTokenizer, pipeline
@@ -54,6 +54,7 @@ def make_report(run: Run, text: str | None = None, note: str | None = None) -> s
         *(["", note] if note else []),
         *_problems(root),
         *_counts(stages),
+        *_texts(stages),
         *(line for folder in pretrainings for line in _decontamination(folder)),
         *_versions(root, pretrainings),
         *_results(root),
@@ -82,6 +83,25 @@ def _counts(stages: Sequence[Path]) -> list[str]:
     """Return the counts of vocabulary, contexts and distillation as a list."""
     facts = {(stage.name, name): fact for stage in stages for name, fact in read_record(stage)["facts"].items()}
     return ["", *(f"- {wording.format(facts[key])}" for key, wording in _COUNTS.items() if key in facts)]
+
+
+def _texts(stages: Sequence[Path]) -> list[str]:
+    """Return a line for each text, with the stages that read it."""
+    readers: dict[str, list[str]] = {}
+    for stage in stages:
+        if text := read_record(stage)["facts"].get("text"):
+            readers.setdefault(_text_in_words(text), []).append(stage.name)
+    return [f"- text of {', '.join(names)}: {text}" for text, names in readers.items()]
+
+
+def _text_in_words(text: Mapping[str, int]) -> str:
+    """Say what was read, and what was left out and why."""
+    words = f"{text['documents']:,} documents, {text['words']:,} words, {text['bytes'] / 1e6:.1f} MB"
+    if "files" in text:
+        of = f" of {text['files']:,}" if text["files"] > text["files_read"] else ""
+        words += f" in {text['files_read']:,}{of} files" + (" (`max_megabytes`)" if of else "")
+    words += f"; {text['empty']:,} empty documents left out" if text["empty"] else ""
+    return words + (f"; {text['replaced']:,} undecodable bytes replaced" if text["replaced"] else "")
 
 
 def _decontamination(folder: Path) -> list[str]:

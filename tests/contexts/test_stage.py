@@ -50,6 +50,7 @@ def test_contexts_of_new_tokens(run: Run, tmp_path: Path) -> None:
     assert record["settings"]["validation_share"] == 0.1
     assert record["facts"]["tokens"] == 2
     assert record["facts"]["contexts"] == len(contexts)
+    assert record["facts"]["text"]["documents"] == len(load_corpus(SAMPLE))
     assert record["facts"]["sentences"] < len(split_sentences(load_corpus(SAMPLE)))
     assert not (tmp_path / "run" / "contexts.parts").exists()
 

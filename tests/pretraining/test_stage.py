@@ -183,6 +183,7 @@ def test_a_killed_run_is_resumed_to_the_same_weights(
     assert not (run / "checkpoints").exists()
     resumed = [read_record(folder / "pretraining")["facts"]["resumed"] for folder in (run, whole)]
     assert resumed == [True, False]
+    assert read_record(whole / "pretraining")["facts"]["text"]["documents"] == 20 * len(TEXTS)
     assert [row["step"] for row in history_of(run) if "loss" in row] == LOGGED
     assert history_bytes(run) == history_bytes(whole)
 

@@ -54,6 +54,22 @@ def test_each_count_comes_from_its_stage(tmp_path: Path) -> None:
     assert missing == ["- 80 contexts", "| contexts | 330 s | 1,234 MB |"]
 
 
+def test_what_each_stage_read_and_left_out(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    assert "- text of" not in make_report(Run(str(run)))
+    text = {"documents": 1234, "words": 56789, "bytes": 400_000, "empty": 0, "replaced": 0}
+    change_facts(run / "tokenizer", text=text | {"files": 3, "files_read": 3})
+    change_facts(run / "pretraining", text=text | {"files": 3, "files_read": 3})
+    change_facts(run / "contexts", text=text | {"files": 3, "files_read": 1, "empty": 5, "replaced": 7})
+    change_facts(run / "v0.0", text=text)
+    assert [line for line in make_report(Run(str(run))).splitlines() if line.startswith("- text of")] == [
+        "- text of tokenizer, pretraining: 1,234 documents, 56,789 words, 0.4 MB in 3 files",
+        "- text of contexts: 1,234 documents, 56,789 words, 0.4 MB in 1 of 3 files "
+        "(`max_megabytes`); 5 empty documents left out; 7 undecodable bytes replaced",
+        "- text of v0.0: 1,234 documents, 56,789 words, 0.4 MB",
+    ]
+
+
 def test_entities_of_a_text_are_reported(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     report = make_report(Run(str(run)), "severe asthma of mice")

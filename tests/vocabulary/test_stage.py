@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
+import datasets
 import pytest
 from helpers import build_tiny_bert, tiny_vocabulary
 from transformers import AutoTokenizer, BertTokenizer
@@ -15,7 +17,9 @@ from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from bioptimus_hf.artifacts import Run, read_record
 from bioptimus_hf.cli.__main__ import main
+from bioptimus_hf.corpus import files
 from bioptimus_hf.corpus.options import Corpus
+from bioptimus_hf.corpus.reading import InputFile
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import save_masked_lm
 from bioptimus_hf.vocabulary.options import VocabularyOptions
@@ -57,6 +61,16 @@ def test_the_command_writes_then_skips_then_refuses_then_redoes(
     facts = read_record(folder)["facts"]
     assert len(tokenizer) == facts["tokens"] == 1500
     assert (facts["shared"], facts["new"]) == (len(difference.shared), len(difference.new))
+    text = Path(SAMPLE).read_text(encoding="utf-8")
+    assert facts["text"] == {
+        "files": 1,
+        "files_read": 1,
+        "documents": text.count("\n"),
+        "words": len(text.split()),
+        "bytes": len(text.replace("\n", "").encode()),
+        "empty": 0,
+        "replaced": 0,
+    }
     assert 1 < facts["fertility_after"] < facts["fertility_before"]
     assert f"{facts['new']} of them new" in caplog.text
     assert "| 1,500 tokens |" in (folder / "report.md").read_text()
@@ -170,3 +184,29 @@ def test_a_cased_vocabulary_with_an_uncased_tokenizer_is_warned_about(
 def test_invalid_options_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         VocabularyOptions(**options)  # type: ignore[arg-type]
+
+
+def test_a_corpus_that_changes_while_it_is_read(
+    base: BertTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It leaves nothing, neither a result nor an entry in the cache under the wrong hash."""
+    text = Path(SAMPLE).read_bytes() * 20
+    corpus = tmp_path / "corpus.txt"
+    read = files.read_open_file
+
+    def disturbed(opened: InputFile) -> Iterator[Any]:
+        for number, document in enumerate(read(opened)):
+            if number == 5:
+                corpus.write_bytes(text[: len(text) // 2])
+            yield document
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    corpus.write_bytes(text)
+    monkeypatch.setattr(files, "read_open_file", disturbed)
+    assert main(command(tmp_path, corpus=corpus)) == 2
+    assert last_line(capsys) == f"error: {corpus} changed while it was being read: run the same command again"
+    assert not (tmp_path / "run" / "tokenizer").exists()
+    monkeypatch.setattr(files, "read_open_file", read)
+    corpus.write_bytes(text)
+    assert main(command(tmp_path, corpus=corpus)) == 0
+    assert read_record(tmp_path / "run" / "tokenizer")["facts"]["text"]["documents"] == 20 * 87
