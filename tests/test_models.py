@@ -29,6 +29,7 @@ from transformers import (
     RobertaModel,
     set_seed,
 )
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from bioptimus_hf.annotation.annotator import Annotator
 from bioptimus_hf.annotation.onnx_export import export_onnx
@@ -42,6 +43,7 @@ from bioptimus_hf.models import (
     load_masked_lm,
     load_token_classifier,
     new_head,
+    save_head,
     save_tokenizer,
 )
 
@@ -361,3 +363,11 @@ def test_a_damaged_model_without_a_record_gives_one_line(
         loaders = {"masked language model", "new head", "head"} if damage is not zero or pickled else set()
         assert {(name, weights) for name in loaders} <= noticed.keys()
         assert {("tokenizer", "tokenizer.json"), ("head", "config.json"), ("base", "config.json")} <= noticed.keys()
+
+
+@pytest.mark.parametrize("positions", [64, 1024])
+def test_a_saved_head_reads_as_much_as_its_encoder(tokenizer: BertTokenizer, tmp_path: Path, positions: int) -> None:
+    head = build_tiny_head(layers=1, positions=positions)
+    tokenizer.model_max_length = VERY_LARGE_INTEGER  # as for many models on the Hub
+    save_head(head, tokenizer, tmp_path)
+    assert AutoTokenizer.from_pretrained(tmp_path).model_max_length == positions
