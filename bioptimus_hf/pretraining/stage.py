@@ -149,6 +149,8 @@ def _make(run: Run, corpus: Corpus, options: PretrainingOptions, arguments: Pret
         training.run(request.folder, text.describe)
     PartialState().wait_for_everyone()  # the Trainer of a slower process may still list its checkpoints
     _clean_up(request, arguments, others=replaces)
+    if arguments.process_index == 0:
+        _check_versions(request, hashes=True)  # some may come from an earlier session
     return request.folder
 
 
@@ -205,13 +207,20 @@ def _is_finished(request: _Request, *, force: bool) -> bool:
     provenance = request.provenance
     if not is_finished(request.folder, provenance.inputs, provenance.settings, force=force):
         return False
-    gone = [str(version) for version in request.versions if run_of(version) != provenance.fingerprint]
+    _check_versions(request, hashes=False)
+    return True
+
+
+def _check_versions(request: _Request, *, hashes: bool) -> None:
+    """Raise if a version of a finished run is missing, damaged or replaced."""
+    gone = [str(version) for version in request.versions if run_of(version) != request.provenance.fingerprint]
     if gone:
         raise InputError(
             f"the run is finished, but {', '.join(gone)} is missing or belongs to another run: use force to make all "
             f"versions again"
         )
-    return True
+    for version in request.versions:
+        verify(version, hashes=hashes)
 
 
 def _begin(request: _Request, run: Run, *, replaces: bool) -> None:

@@ -77,6 +77,20 @@ class PretrainingTrainer(Trainer):
         finally:
             self._on_term.restore()
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Create the scheduler as the parent class does.
+
+        Raises:
+            InputError: the warm-up is as long as the run, which would never reach its learning rate.
+        """
+        if self.args.warmup_steps >= num_training_steps:
+            raise InputError(
+                f"{self.args.warmup_steps:g} steps are as many as the run has ({num_training_steps}), so the learning "
+                f"rate would never reach its peak",
+                argument="warmup_steps",
+            )
+        return super().create_scheduler(num_training_steps, optimizer)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add masking rate and speed to a row of the log.
 

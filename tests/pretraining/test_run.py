@@ -385,6 +385,11 @@ def test_the_learning_rate_warms_up_and_decays_over_the_run(uninterrupted: Any) 
     assert rates == pytest.approx([1e-3 * min(step / 4, (16 - step) / 12) for step in range(16)])
 
 
+def test_a_warm_up_as_long_as_the_run_is_rejected(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"warmup_steps: 8 steps are as many as the run has \(8\)"):
+        run_once(tokenizer, tmp_path, warmup_steps=8)
+
+
 def test_the_plot_has_losses_rates_and_the_edges_of_phases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **kwargs: drawn.append(figure))

@@ -177,6 +177,11 @@ def test_a_killed_run_is_resumed_to_the_same_weights(
     assert not half.exists()
     assert re.search("resuming from .*checkpoint-21, the newest complete checkpoint", ended.stderr)
     caplog.clear()
+    shutil.copytree(run, tmp_path / "damaged")
+    weights_of_first = tmp_path / "damaged" / "v0.1" / "model.safetensors"
+    weights_of_first.write_bytes(weights_of_first.read_bytes()[:-1] + b"?")
+    said = fails(capsys, command(tmp_path / "damaged", corpus))
+    assert f"{weights_of_first} has changed since it was written: its hash differs: make it again" in said
     assert main(command(run, corpus)) == 0
     assert re.search("resuming from .*checkpoint-40", caplog.text)
     assert_same_versions(run, whole)
@@ -209,6 +214,13 @@ def test_a_finished_run_is_skipped_and_never_mixed_with_another(
         assert said in fails(capsys, command(run, corpus, "--force", option, value))
         assert before == {path: path.stat().st_mtime_ns for path in run.glob("v*/*.safetensors")}
         assert (run / "pretraining" / "history.json").is_file()
+    vocabulary = run / "v0.3" / "vocab.txt"
+    text = vocabulary.read_text()
+    vocabulary.write_text(text[:-1])
+    assert re.search(
+        r"v0\.3/vocab\.txt has [\d,]+ bytes instead of .*: make it again", fails(capsys, command(run, corpus))
+    )
+    vocabulary.write_text(text)
     shutil.rmtree(run / "v0.2")
     record = read_record(run / "v0.3")
     write_json(run / "v0.3" / "made.json", {**record, "facts": {**record["facts"], "run": "another"}})
