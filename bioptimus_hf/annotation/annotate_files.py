@@ -169,7 +169,11 @@ def _annotate(targets: Mapping[Path, Path], provenance: _Provenance, options: An
             began, entities_before = time.monotonic(), progress.entities
             inputs = provenance.inputs(file)
             reader = DocumentReader(
-                file, format=options.input_format, on_error=options.on_error, text_column=options.text_column
+                file,
+                format=options.input_format,
+                on_error=options.on_error,
+                text_column=options.text_column,
+                content=inputs["file"],
             )
             annotated = progress.watch(reader, file.stat().st_size, annotator.annotate_documents(reader))
             record = record_of(target)

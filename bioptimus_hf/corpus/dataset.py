@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,8 +15,6 @@ import pyarrow as pa
 from datasets import (
     Dataset,
     DatasetDict,
-    Features,
-    Value,
     are_progress_bars_disabled,
     concatenate_datasets,
     disable_progress_bars,
@@ -26,14 +24,13 @@ from tqdm.auto import tqdm
 
 from bioptimus_hf.artifacts import RECORD, differences, identity, read_record
 from bioptimus_hf.corpus.cache import cached
-from bioptimus_hf.corpus.files import CorpusFile, TextCounts, TextOptions, no_text, resolve, texts_of
+from bioptimus_hf.corpus.files import CorpusFile, TextCounts, TextOptions, kept_texts, no_text, resolve, texts_of
 from bioptimus_hf.corpus.hub import load_pinned, pin_dataset
 from bioptimus_hf.corpus.options import Corpus
 from bioptimus_hf.errors import InputError, format_error
 
 logger = logging.getLogger(__name__)
 
-_FEATURES = Features({"text": Value("string"), "document": Value("int64")})
 _SCHEMA = pa.schema({"text": pa.string()})
 _ROWS_AT_ONCE = 1000  # of a file
 _CHARACTERS_AT_ONCE = 1 << 26  # whole books may be too much for one Arrow array
@@ -241,15 +238,19 @@ def _report_copies(files: Sequence[CorpusFile]) -> None:
 
 
 def _load(contents: Contents, options: TextOptions, max_megabytes: float | None) -> Text:
+    options = replace(options, limit=None if max_megabytes is None else int(max_megabytes * 1e6))
     if isinstance(contents.source, str):
-        return _load_from_hub(contents.source, options.text_column, max_megabytes)
-    limit = None if max_megabytes is None else int(max_megabytes * 1e6)
-    read, counts = _load_files(contents.source, replace(options, limit=limit))
-    documents = concatenate_datasets(read)
+        documents, counts = _load_from_hub(contents.source, options)
+        facts = counts.facts()
+    else:
+        read, counts = _load_files(contents.source, options)
+        documents = concatenate_datasets(read)
+        facts = {"files": len(contents.source), "files_read": len(read), **counts.facts()}
+    if counts.empty:
+        logger.info("%d empty documents are left out", counts.empty)
     numbers = pa.array(np.arange(len(documents)))
     fingerprint = f"{documents._fingerprint[:-4]}docs"
-    documents = documents.add_column("document", numbers, new_fingerprint=fingerprint)
-    return Text(documents, {"files": len(contents.source), "files_read": len(read), **counts.facts()})
+    return Text(documents.add_column("document", numbers, new_fingerprint=fingerprint), facts)
 
 
 def _load_files(files: Sequence[CorpusFile], options: TextOptions) -> tuple[list[Dataset], TextCounts]:
@@ -276,23 +277,48 @@ def _load_files(files: Sequence[CorpusFile], options: TextOptions) -> tuple[list
         raise InputError("; ".join(unreadable[:3]) + more + kept)
     if not counts.documents:
         raise no_text([file.path for file in files])
-    if counts.empty:
-        logger.info("%d empty documents are left out", counts.empty)
     return read, counts
 
 
 def _load_file(file: CorpusFile, options: TextOptions) -> tuple[Dataset, TextCounts]:
+    # The format depends on the name of the file.
+    key = {"file": file.path.name, "content": file.content}
+    return _cached_texts(key, options, lambda counts: texts_of(file, options, counts))
+
+
+def _load_from_hub(source: str, options: TextOptions) -> tuple[Dataset, TextCounts]:
+    name = source.partition("@")[0]
+
+    def texts(counts: TextCounts) -> Iterator[str]:
+        pinned, _, split = source.partition(":")
+        dataset = cast(Dataset, load_pinned(pinned, split or "train"))
+        column = options.text_column
+        if column not in dataset.column_names:
+            columns = ", ".join(dataset.column_names)
+            raise InputError(f"{name} has no column {column!r}: it has {columns}", argument="text_column")
+        if dataset.features[column].dtype not in ("string", "large_string"):
+            raise InputError(f"{name}: the column {column!r} isn't a string column", argument="text_column")
+        yield from kept_texts(dataset[column], options, counts)
+
+    documents, counts = _cached_texts({"source": source}, options, texts)
+    if not counts.documents:
+        raise InputError(f"no text in {name}: every document is empty")
+    return documents, counts
+
+
+def _cached_texts(
+    key: Mapping[str, str | None], options: TextOptions, texts: Callable[[TextCounts], Iterable[str]]
+) -> tuple[Dataset, TextCounts]:
+    """Return texts and their counts from the cache; if they aren't there, they are read first."""
+
     def write(folder: Path) -> dict[str, int]:
         counts = TextCounts()
-        texts = texts_of(file, options, counts)
         with pa.OSFile(str(folder / "texts.arrow"), "wb") as sink, pa.ipc.new_stream(sink, _SCHEMA) as writer:
-            for batch in _batches(texts):
+            for batch in _batches(texts(counts)):
                 writer.write_batch(pa.record_batch([pa.array(batch, pa.string())], schema=_SCHEMA))
         return asdict(counts)
 
-    # The format depends on the name of the file.
-    key = {"file": file.path.name, "content": file.content, **asdict(options)}
-    documents, counts = cached("texts", key, write)
+    documents, counts = cached("texts", {**key, **asdict(options)}, write)
     return documents, TextCounts(**counts)
 
 
@@ -308,32 +334,6 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
     yield batch
 
 
-def _load_from_hub(source: str, text_column: str, max_megabytes: float | None) -> Text:
-    pinned, _, split = source.partition(":")
-    dataset = cast(Dataset, load_pinned(pinned, split or "train"))
-    name = pinned.partition("@")[0]
-    if text_column not in dataset.column_names:
-        columns = ", ".join(dataset.column_names)
-        raise InputError(f"{name} has no column {text_column!r}: it has {columns}", argument="text_column")
-    if dataset.features[text_column].dtype not in ("string", "large_string"):
-        raise InputError(f"{name}: the column {text_column!r} isn't a string column", argument="text_column")
-    rows = len(dataset)
-    dataset = dataset.select_columns([text_column]).filter(
-        lambda text: bool(text and text.strip()), input_columns=text_column
-    )
-    empty = rows - len(dataset)
-    if max_megabytes is not None:
-        dataset = dataset.select(range(_rows_within(dataset[text_column], max_megabytes)))
-    if len(dataset) == 0:
-        raise InputError(f"no text in {name}: every document is empty")
-    dataset = dataset.rename_column(text_column, "text") if text_column != "text" else dataset
-    words = size = 0
-    for text in dataset["text"]:
-        words, size = words + len(text.split()), size + len(text.encode())
-    documents = dataset.add_column("document", list(range(len(dataset)))).cast(_FEATURES)
-    return Text(documents, TextCounts(len(dataset), words, size, empty).facts())
-
-
 def _pinned(source: str) -> str:
     """Return a Hub data set as `name@commit`, followed by `:split` if the source is."""
     name, colon, split = source.partition(":")
@@ -342,12 +342,3 @@ def _pinned(source: str) -> str:
     except InputError as error:
         problem = f"not a local file and not an available Hub data set ({format_error(error)})"
         raise InputError(f"no corpus at {source}: {problem}") from error
-
-
-def _rows_within(texts: Sequence[str], megabytes: float) -> int:
-    size = 0
-    for row, text in enumerate(texts):
-        size += len(text.encode())
-        if size > megabytes * 1e6:
-            return max(row, 1)
-    return len(texts)

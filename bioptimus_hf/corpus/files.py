@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
+from bioptimus_hf.corpus.documents import Document
 from bioptimus_hf.corpus.formats import READABLE_ENDINGS, read_open_file
 from bioptimus_hf.corpus.reading import ReadOptions, open_input
 from bioptimus_hf.errors import InputError
@@ -131,24 +132,26 @@ def texts_of(file: CorpusFile, options: TextOptions, counts: TextCounts) -> Iter
     """
     how = ReadOptions(options.text_column, options.errors, text_only=True)
     with open_input(file.path, how, content=file.content) as opened:
-        for document in read_open_file(opened):
-            if isinstance(document, InputError):
-                raise document
-            text = document.text
-            if not text or text.isspace():
-                counts.empty += 1
-                continue
-            size = len(text.encode())
-            enough = options.limit is not None and counts.bytes + size > options.limit
-            if enough and (counts.documents or not options.at_least_one):
-                counts.cut += 1
-                break
-            counts.documents += 1
-            counts.words += len(text.split())
-            counts.bytes += size
-            yield text
+        yield from kept_texts(map(_text_of, read_open_file(opened)), options, counts)
         counts.empty += opened.blank
         counts.replaced += opened.replaced
+
+
+def kept_texts(texts: Iterable[str | None], options: TextOptions, counts: TextCounts) -> Iterator[str]:
+    """Yield texts up to the limit, without empty ones, and count them."""
+    for text in texts:
+        if not text or text.isspace():
+            counts.empty += 1
+            continue
+        size = len(text.encode())
+        enough = options.limit is not None and counts.bytes + size > options.limit
+        if enough and (counts.documents or not options.at_least_one):
+            counts.cut += 1
+            return
+        counts.documents += 1
+        counts.words += len(text.split())
+        counts.bytes += size
+        yield text
 
 
 def no_text(files: Sequence[str | Path]) -> InputError:
@@ -171,6 +174,12 @@ def _files(source: str | Path, *, report: bool) -> list[Path]:
     if ignored and report:
         logger.warning("%s: %d files have an unknown format and are left out: %s", source, len(ignored), _some(ignored))
     return [file for file in files if _is_readable(file)]
+
+
+def _text_of(document: Document | InputError) -> str:
+    if isinstance(document, InputError):
+        raise document
+    return document.text
 
 
 def _check_copies(files: Iterable[Path]) -> None:

@@ -93,12 +93,14 @@ class DocumentReader:
         text_column: name of the text in `jsonl` and `parquet`.
         errors: what to do about bytes that are not UTF-8: `strict` treats them as an error of the document, `replace`
             reads them as U+FFFD.
+        content: what the file must contain, an identity from `artifacts.identity`; by default, this isn't checked.
 
     Attributes:
         skipped: the error of each document that was skipped.
 
     Raises:
-        InputError: the format is unknown; while reading: the file, the line and what is wrong there.
+        InputError: the format is unknown; while reading: the file, the line and what is wrong there, or that the file
+            has changed.
     """
 
     def __init__(
@@ -109,8 +111,10 @@ class DocumentReader:
         on_error: Literal["raise", "skip"] = "raise",
         text_column: str = "text",
         errors: str = "strict",
+        content: str | None = None,
     ) -> None:
         self.skipped: list[str] = []
+        self._content = content
         self._path = Path(path)
         self._format = format_of(path, format, READABLE)
         self._options = ReadOptions(text_column, errors)
@@ -124,7 +128,7 @@ class DocumentReader:
 
     def __iter__(self) -> Iterator[Document]:
         self.skipped.clear()
-        with open_input(self._path, self._options) as file:
+        with open_input(self._path, self._options, content=self._content) as file:
             self._file = file
             for document in read_open_file(file, self._format):
                 if isinstance(document, Document):

@@ -1,4 +1,4 @@
-"""Turn documents into blocks of tokens: one stream, cut into blocks of equal length in the cache of `datasets`."""
+"""Turn documents into blocks of tokens: one stream, cut into blocks of equal length in the cache."""
 
 from __future__ import annotations
 

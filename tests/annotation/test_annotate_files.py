@@ -89,6 +89,27 @@ def test_other_inputs_and_settings_are_rejected_unless_forced(tiny_head: Path, s
     assert [document.text for document in DocumentReader(out / "a.jsonl")] == ["Another text."]
 
 
+def test_a_file_that_changes_while_it_is_read(tiny_head: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The record would state the hash of another file than was annotated."""
+    file, out = tmp_path / "a.txt", tmp_path / "out"
+    file.write_text("\n".join(TEXTS))
+    identity = module.identity
+
+    def appended(path: Path) -> str:
+        found = identity(path)
+        with open(path, "a") as opened:
+            opened.write("\nAnother document.")
+        return found
+
+    monkeypatch.setattr(module, "identity", appended)
+    with pytest.raises(InputError, match=r"a\.txt changed while it was being read: run the same command again"):
+        annotate(tiny_head, file, out)
+    assert not (out / "a.jsonl").exists()
+    monkeypatch.undo()
+    annotate(tiny_head, file, out)
+    assert [document.text for document in DocumentReader(out / "a.jsonl")] == [*TEXTS, "Another document."]
+
+
 @pytest.mark.parametrize("format", WRITABLE)
 def test_every_format_is_written(tiny_head: Path, shards: Path, format: str) -> None:
     written = annotate(tiny_head, shards, shards.parent / "out", format=format)

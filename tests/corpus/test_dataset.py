@@ -483,7 +483,7 @@ def test_max_megabytes(tmp_path: Path) -> None:
         load_corpus(tmp_path, errors="ignore")
 
 
-def test_hub_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, str, str]] = []
 
     def load_dataset(name: str, *, revision: str, split: str) -> Dataset:
@@ -512,7 +512,13 @@ def test_hub_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
         load_corpus("some/abstracts")
     with pytest.raises(InputError, match="'pmid' isn't a string column"):
         load_corpus("some/abstracts", text_column="pmid")
+    asked.clear()
     monkeypatch.setattr(bioptimus_hf.corpus.hub.constants, "HF_HUB_OFFLINE", True)
+    text = load_text(Corpus(["some/abstracts"], text_column="abstract"))  # of this commit, from our cache
+    assert (list(text.documents["text"]), asked) == (KEPT, [])
+    words, size = len(" ".join(KEPT).split()), len("".join(KEPT).encode())
+    assert text.facts == {"documents": 3, "words": words, "bytes": size, "empty": 3, "replaced": 0}
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
     with pytest.raises(InputError, match="commit commit-of-main is not in the cache: load it once without"):
         load_corpus("some/abstracts", text_column="abstract")
     assert corpus_identity("some/abstracts:test") == "name:some/abstracts@commit-of-main:test"
