@@ -156,14 +156,16 @@ def load_by_name(kind: Any, name: str | Path, **arguments: Any) -> Any:
     return loaded
 
 
-def check_bert(name: str | Path) -> Any:
+def check_bert(name: str | Path, *, length: int = 0) -> Any:
     """Check that a model is a BERT with weights, without loading them, and return its configuration.
 
     Args:
         name: local folder or name on the Hub.
+        length: number of tokens that it must be able to read at once.
 
     Raises:
-        InputError: it isn't available, isn't a BERT, or has no weights or an incomplete file of them.
+        InputError: it isn't available, isn't a BERT, has no weights or an incomplete file of them, or has too few
+            positions.
     """
     folder = Path(find_model(name).folder)
     with _one_line(lambda error: _unavailable(str(name), "model", error)):
@@ -176,30 +178,26 @@ def check_bert(name: str | Path) -> Any:
                     pass
     if not files:
         raise InputError(f"{name} has no weights: give a folder with model.safetensors, or a name on the Hub")
+    if length > config.max_position_embeddings:
+        raise InputError(
+            f"{name} reads {config.max_position_embeddings} tokens at once, not {length}", argument="max_length"
+        )
     return config
 
 
-def check_base(name: str | Path, *, length: int = 0) -> int:
-    """Check that a model can become what a run makes of it, without loading its weights.
+def check_base(name: str | Path) -> Any:
+    """Check that a model can become what a run makes of it, without loading it, and return its configuration.
 
     Args:
         name: local folder or name on the Hub.
-        length: number of tokens that it must be able to read at once.
-
-    Returns:
-        The largest number of tokens that it can read at once.
 
     Raises:
-        InputError: as for `check_bert`; or it doesn't tie its output embeddings to its input embeddings, or has too few
-            positions.
+        InputError: as for `check_bert`, or it doesn't tie its output embeddings to its input embeddings.
     """
     config = check_bert(name)
     if not config.tie_word_embeddings:
         raise InputError(f"{name} doesn't tie its output embeddings to its input embeddings: give a tied BERT")
-    positions = int(config.max_position_embeddings)
-    if length > positions:
-        raise InputError(f"{name} reads {positions} tokens, not {length}: use a smaller max_length or another model")
-    return positions
+    return config
 
 
 def load_masked_lm(

@@ -64,23 +64,23 @@ class Prospect:
     def _check_base(self) -> None:
         from bioptimus_hf.models import check_base
 
-        pretraining = self.values["pretrain"]
-        from_base = "pretrain" in self.stages and not pretraining["model"]
         base = self.values["train_vocabulary"]["base_model"]
         if self._is_reachable(base):
-            check_base(base, length=pretraining["max_length"] if from_base else 0)
+            check_base(base)
 
     def _check_pretraining(self) -> None:
         from bioptimus_hf.corpus.decontamination import ner_test_files
-        from bioptimus_hf.models import check_base
+        from bioptimus_hf.models import check_bert
         from bioptimus_hf.pretraining.curriculum import phase_ends
 
         self._check_same_text("pretrain")
         values = self.values["pretrain"]
         if values["max_steps"] > 0:
             phase_ends(self._phases(), values["max_steps"])
-        if values["model"] and self._is_reachable(values["model"]):
-            check_base(values["model"], length=values["max_length"])
+        base = self.values["train_vocabulary"]["base_model"] if "train_vocabulary" in self.stages else None
+        model = values["model"] or base
+        if model and self._is_reachable(model):
+            check_bert(model, length=values["max_length"])
         if values["decontaminate"] and Path(values["decontaminate"]).exists():
             ner_test_files(values["decontaminate"])
 

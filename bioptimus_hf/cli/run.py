@@ -110,6 +110,7 @@ class Plan:
         for section in self.content.keys() & set(SECTIONS):
             check_recipe(_options_of(section), self.path, section)
         self._values = {stage: self._parse(stage) for stage in STAGES}
+        self._base: str = self._values["train_vocabulary"]["base_model"]
         for stage in self.stages:
             self._check_sources(stage)
 
@@ -119,8 +120,14 @@ class Plan:
         Raises:
             InputError: a stage would fail, or there is clearly too little space on the disk.
         """
-        lookahead.Prospect(self._values, self.stages, self.output_dir, online=not self.options.dry_run).check()
-        lookahead.check_space(self.output_dir, self._megabytes())
+        from bioptimus_hf.models import find_model
+
+        online = not self.options.dry_run
+        lookahead.Prospect(self._values, self.stages, self.output_dir, online=online).check()
+        if online and "train_vocabulary" in self.stages:
+            self._base = find_model(self._base).folder
+        if Path(self._base).is_dir():  # otherwise the size of the model is a guess
+            lookahead.check_space(self.output_dir, self._megabytes())
 
     def table(self) -> str:
         """Return what each stage does, how long it takes, and how much is written."""
@@ -168,14 +175,13 @@ class Plan:
             spent = sum(read_json(record).get("seconds", 0) for record in records)
             what = f"{len(records)} heads finished" if stage == "finetune_ner" else "finished"
             return f"{what} before, in {spent:.0f} s; skipped if nothing has changed"
-        weights = estimates.encoder_weights(self._values["train_vocabulary"]["base_model"])
+        weights = estimates.encoder_weights(self._base)
         return estimates.duration(estimates.seconds(stage, self._sizes(stage), self._text, weights))
 
     def _megabytes(self) -> float:
         """Return roughly how much the stages that aren't finished write, in 10^6 bytes."""
-        base = self._values["train_vocabulary"]["base_model"]
         rest = [stage for stage in self.stages if not self._records(stage)]
-        return sum(estimates.megabytes_written(stage, self._sizes(stage), self._text, base) for stage in rest)
+        return sum(estimates.megabytes_written(stage, self._sizes(stage), self._text, self._base) for stage in rest)
 
     def _records(self, stage: str) -> list[Path]:
         """Return the records of the results of a stage that are finished and won't be redone."""

@@ -25,7 +25,7 @@ from bioptimus_hf.corpus.decontamination import (
 )
 from bioptimus_hf.corpus.options import Corpus
 from bioptimus_hf.errors import InputError
-from bioptimus_hf.models import find_files, find_model, load_by_name, load_masked_lm
+from bioptimus_hf.models import check_bert, find_files, find_model, load_by_name, load_masked_lm
 from bioptimus_hf.pretraining.arguments import PretrainingArguments, check_arguments, shaping_settings
 from bioptimus_hf.pretraining.checkpoints import remove_checkpoints
 from bioptimus_hf.pretraining.curriculum import BIOPTIMUS_CURRICULUM, Phase, read_curriculum, select_phases
@@ -171,6 +171,7 @@ def _request(run: Run, corpus: Corpus, options: PretrainingOptions, arguments: T
     model = find_model(start)
     verify(model.folder)
     check_fresh(model.folder)
+    check_bert(model.folder, length=options.max_length)
     contents = contents_of(corpus.corpus)
     inputs = {"corpus": contents.identity, "model": model.identity}
     check_same_text(run.root, corpus, inputs["corpus"])

@@ -53,7 +53,7 @@ def _make(folder: Path, run: Run, corpus: Corpus, options: VocabularyOptions) ->
     }
     if is_finished(folder, inputs, settings, force=run.force):
         return
-    positions = check_base(base_model.folder)
+    positions = check_base(base_model.folder).max_position_embeddings
     base = load_by_name(AutoTokenizer, base_model.folder)
     base.model_max_length = min(base.model_max_length, positions)  # many tokenizers on the Hub state no limit
     warn_if_cased(base, options.base_model)

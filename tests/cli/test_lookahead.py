@@ -94,8 +94,10 @@ def test_a_base_that_a_later_stage_can_not_use(
 
 def test_a_base_with_too_few_positions(recipe: Path, base: Path, command: Command) -> None:
     configure(base, max_position_embeddings=32)
-    said = f"train-vocabulary: {base} reads 32 tokens, not 64: use a smaller max_length"
-    assert said in command("run", recipe, "--dry_run", status=2).error
+    said = f"max_length: {base} reads 32 tokens at once, not 64"
+    assert f"error: pretrain: {said}" in command("run", recipe, "--dry_run", status=2).error
+    assert said in command("pretrain", "--recipe", recipe, "--model", base, status=2).error
+    assert not list((base.parent / "run").glob("*"))
     change(recipe, "pretrain", max_length=32)
     command("run", recipe, "--dry_run")
 

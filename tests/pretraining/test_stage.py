@@ -206,7 +206,7 @@ def test_a_finished_run_is_skipped_and_never_mixed_with_another(
     for option, value, said in (
         ("--resume_from_checkpoint", "elsewhere", "a run resumes from the last checkpoint in its own folder"),
         ("--model", str(run / "v0.3"), f"--model: a phase would write its version to {run / 'v0.3'}"),
-        ("--max_length", "1000", "--max_length: must be between 8 and the model's 512, not 1000"),
+        ("--max_length", "1000", "reads 512 tokens at once, not 1000"),
         ("--max_steps", "3", "3 optimizer steps are too few for 4 phases"),
         ("--label_smoothing_factor", "0.1", "the loss of pre-training has no label smoothing"),
         ("--learning_rate", "1e38", "training diverged"),
