@@ -55,6 +55,8 @@ class AnnotationOptions:
         for name in ("models", "input"):
             if not getattr(self, name):
                 raise InputError("must name at least one", argument=name)
+        if not self.output_dir:
+            raise InputError("is empty: name a folder", argument="output_dir")
         _check_choice("format", self.format, WRITABLE)
         _check_choice("input_format", self.input_format, (None, *READABLE))
         _check_choice("on_error", self.on_error, ("raise", "skip"))

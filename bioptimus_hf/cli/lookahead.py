@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,7 +50,7 @@ class Prospect:
                 check_options(stage, self.values[stage])
         for stage, check in (
             ("train_vocabulary", self._check_base),
-            ("find_contexts", self._check_same_text),
+            ("find_contexts", self._check_search),
             ("pretrain", self._check_pretraining),
             ("finetune_ner", self._check_heads),
         ):
@@ -67,6 +68,11 @@ class Prospect:
         base = self.values["train_vocabulary"]["base_model"]
         if self._is_reachable(base):
             check_base(base)
+
+    def _check_search(self) -> None:
+        self._check_same_text("find_contexts")
+        if self.values["find_contexts"]["engine"] == "ray" and find_spec("ray") is None:
+            raise InputError("Ray is not installed: pip install 'bioptimus-hf[ray]'")
 
     def _check_pretraining(self) -> None:
         from bioptimus_hf.corpus.decontamination import ner_test_files
@@ -119,7 +125,7 @@ class Prospect:
         curriculum = read_curriculum(values["curriculum"]) if values["curriculum"] else BIOPTIMUS_CURRICULUM
         return select_phases(curriculum, values["phases"] or [phase.version for phase in curriculum])
 
-    def _check_same_text(self, stage: str = "find_contexts") -> None:
+    def _check_same_text(self, stage: str) -> None:
         """Raise if a stage would certainly read other text than the vocabulary is trained on."""
         if "train_vocabulary" not in self.stages:
             return  # the stage compares its text with that of the finished vocabulary

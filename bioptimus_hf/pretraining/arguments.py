@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import parse_flag_from_env
+from transformers.integrations import get_available_reporting_integrations
 from transformers.training_args import TrainingArguments
 
 from bioptimus_hf.errors import InputError
@@ -237,6 +238,11 @@ def check_arguments(arguments: TrainingArguments) -> None:
         )
     if getattr(arguments, "deepspeed_plugin", None):  # asked for by `accelerate launch`, without an argument
         raise InputError(f"not supported, because {REJECTED['deepspeed']}", argument="deepspeed")
+    reports = [arguments.report_to] if isinstance(arguments.report_to, str) else arguments.report_to or []
+    available = ["none", "all", *get_available_reporting_integrations()]
+    for name in reports:  # the Trainer would find out after the text has been tokenised
+        if name not in available:
+            raise InputError(f"{name} is not installed; there is {', '.join(available)}", argument="report_to")
 
 
 def shaping_settings(arguments: TrainingArguments) -> dict[str, Any]:

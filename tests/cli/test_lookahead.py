@@ -107,6 +107,7 @@ SECTIONS: dict[str, tuple[str, dict[str, Any], str]] = {
     "contexts": ("find_contexts", {"per_token": 0}, "find-contexts: per_token: must be at least 1, not 0"),
     "dropout": ("pretrain", {"dropout": 1}, "pretrain: dropout: must be at least 0 and below 1"),
     "learning rate": ("pretrain", {"learning_rate": -1}, "pretrain: learning_rate: must be"),
+    "report": ("pretrain", {"report_to": "nobody"}, "pretrain: report_to: nobody is not installed; there is none, all"),
     "unsupported": ("pretrain", {"label_smoothing_factor": 0.1}, "pretrain: label_smoothing_factor: not supported"),
     "steps": ("pretrain", {"max_steps": 3}, "pretrain: 3 optimizer steps are too few for 4 phases"),
     "phases": ("pretrain", {"phases": ["0.5"]}, "pretrain: the curriculum has no phase 0.5; it has 0.1, 0.2"),
@@ -174,6 +175,14 @@ def test_a_corpus_whose_first_documents_can_not_be_read(recipe: Path, command: C
     content = yaml.safe_load(recipe.read_text())
     recipe.write_text(yaml.safe_dump({**content, "text_column": "abstract"}))
     command(*again)
+
+
+def test_ray_that_is_not_installed(recipe: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    change(recipe, "find_contexts", engine="ray")
+    monkeypatch.setattr(lookahead, "find_spec", lambda name: None)
+    assert "find-contexts: Ray is not installed: pip install" in command("run", recipe, "--dry_run", status=2).error
+    change(recipe, "find_contexts", engine="local")
+    command("run", recipe, "--dry_run")
 
 
 def test_a_disk_that_is_too_small(recipe: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
