@@ -365,6 +365,41 @@ def test_a_damaged_model_without_a_record_gives_one_line(
         assert {("tokenizer", "tokenizer.json"), ("head", "config.json"), ("base", "config.json")} <= noticed.keys()
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", "[]"),
+        ("config.json", '{"model_type": "bert", "hidden_size": "x"}'),
+        ("config.json", '{"model_type": "bert", "num_attention_heads": 0}'),
+        ("config.json", '{"model_type": "bert", "vocab_size": 5}'),
+        ("config.json", '{"model_type": "bert", "id2label": []}'),
+        ("tokenizer.json", "null"),
+        ("tokenizer_config.json", "5"),
+        ("tokenizer_config.json", '{"tokenizer_class": 5}'),
+    ],
+)
+def test_files_of_a_model_that_make_no_sense_give_one_line(tmp_path: Path, name: str, content: str) -> None:
+    build_tiny_head(layers=1).save_pretrained(tmp_path)
+    save_tokenizer(build_tiny_tokenizer(), tmp_path)
+    (tmp_path / name).write_text(content)
+    for load in (lambda folder: new_head(folder, ["O"], seed=0), Annotator):
+        with pytest.raises(InputError, match=re.escape(str(tmp_path))) as error:
+            load(tmp_path)
+        assert "\n" not in str(error.value)
+
+
+def test_a_lack_of_memory_is_not_taken_for_a_damaged_model(tiny_head: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")):
+
+        def fail(*_: object, error: Exception = error, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr(AutoModelForTokenClassification, "from_pretrained", fail)
+        with pytest.raises(type(error)) as raised:
+            load_token_classifier(tiny_head)
+        assert raised.value is error
+
+
 @pytest.mark.parametrize("positions", [64, 1024])
 def test_a_saved_head_reads_as_much_as_its_encoder(tokenizer: BertTokenizer, tmp_path: Path, positions: int) -> None:
     head = build_tiny_head(layers=1, positions=positions)
