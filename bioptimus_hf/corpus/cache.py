@@ -69,10 +69,21 @@ def cached_map(
         kind: of rows it makes, as part of the name of the entry.
         num_proc: number of processes. It doesn't affect the result.
         options: for `map`.
+
+    Raises:
+        InputError: one of the processes was killed.
     """
 
     def mapped(**place: Any) -> Dataset:
-        return dataset.map(function, batched=True, num_proc=map_processes(num_proc), **options, **place)
+        try:
+            return dataset.map(function, batched=True, num_proc=map_processes(num_proc), **options, **place)
+        except RuntimeError as error:
+            if "abruptly died" not in str(error):
+                raise
+            raise InputError(
+                "a process was killed, perhaps because memory ran out: run the same command again with fewer processes",
+                argument="num_proc",
+            ) from error
 
     def write(folder: Path) -> dict[str, Any]:
         mapped(cache_file_name=str(folder / "rows.arrow"), load_from_cache_file=False)

@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 from datasets import Dataset, load_from_disk
-from helpers import ROOT, tiny_vocabulary
+from helpers import ROOT, build_tiny_bert, tiny_vocabulary
 from transformers import BertTokenizer
 
 from bioptimus_hf.artifacts import Run, digest_of_rows, read_record
@@ -44,7 +44,7 @@ from bioptimus_hf.corpus.files import CorpusFile
 from bioptimus_hf.corpus.options import Corpus
 from bioptimus_hf.corpus.sentences import split_sentences
 from bioptimus_hf.errors import InputError
-from bioptimus_hf.models import save_tokenizer
+from bioptimus_hf.models import save_masked_lm, save_tokenizer
 
 TOKENS = ["asthma", "##tion", "disease", "cells", "the", "é", "zebra"]
 Search = Callable[[pa.Table], pa.Table]
@@ -293,7 +293,8 @@ def test_ray_on_this_machine(corpus: Path, tokenizer: BertTokenizer, monkeypatch
 def test_the_stage(machines: Any, corpus: Path, tokenizer: BertTokenizer, tmp_path: Path) -> None:
     """Both engines leave the same contexts, of new tokens in training documents and of words in all documents."""
     smaller = [token for token in tiny_vocabulary() if token not in {"##tion", "asthma"}]
-    save_tokenizer(BertTokenizer(vocab={token: number for number, token in enumerate(smaller)}), tmp_path / "base")
+    base = BertTokenizer(vocab={token: number for number, token in enumerate(smaller)})
+    save_masked_lm(build_tiny_bert(len(base)), base, tmp_path / "base")
     (tmp_path / "words.txt").write_text("Disease\ncells\n", encoding="utf-8")
     files = Corpus([str(corpus)], validation_share=0.3)
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import datasets
+import multiprocess
 import pyarrow as pa
 import pytest
 from datasets import Dataset
 
 from bioptimus_hf.artifacts import RECORD, digest_of_rows
-from bioptimus_hf.corpus.cache import cached
+from bioptimus_hf.corpus.cache import cached, cached_map
 from bioptimus_hf.corpus.dataset import load_corpus
 from bioptimus_hf.corpus.sentences import split_sentences
 from bioptimus_hf.errors import InputError
@@ -151,3 +154,16 @@ def test_leftovers_of_a_dead_process_are_removed(corpus: Path, cache: Path, monk
     left.mkdir()
     load_corpus(corpus / "a.txt")
     assert list(cache.iterdir()) == [entry]
+
+
+def kill(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    if multiprocess.parent_process():
+        os.kill(os.getpid(), signal.SIGKILL)
+    return batch
+
+
+def test_a_process_that_is_killed(corpus: Path, cache: Path) -> None:
+    documents = load_corpus(corpus)
+    with pytest.raises(InputError, match=r"^num_proc: a process was killed, perhaps because memory ran out"):
+        cached_map(documents, kill, kind="rows", num_proc=2)
+    assert {entry.name.partition("-")[0] for entry in cache.iterdir()} == {"texts"}
