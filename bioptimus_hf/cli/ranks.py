@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
 
 logger = logging.getLogger(__name__)
 
@@ -21,9 +21,10 @@ _WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORL
 def prepare_rank() -> None:
     """Watch the launcher of this process, if it is `torchrun` or Accelerate, and warn if Accelerate started only one.
 
-    A rank whose launcher is killed would train on alone, or wait for the others forever.
+    A rank whose launcher is killed would train on alone, or wait for the others forever. Nor does Accelerate pass
+    SIGTERM on to a single process.
     """
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    if _is_launched():
         threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     # Accelerate sets an address for several processes, and on a CPU starts a single one unless MPI starts them.
     several = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ
@@ -56,15 +57,27 @@ def tell_launcher(message: str) -> None:
             Path(file).write_text(json.dumps({"message": content}), encoding="utf-8")
 
 
-def _end_with(launcher: int) -> NoReturn:
+def _is_launched() -> bool:
+    if "ACCELERATE_MIXED_PRECISION" not in os.environ:
+        return "TORCHELASTIC_RUN_ID" in os.environ
+    import psutil
+
+    try:  # the variable may also be one that the user has set
+        return any("accelerate" in part for part in psutil.Process(os.getppid()).cmdline())
+    except psutil.Error:
+        return False
+
+
+def _end_with(launcher: int) -> None:
     while os.getppid() == launcher:
         time.sleep(_SECONDS)
-    try:
+    with suppress(OSError):  # nobody may be reading
         print(
-            f"error: the launcher (process {launcher}) has ended, and this rank ends with it: run the same command "
+            f"error: the launcher (process {launcher}) has ended, and this process ends with it: run the same command "
             f"again to resume",
             file=sys.stderr,
             flush=True,
         )
-    finally:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # the others are ending, so no checkpoint can be saved together
         os._exit(1)
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -95,6 +95,8 @@ class HeadOptions:
             )
         if min(self.seeds) < 0:
             raise InputError(f"{min(self.seeds)}: seeds can't be negative", argument="seeds")
+        if max(self.seeds) >= 2**32:
+            raise InputError(f"{max(self.seeds)}: seeds can't be above {2**32 - 1}", argument="seeds")
         for given in self.cross_test:
             if not all(given.partition(":")):
                 raise InputError(f"{given}: expected TASK:OTHER", argument="cross_test")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shutil
 import signal
 import threading
 import time
@@ -152,18 +153,21 @@ class PretrainingTrainer(Trainer):
                 broadcast_object_list(self._saving)
         saving = folder / str(*self._saving)
         self.args.output_dir = str(saving)
+        checkpoint = saving / f"checkpoint-{self.state.global_step}"
         try:
             super()._save_checkpoint(model, trial)
+            # The mean loss in the next row of the log begins before this checkpoint.
+            running = {"loss": self._tr_loss.item(), "since": self._globalstep_last_logged}
+            (checkpoint / self._running_loss).write_text(json.dumps(running), encoding="utf-8")
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                ranks = 0 if self.args.save_on_each_node else self.args.world_size
+                checkpoints.complete(checkpoint, folder, ranks=ranks, keep=self.args.save_total_limit)
+        except BaseException:
+            shutil.rmtree(saving, ignore_errors=True)  # the disk may be full
+            raise
         finally:
             self.args.output_dir = str(folder)
-        checkpoint = saving / f"checkpoint-{self.state.global_step}"
-        # The mean loss in the next row of the log begins before this checkpoint.
-        running = {"loss": self._tr_loss.item(), "since": self._globalstep_last_logged}
-        (checkpoint / self._running_loss).write_text(json.dumps(running), encoding="utf-8")
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            ranks = 0 if self.args.save_on_each_node else self.args.world_size
-            checkpoints.complete(checkpoint, folder, ranks=ranks, keep=self.args.save_total_limit)
         self.accelerator.wait_for_everyone()
 
     def _load_rng_state(self, checkpoint: str | None) -> None:

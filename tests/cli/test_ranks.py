@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -15,26 +15,48 @@ from bioptimus_hf.cli.ranks import prepare_rank
 from bioptimus_hf.errors import InputError
 
 LAUNCHER = """
-import os, subprocess, sys, time
-rank = "from bioptimus_hf.cli.ranks import prepare_rank; prepare_rank(); print('ready', flush=True); import time; "
-rank += "time.sleep(600)"
-subprocess.Popen([sys.executable, "-c", rank], env={**os.environ, **dict([VARIABLE])})
+import subprocess, sys, time
+subprocess.Popen([sys.executable, "-c", sys.argv[1]])
+time.sleep(600)
+"""
+RANK = """
+import signal, sys, time
+from bioptimus_hf.cli.ranks import prepare_rank
+
+def stop(*_):
+    print("SIGTERM", flush=True)
+    sys.exit()
+
+signal.signal(signal.SIGTERM, stop)
+prepare_rank()
+print("ready", flush=True)
 time.sleep(600)
 """
 
 
-def test_a_rank_ends_with_its_launcher() -> None:
-    """Its output is a pipe, which ends when no process has it open any more."""
-    program = textwrap.dedent(LAUNCHER.replace("VARIABLE", "('TORCHELASTIC_RUN_ID', 'none')"))
-    launcher = subprocess.Popen(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+@pytest.mark.parametrize(
+    ("launcher", "variables", "asked"),
+    [
+        ("torchrun", {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2"}, False),
+        ("accelerate", {"ACCELERATE_MIXED_PRECISION": "no", "WORLD_SIZE": "1"}, True),
+    ],
+)
+def test_a_rank_ends_with_its_launcher(launcher: str, variables: dict[str, str], asked: bool) -> None:
+    """Its output is a pipe, which ends when no process has it open any more. One alone may save a checkpoint first."""
+    started = subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER, RANK, launcher],
+        env={**os.environ, **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
-    assert launcher.stdout is not None
-    assert launcher.stdout.readline() == "ready\n"
-    launcher.kill()
-    said = launcher.stdout.read()
-    launcher.wait()
-    assert said.startswith(f"error: the launcher (process {launcher.pid}) has ended, and this rank ends with it")
+    assert started.stdout is not None
+    assert started.stdout.readline() == "ready\n"
+    started.kill()
+    said = started.stdout.read()
+    started.wait()
+    assert said.startswith(f"error: the launcher (process {started.pid}) has ended, and this process ends with it")
+    assert said.endswith("SIGTERM\n") == asked
 
 
 def test_fewer_processes_than_asked_for(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -26,6 +26,7 @@ def test_a_single_number_counts_seeds_and_several_are_the_seeds() -> None:
     [
         ({"seeds": [0]}, r"seeds: 0: a single number is how many seeds to use \(1: one seed\)"),
         ({"seeds": [3, -1]}, "seeds: -1: seeds can't be negative"),
+        ({"seeds": [3, 2**32]}, "seeds: 4294967296: seeds can't be above 4294967295"),
         ({"seeds": []}, "seeds: name at least one"),
         ({"tasks": []}, "tasks: name at least one"),
         ({"tasks": ["x="]}, "tasks: x=: expected NAME=SOURCE"),

@@ -486,6 +486,24 @@ def test_without_a_usable_checkpoint_nothing_begins_anew(
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
+def test_a_checkpoint_that_fails_leaves_nothing_behind(
+    tokenizer: BertTokenizer, tmp_path: Path, uninterrupted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a full disk, in a process that tries again."""
+    whole, expected = uninterrupted(save_steps=3, save_total_limit=None)
+
+    def fail(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("bioptimus_hf.pretraining.checkpoints.sync", fail)
+        with pytest.raises(OSError, match="No space left"):
+            run_once(tokenizer, tmp_path, save_steps=3, save_total_limit=None)
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+    assert run_once(tokenizer, tmp_path, save_steps=3, save_total_limit=None) == expected
+    assert_same(weights(whole / "v0.4"), weights(tmp_path / "v0.4"))
+
+
 def test_a_checkpoint_of_other_settings_is_rejected(
     tokenizer: BertTokenizer, tmp_path: Path, uninterrupted: Any
 ) -> None:
