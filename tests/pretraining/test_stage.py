@@ -328,7 +328,7 @@ def test_some_phases_of_another_curriculum(run: Path, corpus: Path, processes: P
     )
     (tmp_path / "own.yaml").write_text(rows)
     options = ("--curriculum", str(tmp_path / "own.yaml"), "--phases", "1.2", "1.5", "--model", str(run / "v0.0"))
-    options += ("--disable_tqdm", "False", "--report_to", "trackio", "--run_name", "own")
+    options += ("--disable_tqdm", "False", "--report_to", "trackio", "--run_name", "own", "--logging_steps", "1")
     trackio = {"TRACKIO_DIR": str(tmp_path / "trackio")}
     ended = processes.run(command(run, corpus, *options), environment=trackio)
     assert ended.status == 0, ended.stderr
