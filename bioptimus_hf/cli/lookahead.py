@@ -13,8 +13,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+from bioptimus_hf.artifacts import read_yaml
 from bioptimus_hf.cli.options import build
-from bioptimus_hf.errors import InputError
+from bioptimus_hf.errors import InputError, format_error
 
 _DOCUMENTS_READ = 3
 _CLEARLY_TOO_LITTLE = 0.5  # of the space that a run is estimated to need
@@ -166,6 +167,22 @@ def check_options(stage: str, values: Mapping[str, Any]) -> None:
             for field in fields(type_)
         }
         check_arguments(cast(Any, SimpleNamespace(**{**defaults, **values})))
+
+
+def check_launcher(path: Path) -> None:
+    """Check a configuration of Accelerate.
+
+    Raises:
+        InputError: it can't be read, or Accelerate doesn't accept it.
+    """
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    read_yaml(path)
+    try:
+        load_config_from_file(str(path))
+    except Exception as error:  # of many kinds
+        reason = format_error(error)
+        raise InputError(f"{path} isn't a configuration of Accelerate ({reason})", argument="accelerate") from error
 
 
 def free_megabytes(folder: Path) -> float:

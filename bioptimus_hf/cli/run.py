@@ -104,8 +104,7 @@ class Plan:
         ]
         if not self.stages:
             raise InputError("there is nothing to run: finetune-ner needs NER data (ner_data)", argument="stages")
-        if options.accelerate:
-            find(options.accelerate, "accelerate")
+        self._launcher = find(options.accelerate, "accelerate") if options.accelerate else None
         # Before the first stage: the mistake in a late one would come out after hours.
         for section in self.content.keys() & set(SECTIONS):
             check_recipe(_options_of(section), self.path, section)
@@ -122,6 +121,8 @@ class Plan:
         """
         from bioptimus_hf.models import find_model
 
+        if self._launcher:
+            lookahead.check_launcher(self._launcher)
         online = not self.options.dry_run
         lookahead.Prospect(self._values, self.stages, self.output_dir, online=online).check()
         if online and "train_vocabulary" in self.stages:
@@ -145,9 +146,8 @@ class Plan:
     def command(self, stage: str) -> list[str]:
         """Return the command line of a stage."""
         launcher = [sys.executable]
-        if self.options.accelerate and stage in _TRAINED:
-            configuration = str(find(self.options.accelerate, "accelerate"))
-            launcher += ["-m", "accelerate.commands.launch", "--quiet", "--config_file", configuration]
+        if self._launcher and stage in _TRAINED:
+            launcher += ["-m", "accelerate.commands.launch", "--quiet", "--config_file", str(self._launcher)]
         recipe = ["--recipe", str(self.path)] if stage != "report" or "report" in self.content else []
         return [*launcher, "-m", "bioptimus_hf.cli", stage.replace("_", "-"), *recipe, *self._overrides(stage)]
 

@@ -177,6 +177,24 @@ def test_a_corpus_whose_first_documents_can_not_be_read(recipe: Path, command: C
     command(*again)
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("num_processes: [", "launch.yaml is not YAML"),
+        ("[cpu]", "launch.yaml isn't a configuration of Accelerate ("),
+        ("{compute_environment: LOCAL_MACHINE, distributed_type: 'NO', processes: 2}", "Accelerate (The config file"),
+    ],
+)
+def test_a_configuration_of_accelerate_that_can_not_be_used(
+    recipe: Path, command: Command, content: str, said: str
+) -> None:
+    launch = recipe.parent / "launch.yaml"
+    launch.write_text(content)
+    assert said in command("run", recipe, "--dry_run", "--accelerate", launch, status=2).error
+    for name in ("cpu", "one_gpu", "several_gpus", "several_machines", "fsdp"):
+        command("run", recipe, "--dry_run", "--accelerate", name)
+
+
 def test_ray_that_is_not_installed(recipe: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     change(recipe, "find_contexts", engine="ray")
     monkeypatch.setattr(lookahead, "find_spec", lambda name: None)
