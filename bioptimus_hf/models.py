@@ -25,7 +25,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]
 )
 from safetensors import safe_open
 
-from bioptimus_hf.artifacts import RECORD, identity, read_record, remedy, write_json
+from bioptimus_hf.artifacts import RECORD, identity, read_record, remedy, verify, write_json
 from bioptimus_hf.errors import InputError, format_error
 
 if TYPE_CHECKING:
@@ -162,10 +162,10 @@ def check_bert(name: str | Path, *, length: int = 0) -> Any:
         length: number of tokens that it must be able to read at once.
 
     Raises:
-        InputError: it isn't available, isn't a BERT, has no weights or an incomplete file of them, or has too few
-            positions.
+        InputError: it isn't available, isn't a BERT, has no weights or damaged files, or has too few positions.
     """
     folder = Path(find_model(name).folder)
+    verify(folder)  # it may be a version of another run
     with _one_line(lambda error: _unavailable(str(name), "model", error)):
         config = transformers.AutoConfig.from_pretrained(folder)
         _check_type(name, config)

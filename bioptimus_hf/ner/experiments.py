@@ -337,6 +337,7 @@ def score_elsewhere(head: Path, test: CrossTest, run: Run, options: HeadOptions)
     if is_finished(folder, inputs, settings, force=run.force):
         return
     with _working_on(folder, run), building(folder, inputs, settings, sources={"head": head}) as stage:
+        verify(head)
         scores = _score(stage, head, test.test, options.max_length)
         content = {"task": f"{test.task}, tested on {test.other}", "model": own["model"], "seed": own["seed"]}
         record = read_record(head)

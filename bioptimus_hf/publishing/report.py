@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, pipeline
 
-from bioptimus_hf.artifacts import RECORD, Run, read_record
+from bioptimus_hf.artifacts import RECORD, Run, read_record, verify
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import load_by_name, load_token_classifier
 from bioptimus_hf.ner.results import finished_heads
@@ -160,6 +160,10 @@ def _costs(root: Path, folders: Sequence[Path]) -> list[str]:
 
 def _entities(head: Path, text: str) -> list[str]:
     """Return a list of the entities that a head finds in a text, by way of the stock pipeline."""
+    try:
+        verify(head)
+    except InputError as error:
+        return [f"**No entities are shown, because {error}**"]
     model, tokenizer = load_token_classifier(head), load_by_name(AutoTokenizer, head)
     entities = pipeline("ner", model=model, tokenizer=tokenizer, aggregation_strategy="first")(text)
     lines = [

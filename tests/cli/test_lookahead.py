@@ -15,6 +15,7 @@ from conftest import Command
 from helpers import ROOT, build_tiny_bert, build_tiny_tokenizer, tiny_vocabulary
 from transformers import DistilBertConfig, ElectraConfig, MPNetConfig
 
+from bioptimus_hf.artifacts import RECORD, write_record
 from bioptimus_hf.cli import lookahead
 from bioptimus_hf.cli.__main__ import main
 from bioptimus_hf.cli.run import Plan, RecipeOptions
@@ -90,6 +91,17 @@ def test_a_base_that_a_later_stage_can_not_use(
     save_tokenizer(own, tmp_path / "run" / "tokenizer")
     for stage in (("find-contexts",), ("distill", "--initializer", "random")):
         assert said in command(*stage, "--recipe", recipe, "--base_model", base, status=2).error
+
+
+def test_a_base_that_is_a_damaged_version_of_another_run(recipe: Path, base: Path, command: Command) -> None:
+    """Its record, which identifies it, is the same as before."""
+    write_record(base / RECORD, {}, {}, facts={}, seconds=0)
+    command("run", recipe, "--dry_run")
+    weights = (base / "model.safetensors").read_bytes()
+    (base / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    said = "model.safetensors has changed since it was written"
+    assert said in command("run", recipe, "--dry_run", status=2).error
+    assert said in command("train-vocabulary", "--recipe", recipe, status=2).error
 
 
 def test_a_base_with_too_few_positions(recipe: Path, base: Path, command: Command) -> None:

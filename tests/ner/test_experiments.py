@@ -248,6 +248,17 @@ def test_heads_are_scored_on_the_test_sets_of_other_tasks(
         assert (difference["model"], difference["mean"], difference["interval"]) == ("v0.1", 0.0, [0.0, 0.0])
         assert f"| {task} | v0.1 |" in (table / "results.md").read_text()
 
+    # A finished head that has been damaged since is not scored again.
+    shutil.rmtree(folder)
+    weights = run.root / "ner" / "a" / "v0.1" / "1" / "model.safetensors"
+    intact = weights.read_bytes()
+    weights.write_bytes(intact[:-1] + bytes([intact[-1] ^ 1]))
+    with pytest.raises(InputError, match=r"model\.safetensors has changed since it was written"):
+        make_heads(run, options, training)
+    assert not folder.exists()
+    weights.write_bytes(intact)
+    make_heads(run, options, training)
+
     # Heads that were trained differently aren't paired in cross-tests either.
     make_heads(run, replace(options, models=[f"v0.2={base}"]), replace(training, weight_decay=0.0))
     content = json.loads((run.root / "cross_test" / "results.json").read_text())

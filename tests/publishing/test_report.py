@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from finished_run import change, change_facts, make_run
 
-from bioptimus_hf.artifacts import Run, identity, read_record
+from bioptimus_hf.artifacts import RECORD, Run, identity, read_record, write_record
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.pretraining.versions import version_numbers
 from bioptimus_hf.publishing.report import make_report
@@ -78,6 +78,20 @@ def test_entities_of_a_text_are_reported(tmp_path: Path) -> None:
     assert lines[-5].startswith("- ")
     assert f"`bioptimus annotate --models {run / 'ner' / 'own' / 'v0.4' / '0'} --input FILES" in lines[-3]
     assert lines[-1] == f"This report is in `{run / 'report.md'}`."
+
+
+def test_a_damaged_head_finds_no_entities(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    head = run / "ner" / "own" / "v0.4" / "0"
+    made = read_record(head)
+    write_record(head / RECORD, made["inputs"], made["settings"], facts=made["facts"], seconds=330)
+    assert "Entities found by" in make_report(Run(str(run)), "severe asthma of mice")
+    content = bytearray((head / "model.safetensors").read_bytes())
+    content[len(content) // 2] ^= 1
+    (head / "model.safetensors").write_bytes(content)
+    report = make_report(Run(str(run)), "severe asthma of mice")
+    assert "Entities found by" not in report
+    assert f"**No entities are shown, because {head / 'model.safetensors'} has changed since it was written" in report
 
 
 def test_a_note_comes_before_the_figures(tmp_path: Path) -> None:
