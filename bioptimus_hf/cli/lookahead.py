@@ -71,8 +71,10 @@ class Prospect:
             check_base(base)
 
     def _check_search(self) -> None:
-        self._check_same_text("find_contexts")
-        if self.values["find_contexts"]["engine"] == "ray" and find_spec("ray") is None:
+        values = self.values["find_contexts"]
+        if not values["words"]:  # they are searched for in any text
+            self._check_same_text("find_contexts")
+        if values["engine"] == "ray" and find_spec("ray") is None:
             raise InputError("Ray is not installed: pip install 'bioptimus-hf[ray]'")
 
     def _check_pretraining(self) -> None:
@@ -156,7 +158,7 @@ def check_options(stage: str, values: Mapping[str, Any]) -> None:
         InputError: a value can't be used.
     """
     for type_ in importlib.import_module(f"bioptimus_hf.cli.{stage}").OPTIONS:
-        if stage != "pretrain" or type_.__name__ != "PretrainingArguments":
+        if type_.__name__ != "PretrainingArguments":
             build(type_, values)
             continue
         from bioptimus_hf.pretraining.arguments import check_arguments
@@ -227,9 +229,9 @@ def _read_first_documents(values: Mapping[str, Any]) -> None:
             pass
 
 
-def _sizes(corpus: Sequence[str]) -> Any:
-    """Return the sizes of a corpus's files, or its name on the Hub: if two differ, so does their text."""
+def _sizes(corpus: Sequence[str]) -> list[int]:
+    """Return the sizes of a corpus's files, none for one on the Hub: if those of two differ, so does their text."""
     from bioptimus_hf.corpus.files import resolve
 
     found = resolve(corpus)
-    return found if isinstance(found, str) else [file.stat().st_size for file in found]
+    return [] if isinstance(found, str) else [file.stat().st_size for file in found]

@@ -161,6 +161,19 @@ def test_a_section_that_can_not_work(kind: str, recipe: Path, command: Command) 
     assert said in command("run", recipe, "--dry_run", status=2).error
 
 
+def test_text_that_may_differ(recipe: Path, command: Command) -> None:
+    """Words of your own are searched for in any text, and `other_text` allows another corpus."""
+    (recipe.parent / "other.txt").write_text("Aspirin in asthma.\n")
+    (recipe.parent / "words.txt").write_text("asthma\n")
+    change(recipe, "find_contexts", corpus="other.txt", words="words.txt")
+    change(recipe, "pretrain", corpus="other.txt", other_text=True)
+    command("run", recipe, "--dry_run")
+    change(recipe, "pretrain", validation_share=0.2)
+    assert (
+        "pretrain: the vocabulary has different validation_share" in command("run", recipe, "--dry_run", status=2).error
+    )
+
+
 def test_heads_of_versions_that_are_there_or_are_made(recipe: Path, base: Path, command: Command) -> None:
     change(recipe, "finetune_ner", ner_data=str(SAMPLE / "ner"), tasks=["sample"], models=["base", "mine=v0.2"])
     command("run", recipe, "--dry_run")
