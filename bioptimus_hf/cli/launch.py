@@ -16,8 +16,13 @@ from bioptimus_hf.errors import InputError, Terminated
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's malloc.h
 _OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# How PyTorch and the C++ library report that memory ran out on a CPU, and PyTorch that the system killed a worker.
-_OUT_OF_MEMORY_WORDING = ("DefaultCPUAllocator: ", "std::bad_alloc", "is killed by signal: Killed")
+# How PyTorch, the C++ library and the system report that memory ran out, and PyTorch that the system killed a worker.
+_OUT_OF_MEMORY_WORDING = (
+    "DefaultCPUAllocator: ",
+    "std::bad_alloc",
+    "is killed by signal: Killed",
+    os.strerror(errno.ENOMEM),
+)
 # How the libraries that write weights and optimizer states report a full disk.
 _OUT_OF_SPACE_WORDING = ("os error 28", "os error 27", "os error 122", "inline_container")
 

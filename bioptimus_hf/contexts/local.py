@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import math
+import mmap
 import multiprocessing
 import os
 import re
@@ -28,6 +29,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import cast
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, disable_progress_bars
 from tqdm.auto import tqdm
@@ -48,6 +50,7 @@ _MEGABYTES_PER_PART = 16
 _SECONDS_BETWEEN_COUNTS = 10
 _COUNTS = b"counts"  # key in the metadata of a part's file
 _OURS = re.compile(r"(made\.json|part-\d+\.(parquet|json))(\.partial.*)?")
+_MEMORY_NEEDED = 1 << 28  # bytes that libraries may ask for while they are loaded
 _NO_MEMORY = (errno.ENOMEM, errno.EAGAIN)  # when a process can't be started
 
 
@@ -71,6 +74,7 @@ def search_documents(
 
 
 def _search(documents: Dataset, query: ContextQuery, folder: Path, num_proc: int | None) -> Found:
+    _check_memory()
     parts = _divide(documents)
     search = _PartSearch(documents, parts, BatchFinder.of(query), folder)
     _claim(search)
@@ -150,6 +154,11 @@ class _PartSearch:
             # The finder remembers candidates that were never written. They must not exclude those of later parts.
             self._finder = BatchFinder(*self._finder.task)
             raise
+
+    def load_kernels(self) -> None:
+        """Load compiled code and libraries, so that processes which are forked afterwards have them."""
+        rules = self._finder.task[1]
+        BatchFinder(("a",), rules, 1, 0)(pa.table({"text": ["a"]}), range(1))
 
     def read(self, number: int) -> tuple[Candidates, Counts]:
         """Read the file of a part."""
@@ -239,6 +248,7 @@ def _search_in_processes(search: _PartSearch, numbers: Sequence[int], processes:
     Raises:
         InputError: a process was killed.
     """
+    search.load_kernels()
     rest = iter(numbers)
     workers: list[_Worker] = []
     try:
@@ -261,6 +271,11 @@ def _search_in_processes(search: _PartSearch, numbers: Sequence[int], processes:
     finally:
         for worker in workers:
             worker.end()
+
+
+def _check_memory() -> None:
+    """Raise if there is little memory left: OpenBLAS, which Numba loads, would ask for it again and again forever."""
+    mmap.mmap(-1, _MEMORY_NEEDED).close()
 
 
 @contextmanager
@@ -308,6 +323,7 @@ def _work(search: _PartSearch, connection: Connection) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         disable_progress_bars()
+        _check_memory()
         # `threading` would wait forever for a thread that runs out of memory before it says that it has started.
         _thread.start_new_thread(_end_with_parent, ())
         while True:
