@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from bioptimus_hf.cli.ranks import lost_rank, prepare_rank, tell_launcher
+from bioptimus_hf.cli.ranks import lost_process, prepare_rank, tell_launcher
 from bioptimus_hf.errors import InputError, Terminated
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's malloc.h
@@ -83,7 +83,7 @@ def run(command: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted: run the same command again, without --force, to resume", 130)
     except Exception as error:
-        message = _resource_error(error) or lost_rank(error)
+        message = _resource_error(error) or lost_process(error)
         if message is None:
             raise
         return _fail(f"error: {message}")

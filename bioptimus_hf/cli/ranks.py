@@ -35,17 +35,20 @@ def prepare_rank() -> None:
         )
 
 
-def lost_rank(error: Exception) -> str | None:
-    """Return what to say if another process of the launch has ended; None for any other error."""
+def lost_process(error: Exception) -> str | None:
+    """Return what to say if another process, on which this one depends, has ended; None for any other error."""
+    detail = " ".join(str(error).split())[:150]
+    if "DataLoader worker" in detail:
+        return f"a process that loads data has ended ({detail}): use fewer --dataloader_num_workers"
     torch = sys.modules.get("torch")
-    if torch is None or not torch.distributed.is_available() or not torch.distributed.is_initialized():
+    if torch is None or not torch.distributed.is_available() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return None
-    if not isinstance(error, torch.distributed.DistError) and "gloo" not in str(error):
+    if not isinstance(error, torch.distributed.DistError) and "gloo" not in detail:
         return None
     return (
-        "another process of this launch has ended, or doesn't answer: look for its error above; without one it was "
-        "killed, often for lack of memory (then use a smaller --per_device_train_batch_size with more "
-        "--gradient_accumulation_steps). Run the same command again to resume"
+        f"another process of this launch has ended, or doesn't answer ({detail}): look for its error above; without "
+        f"one it was killed, often for lack of memory (then use a smaller --per_device_train_batch_size with more "
+        f"--gradient_accumulation_steps). Run the same command again to resume"
     )
 
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from bioptimus_hf.cli import launch
 from bioptimus_hf.cli.ranks import prepare_rank
@@ -73,6 +74,32 @@ def test_fewer_processes_than_asked_for(monkeypatch: pytest.MonkeyPatch, caplog:
     monkeypatch.setenv("WORLD_SIZE", "2")
     prepare_rank()
     assert not caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer"), "another process of this launch"),
+        (torch.distributed.DistNetworkError("Connection reset"), "another process of this launch"),
+        (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), "a process that loads data has ended"),
+        (RuntimeError("a fault of ours"), None),
+    ],
+)
+def test_a_lost_process_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, said: str | None
+) -> None:
+    def command() -> None:
+        raise error
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    if said is None:
+        with pytest.raises(RuntimeError, match="a fault of ours"):
+            launch.run(command)
+        return
+    assert launch.run(command) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {said}")
+    assert str(error) in line
 
 
 def test_the_report_of_torchrun_ends_with_the_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
