@@ -93,7 +93,7 @@ def complete(checkpoint: Path, folder: Path, *, ranks: int, keep: int | None) ->
     sync_entries(folder)
     checkpoint.parent.rmdir()
     for old in _checkpoints(folder)[keep:] if keep else ():
-        shutil.rmtree(old, onerror=_log_kept)
+        _remove(old)
 
 
 def remove_checkpoints(folder: Path) -> None:
@@ -102,13 +102,16 @@ def remove_checkpoints(folder: Path) -> None:
         return
     for path in folder.iterdir():
         if _OURS.fullmatch(path.name):
-            shutil.rmtree(path, onerror=_log_kept) if path.is_dir() else path.unlink()
+            _remove(path)
     if not any(folder.iterdir()):
         folder.rmdir()
 
 
-def _log_kept(_: object, path: str, failure: tuple[object, object, object]) -> None:
-    logger.warning("%s couldn't be removed: %s", path, failure[1])
+def _remove(path: Path) -> None:
+    try:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    except OSError as error:  # training needn't end for it
+        logger.warning("%s couldn't be removed: %s", path, error)
 
 
 def _checkpoints(folder: Path) -> list[Path]:

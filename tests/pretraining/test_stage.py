@@ -54,6 +54,15 @@ trainer.sort_checkpoints = sort_checkpoints
 """
 
 
+# Only the first process may choose the checkpoint.
+FIRST_DECIDES = """
+import os
+from bioptimus_hf.pretraining import checkpoints
+if os.environ["RANK"] == "1":
+    checkpoints.newest_checkpoint = None
+"""
+
+
 def command(run: Path, corpus: Path, *more: str) -> list[str]:
     return [
         *("pretrain", "--output_dir", str(run), "--corpus", str(corpus), "--validation_share", "0.2"),
@@ -276,7 +285,7 @@ def test_a_run_that_gets_sigterm_saves_a_checkpoint_and_is_resumed_from_the_one_
     assert (run / "v0.1").is_dir()
     file = newest / "rng_state_1.pth" if ranks == 2 else newest / "optimizer.pt"
     file.write_bytes(file.read_bytes()[:-1] + b"?")
-    for process in processes.start_ranks(options, ranks, patch=LATE):
+    for process in processes.start_ranks(options, ranks, patch=LATE + FIRST_DECIDES):
         ended = process.wait()
         assert ended.status == 0, ended.stderr
     assert f"resuming from {checkpoint}" in ended.stderr or ranks == 2  # the second process logs only warnings
