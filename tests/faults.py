@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import gc
 import importlib.util
 import io
 import json
@@ -193,15 +194,19 @@ class World:
         folder: for everything.
         export: whether a head is exported as an ONNX file, which takes long.
         made_by: the command that made each file of the run, by relative path.
+        cached_by: the same of each file of the cache.
         results: of an undisturbed run, by relative path; of JSON files, two variants whose differences don't count.
         seconds: time that each command takes.
+        remedied: results and faults whose remedy has been tried, once for all files of the result.
     """
 
     folder: Path
     export: bool = True
     made_by: dict[str, str] = field(default_factory=dict)
+    cached_by: dict[str, str] = field(default_factory=dict)
     results: dict[str, tuple[bytes, bytes]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    remedied: set[tuple[Path, str]] = field(default_factory=set)
 
     @property
     def run(self) -> Path:
@@ -265,12 +270,10 @@ class World:
                     if name == "export-onnx":  # takes long; records of one export are enough
                         shutil.copytree(self.folder / "first" / "onnx", self.run / "onnx")
                         continue
-                before = set(files_of(self.run))
-                began = time.monotonic()
                 end = run_here(command)
                 assert end.status == 0, end.said
-                self.seconds[name] = time.monotonic() - began
-                self.made_by |= {file: name for file in set(files_of(self.run)) - before}
+                for folder, made_by in ((self.run, self.made_by), (self.cache, self.cached_by)):
+                    made_by |= {file: name for file in files_of(folder) if file not in made_by}
             shutil.copytree(self.run, self.folder / copy)
         shutil.copytree(self.cache, self.folder / "first cache")
         first, second = (self.folder / copy for copy in ("first", "second"))
@@ -391,7 +394,10 @@ def damage_finished(world: World, name: str, fault: str) -> Finding:
                 return finding("failed", f"{reader} uses it: {wrong}")
             if end.status != 0 and not end.is_refusal(*names_of(file)):
                 return finding("failed", f"{reader}: {end.error}")
-    return follow_remedy(world, again, finding) or finding("refused")
+    if (key := (file.parent, fault)) not in world.remedied:
+        world.remedied.add(key)
+        return follow_remedy(world, again, finding) or finding("refused")
+    return finding("refused")
 
 
 def names_of(file: Path) -> tuple[Path, ...]:
@@ -452,15 +458,14 @@ def differences_up_to(world: World, stage: str) -> list[str]:
 
 
 def damage_cache(world: World, name: str, fault: str) -> Finding:
-    """Damage a file in the cache of `datasets`, and redo all stages that read text."""
+    """Damage a file in the cache of `datasets`, and redo the stage that wrote it."""
     file = world.cache / name
     DAMAGE[fault](file)
-    for stage in ("train-vocabulary", "find-contexts", "pretrain"):
-        with permissions_count():
-            end = run_here([*world.stages()[stage], "--force"])
-        if end.status != 0:
-            refused = end.is_refusal(file, file.parent)
-            return Finding(CACHE, fault, "refused" if refused else "failed", name, "" if refused else end.error)
+    with permissions_count():
+        end = run_here([*world.stages()[world.cached_by[name]], "--force"])
+    if end.status != 0:
+        refused = end.is_refusal(file, file.parent)
+        return Finding(CACHE, fault, "refused" if refused else "failed", name, "" if refused else end.error)
     wrong = world.differences()
     return Finding(CACHE, fault, "failed" if wrong else "no effect", name, ", ".join(wrong))
 
@@ -548,8 +553,10 @@ def prepared(folder: Path, *, export: bool = True) -> Iterator[World]:
     try:
         world = World(folder, export)
         world.make()
+        gc.freeze()  # trainings collect garbage, and there is a lot to look through
         yield world
     finally:
+        gc.unfreeze()
         datasets.config.HF_DATASETS_CACHE, local._MEGABYTES_PER_PART, threads = before
         torch.set_num_threads(threads)
 
