@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, BatchEncoding, PretrainedConfig, PreTrai
 
 from bioptimus_hf.annotation.engines import ONNX_FILE, OnnxEngine
 from bioptimus_hf.annotation.extras import require_packages
-from bioptimus_hf.artifacts import building, verify
+from bioptimus_hf.artifacts import RECORD, building, fingerprint, is_finished, read_record, verify
 from bioptimus_hf.errors import InputError, format_error
 from bioptimus_hf.models import find_model, load_by_name, load_token_classifier, save_tokenizer
 
@@ -29,7 +29,7 @@ def export_onnx(model: str | Path, folder: str | Path, *, precision: Literal["in
 
     Args:
         model: folder or Hub name (`name@revision`) of a token classifier.
-        folder: a new or empty folder.
+        folder: a new or empty folder. Nothing is done if it holds this very export.
         precision: `int8` quantises weights to 8-bit integers with one scale per column, and activations with scales
             computed at run time. The file is a quarter of the size and faster; a few predictions change.
 
@@ -39,16 +39,19 @@ def export_onnx(model: str | Path, folder: str | Path, *, precision: Literal["in
     """
     require_packages("onnx", "onnx", "onnxruntime", "onnxscript")
     folder = Path(folder)
+    source = find_model(model)
+    made_from = {"model": source.identity}, {"precision": precision}
     if folder.exists() and any(folder.iterdir()):
+        if (folder / RECORD).is_file() and read_record(folder)["fingerprint"] == fingerprint(*made_from):
+            is_finished(folder, *made_from)  # verifies the sizes of its files
+            return
         raise InputError(f"{folder} is not empty: choose another folder for the ONNX file")
     verify(model)
     # Fused attention would be exported with a check for rows that mask every key, which takes longer than attention.
     head = load_token_classifier(model, attn_implementation="eager").eval()
     tokenizer = load_by_name(AutoTokenizer, model)
     _check(_Logits(head), tokenizer, head.config, model)
-    source = find_model(model)
     sources = {} if source.commit else {"model": Path(source.folder)}
-    made_from = {"model": source.identity}, {"precision": precision}
     with building(folder, *made_from, sources=sources) as stage, tempfile.TemporaryDirectory() as scratch:
         head.config.save_pretrained(stage.path)
         save_tokenizer(tokenizer, stage.path)

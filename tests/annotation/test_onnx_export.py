@@ -70,6 +70,18 @@ def test_an_onnx_file_runs_on_the_cpu_only(
     assert Annotator(tiny_head).device == torch.device("meta")
 
 
+@pytest.mark.slow
+def test_the_same_export_is_skipped(
+    exported: dict[str, Path], tiny_head: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(onnx_export, "_export", lambda *_: pytest.fail("exported again"))
+    caplog.set_level("INFO")
+    export_onnx(tiny_head, exported["int8"])
+    assert "skipped" in caplog.text
+    with pytest.raises(InputError, match="is not empty"):
+        export_onnx(tiny_head, exported["int8"], precision="fp32")
+
+
 def test_an_export_that_fails_leaves_nothing(tiny_head: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxscript", reason="needs the extra `onnx`")
 
