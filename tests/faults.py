@@ -686,6 +686,7 @@ in {minutes:.0f} minutes: {cases} cases on a tiny run, whose files the program f
 
 - Damage: of each file of a finished run, of the state that a killed search, pre-training or annotation leaves, and of
   the cache of `datasets`. The command that made the file is run again, then those that read it, `check` and `report`.
+  What the error advises is tried once for each result and kind of damage.
   A file that can't be read has no permissions; root gives up the privilege to ignore them.
 - `kill -9`, SIGTERM, SIGINT: at random moments; then the same command again.
 - Disk full: no file can grow beyond a random size (`RLIMIT_FSIZE`); then the same command again without the limit.
