@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -26,6 +26,14 @@ _STREAMS = np.arange(3, dtype=np.uint64)[:, None]
 _ROWS_AT_ONCE = 1024
 
 Array = npt.NDArray[Any]
+
+# What columns are padded with, and what a row has that lacks them, from its ids and the id of padding.
+_COLUMNS: dict[str, tuple[int, Callable[[Array, int], Array]]] = {
+    "attention_mask": (0, lambda ids, padding: ids != padding),
+    "token_type_ids": (0, lambda ids, padding: np.zeros_like(ids)),
+    "special_tokens_mask": (1, lambda ids, padding: np.zeros_like(ids)),
+    "position_ids": (0, lambda ids, padding: np.arange(len(ids))),
+}
 
 
 @dataclass(frozen=True)
@@ -176,45 +184,57 @@ class BioptimusDataCollator:
         self._clock[0] = micro_batch
         self._clock[1] += 1
 
-    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, examples: Sequence[Mapping[str, Any] | Sequence[int]]) -> dict[str, torch.Tensor]:
         """Build a batch.
 
         Args:
             examples: mappings of any lengths with `input_ids` and, optionally, `attention_mask`,
-                `special_tokens_mask`, `token_type_ids` or `labels`.
+                `special_tokens_mask`, `token_type_ids`, `position_ids` or `labels`; or plain lists of ids. Where only
+                some rows have one of these, the others get its default, except for `labels`. Other columns of numbers,
+                one for each id or one for the row, are passed on.
 
         Returns:
-            Tensors (int64) of shape (rows, length): `input_ids`, `attention_mask`, `labels` (-100 where nothing has to
-            be predicted), and `token_type_ids` if the examples have them.
+            Tensors of shape (rows, length), or (rows,) for numbers of rows: `input_ids`, `attention_mask`, `labels`
+            (-100 where nothing has to be predicted), and what else the examples have, except `special_tokens_mask`.
+
+        Raises:
+            InputError: there are no ids, or a column can't be put into a batch (which one).
         """
-        ids = self._pad(examples, "input_ids", self.tokenizer.pad_token_id)
-        given = examples[0].keys()
-        attention = (
-            self._pad(examples, "attention_mask", 0)
-            if "attention_mask" in given
-            else (ids != self.tokenizer.pad_token_id).astype(np.int64)
-        )
-        batch = {"input_ids": ids, "attention_mask": attention}
-        if "token_type_ids" in given:
-            batch["token_type_ids"] = self._pad(examples, "token_type_ids", 0)
-        if "labels" in given:
-            batch["labels"] = self._pad(examples, "labels", IGNORED_LABEL)
-        else:
+        rows = [example if isinstance(example, Mapping) else {"input_ids": example} for example in examples]
+        columns = dict.fromkeys(name for row in rows for name in row)
+        if any("input_ids" not in row for row in rows):
+            raise InputError("a row has no column input_ids: tokenise the data set first")
+        lengths = [len(row["input_ids"]) for row in rows]
+        length = -(-max(lengths) // (self.pad_to_multiple_of or 1)) * (self.pad_to_multiple_of or 1)
+        ids = _pad([row["input_ids"] for row in rows], length, self.tokenizer.pad_token_id)
+        given = {name: self._column(name, rows, lengths, length) for name in columns if name != "input_ids"}
+        special = given.pop("special_tokens_mask", None)
+        attention = given.setdefault("attention_mask", (ids != self.tokenizer.pad_token_id).astype(np.int64))
+        batch = {"input_ids": ids, **given}
+        if "labels" not in columns:
             maskable = (attention == 1) & ~self._special[ids]
-            if "special_tokens_mask" in given:
-                maskable &= self._pad(examples, "special_tokens_mask", 1) == 0
+            if special is not None:
+                maskable &= special == 0
             batch["input_ids"], batch["labels"] = self._mask(ids, maskable)
         return {name: torch.from_numpy(values) for name, values in batch.items()}
 
-    def _pad(self, examples: Sequence[Mapping[str, Any]], name: str, filler: int) -> Array:
-        rows = [example[name] for example in examples]
-        length = max(map(len, rows))
-        if self.pad_to_multiple_of:
-            length = -(-length // self.pad_to_multiple_of) * self.pad_to_multiple_of
-        padded = np.full((len(rows), length), filler, dtype=np.int64)
-        for target, row in zip(padded, rows, strict=True):
-            target[: len(row)] = row
-        return padded
+    def _column(self, name: str, rows: Sequence[Mapping[str, Any]], lengths: Sequence[int], length: int) -> Array:
+        """Return a column of a batch, padded."""
+        if name in _COLUMNS:
+            filler, default = _COLUMNS[name]
+            pad_id = self.tokenizer.pad_token_id
+            values = [row[name] if name in row else default(np.asarray(row["input_ids"]), pad_id) for row in rows]
+            return _pad(values, length, filler)
+        if missing := sum(name not in row for row in rows):
+            raise InputError(f"{missing} of {len(rows)} rows have no {name}: give it to all rows, or to none")
+        values = [np.asarray(row[name]) for row in rows]
+        if any(one.dtype.kind not in "biuf" for one in values):
+            raise InputError(f"{name} isn't made of numbers: remove this column from the data set")
+        if all(one.shape == (size,) for one, size in zip(values, lengths, strict=True)):
+            return _pad(values, length, IGNORED_LABEL if name == "labels" else 0)
+        if all(one.shape == () for one in values):
+            return np.stack(values)
+        raise InputError(f"{name} has neither one number for each id nor one for the row: remove this column")
 
     def _mask(self, ids: Array, maskable: Array) -> tuple[Array, Array]:
         """Return the corrupted ids and the labels."""
@@ -272,6 +292,16 @@ class BioptimusDataCollator:
         return self.seed % 2**64, batches.first_row(micro_batch), strategy
 
 
+def _pad(rows: Sequence[Any], length: int, filler: int) -> Array:
+    """Return rows of numbers as an array, filled up on the right: int64, or float32 if any has fractions."""
+    values = [np.asarray(row) for row in rows]
+    kind = np.float32 if any(one.dtype.kind == "f" and one.size for one in values) else np.int64
+    padded = np.full((len(values), length), filler, dtype=kind)
+    for target, row in zip(padded, values, strict=True):
+        target[: len(row)] = row
+    return padded
+
+
 def mask_once(
     blocks: Dataset,
     tokenizer: PreTrainedTokenizerBase,
@@ -299,10 +329,14 @@ def mask_once(
     for start in range(0, len(blocks), _ROWS_AT_ONCE):
         rows = blocks.select(range(start, min(start + _ROWS_AT_ONCE, len(blocks)))).to_list()
         batch = collator([{name: values for name, values in row.items() if name != "labels"} for row in rows])
-        masked.extend(
-            {name: values[number, : len(row["input_ids"])].numpy() for name, values in batch.items()}
-            for number, row in enumerate(rows)
-        )
+        for number, row in enumerate(rows):
+            size = len(row["input_ids"])
+            masked.append(
+                {
+                    name: values[number, :size].numpy() if values.ndim > 1 else values[number].item()
+                    for name, values in batch.items()
+                }
+            )
     return Dataset.from_list(masked)
 
 

@@ -1,4 +1,4 @@
-"""Define the masked language model of pre-training, which computes only what the masked positions need."""
+"""Define the masked language model of pre-training, which in training computes only what the masked positions need."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch.nn.attention.varlen import varlen_attn
-from torch.nn.functional import pad
+from torch.nn.functional import cross_entropy, pad
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerBase, TrainingArguments
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_outputs import MaskedLMOutput
@@ -31,11 +31,13 @@ _WIDEST_HEAD = 256  # the largest head width that it supports; the width must al
 
 
 class BertForMaskedPositions(BertForMaskedLM):
-    """`BertForMaskedLM` for packed documents whose last layer and head compute the masked positions only.
+    """`BertForMaskedLM` for packed documents whose last layer and head compute the masked positions only, in training.
 
     Loss and gradients are those of the parent class, and what is saved is a plain `BertForMaskedLM`.
 
     Attributes:
+        evaluates_logits: whether `forward` returns logits in evaluation, as metrics need. Without them, evaluation
+            computes the masked positions only, too.
         document_start: id of the token with which each document in a packed row begins (`[CLS]`); it is never masked.
             If set, attention stays within a document and positions count from the beginning of the document (or of the
             row), so that the states are those of the document read alone. None (the default): a row is one text.
@@ -43,6 +45,7 @@ class BertForMaskedPositions(BertForMaskedLM):
     """
 
     accepts_loss_kwargs = True  # tells the Trainer to pass num_items_in_batch; otherwise it looks for **kwargs
+    evaluates_logits: bool = True
     document_start: int | None = None
     replay: Replay | None = None
 
@@ -58,27 +61,29 @@ class BertForMaskedPositions(BertForMaskedLM):
         token_type_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        position_ids: torch.Tensor | None = None,
     ) -> MaskedLMOutput:
-        """Predict the positions whose label is not -100.
+        """Predict the positions whose label is not -100, or all positions.
 
         Args:
-            input_ids: int64 of shape (rows, length), as are `attention_mask`, `token_type_ids` and `labels`.
+            input_ids: int64 of shape (rows, length), as are `attention_mask`, `token_type_ids`, `labels` and
+                `position_ids`. Without labels, as a Trainer with label smoothing calls its model, all positions are
+                predicted.
             num_items_in_batch: masked positions of the whole optimizer step, over all micro-batches and processes. The
                 loss is the sum of the cross-entropies (nats) divided by this number, so that it doesn't depend on how a
                 step is divided into micro-batches. By default, the masked positions of this batch.
 
         Returns:
-            `loss` only: the logits are never all in memory.
-
-        Raises:
-            ValueError: there are no labels.
+            In training, `loss` only: the logits are never all in memory. Otherwise also `logits` of shape (rows,
+            length, vocabulary), see `evaluates_logits`.
         """
-        if labels is None:
-            raise ValueError("BertForMaskedPositions needs labels, which mark the masked positions")
         starts = torch.zeros_like(input_ids, dtype=torch.bool)
         if self.document_start is not None:
             starts = input_ids == self.document_start
-        hidden = self.bert.embeddings(input_ids, token_type_ids, position_ids=_positions(starts))
+        positions = _positions(starts) if position_ids is None else position_ids
+        hidden = self.bert.embeddings(input_ids, token_type_ids, position_ids=positions)
+        if labels is None or (self.evaluates_logits and not self.training):
+            return self._predict_all(hidden, labels, starts, attention_mask, num_items_in_batch)
         states, targets = self._encode(hidden, labels, starts, attention_mask)
         head = self.cls.predictions
         states, weight, bias = head.transform(states), head.decoder.weight, head.bias
@@ -87,6 +92,25 @@ class BertForMaskedPositions(BertForMaskedLM):
         total: torch.Tensor = _SummedCrossEntropy.apply(states, weight, bias, targets)  # type: ignore[no-untyped-call]
         count = len(targets) if num_items_in_batch is None else num_items_in_batch
         return MaskedLMOutput(loss=total / torch.as_tensor(count, device=total.device).clamp(min=1))
+
+    def _predict_all(
+        self,
+        hidden: torch.Tensor,
+        labels: torch.Tensor | None,
+        starts: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        count: torch.Tensor | int | None,
+    ) -> MaskedLMOutput:
+        """Return the logits of all positions and, with labels, the loss."""
+        states, _ = self._encode(hidden, torch.zeros_like(starts, dtype=torch.int64), starts, attention_mask)
+        logits = self.cls.predictions(states[: starts.numel()]).view(*starts.shape, -1)
+        if labels is None:
+            return MaskedLMOutput(logits=logits)
+        total = cross_entropy(
+            logits.flatten(0, 1).float(), labels.flatten(), reduction="sum", ignore_index=IGNORED_LABEL
+        )
+        divisor = (labels != IGNORED_LABEL).sum() if count is None else torch.as_tensor(count, device=total.device)
+        return MaskedLMOutput(loss=total / divisor.clamp(min=1), logits=logits)
 
     def _encode(
         self, hidden: torch.Tensor, labels: torch.Tensor, starts: torch.Tensor, attention_mask: torch.Tensor | None
@@ -286,6 +310,7 @@ def prepare_model(
         dropout: probability during training; the configuration, which is saved, keeps its own.
     """
     model.document_start = tokenizer.cls_token_id
+    model.evaluates_logits = False  # nothing reads them
     model.replay = None  # may be left over from an earlier training
     set_dropout(model, dropout)
     device = arguments.device

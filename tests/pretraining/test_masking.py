@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -16,7 +17,13 @@ from transformers import BertTokenizer, PreTrainedTokenizerFast
 
 from bioptimus_hf.corpus.dataset import load_corpus
 from bioptimus_hf.errors import InputError
-from bioptimus_hf.pretraining.masking import BatchLayout, BioptimusDataCollator, MaskingPlan, MaskingStrategy
+from bioptimus_hf.pretraining.masking import (
+    BatchLayout,
+    BioptimusDataCollator,
+    MaskingPlan,
+    MaskingStrategy,
+    mask_once,
+)
 from bioptimus_hf.vocabulary.tokenizer import build_tokenizer
 from bioptimus_hf.vocabulary.training import train_vocabulary
 
@@ -316,3 +323,62 @@ def test_a_rate_rises_in_equal_steps(tokenizer: BertTokenizer, workers: int, acc
         alone.follow(MaskingPlan((0,), (strategy,), BatchLayout(4)))
         alone.begin(micro_batch)
         assert torch.equal(batch["labels"], alone(rows(tokenizer, 4))["labels"]), micro_batch
+
+
+def test_a_column_of_some_rows_counts_for_all(tokenizer: BertTokenizer) -> None:
+    """What only a later row has must not be lost, and rows without it have its default."""
+    collator = BioptimusDataCollator(tokenizer)
+    plain = [{"input_ids": [2, 20, 21, 3]}, {"input_ids": [2, 22, 3]}]
+    for name, value, expected in (
+        ("attention_mask", [1, 0, 1], [[1, 1, 1, 1], [1, 0, 1, 0]]),
+        ("token_type_ids", [0, 1, 1], [[0, 0, 0, 0], [0, 1, 1, 0]]),
+        ("position_ids", [4, 5, 6], [[0, 1, 2, 3], [4, 5, 6, 0]]),
+    ):
+        batch = collator([plain[0], {**plain[1], name: value}])
+        assert batch[name].tolist() == expected
+        assert batch[name].dtype == torch.int64
+    always = BioptimusDataCollator(tokenizer, MaskingStrategy("token", 1.0, False))
+    batch = always([plain[0], {**plain[1], "special_tokens_mask": [1, 1, 1]}])
+    assert "special_tokens_mask" not in batch
+    assert (batch["labels"][1] == -100).all()
+    assert torch.equal(batch["labels"][0], always(plain)["labels"][0])
+
+
+def test_other_columns_of_numbers_are_passed_on(tokenizer: BertTokenizer) -> None:
+    rows = [
+        {"input_ids": [2, 20, 21, 3], "weights": [0.5, 1.0, 1.0, 0.5], "document": 7},
+        {"input_ids": [2, 22, 3], "weights": [0.5, 2.0, 0.5], "document": 8},
+    ]
+    batch = BioptimusDataCollator(tokenizer, pad_to_multiple_of=8)(rows)
+    assert batch["weights"].tolist() == [[0.5, 1, 1, 0.5, 0, 0, 0, 0], [0.5, 2, 0.5, 0, 0, 0, 0, 0]]
+    assert batch["document"].tolist() == [7, 8]
+    masked = mask_once(Dataset.from_list(rows), tokenizer)
+    assert masked["document"][:] == [7, 8]
+    assert masked["weights"][1] == [0.5, 2.0, 0.5]
+
+
+def test_plain_lists_and_tensors_of_ids(tokenizer: BertTokenizer) -> None:
+    lists = [[2, 20, 21, 3], [2, 22, 3]]
+    expected = BioptimusDataCollator(tokenizer)([{"input_ids": row} for row in lists])
+    for rows in (lists, [np.array(row) for row in lists], [torch.tensor(row) for row in lists]):
+        got = BioptimusDataCollator(tokenizer)(rows)
+        assert got.keys() == expected.keys()
+        assert all(torch.equal(got[name], expected[name]) for name in got)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"input_ids": [2, 20, 3], "text": "asthma"}, "text isn't made of numbers: remove this column"),
+        ({"input_ids": [2, 20, 3], "pair": [1, 2]}, "pair has neither one number for each id nor one for the row"),
+        ({"input_ids": [2, 20, 3], "document": 1}, "1 of 2 rows have no document: give it to all rows, or to none"),
+        ({"input_ids": [2, 20, 3], "labels": [2, 20, 3]}, "1 of 2 rows have no labels"),
+        ({"text": "asthma"}, "a row has no column input_ids: tokenise the data set first"),
+    ],
+)
+def test_columns_that_fit_no_batch_are_named(tokenizer: BertTokenizer, row: dict[str, Any], message: str) -> None:
+    other = {"input_ids": [2, 21, 22, 3]}
+    if "text" in row or "pair" in row:
+        other |= {name: value for name, value in row.items() if name != "input_ids"}
+    with pytest.raises(InputError, match=message):
+        BioptimusDataCollator(tokenizer)([other, row])

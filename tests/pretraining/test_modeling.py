@@ -12,10 +12,10 @@ import pytest
 import torch
 from datasets import Dataset
 from helpers import build_tiny_bert
-from transformers import BertConfig, BertForMaskedLM, BertTokenizer
+from transformers import BertConfig, BertForMaskedLM, BertTokenizer, Trainer, TrainingArguments
 
 from bioptimus_hf.pretraining.cuda_graphs import Replay
-from bioptimus_hf.pretraining.masking import BioptimusDataCollator, MaskingStrategy
+from bioptimus_hf.pretraining.masking import BioptimusDataCollator, MaskingStrategy, mask_once
 from bioptimus_hf.pretraining.modeling import VARLEN, BertForMaskedPositions, set_dropout
 from bioptimus_hf.pretraining.packing import tokenize_and_pack
 
@@ -154,6 +154,7 @@ def test_it_is_initialised_and_saved_as_the_plain_model(shape: dict[str, Any], t
 
 def test_a_graph_gives_its_gradient_twice_and_rejects_a_second_derivative() -> None:
     _, model = both()
+    model.evaluates_logits = False
     ids, labels = rows_and_labels()
     parameters = list(model.parameters())
     loss = model(ids, labels=labels).loss
@@ -364,3 +365,61 @@ def test_replicas_without_parameters_work(monkeypatch: pytest.MonkeyPatch) -> No
     expected = model(ids, labels=ids).loss
     monkeypatch.setattr(BertForMaskedPositions, "parameters", lambda self, recurse=True: iter(()))
     assert torch.equal(expected, model(ids, labels=ids).loss)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_logits_are_those_of_the_plain_model(training: bool) -> None:
+    """In evaluation, and in training without labels, which is how a Trainer with label smoothing calls its model."""
+    plain, ours = both(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    ids, labels = rows_and_labels()
+    attention = (torch.arange(32) < torch.arange(25, 33)[:, None]).long()
+    batch = {"input_ids": ids, "attention_mask": attention, "position_ids": torch.arange(32).flip(0).expand(8, -1)}
+    expected = plain(**batch, labels=labels)
+    got = ours(**batch, labels=labels)
+    torch.testing.assert_close(got.loss, expected.loss)
+    real = attention.bool()
+    torch.testing.assert_close(got.logits[real], expected.logits[real])
+    ours.train(training)
+    without = ours(**batch)
+    assert without.loss is None
+    torch.testing.assert_close(without.logits[real], expected.logits[real])
+    if training:
+        assert ours(**batch, labels=labels).logits is None
+    halved = ours.eval()(**batch, labels=labels, num_items_in_batch=2 * int((labels != -100).sum())).loss
+    torch.testing.assert_close(2 * halved, expected.loss)
+    ours.evaluates_logits = False
+    assert ours(**batch, labels=labels).logits is None
+
+
+def test_logits_of_packed_documents_are_those_of_each_document_alone(tokenizer: BertTokenizer) -> None:
+    plain, ours = build_tiny_bert(len(tokenizer)).eval(), masked_head(tokenizer)
+    ours.document_start = tokenizer.cls_token_id
+    start, end = tokenizer.cls_token_id, tokenizer.sep_token_id
+    first, second = [start, 20, 21, end], [start, 22, 23, 24, end]
+    packed = ours(torch.tensor([first + second])).logits[0]
+    alone = [plain(torch.tensor([document])).logits[0] for document in (first, second)]
+    torch.testing.assert_close(packed, torch.cat(alone))
+
+
+def test_a_stock_trainer_evaluates_and_smooths_labels(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    """With metrics and label smoothing, losses and metrics are those of the plain model."""
+    rows = [{"input_ids": [2, *range(20 + shift, 27 + shift), 3]} for shift in range(8)]
+    data = mask_once(Dataset.from_list(rows), tokenizer)
+    found = []
+    for model in (build_tiny_bert(len(tokenizer)), masked_head(tokenizer)):
+        set_dropout(model, 0.0)
+        arguments = TrainingArguments(
+            str(tmp_path), per_device_train_batch_size=4, max_steps=2, label_smoothing_factor=0.1, report_to="none",
+            use_cpu=True, disable_tqdm=True, save_strategy="no", logging_steps=1,
+        )  # fmt: skip
+        trainer = Trainer(
+            model, arguments, BioptimusDataCollator(tokenizer), data, data,
+            preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1),
+            compute_metrics=lambda given: {"right": float((given.predictions == given.label_ids).sum())},
+        )  # fmt: skip
+        trainer.train()
+        losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+        metrics = trainer.evaluate()
+        found.append((losses, metrics["eval_loss"], metrics["eval_right"]))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-4)
+    assert found[0][1:] == pytest.approx(found[1][1:], rel=1e-4)
