@@ -171,6 +171,12 @@ class BioptimusDataCollator:
         self._continues = _continuations(self.tokenizer, plan.strategies)
         self._plan = plan
 
+    def unplanned_copy(self) -> BioptimusDataCollator:
+        """Return a collator with the same settings that follows no plan and has seen no rows."""
+        return BioptimusDataCollator(
+            self.tokenizer, self.strategy, seed=self.seed, pad_to_multiple_of=self.pad_to_multiple_of
+        )
+
     def strategy_at(self, step: int) -> MaskingStrategy:
         """Return the masking strategy of an optimizer step, counted from 0."""
         return self.strategy if self._plan is None else self._plan.strategy_at(step)
