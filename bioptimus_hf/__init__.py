@@ -59,6 +59,7 @@ if TYPE_CHECKING:  # what editors and type checkers see of the names below
     from bioptimus_hf.pretraining.curriculum import BIOPTIMUS_CURRICULUM as BIOPTIMUS_CURRICULUM
     from bioptimus_hf.pretraining.curriculum import Phase as Phase
     from bioptimus_hf.pretraining.curriculum import follow_curriculum as follow_curriculum
+    from bioptimus_hf.pretraining.loop import CurriculumLoop as CurriculumLoop
     from bioptimus_hf.pretraining.masking import BioptimusDataCollator as BioptimusDataCollator
     from bioptimus_hf.pretraining.masking import MaskingStrategy as MaskingStrategy
     from bioptimus_hf.pretraining.masking import mask_once as mask_once
@@ -135,6 +136,7 @@ _PUBLIC = {
     "Phase": "pretraining.curriculum",
     "follow_curriculum": "pretraining.curriculum",
     "CurriculumCallback": "pretraining.callback",
+    "CurriculumLoop": "pretraining.loop",
     "tokenize_and_pack": "pretraining.packing",
     "BertForMaskedPositions": "pretraining.modeling",
     "make_versions": "pretraining.stage",

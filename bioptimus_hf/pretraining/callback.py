@@ -22,8 +22,14 @@ from transformers import (
 from transformers.trainer_callback import ExportableState
 
 from bioptimus_hf.errors import InputError
-from bioptimus_hf.pretraining.curriculum import BIOPTIMUS_CURRICULUM, Phase, PhasePlan, check_same_run
-from bioptimus_hf.pretraining.masking import BatchLayout, BioptimusDataCollator
+from bioptimus_hf.pretraining.curriculum import (
+    BIOPTIMUS_CURRICULUM,
+    Phase,
+    PhasePlan,
+    check_same_run,
+    evaluation_masking,
+)
+from bioptimus_hf.pretraining.masking import BatchLayout, BioptimusDataCollator, MaskingStrategy
 from bioptimus_hf.pretraining.versions import Provenance, VersionRecord, export_version, whole_weights
 
 logger = logging.getLogger(__name__)
@@ -71,15 +77,17 @@ class CurriculumCallback(TrainerCallback, ExportableState):
         self._run: dict[str, Any] = {}  # what must not change when the run is resumed
         self._started = 0.0
         self._to_export: Phase | None = None  # the phase that has ended and isn't exported yet
-        self._evaluated: Any = None  # the evaluation set that was checked last
+        self._planned: BioptimusDataCollator | None = None  # of the training set
+        self._multiplied = False  # whether losses are too large
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Reject a setting that would recreate this callback from a checkpoint, without its collator."""
+        """Leave the collator for evaluation, and reject a setting that would recreate this callback without it."""
         if args.restore_callback_states_from_checkpoint:
             raise InputError(
                 "would recreate the callback of the curriculum without its collator: leave it out",
                 argument="restore_callback_states_from_checkpoint",
             )
+        self.collator.for_evaluation(evaluation_masking(self.curriculum))
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -95,13 +103,15 @@ class CurriculumCallback(TrainerCallback, ExportableState):
                 "a run on a streamed data set can't be resumed, since the Trainer doesn't know where in the stream it "
                 "was: load the data set as a whole"
             )
+        planned = self._take_over(loader)
+        self._multiplied = _multiplies_loss(args, kwargs.get("model"))
         if loader is not None:
             # Every iterator over the data draws a seed for its workers, by default from torch's global generator, as
             # dropout does. Persistent workers are created once, others once per epoch.
             generator = torch.Generator().manual_seed(args.seed)
             getattr(loader, "base_dataloader", loader).generator = generator
         plan = PhasePlan(
-            self.collator,
+            planned,
             self.curriculum,
             state.max_steps,
             BatchLayout(args.train_batch_size, args.gradient_accumulation_steps, args.process_index, args.world_size),
@@ -145,18 +155,6 @@ class CurriculumCallback(TrainerCallback, ExportableState):
             if not control.should_evaluate:
                 self._export(state, kwargs["model"], metrics={})
 
-    def on_prediction_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Reject an unmasked evaluation set: the collator would mask it, and count its rows as training's."""
-        dataset = getattr(kwargs.get("eval_dataloader"), "dataset", None)
-        if dataset is None or dataset is self._evaluated:
-            return
-        self._evaluated = dataset
-        first = next(iter(dataset), {"labels": ()}) if isinstance(dataset, IterableDataset) else dataset[0]
-        if "labels" not in first:
-            raise InputError("the evaluation set has no labels: mask it once, with bioptimus_hf.mask_once, in advance")
-
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Export the version of a phase that has ended, with its validation loss."""
         if self._to_export is not None:
@@ -175,6 +173,34 @@ class CurriculumCallback(TrainerCallback, ExportableState):
             phase, masking = self.plan.phase_of(state.global_step), self.plan.masking_of(state.global_step)
             state.log_history[-1] |= {"phase": phase.version, **asdict(masking)}
 
+    def masking_of(self, step: int) -> MaskingStrategy:
+        """Return the masking of an optimizer step of a training that has begun, counted from 1."""
+        assert self.plan is not None
+        return self.plan.masking_of(step)
+
+    def _take_over(self, loader: Any) -> BioptimusDataCollator:
+        """Give the training set a collator of its own, which follows the curriculum.
+
+        Raises:
+            InputError: the Trainer has another collator than this callback.
+        """
+        planned = self.collator.unplanned_copy()
+        if loader is None:
+            return planned
+        base = getattr(loader, "base_dataloader", loader)
+        wrapper = base if isinstance(base.collate_fn, BioptimusDataCollator) else base.collate_fn
+        name = "collate_fn" if wrapper is base else "data_collator"  # of the Trainer's wrapper that removes columns
+        found = getattr(wrapper, name, wrapper)
+        if found is not self.collator and found is not self._planned:
+            kind = "another BioptimusDataCollator" if type(found) is type(planned) else f"a {type(found).__name__}"
+            raise InputError(
+                f"the Trainer's data_collator is {kind}, so the curriculum wouldn't reach its batches: give the same "
+                f"object to the Trainer and to the CurriculumCallback"
+            )
+        setattr(wrapper, name, planned)
+        self._planned = planned
+        return planned
+
     def _export(self, state: TrainerState, model: PreTrainedModel, metrics: Mapping[str, float]) -> None:
         phase, self._to_export = self._to_export, None
         if phase is None or self.plan is None or self.export_dir is None:
@@ -183,7 +209,8 @@ class CurriculumCallback(TrainerCallback, ExportableState):
         if not state.is_world_process_zero:
             return
         folder = Path(self.export_dir) / f"v{phase.version}"
-        facts = {**self.plan.facts_of(phase), "metrics": dict(metrics)}
+        sound = {name: value for name, value in metrics.items() if not (self._multiplied and name.endswith("loss"))}
+        facts = {**self.plan.facts_of(phase), "metrics": sound}
         record = VersionRecord(facts, self.provenance, time.monotonic() - self._started)
         export_version(folder, model, self.collator.tokenizer, record, weights=weights)
         logger.info("step %d: exported %s", state.global_step, folder)
@@ -208,6 +235,36 @@ def _check_data(args: TrainingArguments, loader: Any, *, streamed: bool) -> None
         )
     if loader is not None and not streamed and "labels" in loader.dataset[0]:
         raise InputError("the training set has labels, so it would never be masked: remove that column")
+
+
+def _multiplies_loss(args: TrainingArguments, model: Any) -> bool:
+    """Return whether the Trainer's losses are too large, with a warning: if the model ignores `num_items_in_batch`.
+
+    The Trainer passes it to every model that takes arguments by name, and counts on a sum divided by it: it multiplies
+    by the number of processes and doesn't divide by the accumulation steps (transformers 5.24).
+    """
+    factor = args.world_size * args.gradient_accumulation_steps
+    if factor == 1 or model is None:
+        return False
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    ids = torch.zeros((1, 8), dtype=torch.int64, device=device)
+    try:
+        with torch.no_grad():
+            losses = [model(input_ids=ids, labels=ids, num_items_in_batch=count).loss for count in (1, 2)]
+        ignored = bool(losses[0] == losses[1])
+    except (TypeError, AttributeError):  # it takes no such argument, and the Trainer knows
+        ignored = False
+    model.train(was_training)
+    if ignored:
+        logger.warning(
+            "%s ignores num_items_in_batch, so the Trainer's losses are up to %d times too large, and they aren't "
+            "recorded: use BertForMaskedPositions, or give the Trainer a compute_loss_func",
+            type(model).__name__,
+            factor,
+        )
+    return ignored
 
 
 def _check_resumable(args: TrainingArguments, loader: Any) -> None:

@@ -10,7 +10,13 @@ from typing import Any
 
 from bioptimus_hf.artifacts import read_yaml
 from bioptimus_hf.errors import InputError
-from bioptimus_hf.pretraining.masking import BatchLayout, BioptimusDataCollator, MaskingPlan, MaskingStrategy
+from bioptimus_hf.pretraining.masking import (
+    VALIDATION_MASKING,
+    BatchLayout,
+    BioptimusDataCollator,
+    MaskingPlan,
+    MaskingStrategy,
+)
 from bioptimus_hf.recipes import find
 
 _VERSION = re.compile(r"\w[\w.-]*")  # names a folder
@@ -174,6 +180,15 @@ class PhasePlan:
             "steps": self.steps,
             "curriculum": [asdict(phase) | {"last_step": end} for end, phase in self.ends.items()],
         }
+
+
+def evaluation_masking(curriculum: Sequence[Phase]) -> MaskingStrategy:
+    """Return how rows without labels are masked in an evaluation, the same in all phases.
+
+    Only a curriculum that masks whole words needs a tokenizer that knows them.
+    """
+    words = any(phase.masking.unit == "word" for phase in curriculum)
+    return VALIDATION_MASKING if words else replace(VALIDATION_MASKING, unit="token")
 
 
 def check_same_run(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

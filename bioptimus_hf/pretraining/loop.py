@@ -15,7 +15,13 @@ from accelerate.utils import DistributedType
 from torch.utils.data import IterableDataset
 
 from bioptimus_hf.errors import InputError
-from bioptimus_hf.pretraining.curriculum import BIOPTIMUS_CURRICULUM, Phase, PhasePlan, check_same_run
+from bioptimus_hf.pretraining.curriculum import (
+    BIOPTIMUS_CURRICULUM,
+    Phase,
+    PhasePlan,
+    check_same_run,
+    evaluation_masking,
+)
 from bioptimus_hf.pretraining.masking import BatchLayout, BioptimusDataCollator
 from bioptimus_hf.pretraining.versions import VersionRecord, export_version, folder_name
 
@@ -28,8 +34,8 @@ class CurriculumLoop:
     Create it after `accelerator.prepare`, and call `step` after each optimizer step. Nothing else is to be done: it
     masks the batches of the loader by its phase, exports a version at the end of each phase, and is saved and loaded
     with `accelerator.save_state` and `load_state`. A loop that skips the batches it has seen (`skip_first_batches`)
-    then goes on bit for bit, with its dropout and the order of its rows. Evaluation with the same collator isn't
-    affected by the curriculum.
+    then goes on bit for bit, with its dropout and the order of its rows. In an evaluation with the same collator, rows
+    without labels are masked in the same way in all phases, see `BioptimusDataCollator.for_evaluation`.
 
     Args:
         accelerator: of the loop.
@@ -69,7 +75,9 @@ class CurriculumLoop:
             accelerator.num_processes,
         )
         # A copy: the curriculum must not reach an evaluation that shares the collator, nor count its rows.
-        self._collator: BioptimusDataCollator = base.collate_fn.unplanned_copy()
+        shared: BioptimusDataCollator = base.collate_fn
+        self._collator = shared.unplanned_copy()
+        shared.for_evaluation(evaluation_masking(curriculum))
         self._plan = PhasePlan(self._collator, curriculum, steps, layout)
         self._steps_per_epoch = -(-len(base) // layout.accumulation)
         self._identity = {**self._plan.identity(), "number of rows": len(base.dataset)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+import xxhash
 from datasets import Dataset
 from torch.utils.data import get_worker_info
 from transformers import PreTrainedTokenizerBase
@@ -127,7 +129,8 @@ class BioptimusDataCollator:
     also after resuming. Without them, rows are counted as they arrive, and worker processes draw a fresh stream for
     each epoch from torch's global generator.
 
-    Examples that already have `labels` are padded but not masked: mask an evaluation set once, before training.
+    Examples that already have `labels` are padded but not masked. Once a `CurriculumLoop` or a `CurriculumCallback` has
+    taken over the training set, the collator itself is left for evaluation, see `for_evaluation`.
 
     Args:
         tokenizer: must have a mask token and a padding token; the unit "word" needs a WordPiece tokenizer.
@@ -159,6 +162,10 @@ class BioptimusDataCollator:
         self._real_ids = real_ids(tokenizer)
         self._continues = _continuations(tokenizer, [strategy])
         self._plan: MaskingPlan | None = None
+        self._evaluates = False
+        self._count_anew()
+
+    def _count_anew(self) -> None:
         # Shared with worker processes, which have a copy of everything else: the micro-batch at which the current
         # iterator over the data began, and the number of iterators so far.
         self._clock = torch.zeros(2, dtype=torch.int64)
@@ -171,11 +178,22 @@ class BioptimusDataCollator:
         self._continues = _continuations(self.tokenizer, plan.strategies)
         self._plan = plan
 
+    def for_evaluation(self, strategy: MaskingStrategy = VALIDATION_MASKING) -> None:
+        """Mask rows by nothing but their ids from now on, so that every evaluation has the same predictions to make.
+
+        Args:
+            strategy: how all rows are masked.
+        """
+        self.strategy = strategy
+        self._continues = _continuations(self.tokenizer, [strategy])
+        self._evaluates = True
+
     def unplanned_copy(self) -> BioptimusDataCollator:
-        """Return a collator with the same settings that follows no plan and has seen no rows."""
-        return BioptimusDataCollator(
-            self.tokenizer, self.strategy, seed=self.seed, pad_to_multiple_of=self.pad_to_multiple_of
-        )
+        """Return a collator of the same class and settings that follows no plan and has seen no rows."""
+        other = copy.copy(self)
+        other._plan, other._evaluates = None, False
+        other._count_anew()
+        return other
 
     def strategy_at(self, step: int) -> MaskingStrategy:
         """Return the masking strategy of an optimizer step, counted from 0."""
@@ -221,7 +239,7 @@ class BioptimusDataCollator:
             maskable = (attention == 1) & ~self._special[ids]
             if special is not None:
                 maskable &= special == 0
-            batch["input_ids"], batch["labels"] = self._mask(ids, maskable)
+            batch["input_ids"], batch["labels"] = self._mask(ids, maskable, lengths)
         return {name: torch.from_numpy(values) for name, values in batch.items()}
 
     def _column(self, name: str, rows: Sequence[Mapping[str, Any]], lengths: Sequence[int], length: int) -> Array:
@@ -242,10 +260,16 @@ class BioptimusDataCollator:
             return np.stack(values)
         raise InputError(f"{name} has neither one number for each id nor one for the row: remove this column")
 
-    def _mask(self, ids: Array, maskable: Array) -> tuple[Array, Array]:
+    def _mask(self, ids: Array, maskable: Array, lengths: Sequence[int]) -> tuple[Array, Array]:
         """Return the corrupted ids and the labels."""
-        key, first_row, strategy = self._next(len(ids))
-        choices, outcomes, replacements = _row_keys(key, np.arange(first_row, first_row + len(ids), dtype=np.uint64))
+        if self._evaluates:
+            key, strategy = self.seed % 2**64, self.strategy
+            rows = [xxhash.xxh3_64_intdigest(row[:size].tobytes()) for row, size in zip(ids, lengths, strict=True)]
+            numbers = np.array(rows, dtype=np.uint64)
+        else:
+            key, first_row, strategy = self._next(len(ids))
+            numbers = np.arange(first_row, first_row + len(ids), dtype=np.uint64)
+        choices, outcomes, replacements = _row_keys(key, numbers)
         positions = np.arange(ids.shape[1], dtype=np.uint64)
         # All pieces of a word share the number of the word's first piece.
         units = self._word_starts(ids, maskable).view(np.uint64) if strategy.unit == "word" else positions

@@ -104,7 +104,7 @@ class PretrainingTrainer(Trainer):
                 raise TrainingDiverged(f"step {step}: the loss is {logs['loss']}: {DIVERGED}")
             step_before, time_before = self._last_log
             self._last_log = (step, time.monotonic())
-            logs["rate"] = self.phases.collator.strategy_at(step - 1).rate
+            logs["rate"] = self.phases.masking_of(step).rate
             if time_before:
                 tokens = (step - step_before) * self._tokens_per_step
                 logs["tokens_per_second"] = round(tokens / (self._last_log[1] - time_before))

@@ -4,14 +4,14 @@
     accelerate launch scripts/examples/accelerate_loop.py --text abstracts.txt --model google-bert/bert-base-uncased \
         --output_dir out
 
-Writes OUTPUT_DIR/v0.1 ... v0.4. Compared with ordinary masked-language-model training, four places are different, which
-are numbered: the collator, the curriculum laid out over the steps, the announcement of each iterator over the data, and
-saving a version at the end of a phase.
+Writes OUTPUT_DIR/v0.1 ... v0.4. Compared with ordinary masked-language-model training, three lines are different, which
+are numbered. With --save_steps, the same command with --resume goes on from the last state that was saved, bit for bit.
 """
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -20,7 +20,7 @@ from datasets import load_dataset
 from torch.utils.data import DataLoader
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from bioptimus_hf import BioptimusDataCollator, follow_curriculum, save_masked_lm
+from bioptimus_hf import BioptimusDataCollator, CurriculumLoop
 
 
 def main() -> None:
@@ -31,6 +31,8 @@ def main() -> None:
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--max_steps", type=int, default=1000)
     parser.add_argument("--batch_size", type=int, default=16, help="rows per batch and process")
+    parser.add_argument("--save_steps", type=int, default=0, help="save the state after each of so many steps")
+    parser.add_argument("--resume", action="store_true", help="go on from the state that was saved last")
     options = parser.parse_args()
     set_seed(0)
     accelerator = Accelerator()
@@ -46,28 +48,24 @@ def main() -> None:
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     if not len(loader):
         parser.error("fewer rows than a batch: give more text, or a smaller --batch_size")
-    ends = follow_curriculum(  # 2: with gradient accumulation, add accumulation=...
-        collator,
-        steps=options.max_steps,
-        batch_size=options.batch_size,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-    )
+    curriculum = CurriculumLoop(accelerator, loader, options.max_steps, export_dir=options.output_dir)  # 2
+    state = Path(options.output_dir) / "state"
+    if options.resume:
+        accelerator.load_state(str(state))
     model.train()
-    step = 0
-    while step < options.max_steps:
-        collator.begin(step)  # 3: micro-batches so far; with gradient accumulation, step * accumulation
-        for batch in loader:
+    seen = curriculum.completed % len(loader)  # batches of the epoch in which the state was saved
+    while curriculum.completed < options.max_steps:
+        for batch in accelerator.skip_first_batches(loader, seen):
             accelerator.backward(model(**batch).loss)
             accelerator.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
-            step += 1
-            if step in ends and accelerator.is_main_process:  # 4: a phase ends
-                folder = f"{options.output_dir}/v{ends[step].version}"
-                save_masked_lm(accelerator.unwrap_model(model), tokenizer, folder)
-            if step == options.max_steps:
+            curriculum.step(model)  # 3
+            if options.save_steps and curriculum.completed % options.save_steps == 0:
+                accelerator.save_state(str(state))
+            if curriculum.completed == options.max_steps:
                 break
+        seen = 0
     # Free the model before the process group is destroyed: otherwise PyTorch may wait for its own threads.
     model, optimizer, loader = accelerator.free_memory(model, optimizer, loader)
     accelerator.end_training()

@@ -19,6 +19,7 @@ from transformers import (
     AutoTokenizer,
     BertForMaskedLM,
     BertTokenizer,
+    DataCollatorForLanguageModeling,
     Trainer,
     TrainerControl,
     TrainerState,
@@ -30,6 +31,7 @@ from bioptimus_hf.errors import InputError
 from bioptimus_hf.pretraining.callback import CurriculumCallback, RunAlreadyFinished
 from bioptimus_hf.pretraining.curriculum import BIOPTIMUS_CURRICULUM, Phase, phase_ends, select_phases
 from bioptimus_hf.pretraining.masking import BatchLayout, BioptimusDataCollator, MaskingPlan, MaskingStrategy
+from bioptimus_hf.pretraining.modeling import BertForMaskedPositions
 from bioptimus_hf.pretraining.versions import Provenance, VersionRecord, check_unchanged, export_version, run_of
 
 TEXT = "aspirin binding in severe asthma patients with bronchoconstriction of the mice"
@@ -235,31 +237,88 @@ def test_evaluation_changes_no_mask(tokenizer: BertTokenizer, tmp_path: Path) ->
         assert torch.equal(expected["labels"], got["labels"])
 
 
-def test_an_unmasked_evaluation_set_is_rejected(tokenizer: BertTokenizer, tmp_path: Path) -> None:
-    # The collator would mask it and count its rows as training's, so that all later phases would begin too early.
-    collator = BioptimusDataCollator(tokenizer)
-    rows = Dataset.from_dict({"input_ids": [tokenizer(TEXT)["input_ids"]] * 24})
-    trainer = Trainer(
-        model=build_tiny_bert(len(tokenizer)),
-        args=arguments(tmp_path, eval_strategy="steps", eval_steps=2),
-        train_dataset=rows,
-        eval_dataset=rows,
-        data_collator=collator,
-        callbacks=[CurriculumCallback(collator)],
-    )
-    with pytest.raises(InputError, match=r"has no labels: mask it once, with bioptimus_hf\.mask_once, in advance"):
+def test_an_unmasked_evaluation_set_is_masked_alike_in_all_phases(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    """With the collator of the training, in any batches; it changes no mask of the training."""
+    masks: list[list[list[int]]] = []
+
+    class Watching(Recorder):
+        def __call__(self, examples: Any) -> dict[str, torch.Tensor]:
+            batch = super().__call__(examples)
+            if self._plan is None:
+                self.batches.pop()
+                masks.append(batch["labels"].tolist())
+            return batch
+
+    _, quiet = train(tokenizer, tmp_path / "quiet")
+    by_size: dict[int, list[list[int]]] = {}
+    rows = Dataset.from_dict({"input_ids": [[*tokenizer(TEXT)["input_ids"], row] for row in range(20, 30)]})
+    for size in (2, 5):
+        masks.clear()
+        collator = Watching(tokenizer, seed=5)
+        trainer = Trainer(
+            model=build_tiny_bert(len(tokenizer)),
+            args=arguments(tmp_path, eval_strategy="steps", eval_steps=4, per_device_eval_batch_size=size),
+            train_dataset=Dataset.from_dict({"input_ids": [tokenizer(TEXT)["input_ids"]] * 24}),
+            eval_dataset=rows,
+            data_collator=collator,
+            callbacks=[CurriculumCallback(collator)],
+        )
         trainer.train()
-    masked = rows.map(lambda row: {"labels": row["input_ids"]})
-    for unmasked in (rows, rows.to_iterable_dataset()):
-        trainer.eval_dataset = {"masked": masked, "unmasked": unmasked}
-        with pytest.raises(InputError, match="has no labels"):
-            trainer.train()
-    trainer.train_dataset = masked
+        trainer.evaluate()  # as run_mlm.py does after training
+        evaluations = [
+            list(itertools.chain(*masks[start : start + 10 // size])) for start in range(0, len(masks), 10 // size)
+        ]
+        assert len(evaluations) > 5
+        assert all(labels == evaluations[0] for labels in evaluations)
+        by_size[size] = evaluations[0]
+        for expected, got in zip(quiet.batches, collator.batches, strict=True):
+            assert torch.equal(expected["labels"], got["labels"])
+    assert by_size[2] == by_size[5]
+    trainer.train_dataset = rows.map(lambda row: {"labels": row["input_ids"]})
     with pytest.raises(InputError, match="the training set has labels, so it would never be masked"):
         trainer.train()
-    trainer.train_dataset = rows
-    trainer.eval_dataset = {"one": masked.to_iterable_dataset(), "two": masked}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_trainer_with_another_collator_is_rejected(tokenizer: BertTokenizer, tmp_path: Path, workers: int) -> None:
+    rows = Dataset.from_dict({"input_ids": [tokenizer(TEXT)["input_ids"]] * 24})
+    for collator, named in (
+        (BioptimusDataCollator(tokenizer), "another BioptimusDataCollator"),
+        (DataCollatorForLanguageModeling(tokenizer), "a DataCollatorForLanguageModeling"),
+    ):
+        trainer = Trainer(
+            model=build_tiny_bert(len(tokenizer)),
+            args=arguments(tmp_path, dataloader_num_workers=workers),
+            train_dataset=rows,
+            data_collator=collator,
+            callbacks=[CurriculumCallback(BioptimusDataCollator(tokenizer), export_dir=tmp_path / "out")],
+        )
+        with pytest.raises(InputError, match=f"data_collator is {named}, so the curriculum wouldn't reach its batches"):
+            trainer.train()
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", [BertForMaskedLM, BertForMaskedPositions])
+def test_losses_that_the_trainer_multiplies_are_not_recorded(
+    kind: Any, tokenizer: BertTokenizer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    collator = BioptimusDataCollator(tokenizer)
+    plain = build_tiny_bert(len(tokenizer))
+    model = kind(plain.config)
+    model.load_state_dict(plain.state_dict())
+    trainer = Trainer(
+        model=model,
+        args=arguments(tmp_path, gradient_accumulation_steps=2, eval_strategy="steps", eval_steps=5, max_steps=8),
+        train_dataset=Dataset.from_dict({"input_ids": [tokenizer(TEXT)["input_ids"]] * 24}),
+        eval_dataset=Dataset.from_dict({"input_ids": [tokenizer(TEXT)["input_ids"]] * 6}),
+        data_collator=collator,
+        callbacks=[CurriculumCallback(collator, export_dir=tmp_path / "out")],
+    )
     trainer.train()
+    warned = [record for record in caplog.records if "ignores num_items_in_batch" in record.getMessage()]
+    metrics = read_record(tmp_path / "out" / "v0.4")["facts"]["metrics"]
+    assert len(warned) == (kind is BertForMaskedLM)
+    assert ("eval_loss" in metrics) == (kind is BertForMaskedPositions)
 
 
 def test_only_training_exports_and_needs_no_processing_class(tokenizer: BertTokenizer, tmp_path: Path) -> None:
