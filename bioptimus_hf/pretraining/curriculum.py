@@ -122,6 +122,7 @@ class PhasePlan:
     Attributes:
         curriculum: phases in order.
         steps: optimizer steps of the whole run.
+        batches: how rows are distributed over micro-batches and processes.
         ends: the phase that ends with a step (counted from 1), for each such step.
 
     Raises:
@@ -134,6 +135,7 @@ class PhasePlan:
         ends = phase_ends(curriculum, steps)
         self.curriculum = tuple(curriculum)
         self.steps = steps
+        self.batches = batches
         self.ends: dict[int, Phase] = dict(zip(ends, self.curriculum, strict=True))
         self._collator = collator
         self._masking = MaskingPlan(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from bioptimus_hf.pretraining.curriculum import (
     check_same_run,
     evaluation_masking,
 )
-from bioptimus_hf.pretraining.masking import BatchLayout, BioptimusDataCollator
+from bioptimus_hf.pretraining.masking import BatchLayout, BioptimusDataCollator, NumberedBatch
 from bioptimus_hf.pretraining.versions import VersionRecord, export_version, folder_name
 
 logger = logging.getLogger(__name__)
@@ -79,6 +79,7 @@ class CurriculumLoop:
         self._collator = shared.unplanned_copy()
         shared.for_evaluation(evaluation_masking(curriculum))
         self._plan = PhasePlan(self._collator, curriculum, steps, layout)
+        self._batches_per_epoch = len(base)
         self._steps_per_epoch = -(-len(base) // layout.accumulation)
         self._identity = {**self._plan.identity(), "number of rows": len(base.dataset)}
         self._order = _Order(get_sampler(loader))
@@ -91,7 +92,8 @@ class CurriculumLoop:
             inner = getattr(other, "base_dataloader", other)
             if inner.generator is None:
                 inner.generator = torch.Generator().manual_seed(self._collator.seed)
-        _announce_iterators(base, self._begin)
+        self._drawn = 0  # batches of the current iterator, some of which may be skipped or not be delivered yet
+        _number_batches(base, self._numbers)
         accelerator.register_for_checkpointing(self)
 
     @property
@@ -106,11 +108,17 @@ class CurriculumLoop:
             model: as `accelerator.prepare` returned it.
 
         Raises:
-            InputError: the run has had all its steps, or a weight isn't finite.
+            InputError: the run has had all its steps, batches it had seen weren't skipped, or a weight isn't finite.
         """
         if self.completed >= self._plan.steps:
             raise InputError(f"all {self._plan.steps} steps of the curriculum are done: create it with more steps")
         self.completed += 1
+        position = (self.completed - self._epoch_began) * self._plan.batches.accumulation
+        if self._drawn < min(position, self._batches_per_epoch):
+            raise InputError(
+                "the run goes on in the middle of an epoch, but the loop hasn't skipped the batches that it had seen: "
+                "iterate over accelerator.skip_first_batches(loader, ...)"
+            )
         phase = self._plan.ends.get(self.completed)
         if phase is not None and self._export_dir is not None:
             self._export(phase, model)
@@ -135,8 +143,11 @@ class CurriculumLoop:
         self._order.at_begin = state["order"]
         self._resumed = True
 
-    def _begin(self) -> None:
-        """Prepare for an iterator over the data that is about to begin."""
+    def _numbers(self) -> Iterator[int]:
+        """Prepare for an iterator over the data that is about to begin, and yield the number of each of its batches.
+
+        They are counted from the beginning of the epoch, whether batches are skipped or not.
+        """
         ended = self.completed - self._epoch_began >= self._steps_per_epoch
         if self._resumed:
             self._order.restore(ended=ended)
@@ -144,7 +155,11 @@ class CurriculumLoop:
             self._epoch_began = self.completed
             self._order.begin()
         self._resumed = False
-        self._plan.begin(self.completed)
+        self._drawn = 0
+        first = self._epoch_began * self._plan.batches.accumulation
+        while True:
+            self._drawn += 1
+            yield first + self._drawn - 1
 
     def _export(self, phase: Phase, model: Any) -> None:
         assert self._export_dir is not None
@@ -200,19 +215,42 @@ class _Order:
                     pass
 
 
-def _announce_iterators(loader: Any, begin: Any) -> None:
-    """Call a function in the main process whenever an iterator over the batches of a loader begins.
+class _NumberedRows:
+    """A data set that passes on the number of a batch with its rows."""
 
-    `skip_first_batches` makes another loader, which shares only the sampler of batches and the collator. There is no
-    public way to be told, so the class of this one sampler is extended.
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._dataset[index]
+
+    def __getitems__(self, indices: NumberedBatch) -> NumberedBatch:
+        several = getattr(self._dataset, "__getitems__", None)
+        return NumberedBatch(several(indices) if several else map(self._dataset.__getitem__, indices), indices.number)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_dataset":  # while it is being unpickled
+            raise AttributeError(name)
+        return getattr(self._dataset, name)
+
+
+def _number_batches(loader: Any, numbers: Callable[[], Iterator[int]]) -> None:
+    """Number the batches of a loader in the main process, wherever they are built and however some are skipped.
+
+    `skip_first_batches` makes another loader, which shares only the data set, the sampler of batches and the collator.
+    A DataLoader doesn't allow its data set to be replaced, nor is there a public way to extend its sampler.
     """
     kind = type(loader.batch_sampler)
 
-    def iterate(self: Any) -> Iterator[Any]:
-        begin()
-        yield from kind.__iter__(self)
+    def iterate(self: Any) -> Iterator[NumberedBatch]:
+        for number, indices in zip(numbers(), kind.__iter__(self), strict=False):
+            yield NumberedBatch(indices, number)
 
     loader.batch_sampler.__class__ = type(kind.__name__, (kind,), {"__iter__": iterate})
+    object.__setattr__(loader, "dataset", _NumberedRows(loader.dataset))
 
 
 def _check_loader(accelerator: Accelerator, loader: Any, base: Any) -> None:

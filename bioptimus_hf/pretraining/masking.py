@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -119,6 +119,21 @@ class MaskingPlan:
 # One fixed strategy for all validation text, whatever phase is being trained, so that losses are comparable: whole
 # words, as in three of the four phases, and always hidden, so that every prediction is of a word that can't be seen.
 VALIDATION_MASKING = MaskingStrategy("word", 0.15, corrupt=False)
+
+
+class NumberedBatch(list[Any]):
+    """The rows of a batch, or their indices, with the number of the micro-batch in the run.
+
+    Attributes:
+        number: micro-batches of this process before it.
+    """
+
+    def __init__(self, rows: Iterable[Any], number: int) -> None:
+        super().__init__(rows)
+        self.number = number
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return NumberedBatch, (list(self), self.number)
 
 
 class BioptimusDataCollator:
@@ -239,7 +254,8 @@ class BioptimusDataCollator:
             maskable = (attention == 1) & ~self._special[ids]
             if special is not None:
                 maskable &= special == 0
-            batch["input_ids"], batch["labels"] = self._mask(ids, maskable, lengths)
+            number = examples.number if isinstance(examples, NumberedBatch) else None
+            batch["input_ids"], batch["labels"] = self._mask(ids, maskable, lengths, number)
         return {name: torch.from_numpy(values) for name, values in batch.items()}
 
     def _column(self, name: str, rows: Sequence[Mapping[str, Any]], lengths: Sequence[int], length: int) -> Array:
@@ -260,14 +276,16 @@ class BioptimusDataCollator:
             return np.stack(values)
         raise InputError(f"{name} has neither one number for each id nor one for the row: remove this column")
 
-    def _mask(self, ids: Array, maskable: Array, lengths: Sequence[int]) -> tuple[Array, Array]:
+    def _mask(
+        self, ids: Array, maskable: Array, lengths: Sequence[int], micro_batch: int | None
+    ) -> tuple[Array, Array]:
         """Return the corrupted ids and the labels."""
         if self._evaluates:
             key, strategy = self.seed % 2**64, self.strategy
             rows = [xxhash.xxh3_64_intdigest(row[:size].tobytes()) for row, size in zip(ids, lengths, strict=True)]
             numbers = np.array(rows, dtype=np.uint64)
         else:
-            key, first_row, strategy = self._next(len(ids))
+            key, first_row, strategy = self._next(len(ids), micro_batch)
             numbers = np.arange(first_row, first_row + len(ids), dtype=np.uint64)
         choices, outcomes, replacements = _row_keys(key, numbers)
         positions = np.arange(ids.shape[1], dtype=np.uint64)
@@ -300,8 +318,10 @@ class BioptimusDataCollator:
         starts: Array = np.maximum.accumulate(np.where(inside, 0, positions), axis=1)
         return starts
 
-    def _next(self, rows: int) -> tuple[int, int, MaskingStrategy]:
+    def _next(self, rows: int, micro_batch: int | None) -> tuple[int, int, MaskingStrategy]:
         """Return the key of the random numbers, the running number of the first row of this batch, and the strategy."""
+        if self._plan is not None and micro_batch is not None:
+            return self._at(self._plan, micro_batch)
         worker = get_worker_info()
         began, iterators = self._clock.tolist()
         if iterators != self._iterators_seen:
@@ -316,10 +336,11 @@ class BioptimusDataCollator:
             rank = int(os.environ.get("RANK", "0"))
             key = _mix(_number(self.seed) ^ _mix(_number(epoch + rank)))
             return int(key[0]), call * 2**20, self.strategy
-        micro_batch = began + call
-        batches = self._plan.batches
-        strategy = self._plan.strategy_at(micro_batch // batches.accumulation)
-        return self.seed % 2**64, batches.first_row(micro_batch), strategy
+        return self._at(self._plan, began + call)
+
+    def _at(self, plan: MaskingPlan, micro_batch: int) -> tuple[int, int, MaskingStrategy]:
+        strategy = plan.strategy_at(micro_batch // plan.batches.accumulation)
+        return self.seed % 2**64, plan.batches.first_row(micro_batch), strategy
 
 
 def _pad(rows: Sequence[Any], length: int, filler: int) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,8 +23,8 @@ WATCH = """
 import os
 from bioptimus_hf import BioptimusDataCollator
 plain = BioptimusDataCollator._next
-def watched(self, rows):
-    key, first_row, masking = plain(self, rows)
+def watched(self, *batch):
+    key, first_row, masking = plain(self, *batch)
     with open(f"{os.environ['MASKS']}/masks-{os.environ.get('RANK', 0)}.txt", "a") as file:
         print(first_row, masking.unit, masking.rate, masking.corrupt, file=file)
     return key, first_row, masking
@@ -75,3 +76,30 @@ def test_an_example(tokenizer: BertTokenizer, processes: Processes, tmp_path: Pa
         ended = processes.run([*command, "--batch_size", "101"], environment=environment)
         assert ended.status == 2
         assert "error: fewer rows than a batch" in ended.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_loop_resumes_exactly(tokenizer: BertTokenizer, processes: Processes, tmp_path: Path, ranks: int) -> None:
+    """From the middle of an epoch, in new processes; the model has dropout."""
+    save_masked_lm(build_tiny_bert(len(tokenizer)), tokenizer, tmp_path / "model")
+    texts = [f"Aspirin in severe asthma, binding {number} of the mice." for number in range(100)]
+    (tmp_path / "text.txt").write_text("\n".join(texts))
+    command = [str(EXAMPLES / "accelerate_loop.py"), "--text", str(tmp_path / "text.txt"), "--max_steps", "20"]
+    command += ["--model", str(tmp_path / "model"), "--save_steps", "14"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if ranks == 2 else []
+    for folder, options in (("whole", []), ("resumed", ["--resume"])):
+        done = subprocess.run(
+            [sys.executable, *launch, *command, "--output_dir", str(tmp_path / folder), *options],
+            env={**processes.environment, "ACCELERATE_USE_CPU": "true"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        if folder == "whole":
+            shutil.copytree(tmp_path / "whole" / "state", tmp_path / "resumed" / "state")
+    for version in ("v0.3", "v0.4"):
+        whole, resumed = (tmp_path / folder / version / "model.safetensors" for folder in ("whole", "resumed"))
+        assert whole.read_bytes() == resumed.read_bytes()
+    assert not (tmp_path / "resumed" / "v0.2").exists()

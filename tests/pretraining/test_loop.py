@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -55,6 +56,7 @@ class Script:
         self.seedable = options.pop("seedable", False)
         self.evaluates = options.pop("evaluates", False)
         self.steps = options.pop("steps", STEPS)
+        self.skips = options.pop("skips", "skip_first_batches")
         self.masks: dict[int, list[list[int]]] = {}
         self.phases: list[str] = []
         self.evaluated: list[list[list[int]]] = []
@@ -91,8 +93,12 @@ class Script:
             skip = micro_batches - first_epoch * per_epoch * self.accumulation
         for epoch in range(first_epoch, math.ceil(self.steps / per_epoch)):
             model.train()
-            active = accelerator.skip_first_batches(loader, skip) if skip and epoch == first_epoch else loader
-            for batch in active:
+            resuming = bool(skip) and epoch == first_epoch
+            skipping = resuming and self.skips == "skip_first_batches"
+            active = accelerator.skip_first_batches(loader, skip) if skipping else loader
+            for number, batch in enumerate(active):
+                if resuming and self.skips == "continue" and number < skip:
+                    continue
                 with accelerator.accumulate(model):
                     self.masks.setdefault(completed, []).append(batch["labels"].tolist())
                     accelerator.backward(model(**batch).loss)
@@ -126,6 +132,7 @@ def assert_equal(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]
         {"accumulation": 3, "workers": 2, "seedable": True},
         {"seedable": True},
         {"evaluates": True},
+        {"skips": "continue", "workers": 2},
     ],
     ids=str,
 )
@@ -209,6 +216,12 @@ def test_the_state_of_another_run_is_refused(
     assert named in str(error.value)
 
 
+def test_a_loop_that_skips_nothing_after_a_resume_is_rejected(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    Script(tokenizer, tmp_path).run(save_at=(4,), stop_at=5)
+    with pytest.raises(InputError, match="hasn't skipped the batches that it had seen"):
+        Script(tokenizer, tmp_path, skips="none").run(resume=4)
+
+
 def test_what_cannot_be_followed_is_rejected(tokenizer: BertTokenizer) -> None:
     accelerator = Accelerator(cpu=True)
     rows, ours = rows_of_text(), BioptimusDataCollator(tokenizer)
@@ -225,7 +238,7 @@ def test_what_cannot_be_followed_is_rejected(tokenizer: BertTokenizer) -> None:
     with pytest.raises(InputError, match="too few for 4 phases"):
         CurriculumLoop(accelerator, loader, 3)
     loop = CurriculumLoop(accelerator, loader, 4)
-    for _ in range(4):
+    for _ in itertools.islice(loader, 4):
         loop.step(None)
     with pytest.raises(InputError, match="all 4 steps of the curriculum are done"):
         loop.step(None)
