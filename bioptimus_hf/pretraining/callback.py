@@ -274,7 +274,7 @@ def _check_resumable(args: TrainingArguments, loader: Any) -> None:
             "with ignore_data_skip, save_only_model or use_seedable_sampler: false, a run can't be resumed exactly: "
             'leave them out, or save no checkpoints (save_strategy="no")'
         )
-    sampler = _innermost_sampler(loader)
+    sampler = innermost_sampler(loader)
     if getattr(sampler, "generator", sampler) is None and not isinstance(sampler, SeedableRandomSampler):
         raise InputError(
             f"{type(sampler).__name__} draws the order of rows from the global random numbers, so a run can't be "
@@ -282,7 +282,7 @@ def _check_resumable(args: TrainingArguments, loader: Any) -> None:
         )
 
 
-def _innermost_sampler(loader: Any) -> Any:
+def innermost_sampler(loader: Any) -> Any:
     """Return what chooses the rows, inside of what groups and distributes them."""
     found, inner = None, loader
     while inner is not None:

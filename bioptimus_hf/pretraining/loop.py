@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.data_loader import DataLoaderDispatcher, SeedableRandomSampler, get_sampler
+from accelerate.data_loader import DataLoaderDispatcher, SeedableRandomSampler
 from accelerate.utils import DistributedType
 from torch.utils.data import IterableDataset
 
 from bioptimus_hf.errors import InputError
+from bioptimus_hf.pretraining.callback import innermost_sampler
 from bioptimus_hf.pretraining.curriculum import (
     BIOPTIMUS_CURRICULUM,
     Phase,
@@ -82,7 +83,7 @@ class CurriculumLoop:
         self._batches_per_epoch = len(base)
         self._steps_per_epoch = -(-len(base) // layout.accumulation)
         self._identity = {**self._plan.identity(), "number of rows": len(base.dataset)}
-        self._order = _Order(get_sampler(loader))
+        self._order = _Order(innermost_sampler(base))
         self._epoch_began = 0  # optimizer steps that were done when the current epoch began
         self._resumed = False
         base.collate_fn = self._collator
