@@ -30,7 +30,13 @@ from bioptimus_hf.pretraining.curriculum import (
     evaluation_masking,
 )
 from bioptimus_hf.pretraining.masking import BatchLayout, BioptimusDataCollator, MaskingStrategy
-from bioptimus_hf.pretraining.versions import Provenance, VersionRecord, export_version, whole_weights
+from bioptimus_hf.pretraining.versions import (
+    Provenance,
+    VersionRecord,
+    check_exportable,
+    export_version,
+    whole_weights,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +109,8 @@ class CurriculumCallback(TrainerCallback, ExportableState):
                 "a run on a streamed data set can't be resumed, since the Trainer doesn't know where in the stream it "
                 "was: load the data set as a whole"
             )
+        if self.export_dir is not None:
+            check_exportable(kwargs.get("model"))
         planned = self._take_over(loader)
         self._multiplied = _multiplies_loss(args, kwargs.get("model"))
         if loader is not None:

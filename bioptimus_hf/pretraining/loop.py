@@ -24,7 +24,7 @@ from bioptimus_hf.pretraining.curriculum import (
     evaluation_masking,
 )
 from bioptimus_hf.pretraining.masking import BatchLayout, BioptimusDataCollator, NumberedBatch
-from bioptimus_hf.pretraining.versions import VersionRecord, export_version, folder_name
+from bioptimus_hf.pretraining.versions import VersionRecord, check_exportable, export_version, folder_name
 
 logger = logging.getLogger(__name__)
 
@@ -164,6 +164,7 @@ class CurriculumLoop:
 
     def _export(self, phase: Phase, model: Any) -> None:
         assert self._export_dir is not None
+        check_exportable(self._accelerator.unwrap_model(model))
         sharded = self._accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
         weights = self._accelerator.get_state_dict(model) if sharded else None  # collective: all processes take part
         if self._accelerator.is_main_process:

@@ -180,6 +180,19 @@ def check_unchanged(folder: Path) -> None:
         raise InputError(f"the files in {folder} have changed since it was exported: make the version again with force")
 
 
+def check_exportable(model: Any) -> None:
+    """Raise if a model's weights aren't those of a whole model.
+
+    Raises:
+        InputError: it is a PEFT model, which trains adapters.
+    """
+    if hasattr(model, "peft_config"):
+        raise InputError(
+            "the versions of a PEFT model would lack its adapters: set export_dir to None, and save the merged model "
+            "yourself at the end of each phase"
+        )
+
+
 def whole_weights(model: Any) -> dict[str, torch.Tensor] | None:
     """Return the complete weights (on the first process) of a model sharded over processes; None for other models."""
     if not issubclass(type(model), FSDPModule):

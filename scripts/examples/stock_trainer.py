@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Train through the masking curriculum with the stock Trainer: two lines more than an ordinary script.
+"""Train through the masking curriculum with the stock Trainer.
 
     python scripts/examples/stock_trainer.py --text abstracts.txt --model google-bert/bert-base-uncased --output_dir out
 
-Writes OUTPUT_DIR/v0.1 ... v0.4. The two lines are numbered.
+Writes OUTPUT_DIR/v0.1 ... v0.4. Two lines differ from an ordinary script, besides the import. They are numbered.
 """
 
 from __future__ import annotations
