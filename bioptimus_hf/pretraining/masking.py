@@ -271,7 +271,8 @@ class BioptimusDataCollator:
         if any(one.dtype.kind not in "biuf" for one in values):
             raise InputError(f"{name} isn't made of numbers: remove this column from the data set")
         if all(one.shape == (size,) for one, size in zip(values, lengths, strict=True)):
-            return _pad(values, length, IGNORED_LABEL if name == "labels" else 0)
+            kind = np.float32 if any(one.dtype.kind == "f" and one.size for one in values) else np.int64
+            return _pad(values, length, IGNORED_LABEL if name == "labels" else 0, kind)
         if all(one.shape == () for one in values):
             return np.stack(values)
         raise InputError(f"{name} has neither one number for each id nor one for the row: remove this column")
@@ -343,12 +344,10 @@ class BioptimusDataCollator:
         return self.seed % 2**64, plan.batches.first_row(micro_batch), strategy
 
 
-def _pad(rows: Sequence[Any], length: int, filler: int) -> Array:
-    """Return rows of numbers as an array, filled up on the right: int64, or float32 if any has fractions."""
-    values = [np.asarray(row) for row in rows]
-    kind = np.float32 if any(one.dtype.kind == "f" and one.size for one in values) else np.int64
-    padded = np.full((len(values), length), filler, dtype=kind)
-    for target, row in zip(padded, values, strict=True):
+def _pad(rows: Sequence[Any], length: int, filler: int, kind: type = np.int64) -> Array:
+    """Return rows of numbers as an array, filled up on the right."""
+    padded: Array = np.full((len(rows), length), filler, dtype=kind)
+    for target, row in zip(padded, rows, strict=True):
         target[: len(row)] = row
     return padded
 

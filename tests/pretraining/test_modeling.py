@@ -14,6 +14,8 @@ from datasets import Dataset
 from helpers import build_tiny_bert
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer, Trainer, TrainingArguments
 
+from bioptimus_hf.errors import InputError
+from bioptimus_hf.pretraining.callback import CurriculumCallback
 from bioptimus_hf.pretraining.cuda_graphs import Replay
 from bioptimus_hf.pretraining.masking import BioptimusDataCollator, MaskingStrategy, mask_once
 from bioptimus_hf.pretraining.modeling import VARLEN, BertForMaskedPositions, set_dropout
@@ -423,3 +425,27 @@ def test_a_stock_trainer_evaluates_and_smooths_labels(tokenizer: BertTokenizer, 
         found.append((losses, metrics["eval_loss"], metrics["eval_right"]))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-4)
     assert found[0][1:] == pytest.approx(found[1][1:], rel=1e-4)
+
+
+def test_adapters_train_as_on_the_plain_model(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    rows = Dataset.from_list([{"input_ids": [2, *range(10 + shift, 22 + shift), 3]} for shift in range(16)])
+    losses = []
+    for model in (build_tiny_bert(len(tokenizer)), masked_head(tokenizer)):
+        set_dropout(model, 0.0)
+        torch.manual_seed(0)
+        adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["query", "value", "dense"]))
+        arguments = TrainingArguments(
+            str(tmp_path), per_device_train_batch_size=4, max_steps=4, learning_rate=1e-2, report_to="none",
+            use_cpu=True, disable_tqdm=True, save_strategy="no", logging_steps=1,
+        )  # fmt: skip
+        collator = BioptimusDataCollator(tokenizer)
+        trainer = Trainer(
+            adapted, arguments, collator, rows, callbacks=[CurriculumCallback(collator, export_dir=tmp_path / "out")]
+        )
+        with pytest.raises(InputError, match="versions of a PEFT model would lack its adapters"):
+            trainer.train()
+        trainer = Trainer(adapted, arguments, collator, rows, callbacks=[CurriculumCallback(collator)])
+        trainer.train()
+        losses.append([row["loss"] for row in trainer.state.log_history if "loss" in row])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
