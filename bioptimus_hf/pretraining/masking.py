@@ -325,6 +325,11 @@ class BioptimusDataCollator:
             return self._at(self._plan, micro_batch)
         worker = get_worker_info()
         began, iterators = self._clock.tolist()
+        if self._plan is not None and not iterators:
+            raise InputError(
+                "the position of this batch in the run is unknown, and so is its phase: call begin before each pass "
+                "over the data, or use a CurriculumLoop"
+            )
         if iterators != self._iterators_seen:
             self._iterators_seen, self._calls = iterators, 0
         call = self._calls
@@ -375,6 +380,7 @@ def mask_once(
     collator = BioptimusDataCollator(tokenizer, strategy, seed=seed)
     # A plan makes the masks independent of the process, also where several processes share the training.
     collator.follow(MaskingPlan((0,), (strategy,), BatchLayout(_ROWS_AT_ONCE)))
+    collator.begin(0)
     masked: list[dict[str, Any]] = []
     for start in range(0, len(blocks), _ROWS_AT_ONCE):
         rows = blocks.select(range(start, min(start + _ROWS_AT_ONCE, len(blocks)))).to_list()

@@ -382,3 +382,13 @@ def test_columns_that_fit_no_batch_are_named(tokenizer: BertTokenizer, row: dict
         other |= {name: value for name, value in row.items() if name != "input_ids"}
     with pytest.raises(InputError, match=message):
         BioptimusDataCollator(tokenizer)([other, row])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_plan_without_a_beginning_is_rejected(tokenizer: BertTokenizer, workers: int) -> None:
+    """Otherwise the curriculum would never leave its first phase."""
+    collator = BioptimusDataCollator(tokenizer)
+    collator.follow(MaskingPlan((0,), (MaskingStrategy("token", 0.15, True),), BatchLayout(2)))
+    loader = DataLoader([{"input_ids": [2, 20, 21, 3]}] * 4, batch_size=2, collate_fn=collator, num_workers=workers)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="call begin before each pass over the data, or use a CurriculumLoop"):
+        next(iter(loader))
