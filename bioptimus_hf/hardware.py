@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+
 
 def prepare_for_cpu(model: PreTrainedModel, device: torch.device, *, dropout: float = 0.0) -> None:
     """Choose the attention that is fastest on a CPU; results differ from the default only by rounding.
@@ -33,6 +35,23 @@ def prepare_for_cpu(model: PreTrainedModel, device: torch.device, *, dropout: fl
     """
     if device.type == "cpu" and not dropout:
         model.set_attn_implementation("eager")
+
+
+def warn_if_alone(program: str) -> None:
+    """Warn if Accelerate was asked for several processes but started a single one.
+
+    It sets an address for several, and on a CPU starts one unless MPI starts them (accelerate 1.15).
+
+    Args:
+        program: what to run under `torchrun` instead.
+    """
+    several = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ
+    if several and not any(name in os.environ for name in _WORLD_SIZES):
+        logger.warning(
+            "Accelerate was asked for several processes, but has started only this one: on a CPU, use `torchrun "
+            "--nproc_per_node NUMBER %s`",
+            program,
+        )
 
 
 def leave_process_group() -> None:

@@ -12,10 +12,11 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from bioptimus_hf.hardware import warn_if_alone
+
 logger = logging.getLogger(__name__)
 
 _SECONDS = 1.0  # between two looks at the launcher
-_WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
 def prepare_rank() -> None:
@@ -26,13 +27,7 @@ def prepare_rank() -> None:
     """
     if _is_launched():
         threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    # Accelerate sets an address for several processes, and on a CPU starts a single one unless MPI starts them.
-    several = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ
-    if several and not any(name in os.environ for name in _WORLD_SIZES):
-        logger.warning(
-            "Accelerate was asked for several processes, but has started only this one: on a CPU, use `torchrun "
-            "--nproc_per_node NUMBER -m bioptimus_hf.cli COMMAND ...`"
-        )
+    warn_if_alone("-m bioptimus_hf.cli COMMAND ...")
 
 
 def lost_process(error: Exception) -> str | None:

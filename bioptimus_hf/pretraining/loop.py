@@ -15,6 +15,7 @@ from accelerate.utils import DistributedType
 from torch.utils.data import IterableDataset
 
 from bioptimus_hf.errors import InputError
+from bioptimus_hf.hardware import warn_if_alone
 from bioptimus_hf.pretraining.callback import innermost_sampler
 from bioptimus_hf.pretraining.curriculum import (
     BIOPTIMUS_CURRICULUM,
@@ -65,6 +66,7 @@ class CurriculumLoop:
     ) -> None:
         base = getattr(loader, "base_dataloader", loader)
         _check_loader(accelerator, loader, base)
+        warn_if_alone("SCRIPT ...")
         self.completed = 0
         self._accelerator = accelerator
         self._export_dir = Path(export_dir) if export_dir is not None else None

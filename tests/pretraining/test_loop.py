@@ -242,3 +242,17 @@ def test_what_cannot_be_followed_is_rejected(tokenizer: BertTokenizer) -> None:
         loop.step(None)
     with pytest.raises(InputError, match="all 4 steps of the curriculum are done"):
         loop.step(None)
+
+
+def test_a_launch_with_a_single_process_is_reported(
+    tokenizer: BertTokenizer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As `accelerate launch --cpu --num_processes 2` leaves the environment without MPI."""
+    loader = DataLoader(rows_of_text(), batch_size=2, collate_fn=BioptimusDataCollator(tokenizer))
+    for name in ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    accelerator = Accelerator(cpu=True)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    CurriculumLoop(accelerator, loader, 16)
+    assert "use `torchrun --nproc_per_node NUMBER SCRIPT ...`" in caplog.text
