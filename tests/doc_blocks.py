@@ -45,8 +45,8 @@ SUBSTITUTIONS = (  # what a test runs in place of what the pages say; the first 
     ("max_steps=1000", "max_steps=8"),
     ("eval_steps=500", "eval_steps=4"),
     ("steps=1000", "steps=8"),
-    ("step < 1000", "step < 8"),
-    ("step == 1000", "step == 8"),
+    ("completed < 1000", "completed < 8"),
+    ("completed == 1000", "completed == 8"),
     ("--num_proc 2", "--num_proc 1"),
     ("--language en", "--language en --base_model_id owner/base"),  # only a card can't name a folder
 )

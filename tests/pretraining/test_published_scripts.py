@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import build_tiny_bert
+from helpers import ROOT, build_tiny_bert
 from processes import Processes
 from transformers import BertTokenizer
 
@@ -61,8 +61,15 @@ def changed(name: str, folder: Path) -> Path:
     return folder / name
 
 
-def test_at_most_four_places_change() -> None:
+def test_at_most_four_lines_change_as_the_page_shows() -> None:
     assert [len(changes) for changes in CHANGES.values()] == [4, 3]
+    page = (ROOT / "docs" / "adapt.md").read_text(encoding="utf-8")
+    (diff,) = re.findall(r"^```diff\n(.*?)^```$", page, re.M | re.S)
+    shown = [line[1:].strip() for line in diff.splitlines() if line.startswith("+")]
+    ours = [
+        replacement.splitlines()[-1].split("\\n")[-1].strip() for _, replacement in CHANGES["run_mlm_no_trainer.py"]
+    ]
+    assert shown == ours
 
 
 @pytest.mark.slow
