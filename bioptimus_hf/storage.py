@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import itertools
 import json
 import logging
 import os
@@ -140,19 +142,36 @@ def recorded_files(folder: Path) -> set[Path] | None:
 
 
 def remove_result(folder: Path) -> None:
-    """Remove the folder of a result; files in it that its record doesn't list are kept in a folder beside it."""
+    """Remove the folder of a result; what its record doesn't list is kept in a folder beside it.
+
+    Without a readable record, all of it is kept.
+    """
     ours = recorded_files(folder)
-    foreign = [] if ours is None else [file for file in folder.rglob("*") if file.is_file() and file not in ours]
-    if not foreign:
-        shutil.rmtree(folder)
+    if ours is None:
+        folder.rename(kept := _kept_folder(folder))
+        logger.warning("%s has no readable record, so it was moved to %s", folder, kept)
         return
-    kept = folder.with_name(f"{folder.name.removesuffix(_REPLACED)}.kept-{datetime.now(UTC):%Y%m%dT%H%M%S}")
-    for file in foreign:
-        place = kept / file.relative_to(folder)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        file.rename(place)
+    foreign = [path for path in folder.rglob("*") if path not in ours and _is_end(path)]
+    if foreign:
+        kept = _kept_folder(folder)
+        for path in foreign:
+            place = kept / path.relative_to(folder)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(place)
+        logger.warning("%d files that weren't made here were moved to %s", len(foreign), kept)
     shutil.rmtree(folder)
-    logger.warning("%d files that weren't made here were moved to %s", len(foreign), kept)
+
+
+def _is_end(path: Path) -> bool:
+    """Return whether nothing lies below a path: a file, a link, or an empty folder."""
+    return path.is_symlink() or not path.is_dir() or not any(path.iterdir())
+
+
+def _kept_folder(folder: Path) -> Path:
+    """Return a new name beside a folder for what isn't ours."""
+    name = f"{folder.name.removesuffix(_REPLACED)}.kept-{datetime.now(UTC):%Y%m%dT%H%M%S}"
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(folder.with_name(name) for name in names if not os.path.lexists(folder.with_name(name)))
 
 
 def sync(path: Path) -> None:
@@ -162,15 +181,21 @@ def sync(path: Path) -> None:
             sync(inner)
         sync_entries(path)
         return
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
+    _sync(path)
 
 
 def sync_entries(folder: Path) -> None:
     """Wait until the names in a folder are on disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        error.filename = str(path)  # the system doesn't say which
+        raise
     finally:
         os.close(descriptor)
 
@@ -196,11 +221,12 @@ def replace_folder(folder: Path, temporary: Path) -> None:
 def remove_leftovers(path: Path) -> None:
     """Remove what dead processes left of a file or folder they were writing, and restore what they were replacing."""
     replaced = path.with_name(path.name + _REPLACED)
-    if replaced.is_dir() and not path.exists():
-        replaced.rename(path)
-    for leftover in path.parent.glob(f"{path.name}{_PARTIAL}*") if path.parent.is_dir() else ():
+    if replaced.is_dir():
+        remove_result(replaced) if path.exists() else replaced.rename(path)
+    pattern = f"{glob.escape(path.name + _PARTIAL)}*"
+    for leftover in path.parent.glob(pattern) if path.parent.is_dir() else ():
         host, _, pid = leftover.name.rpartition(_PARTIAL)[2].rpartition("-")
-        if host == socket.gethostname() and pid.isdigit() and not _exists(int(pid)):
+        if host == socket.gethostname() and pid.isdigit() and not _writes(int(pid), leftover):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
@@ -209,36 +235,42 @@ class Holder:
     """The process that holds a lock.
 
     Attributes:
-        pid: its number on the host.
+        pid: its number.
         host: name of the machine.
-        created: when it was started (seconds since 1970), since numbers are used again.
+        boot: identity of the running system, which containers share with their machine; empty where it is unknown.
+        space: the space in which numbers of processes are counted, such as that of a container.
+        started: when the process was started, since numbers are used again.
         since: when it took the lock, for people.
     """
 
     pid: int
     host: str
-    created: float
+    boot: str
+    space: str
+    started: str
     since: str
 
     @classmethod
     def this_process(cls) -> Holder:
         """Describe this process."""
-        import psutil
+        boot = _read("/proc/sys/kernel/random/boot_id")
+        space = os.readlink("/proc/self/ns/pid") if os.path.lexists("/proc/self/ns/pid") else ""
+        since = datetime.now(UTC).isoformat(" ", "seconds")
+        return cls(os.getpid(), socket.gethostname(), boot, space, _started(os.getpid()), since)
 
-        created = psutil.Process().create_time()
-        return cls(os.getpid(), socket.gethostname(), created, datetime.now(UTC).isoformat(" ", "seconds"))
+    @property
+    def is_here(self) -> bool:
+        """Whether it runs, or ran, on this machine, whose locks end with their process."""
+        now = Holder.this_process()
+        return bool(self.boot and self.boot == now.boot) or self.host == now.host
 
     @property
     def is_dead(self) -> bool:
-        """Whether the process is known to be dead; of other hosts, nothing is known."""
-        if self.host != socket.gethostname():
-            return False
-        import psutil
-
-        try:
-            return abs(psutil.Process(self.pid).create_time() - self.created) > 1
-        except psutil.Error:
-            return True
+        """Whether the process is known to be dead; of other machines and containers, nothing is known."""
+        now = Holder.this_process()
+        if self.boot != now.boot:
+            return self.host == now.host  # restarted since
+        return self.space == now.space and _started(self.pid) != self.started
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host} since {self.since}"
@@ -260,11 +292,12 @@ def locked(lock: Path, protected: Path, *, take_over: bool = False) -> Iterator[
         InputError: another process holds the lock, or the lock can't be written.
     """
     record = lock.with_suffix(".json")
+    this = Holder.this_process()
     new = [folder for folder in (lock.parent, *lock.parent.parents) if not folder.exists()]
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         held = _acquire(lock, record, protected, take_over=take_over)
-        record.write_text(json.dumps(asdict(Holder.this_process())) + "\n", encoding="utf-8")
+        record.write_text(json.dumps(asdict(this)) + "\n", encoding="utf-8")
     except OSError as error:
         reason = error.strerror or error
         raise InputError(
@@ -273,8 +306,11 @@ def locked(lock: Path, protected: Path, *, take_over: bool = False) -> Iterator[
     try:
         yield
     finally:
-        record.unlink(missing_ok=True)
-        lock.unlink(missing_ok=True)  # a process that has just opened it finds out that it is gone
+        if _holder(record) == this:
+            record.unlink()
+            lock.unlink(missing_ok=True)  # a process that has just opened it finds out that it is gone
+        else:
+            logger.warning("the lock of %s was taken over while this process held it", protected)
         held.release()
         hidden = [lock.parent] if lock.parent.name.startswith(".") and lock.parent not in new else []
         _remove_empty([*hidden, *new])
@@ -282,7 +318,7 @@ def locked(lock: Path, protected: Path, *, take_over: bool = False) -> Iterator[
 
 def _acquire(lock: Path, record: Path, protected: Path, *, take_over: bool) -> BaseFileLock:
     holder = _holder(record)
-    elsewhere = holder is not None and holder.host != socket.gethostname()
+    elsewhere = holder is not None and not holder.is_here
     held = None if elsewhere and not take_over else _try(lock)
     if held is None and holder and (holder.is_dead or (elsewhere and take_over)):
         time.sleep(_SECONDS_TO_WRITE)  # unless yet another process has just taken the lock over
@@ -323,10 +359,33 @@ def _remove_empty(folders: Iterable[Path]) -> None:
         return
 
 
-def _exists(pid: int) -> bool:
+def _writes(pid: int, leftover: Path) -> bool:
+    """Return whether a process may be writing a file: it exists, and isn't younger than the file."""
     import psutil
 
-    return psutil.pid_exists(pid)
+    try:
+        return bool(psutil.Process(pid).create_time() <= leftover.stat().st_mtime)
+    except (psutil.Error, OSError):
+        return False
+
+
+def _started(pid: int) -> str:
+    """Return when a process was started, in a form that no change of the clock affects; empty if there is none."""
+    if status := _read(f"/proc/{pid}/stat"):
+        return status.rpartition(")")[2].split()[19]
+    import psutil
+
+    try:
+        return str(round(psutil.Process(pid).create_time()))
+    except psutil.Error:
+        return ""
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
 
 
 def _holder(record: Path) -> Holder | None:

@@ -180,7 +180,9 @@ def test_the_lock_of_a_dead_process_is_taken_over_even_if_its_workers_live(
 
 def test_the_lock_of_another_host_is_taken_over_only_when_asked(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(
-        json.dumps({"pid": 12, "host": "elsewhere", "created": 1.0, "since": "2026-01-01 00:00:00+00:00"})
+        json.dumps(
+            {"pid": 12, "host": "elsewhere", "boot": "other", "space": "", "started": "1", "since": "2026-01-01 00:00"}
+        )
     )
     with (
         pytest.raises(InputError, match=r"by process 12 on elsewhere since 2026-01-01 .*run .* with take_over"),
@@ -197,3 +199,64 @@ def test_a_lock_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot write"), locked(tmp_path / "file" / "x.lock", tmp_path / "x"):
         pass
+
+
+def test_without_a_readable_record_everything_is_kept(tmp_path: Path) -> None:
+    write_result(tmp_path / "r", ours="old")
+    (tmp_path / "r" / RECORD).write_text("{")
+    (tmp_path / "r" / "notes.txt").write_text("mine")
+    with atomic_folder(tmp_path / "r") as folder:
+        (folder / "ours").write_text("new")
+    (kept,) = tmp_path.glob("r.kept-*")
+    assert {path.name for path in kept.iterdir()} == {"ours", "notes.txt", RECORD}
+    assert (tmp_path / "r" / "ours").read_text() == "new"
+
+
+def test_links_and_empty_folders_are_kept_and_no_name_is_used_twice(tmp_path: Path) -> None:
+    for number in range(2):
+        write_result(tmp_path / "r", ours="old")
+        (tmp_path / "r" / "link").symlink_to("nowhere")
+        (tmp_path / "r" / "empty").mkdir()
+        (tmp_path / "r" / "notes.txt").write_text(str(number))
+        remove_result(tmp_path / "r")
+    kept = sorted(tmp_path.glob("r.kept-*"))
+    assert [{path.name for path in folder.iterdir()} for folder in kept] == [{"link", "empty", "notes.txt"}] * 2
+    assert {(folder / "notes.txt").read_text() for folder in kept} == {"0", "1"}
+
+
+def test_what_an_earlier_process_of_the_same_number_left_is_removed(tmp_path: Path) -> None:
+    """In a container that is started again, everything has the number it had before."""
+    leftover = tmp_path / f"r[1].partial-{socket.gethostname()}-{os.getpid()}"
+    leftover.mkdir()
+    os.utime(leftover, (1, 1))
+    (tmp_path / "r[1].replaced").mkdir()
+    with atomic_folder(tmp_path / "r[1]") as folder:
+        assert folder == leftover
+        (folder / "ours").touch()
+    assert (tmp_path / "r[1]" / "ours").exists()
+
+
+def test_a_holder_whose_lock_was_taken_over_leaves_it_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lock, record = tmp_path / "x.lock", tmp_path / "x.json"
+    with locked(lock, tmp_path / "x"):
+        new = {**json.loads(record.read_text()), "host": "elsewhere", "boot": "other"}
+        record.write_text(json.dumps(new))
+    assert json.loads(record.read_text()) == new
+    assert lock.exists()
+    assert "taken over while this process held it" in caplog.text
+
+
+def test_the_clock_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with holding(tmp_path / "x.lock"):
+        monkeypatch.setattr("psutil.boot_time", lambda: time.time() - 5)
+        with pytest.raises(InputError), locked(tmp_path / "x.lock", tmp_path / "x"):
+            pass
+
+
+def test_a_process_of_before_a_restart_is_dead(tmp_path: Path) -> None:
+    lock, record = tmp_path / "x.lock", tmp_path / "x.json"
+    with locked(lock, tmp_path / "x"):
+        before = {**json.loads(record.read_text()), "boot": "before"}
+        record.write_text(json.dumps(before))
+    with locked(lock, tmp_path / "x"):
+        assert json.loads(record.read_text())["boot"] != "before"
