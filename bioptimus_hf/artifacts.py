@@ -61,9 +61,7 @@ class Run:
     no_verify: bool = field(
         default=False, metadata={"help": "Read results of earlier stages without comparing them with their hashes"}
     )
-    take_over: bool = field(
-        default=False, metadata={"help": "Go on where a process on another host was working that has died"}
-    )
+    take_over: bool = field(default=False, metadata={"help": "Take over from a process on another host that has died"})
 
     def __post_init__(self) -> None:
         if not self.output_dir:
@@ -397,7 +395,9 @@ def read_yaml(path: str | Path) -> Any:
         return yaml.load(Path(path).read_text(encoding="utf-8"), Loader)
     except OSError as error:
         raise InputError(f"{path} can't be read: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except InputError:
+        raise
+    except (yaml.YAMLError, ValueError) as error:  # also a date that doesn't exist
         raise InputError(f"{path} is not YAML: {format_error(error, limit=400)}") from error
 
 

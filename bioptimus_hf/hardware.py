@@ -40,7 +40,8 @@ def prepare_for_cpu(model: PreTrainedModel, device: torch.device, *, dropout: fl
 def warn_if_alone(program: str) -> None:
     """Warn if Accelerate was asked for several processes but started a single one.
 
-    It sets an address for several, and on a CPU starts one unless MPI starts them (accelerate 1.15).
+    For several processes it sets MASTER_PORT. On a CPU it nevertheless starts one, unless MPI starts them (accelerate
+    1.15).
 
     Args:
         program: what to run under `torchrun` instead.

@@ -47,9 +47,7 @@ class AnnotationOptions:
         default=False, metadata={"help": "Redo files that are finished or were annotated with other settings"}
     )
     no_verify: bool = field(default=False, metadata={"help": "Read heads without comparing them with their hashes"})
-    take_over: bool = field(
-        default=False, metadata={"help": "Go on where a process on another host was working that has died"}
-    )
+    take_over: bool = field(default=False, metadata={"help": "Take over from a process on another host that has died"})
 
     def __post_init__(self) -> None:
         for name in ("models", "input"):

@@ -27,6 +27,7 @@ from bioptimus_hf.artifacts import (
     read_json,
     read_record,
     replaced_sources,
+    verification,
     verify,
     write_json,
 )
@@ -134,6 +135,11 @@ def make_heads(run: Run, options: HeadOptions, training: HeadTraining) -> Path:
         InputError: a task, model or option can't be used, or finished heads have other inputs or
             settings and `run.force` is false.
     """
+    with verification(not run.no_verify):
+        return _make_heads(run, options, training)
+
+
+def _make_heads(run: Run, options: HeadOptions, training: HeadTraining) -> Path:
     # The first call decides about the process group: without it, each process would consider itself the main one.
     state = PartialState(cpu=not torch.accelerator.is_available())
     tasks = {task.name: load_task(task, options) for task in chosen_tasks(options.tasks)}
@@ -163,10 +169,11 @@ def make_heads(run: Run, options: HeadOptions, training: HeadTraining) -> Path:
         if state.is_main_process:
             tabulate(root, list(encoders))
     if cross_tests and state.is_main_process:
+        without = missing_heads(root)
         for test in cross_tests:
             for label, seed in product(encoders, seeds):
                 of_task = root / test.task / label / str(seed)
-                if of_task not in missing_heads(root):
+                if of_task not in without:
                     score_elsewhere(of_task, test, run, options)
         tabulate(run.root / "cross_test", list(encoders))
     if diverged:

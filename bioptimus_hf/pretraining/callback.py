@@ -34,7 +34,9 @@ from bioptimus_hf.pretraining.versions import (
     Provenance,
     VersionRecord,
     check_exportable,
+    check_replaceable,
     export_version,
+    folder_name,
     whole_weights,
 )
 
@@ -88,6 +90,9 @@ class CurriculumCallback(TrainerCallback, ExportableState):
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Leave the collator for evaluation, and reject a setting that would recreate this callback without it."""
+        self._prepare(args)
+
+    def _prepare(self, args: TrainingArguments) -> None:
         if args.restore_callback_states_from_checkpoint:
             raise InputError(
                 "would recreate the callback of the curriculum without its collator: leave it out",
@@ -109,8 +114,11 @@ class CurriculumCallback(TrainerCallback, ExportableState):
                 "a run on a streamed data set can't be resumed, since the Trainer doesn't know where in the stream it "
                 "was: load the data set as a whole"
             )
+        self._prepare(args)  # a callback that is added later isn't told of the beginning
         if self.export_dir is not None:
             check_exportable(kwargs.get("model"))
+            if args.process_index == 0:
+                check_replaceable(Path(self.export_dir) / folder_name(phase.version) for phase in self.curriculum)
         planned = self._take_over(loader)
         self._multiplied = _multiplies_loss(args, kwargs.get("model"))
         if loader is not None:
@@ -216,7 +224,7 @@ class CurriculumCallback(TrainerCallback, ExportableState):
         weights = whole_weights(model)  # collective: all processes take part
         if not state.is_world_process_zero:
             return
-        folder = Path(self.export_dir) / f"v{phase.version}"
+        folder = Path(self.export_dir) / folder_name(phase.version)
         sound = {name: value for name, value in metrics.items() if not (self._multiplied and name.endswith("loss"))}
         facts = {**self.plan.facts_of(phase), "metrics": sound}
         record = VersionRecord(facts, self.provenance, time.monotonic() - self._started)
@@ -268,7 +276,7 @@ def _multiplies_loss(args: TrainingArguments, model: Any) -> bool:
     if ignored:
         logger.warning(
             "%s ignores num_items_in_batch, so the Trainer's losses are up to %d times too large, and they aren't "
-            "recorded: use BertForMaskedPositions, or give the Trainer a compute_loss_func",
+            "recorded: use BertForMaskedPositions",
             type(model).__name__,
             factor,
         )

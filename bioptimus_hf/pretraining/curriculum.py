@@ -225,8 +225,8 @@ def follow_curriculum(
 ) -> dict[int, Phase]:
     """Make a collator follow a curriculum in a training loop without a `Trainer`.
 
-    Before each iterator over the data, the loop calls `collator.begin(micro_batch)` with the number of micro-batches
-    that this process has consumed in the run so far; docs/adapt.md ("In your own training script") shows such a loop.
+    In a loop with Accelerate, use a `CurriculumLoop` instead. Before each iterator over the data, the loop calls
+    `collator.begin(micro_batch)` with the number of micro-batches that this process has consumed in the run so far.
 
     Args:
         collator: masks the batches of the loop.

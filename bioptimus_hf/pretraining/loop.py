@@ -25,7 +25,13 @@ from bioptimus_hf.pretraining.curriculum import (
     evaluation_masking,
 )
 from bioptimus_hf.pretraining.masking import BatchLayout, BioptimusDataCollator, NumberedBatch
-from bioptimus_hf.pretraining.versions import VersionRecord, check_exportable, export_version, folder_name
+from bioptimus_hf.pretraining.versions import (
+    VersionRecord,
+    check_exportable,
+    check_replaceable,
+    export_version,
+    folder_name,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +72,8 @@ class CurriculumLoop:
     ) -> None:
         base = getattr(loader, "base_dataloader", loader)
         _check_loader(accelerator, loader, base)
+        if export_dir is not None:
+            check_replaceable(Path(export_dir) / folder_name(phase.version) for phase in curriculum)
         warn_if_alone("SCRIPT ...")
         self.completed = 0
         self._accelerator = accelerator
@@ -84,10 +92,18 @@ class CurriculumLoop:
         self._plan = PhasePlan(self._collator, curriculum, steps, layout)
         self._batches_per_epoch = len(base)
         self._steps_per_epoch = -(-len(base) // layout.accumulation)
-        self._identity = {**self._plan.identity(), "number of rows": len(base.dataset)}
-        self._order = _Order(innermost_sampler(base))
+        sampler = innermost_sampler(base)
+        self._identity = {
+            **self._plan.identity(),
+            "number of rows": len(base.dataset),
+            "seed of the order": getattr(sampler, "initial_seed", None),
+        }
+        self._order = _Order(sampler)
+        # Batches that may be drawn before they are needed: by worker processes, by Accelerate, and to number them.
+        self._ahead = 2 + base.num_workers * (base.prefetch_factor or 0)
         self._epoch_began = 0  # optimizer steps that were done when the current epoch began
-        self._resumed = False
+        self._resumed = False  # until the next iterator over the data begins
+        self._loaded = False
         base.collate_fn = self._collator
         # Each iterator over the data draws a seed for its workers, by default from the generator that dropout uses. An
         # evaluation would change the rest of the run, unless it was resumed after it.
@@ -115,16 +131,31 @@ class CurriculumLoop:
         """
         if self.completed >= self._plan.steps:
             raise InputError(f"all {self._plan.steps} steps of the curriculum are done: create it with more steps")
+        if not self.completed and self._export_dir is not None:
+            check_exportable(self._accelerator.unwrap_model(model))
         self.completed += 1
-        position = (self.completed - self._epoch_began) * self._plan.batches.accumulation
+        self._check_position()
+        phase = self._plan.ends.get(self.completed)
+        if phase is not None and self._export_dir is not None:
+            self._export(phase, model)
+
+    def _check_position(self) -> None:
+        """Raise if other batches were drawn than the steps so far need."""
+        accumulation = self._plan.batches.accumulation
+        position = (self.completed - self._epoch_began) * accumulation
         if self._drawn < min(position, self._batches_per_epoch):
             raise InputError(
                 "the run goes on in the middle of an epoch, but the loop hasn't skipped the batches that it had seen: "
                 "iterate over accelerator.skip_first_batches(loader, ...)"
+                if self._loaded
+                else "step was called before the batches of an optimizer step were used: call it only if "
+                "accelerator.sync_gradients"
             )
-        phase = self._plan.ends.get(self.completed)
-        if phase is not None and self._export_dir is not None:
-            self._export(phase, model)
+        if self._drawn > position + self._ahead:
+            raise InputError(
+                f"the loop has used more than {accumulation} batches for an optimizer step: give the Accelerator their "
+                f"number (gradient_accumulation_steps), and call step after each optimizer step"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps: numbers, strings and tensors."""
@@ -144,7 +175,7 @@ class CurriculumLoop:
         check_same_run(state["run"], self._identity)
         self.completed, self._epoch_began = state["completed"], state["epoch_began"]
         self._order.at_begin = state["order"]
-        self._resumed = True
+        self._resumed = self._loaded = True
 
     def _numbers(self) -> Iterator[int]:
         """Prepare for an iterator over the data that is about to begin, and yield the number of each of its batches.
@@ -166,7 +197,6 @@ class CurriculumLoop:
 
     def _export(self, phase: Phase, model: Any) -> None:
         assert self._export_dir is not None
-        check_exportable(self._accelerator.unwrap_model(model))
         sharded = self._accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
         weights = self._accelerator.get_state_dict(model) if sharded else None  # collective: all processes take part
         if self._accelerator.is_main_process:
@@ -231,9 +261,10 @@ class _NumberedRows:
     def __getitem__(self, index: Any) -> Any:
         return self._dataset[index]
 
-    def __getitems__(self, indices: NumberedBatch) -> NumberedBatch:
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         several = getattr(self._dataset, "__getitems__", None)
-        return NumberedBatch(several(indices) if several else map(self._dataset.__getitem__, indices), indices.number)
+        rows = several(indices) if several else list(map(self._dataset.__getitem__, indices))
+        return NumberedBatch(rows, indices.number) if isinstance(indices, NumberedBatch) else rows
 
     def __getattr__(self, name: str) -> Any:
         if name == "_dataset":  # while it is being unpickled
@@ -269,7 +300,12 @@ def _check_loader(accelerator: Accelerator, loader: Any, base: Any) -> None:
         raise InputError("the rows of a streamed data set aren't numbered: load the training set as a whole")
     if isinstance(loader, DataLoaderDispatcher) or config.split_batches:
         raise InputError("with split_batches or dispatch_batches, rows aren't where the curriculum expects them")
-    if accelerator.num_processes > 1 and base is loader:
+    if not any(loader is prepared for prepared in accelerator._dataloaders):
         raise InputError("the training loader isn't prepared: create the CurriculumLoop after accelerator.prepare")
+    if accelerator.gradient_accumulation_steps > 1 and not accelerator.gradient_state.sync_with_dataloader:
+        raise InputError(
+            "with sync_with_dataloader: false, an optimizer step may take batches of two epochs: leave it out",
+            argument="gradient_accumulation_plugin",
+        )
     if "labels" in base.dataset[0]:
         raise InputError("the training set has labels, so it would never be masked: remove that column")

@@ -182,8 +182,8 @@ class BioptimusDataCollator:
 
     def _count_anew(self) -> None:
         # Shared with worker processes, which have a copy of everything else: the micro-batch at which the current
-        # iterator over the data began, and the number of iterators so far.
-        self._clock = torch.zeros(2, dtype=torch.int64)
+        # iterator over the data began, the number of iterators so far, and the seed that this one's workers share.
+        self._clock = torch.zeros(3, dtype=torch.int64)
         self._clock.share_memory_()  # type: ignore[no-untyped-call]
         self._iterators_seen = 0
         self._calls = 0
@@ -222,6 +222,7 @@ class BioptimusDataCollator:
         """
         self._clock[0] = micro_batch
         self._clock[1] += 1
+        self._clock[2] = 0
 
     def __call__(self, examples: Sequence[Mapping[str, Any] | Sequence[int]]) -> dict[str, torch.Tensor]:
         """Build a batch.
@@ -263,9 +264,11 @@ class BioptimusDataCollator:
         if name in _COLUMNS:
             filler, default = _COLUMNS[name]
             pad_id = self.tokenizer.pad_token_id
-            values = [row[name] if name in row else default(np.asarray(row["input_ids"]), pad_id) for row in rows]
+            values = [
+                default(np.asarray(row["input_ids"]), pad_id) if row.get(name) is None else row[name] for row in rows
+            ]
             return _pad(values, length, filler)
-        if missing := sum(name not in row for row in rows):
+        if missing := sum(row.get(name) is None for row in rows):
             raise InputError(f"{missing} of {len(rows)} rows have no {name}: give it to all rows, or to none")
         values = [np.asarray(row[name]) for row in rows]
         if any(one.dtype.kind not in "biuf" for one in values):
@@ -324,8 +327,11 @@ class BioptimusDataCollator:
         if self._plan is not None and micro_batch is not None:
             return self._at(self._plan, micro_batch)
         worker = get_worker_info()
-        began, iterators = self._clock.tolist()
-        if self._plan is not None and not iterators:
+        began, iterators, seed = self._clock.tolist()
+        seed_now = worker.seed - worker.id if worker else 0
+        if not seed:
+            self._clock[2] = seed = seed_now
+        if self._plan is not None and (not iterators or seed != seed_now):
             raise InputError(
                 "the position of this batch in the run is unknown, and so is its phase: call begin before each pass "
                 "over the data, or use a CurriculumLoop"
@@ -338,9 +344,8 @@ class BioptimusDataCollator:
             call = call * worker.num_workers + worker.id
         if self._plan is None:
             # All workers of an iterator have the same worker.seed - worker.id, and the next iterator draws a new one.
-            epoch = worker.seed - worker.id if worker else 0
             rank = int(os.environ.get("RANK", "0"))
-            key = _mix(_number(self.seed) ^ _mix(_number(epoch + rank)))
+            key = _mix(_number(self.seed) ^ _mix(_number(seed_now + rank)))
             return int(key[0]), call * 2**20, self.strategy
         return self._at(self._plan, began + call)
 
@@ -374,7 +379,7 @@ def mask_once(
 
     Returns:
         Data set with the columns `input_ids`, `attention_mask`, `labels` (lists of integers, as long as the block; -100
-        where nothing has to be predicted), and `token_type_ids` if the blocks have them. `BioptimusDataCollator` leaves
+        where nothing has to be predicted), and what else the blocks have. `BioptimusDataCollator` leaves
         such rows as they are.
     """
     collator = BioptimusDataCollator(tokenizer, strategy, seed=seed)

@@ -103,7 +103,8 @@ class Training:
 
     Attributes:
         model ... dropout: as the arguments of `pretrain`.
-        staging: folder for the versions until all are complete, while others are in their places. It stays.
+        staging: folder for the versions until all are complete, while others are in their places. It is left to the
+            caller.
         resume: whether to go on from the last checkpoint.
         on_begin: function to call before the first step, after all checks.
     """

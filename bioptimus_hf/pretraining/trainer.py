@@ -147,6 +147,8 @@ class PretrainingTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self.args.output_dir)
+        if (folder / f"checkpoint-{self.state.global_step}").is_dir():  # SIGTERM came in the last step of an epoch
+            return
         if self._saving == [None]:  # all processes write into the same folder, which no other launch uses
             self._saving = [checkpoints.saving_folder(folder).name]
             if self.args.world_size > 1:

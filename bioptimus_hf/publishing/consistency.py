@@ -13,6 +13,8 @@ from tqdm.auto import tqdm
 from bioptimus_hf.artifacts import RECORD, differences, read_record, replaced_sources, verify
 from bioptimus_hf.errors import InputError
 
+LOCK_RECORD = "annotation.json"
+"""Name of the file that says which process is annotating, beside the records of annotated files."""
 _TEXT_SETTINGS = ("text_column", "max_megabytes", "errors", "validation_share")
 _UNFINISHED = re.compile(r"\.partial-|\.replaced$")  # what is being written, or was being replaced
 
@@ -42,7 +44,8 @@ def check_results(root: Path, *, hashes: bool = True) -> list[Finding]:
     Raises:
         InputError: there is no result.
     """
-    records = sorted({*root.rglob(RECORD), *root.rglob(".records/*.json")})
+    annotated = {record for record in root.rglob(".records/*.json") if record.name != LOCK_RECORD}
+    records = sorted({*root.rglob(RECORD), *annotated})
     records = [record for record in records if not any(_UNFINISHED.search(part) for part in record.parts)]
     if not records:
         raise InputError(f"{root} contains no results: name the folder of a run, or of annotated files")

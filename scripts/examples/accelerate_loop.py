@@ -49,9 +49,12 @@ def main() -> None:
     if not len(loader):
         parser.error("fewer rows than a batch: give more text, or a smaller --batch_size")
     curriculum = CurriculumLoop(accelerator, loader, options.max_steps, export_dir=options.output_dir)  # 2
-    state = Path(options.output_dir) / "state"
+    states = Path(options.output_dir) / "states"
     if options.resume:
-        accelerator.load_state(str(state))
+        saved = sorted(states.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+        if not saved:
+            parser.error(f"there is no state in {states}: leave --resume out")
+        accelerator.load_state(str(saved[-1]))
     model.train()
     seen = curriculum.completed % len(loader)  # batches of the epoch in which the state was saved
     while curriculum.completed < options.max_steps:
@@ -62,7 +65,11 @@ def main() -> None:
             optimizer.zero_grad()
             curriculum.step(model)  # 3
             if options.save_steps and curriculum.completed % options.save_steps == 0:
-                accelerator.save_state(str(state))
+                accelerator.save_state(str(states / "saving"))
+                accelerator.wait_for_everyone()
+                if accelerator.is_main_process:  # complete before it has its name
+                    (states / "saving").rename(states / f"step-{curriculum.completed}")
+                accelerator.wait_for_everyone()
             if curriculum.completed == options.max_steps:
                 break
         seen = 0

@@ -98,7 +98,7 @@ def test_the_loop_resumes_exactly(tokenizer: BertTokenizer, processes: Processes
         )
         assert done.returncode == 0, done.stderr
         if folder == "whole":
-            shutil.copytree(tmp_path / "whole" / "state", tmp_path / "resumed" / "state")
+            shutil.copytree(tmp_path / "whole" / "states", tmp_path / "resumed" / "states")
     for version in ("v0.3", "v0.4"):
         whole, resumed = (tmp_path / folder / version / "model.safetensors" for folder in ("whole", "resumed"))
         assert whole.read_bytes() == resumed.read_bytes()

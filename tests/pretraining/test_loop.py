@@ -57,6 +57,7 @@ class Script:
         self.evaluates = options.pop("evaluates", False)
         self.steps = options.pop("steps", STEPS)
         self.skips = options.pop("skips", "skip_first_batches")
+        self.seed = options.pop("seed", 7)
         self.masks: dict[int, list[list[int]]] = {}
         self.phases: list[str] = []
         self.evaluated: list[list[list[int]]] = []
@@ -70,8 +71,8 @@ class Script:
             gradient_accumulation_steps=self.accumulation,
             dataloader_config=DataLoaderConfiguration(use_seedable_sampler=self.seedable),
         )
-        set_seed(7)
         model = build_tiny_bert(len(self.tokenizer))
+        set_seed(self.seed)
         model.train()
         data_collator = BioptimusDataCollator(self.tokenizer)  # 1
         loader: Any = DataLoader(
@@ -180,8 +181,9 @@ def test_evaluation_with_the_same_collator_is_not_affected_by_the_curriculum(
 def test_labelled_rows_pass_through(tokenizer: BertTokenizer, tmp_path: Path) -> None:
     collator = BioptimusDataCollator(tokenizer)
     masked = mask_once(rows_of_text(), tokenizer)
-    loader = DataLoader(rows_of_text(), collate_fn=collator, batch_size=2)
-    CurriculumLoop(Accelerator(cpu=True), loader, 16)
+    accelerator = Accelerator(cpu=True)
+    loader: Any = accelerator.prepare(DataLoader(rows_of_text(), collate_fn=collator, batch_size=2))
+    CurriculumLoop(accelerator, loader, 16)
     assert collator(masked.to_list())["labels"].tolist() == masked["labels"][:]
     next(iter(loader))  # an iterator that isn't used to its end
     assert collator(masked.to_list())["labels"].tolist() == masked["labels"][:]
@@ -233,8 +235,10 @@ def test_what_cannot_be_followed_is_rejected(tokenizer: BertTokenizer) -> None:
         (DataLoader(rows.to_iterable_dataset(), batch_size=2, collate_fn=ours), "streamed data set"),
     ):
         with pytest.raises(InputError, match=message):
-            CurriculumLoop(accelerator, loader, 16)
-    loader = DataLoader(rows, batch_size=2, collate_fn=ours)
+            CurriculumLoop(accelerator, accelerator.prepare(loader), 16)
+    with pytest.raises(InputError, match="isn't prepared: create the CurriculumLoop after"):
+        CurriculumLoop(accelerator, DataLoader(rows, batch_size=2, collate_fn=ours), 16)
+    loader = accelerator.prepare(DataLoader(rows, batch_size=2, collate_fn=ours))
     with pytest.raises(InputError, match="too few for 4 phases"):
         CurriculumLoop(accelerator, loader, 3)
     loop = CurriculumLoop(accelerator, loader, 4)
@@ -248,11 +252,72 @@ def test_a_launch_with_a_single_process_is_reported(
     tokenizer: BertTokenizer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As `accelerate launch --cpu --num_processes 2` leaves the environment without MPI."""
-    loader = DataLoader(rows_of_text(), batch_size=2, collate_fn=BioptimusDataCollator(tokenizer))
+    loader: Any = DataLoader(rows_of_text(), batch_size=2, collate_fn=BioptimusDataCollator(tokenizer))
     for name in ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     accelerator = Accelerator(cpu=True)
+    loader = accelerator.prepare(loader)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     monkeypatch.setenv("MASTER_PORT", "29500")
     CurriculumLoop(accelerator, loader, 16)
     assert "use `torchrun --nproc_per_node NUMBER SCRIPT ...`" in caplog.text
+
+
+@pytest.mark.parametrize("accumulation", [2, 4])
+def test_an_accumulation_that_accelerate_does_not_know_is_rejected(
+    accumulation: int, tokenizer: BertTokenizer, tmp_path: Path
+) -> None:
+    """Phases would switch too early."""
+    accelerator = Accelerator(cpu=True)
+    loader = accelerator.prepare(
+        DataLoader(rows_of_text(), batch_size=1, collate_fn=BioptimusDataCollator(tokenizer))  # type: ignore[arg-type]
+    )
+    loop = CurriculumLoop(accelerator, loader, 16)
+
+    def step_after_some() -> None:
+        for number, _ in enumerate(loader, start=1):
+            if number % accumulation == 0:
+                loop.step(None)
+
+    with pytest.raises(InputError, match="more than 1 batches for an optimizer step: give the Accelerator"):
+        step_after_some()
+
+
+def test_a_step_within_an_optimizer_step_is_rejected(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=4)
+    loader = accelerator.prepare(
+        DataLoader(rows_of_text(), batch_size=1, collate_fn=BioptimusDataCollator(tokenizer))  # type: ignore[arg-type]
+    )
+    loop = CurriculumLoop(accelerator, loader, 16)
+    next(iter(loader))
+    with pytest.raises(InputError, match="step was called before the batches of an optimizer step were used"):
+        loop.step(None)
+
+
+def test_a_folder_that_is_not_a_version_is_not_replaced(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    (tmp_path / "v0.3").mkdir()
+    (tmp_path / "v0.3" / "notes.txt").write_text("mine")
+    accelerator = Accelerator(cpu=True)
+    loader = accelerator.prepare(
+        DataLoader(rows_of_text(), batch_size=1, collate_fn=BioptimusDataCollator(tokenizer))  # type: ignore[arg-type]
+    )
+    with pytest.raises(InputError, match=r"v0\.3 is not a result of this project: move it away"):
+        CurriculumLoop(accelerator, loader, 16, export_dir=tmp_path)
+
+
+def test_another_order_of_rows_is_refused(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    Script(tokenizer, tmp_path, seedable=True).run(save_at=(4,), stop_at=5)
+    with pytest.raises(InputError, match="seed of the order"):
+        Script(tokenizer, tmp_path, seedable=True, seed=8).run(resume=4)
+
+
+def test_the_training_set_can_be_evaluated_with_a_loader_of_its_own(tokenizer: BertTokenizer) -> None:
+    accelerator = Accelerator(cpu=True)
+    collator = BioptimusDataCollator(tokenizer)
+    loader: Any = accelerator.prepare(DataLoader(rows_of_text(), batch_size=2, collate_fn=collator))
+    CurriculumLoop(accelerator, loader, 16)
+    again = [
+        [batch["labels"].tolist() for batch in DataLoader(loader.dataset, batch_size=4, collate_fn=collator)]
+        for _ in range(2)
+    ]
+    assert again[0] == again[1]

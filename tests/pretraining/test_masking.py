@@ -392,3 +392,21 @@ def test_a_plan_without_a_beginning_is_rejected(tokenizer: BertTokenizer, worker
     loader = DataLoader([{"input_ids": [2, 20, 21, 3]}] * 4, batch_size=2, collate_fn=collator, num_workers=workers)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="call begin before each pass over the data, or use a CurriculumLoop"):
         next(iter(loader))
+
+
+def test_a_second_pass_of_workers_without_a_beginning_is_rejected(tokenizer: BertTokenizer) -> None:
+    """They would repeat the masks and the phase of the first pass."""
+    collator = BioptimusDataCollator(tokenizer)
+    collator.follow(MaskingPlan((0,), (MaskingStrategy("token", 0.15, True),), BatchLayout(2)))
+    loader = DataLoader([{"input_ids": [2, 20, 21, 3]}] * 4, batch_size=2, collate_fn=collator, num_workers=2)  # type: ignore[arg-type]
+    collator.begin(0)
+    assert len(list(loader)) == 2
+    with pytest.raises(InputError, match="call begin before each pass over the data"):
+        list(loader)
+    collator.begin(2)
+    assert len(list(loader)) == 2
+
+
+def test_a_column_that_is_none_counts_as_missing(tokenizer: BertTokenizer) -> None:
+    rows = [{"input_ids": [2, 20, 3], "attention_mask": None}, {"input_ids": [2, 21, 3], "attention_mask": [1, 0, 1]}]
+    assert BioptimusDataCollator(tokenizer)(rows)["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 1]]
