@@ -66,6 +66,8 @@ class Run:
     def __post_init__(self) -> None:
         if not self.output_dir:
             raise InputError("is empty: name a folder", argument="output_dir")
+        if self.num_proc is not None and self.num_proc < 1:
+            raise InputError(f"must be at least 1, not {self.num_proc}", argument="num_proc")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"must be a whole number from 0 to {2**32 - 1}, not {self.seed}", argument="seed")
 
@@ -266,6 +268,16 @@ def replaced_sources(folder: str | Path) -> Iterator[tuple[Path, str, Path]]:
     for name, source in sources.items():
         if identity(source) != record["inputs"].get(name):
             yield folder, name, source
+
+
+def missing_sources(folder: str | Path) -> Iterator[tuple[str, Path]]:
+    """Yield each result that a result was made from and that is gone: the name of the input, and where it was."""
+    folder = Path(folder)
+    record = read_record(folder)
+    for name, relative in record.get("sources", {}).items():
+        source = Path(os.path.normpath(folder / relative))
+        if str(record["inputs"].get(name)).startswith("stage:") and not (source / RECORD).is_file():
+            yield name, source
 
 
 def check_fresh(folder: str | Path) -> None:

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pickle import UnpicklingError
+
+# How PyTorch, the C++ library and the system report that memory ran out, and PyTorch that the system killed a worker.
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator: ",
+    "std::bad_alloc",
+    "is killed by signal: Killed",
+    os.strerror(errno.ENOMEM),
+)
 
 
 class InputError(ValueError):
@@ -24,6 +34,12 @@ class TrainingDiverged(InputError):
 
 class Terminated(Exception):
     """The process was asked to stop (SIGTERM) and has saved a checkpoint to resume from."""
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Return whether an error says that memory ran out, of the machine or of a GPU."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return bool(kinds & {"MemoryError", "OutOfMemoryError"}) or any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 def format_error(error: Exception | str, limit: int = 200) -> str:

@@ -26,7 +26,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]
 from safetensors import safe_open
 
 from bioptimus_hf.artifacts import RECORD, identity, read_record, remedy, verify, write_json
-from bioptimus_hf.errors import InputError, format_error
+from bioptimus_hf.errors import InputError, format_error, lacks_memory
 
 if TYPE_CHECKING:
     import torch
@@ -296,7 +296,7 @@ def _one_line(describe: Callable[[Exception], InputError]) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # of many kinds, without a common base class
-        if isinstance(error, MemoryError) or "memory" in str(error):
+        if lacks_memory(error):
             raise
         raise describe(error) from error
 

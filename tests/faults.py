@@ -669,7 +669,8 @@ def table(findings: list[Finding]) -> str:
 
 PAGE = """# Faults
 
-What commands make of damaged files, kills, full disks and second processes. Written by
+What the commands do when files are damaged, processes are killed, the disk is full, or a second process starts. Written
+by
 
     {command}
 

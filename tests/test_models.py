@@ -406,3 +406,11 @@ def test_a_saved_head_reads_as_much_as_its_encoder(tokenizer: BertTokenizer, tmp
     tokenizer.model_max_length = VERY_LARGE_INTEGER  # as for many models on the Hub
     save_head(head, tokenizer, tmp_path)
     assert AutoTokenizer.from_pretrained(tmp_path).model_max_length == positions
+
+
+def test_a_folder_with_memory_in_its_name_is_read_like_any_other(tmp_path: Path) -> None:
+    folder = tmp_path / "memory-bert"
+    folder.mkdir()
+    (folder / "config.json").write_text("{")
+    with pytest.raises(InputError, match="memory-bert"):
+        load_masked_lm(folder)

@@ -12,17 +12,10 @@ import sys
 from collections.abc import Callable
 
 from bioptimus_hf.cli.ranks import lost_process, prepare_rank, tell_launcher
-from bioptimus_hf.errors import InputError, Terminated
+from bioptimus_hf.errors import InputError, Terminated, lacks_memory
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's malloc.h
 _OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# How PyTorch, the C++ library and the system report that memory ran out, and PyTorch that the system killed a worker.
-_OUT_OF_MEMORY_WORDING = (
-    "DefaultCPUAllocator: ",
-    "std::bad_alloc",
-    "is killed by signal: Killed",
-    os.strerror(errno.ENOMEM),
-)
 # How the libraries that write weights and optimizer states report a full disk.
 _OUT_OF_SPACE_WORDING = ("os error 28", "os error 27", "os error 122", "inline_container")
 
@@ -106,7 +99,7 @@ def _resource_error(error: Exception) -> str | None:
     detail = " ".join(str(error).split())[:150]
     torch = sys.modules.get("torch")
     gpu = torch is not None and isinstance(error, torch.OutOfMemoryError)
-    if gpu or isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY_WORDING):
+    if lacks_memory(error):
         memory = f"{'GPU memory' if gpu else 'memory'}{f' ({detail})' if detail else ''}"
         return (
             f"out of {memory}: use a smaller --batch_size, or in training a smaller --per_device_train_batch_size with "

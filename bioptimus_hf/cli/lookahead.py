@@ -21,7 +21,7 @@ _DOCUMENTS_READ = 3
 _CLEARLY_TOO_LITTLE = 0.5  # of the space that a run is estimated to need
 
 Values = Mapping[str, Mapping[str, Any]]
-"""The options of each stage by name, by the stage's section in a recipe."""
+"""For each stage, its options by name."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Prospect:
 
     def _check_pretraining(self) -> None:
         from bioptimus_hf.corpus.decontamination import ner_test_files
-        from bioptimus_hf.models import check_bert
+        from bioptimus_hf.models import check_bert, find_files
         from bioptimus_hf.pretraining.curriculum import phase_ends
 
         self._check_same_text("pretrain")
@@ -90,8 +90,8 @@ class Prospect:
         model = values["model"] or base
         if model and self._is_reachable(model):
             check_bert(model, length=values["max_length"])
-        if values["decontaminate"] and Path(values["decontaminate"]).exists():
-            ner_test_files(values["decontaminate"])
+        if values["decontaminate"] and self._is_reachable(values["decontaminate"]):
+            ner_test_files(find_files(values["decontaminate"], ["test.tsv", "*/test.tsv"]).folder)
 
     def _check_heads(self) -> None:
         """Read the data of all tasks, and find the encoders, as far as they aren't made by this run."""

@@ -98,8 +98,12 @@ def parse_values(options: Sequence[type], section: str, description: str | None,
     if unknown:
         raise InputError(_unknown_option(unknown[0], parser))
     values = vars(namespace)
-    if values.get("output_dir") == "":  # which would mean the working directory
-        raise InputError("is empty: name a folder", argument="output_dir")
+    for action in parser._actions:
+        value = values.get(action.dest)
+        # An unset variable of the shell, which would mean the working directory.
+        named = action.dest in ("output_dir", "corpus") or getattr(action, "path", None)
+        if named and "" in (value if isinstance(value, list) else [value]):
+            raise InputError("is empty: name a file or folder", argument=action.dest)
     return values
 
 

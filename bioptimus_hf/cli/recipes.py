@@ -6,6 +6,7 @@ import argparse
 import difflib
 import glob
 import json
+import os
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -75,7 +76,7 @@ def apply_recipe(parser: argparse.ArgumentParser, path: Path, section: str) -> N
     own = content.get(section) or {}
     for key in own:
         if key not in options:
-            raise InputError(f"{path}: {section} has no option {key}{suggestion(key, options)}; see --help")
+            raise InputError(f"{path}: {section} has no option {key}{suggestion(str(key), options)}; see --help")
     common = {key: value for key, value in content.items() if key in COMMON}
     if "output_dir" in options:
         common["output_dir"] = str(Path(default_output_dir(path, content)).absolute())
@@ -128,9 +129,15 @@ def relative_to_recipe(recipe: Path, value: str, *, new: bool) -> str:
             name on the Hub, or the name of a task or version.
         new: whether the path is of something to be written, which needn't exist.
     """
-    label, equals, path = value.rpartition("=")
-    beside = str(recipe.resolve().parent / path)
-    return label + equals + (beside if new or glob.glob(beside, recursive=True) else path)
+    root = recipe.resolve().parent
+    value = os.path.expanduser(value)
+    if new or (root / value).exists():
+        return str(root / value)
+    if glob.glob(value, root_dir=root, recursive=True):
+        return str(Path(glob.escape(str(root))) / value)
+    label, equals, path = value.partition("=")
+    beside = bool(path) and bool(glob.glob(path, root_dir=root, recursive=True))
+    return f"{label}={root / path}" if equals and beside else value
 
 
 def suggestion(name: str, known: typing.Iterable[str]) -> str:

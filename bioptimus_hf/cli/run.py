@@ -173,7 +173,7 @@ class Plan:
     def _state(self, stage: str) -> str:
         if records := self._records(stage):
             spent = sum(read_json(record).get("seconds", 0) for record in records)
-            what = f"{len(records)} heads finished" if stage == "finetune_ner" else "finished"
+            what = f"{len(records)} head{'s' * (len(records) > 1)} finished" if stage == "finetune_ner" else "finished"
             return f"{what} before, in {spent:.0f} s; skipped if nothing has changed"
         weights = estimates.encoder_weights(self._base)
         return estimates.duration(estimates.seconds(stage, self._sizes(stage), self._text, weights))
@@ -215,7 +215,7 @@ class Plan:
             resolve(values["corpus"])
         for name in ("base_model", "model", "ner_data", "decontaminate", "tokenizer", "words"):
             source = values.get(name)
-            if source and not Path(source).exists() and not is_hub_name(source):
+            if source and not Path(source).exists() and (name == "words" or not is_hub_name(source)):
                 raise InputError(f"{stage}: there is no {source}", argument=name)
 
 

@@ -45,8 +45,8 @@ class Corpus:
     def __post_init__(self) -> None:
         if not self.corpus:
             raise InputError("name files, folders or a data set on the Hub", argument="corpus")
-        if self.max_megabytes is not None and not self.max_megabytes > 0:
-            raise InputError(f"must be above 0, not {self.max_megabytes:g}", argument="max_megabytes")
+        if self.max_megabytes is not None and not 0 < self.max_megabytes < 1e9:
+            raise InputError(f"must be above 0 and below 1e9, not {self.max_megabytes:g}", argument="max_megabytes")
         if self.errors not in ("strict", "replace"):
             raise InputError(f"must be strict or replace, not {self.errors!r}", argument="errors")
         if not 0 < self.validation_share < 1:

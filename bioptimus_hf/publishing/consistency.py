@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from bioptimus_hf.artifacts import RECORD, differences, read_record, replaced_sources, verify
+from bioptimus_hf.artifacts import RECORD, differences, missing_sources, read_record, replaced_sources, verify
 from bioptimus_hf.errors import InputError
 
 LOCK_RECORD = "annotation.json"
@@ -46,14 +46,29 @@ def check_results(root: Path, *, hashes: bool = True) -> list[Finding]:
     """
     annotated = {record for record in root.rglob(".records/*.json") if record.name != LOCK_RECORD}
     records = sorted({*root.rglob(RECORD), *annotated})
-    records = [record for record in records if not any(_UNFINISHED.search(part) for part in record.parts)]
+    records = [record for record in records if not any(map(_UNFINISHED.search, record.relative_to(root).parts))]
     if not records:
         raise InputError(f"{root} contains no results: name the folder of a run, or of annotated files")
     try:
         text = _text_of(root / "tokenizer")
     except InputError:  # reported below, with the tokenizer
         text = {}
-    return [_check(record, text, hashes=hashes) for record in tqdm(records, desc="Checking", unit=" results", delay=1)]
+    lost = [Finding(folder, 0, f"has no {RECORD}, so nothing in it can be checked") for folder in _without_record(root)]
+    return lost + [
+        _check(record, text, hashes=hashes) for record in tqdm(records, desc="Checking", unit=" results", delay=1)
+    ]
+
+
+def _without_record(root: Path) -> list[Path]:
+    """Return the folders of stages that have files but no record."""
+    patterns = ("tokenizer", "contexts", "v[0-9]*", "pretraining*", "ner/*/*/[0-9]*")
+    folders = sorted(folder for pattern in patterns for folder in root.glob(pattern) if folder.is_dir())
+    folders = [folder for folder in folders if not any(map(_UNFINISHED.search, folder.relative_to(root).parts))]
+    return [
+        folder
+        for folder in folders
+        if any(folder.iterdir()) and not (folder / RECORD).is_file() and ".kept-" not in folder.name
+    ]
 
 
 def _check(record: Path, text: dict[str, Any], *, hashes: bool) -> Finding:
@@ -70,6 +85,8 @@ def _problems(result: Path, text: dict[str, Any]) -> Iterator[str]:
     if result.is_dir():
         for replaced, name, source in replaced_sources(result):
             yield f"{replaced} was made from another {name} than is now in {source}"
+        for name, source in missing_sources(result):
+            yield f"was made from a {name} that is no longer in {source}"
     own = _text_of(result)
     if text and own:
         then, now = ({"inputs": {}, "settings": {key: of[key] for key in own if key in of}} for of in (text, own))

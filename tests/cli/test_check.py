@@ -17,7 +17,14 @@ from bioptimus_hf.models import save_masked_lm
 from bioptimus_hf.storage import LOCKS
 
 SAMPLE = ROOT / "bioptimus_hf" / "sample"
-ELSEWHERE = {"pid": 12, "host": "elsewhere", "created": 1.0, "since": "2026-01-01 00:00:00+00:00"}
+ELSEWHERE = {
+    "pid": 12,
+    "host": "elsewhere",
+    "boot": "other",
+    "space": "",
+    "started": "1",
+    "since": "2026-01-01 00:00:00+00:00",
+}
 
 
 @pytest.fixture(scope="module")

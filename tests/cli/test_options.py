@@ -204,7 +204,7 @@ def test_an_empty_output_dir_is_refused(
     monkeypatch.chdir(tmp_path)
     more = ["--corpus_description", "a", "--corpus_license", "b"] if arguments[0] == "publish" else []
     assert main([*arguments, *more, "--output_dir", ""]) == 2
-    assert capsys.readouterr().err.splitlines()[-1] == "error: --output_dir: is empty: name a folder"
+    assert capsys.readouterr().err.splitlines()[-1] == "error: --output_dir: is empty: name a file or folder"
     assert not list(tmp_path.iterdir())
 
 
@@ -309,3 +309,15 @@ def test_help_begins_with_an_example_and_groups_the_options() -> None:
 )
 def test_errors_name_options_as_they_are_written(said: InputError, shown: str) -> None:
     assert with_dashes(said, [Run, AnnotationOptions]) == shown
+
+
+@pytest.mark.parametrize("arguments", [["--corpus", ""], ["--corpus", "a.txt", ""], ["--output_dir", ""]])
+def test_an_empty_path_is_not_the_working_directory(arguments: list[str]) -> None:
+    with pytest.raises(InputError, match=f"{arguments[0][2:]}: is empty: name a file or folder"):
+        parse([Run, Corpus], "train_vocabulary", None, arguments)
+
+
+@pytest.mark.parametrize("arguments", [["--num_proc", "0"], ["--num_proc", "-3"], ["--max_megabytes", "inf"]])
+def test_numbers_that_nothing_can_be_done_with(arguments: list[str]) -> None:
+    with pytest.raises(InputError, match=f"{arguments[0][2:]}: must be"):
+        parse([Run, Corpus], "train_vocabulary", None, ["--corpus", "a.txt", *arguments])

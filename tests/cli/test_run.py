@@ -275,3 +275,18 @@ def test_estimates_of_the_disk(tmp_path: Path) -> None:
 )
 def test_durations(seconds: float | None, words: str) -> None:
     assert estimates.duration(seconds) == words
+
+
+def test_paths_of_a_recipe_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An equals sign or brackets in a path are no label and no pattern."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    folder = tmp_path / "rec[1]"
+    recipe = write_recipe(folder, corpus="year=2020/*.txt", output_dir="runs/lr=5e-4")
+    (folder / "year=2020").mkdir()
+    (folder / "year=2020" / "a.txt").write_text("Aspirin in asthma.\n")
+    assert Plan(RecipeOptions(recipe)).output_dir == folder / "runs" / "lr=5e-4"
+    recipe = write_recipe(folder, output_dir="~/runs/mine")
+    assert Plan(RecipeOptions(recipe)).output_dir == tmp_path / "home" / "runs" / "mine"
+    with pytest.raises(InputError, match="train_vocabulary has no option True"):
+        Plan(RecipeOptions(write_recipe(folder, train_vocabulary={True: 5})))

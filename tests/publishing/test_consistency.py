@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -144,3 +145,18 @@ def test_records_of_annotated_files(tmp_path: Path) -> None:
 def test_a_folder_without_results(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="contains no results: name the folder of a run, or of annotated files"):
         check_results(tmp_path)
+
+
+def test_a_stage_that_lost_its_record_or_its_folder_is_found(run: Path) -> None:
+    (run / "contexts" / RECORD).unlink()
+    found = problems(run)
+    assert found.keys() == {"contexts", "v0.0"}
+    assert found["contexts"] == "has no made.json, so nothing in it can be checked"
+    assert found["v0.0"] == f"was made from a contexts that is no longer in {run / 'contexts'}"
+    shutil.rmtree(run / "contexts")
+    assert problems(run).keys() == {"v0.0"}
+
+
+def test_the_place_of_a_run_does_not_matter(run: Path) -> None:
+    moved = run.rename(run.with_name("x.replaced"))
+    assert len(check_results(moved)) == 4
