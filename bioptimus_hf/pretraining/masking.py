@@ -185,7 +185,7 @@ class BioptimusDataCollator:
         # iterator over the data began, the number of iterators so far, and the seed that this one's workers share.
         self._clock = torch.zeros(3, dtype=torch.int64)
         self._clock.share_memory_()  # type: ignore[no-untyped-call]
-        self._iterators_seen = 0
+        self._iterators_seen = self._begun = 0
         self._calls = 0
 
     def follow(self, plan: MaskingPlan) -> None:
@@ -223,6 +223,7 @@ class BioptimusDataCollator:
         self._clock[0] = micro_batch
         self._clock[1] += 1
         self._clock[2] = 0
+        self._begun = int(self._clock[1])
 
     def __call__(self, examples: Sequence[Mapping[str, Any] | Sequence[int]]) -> dict[str, torch.Tensor]:
         """Build a batch.
@@ -329,9 +330,10 @@ class BioptimusDataCollator:
         worker = get_worker_info()
         began, iterators, seed = self._clock.tolist()
         seed_now = worker.seed - worker.id if worker else 0
-        if not seed:
+        latest = self._begun == iterators  # and not a worker of an earlier iterator, which may still be at work
+        if latest and not seed:
             self._clock[2] = seed = seed_now
-        if self._plan is not None and (not iterators or seed != seed_now):
+        if self._plan is not None and (not iterators or (latest and seed != seed_now)):
             raise InputError(
                 "the position of this batch in the run is unknown, and so is its phase: call begin before each pass "
                 "over the data, or use a CurriculumLoop"

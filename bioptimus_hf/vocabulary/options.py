@@ -38,5 +38,7 @@ class VocabularyOptions:
         if self.policy not in get_args(Policy):
             raise InputError(f"{self.policy!r} is not one of {', '.join(get_args(Policy))}", argument="policy")
         for name in ("size", "min_frequency"):
-            if not 1 <= getattr(self, name) < 2**31:
-                raise InputError(f"must be from 1 to {2**31 - 1}, not {getattr(self, name)}", argument=name)
+            if getattr(self, name) < 1:
+                raise InputError(f"must be at least 1, not {getattr(self, name)}", argument=name)
+            if getattr(self, name) >= 2**31:
+                raise InputError(f"must be below {2**31}, not {getattr(self, name)}", argument=name)

@@ -115,7 +115,7 @@ def test_a_base_with_too_few_positions(recipe: Path, base: Path, command: Comman
 
 
 SECTIONS: dict[str, tuple[str, dict[str, Any], str]] = {
-    "size": ("train_vocabulary", {"size": 0}, "train-vocabulary: size: must be from 1 to"),
+    "size": ("train_vocabulary", {"size": 0}, "train-vocabulary: size: must be at least 1, not 0"),
     "contexts": ("find_contexts", {"per_token": 0}, "find-contexts: per_token: must be at least 1, not 0"),
     "dropout": ("pretrain", {"dropout": 1}, "pretrain: dropout: must be at least 0 and below 1"),
     "learning rate": ("pretrain", {"learning_rate": -1}, "pretrain: learning_rate: must be"),

@@ -176,8 +176,8 @@ def test_a_cased_vocabulary_with_an_uncased_tokenizer_is_warned_about(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": 0}, "^size: must be from 1 to"),
-        ({"min_frequency": 0}, "^min_frequency: must be from 1 to"),
+        ({"size": 0}, "^size: must be at least 1, not 0"),
+        ({"min_frequency": 0}, "^min_frequency: must be at least 1, not 0"),
         ({"policy": "merge"}, "^policy: 'merge' is not one of replace, extend"),
     ],
 )
