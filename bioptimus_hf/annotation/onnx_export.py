@@ -19,6 +19,7 @@ from bioptimus_hf.annotation.extras import require_packages
 from bioptimus_hf.artifacts import RECORD, building, fingerprint, is_finished, read_record, verify
 from bioptimus_hf.errors import InputError, format_error
 from bioptimus_hf.models import find_model, load_by_name, load_token_classifier, save_tokenizer
+from bioptimus_hf.storage import LOCKS, locked
 
 _TEXTS_MEASURED = 16  # texts of the sample, enough to find the features that are always large
 _TYPICAL = 0.99  # quantile of the features' sizes below which they count as typical
@@ -39,6 +40,13 @@ def export_onnx(model: str | Path, folder: str | Path, *, precision: Literal["in
     """
     require_packages("onnx", "onnx", "onnxruntime", "onnxscript")
     folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file: choose another folder for the ONNX file")
+    with locked(folder.parent / LOCKS / f"{folder.name}.lock", folder):
+        _export_once(model, folder, precision)
+
+
+def _export_once(model: str | Path, folder: Path, precision: str) -> None:
     source = find_model(model)
     made_from = {"model": source.identity}, {"precision": precision}
     if folder.exists() and any(folder.iterdir()):

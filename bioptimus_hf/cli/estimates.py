@@ -28,6 +28,7 @@ _CONTEXTS_FOUND_SHARE = 0.75  # of those asked for; many tokens are rare
 _CONTEXTS_PER_MEGABYTE = 1e4  # at most, in a small corpus
 _BYTES_PER_CONTEXT = 500.0  # a sentence and its places, in the parts of the search and in the result
 _BLURB_TASKS, _PHASES = 5, 4
+_BLURB_TASKS = 5  # that `all` stands for
 _UNPACKED = {".gz": 3.0, ".parquet": 1.8}  # bytes of text for a byte of a file
 
 
@@ -139,6 +140,12 @@ def _shape(folder: str | None) -> tuple[int, int]:
     path = Path(folder or "") / "config.json"
     config: dict[str, Any] = read_json(path) if folder and path.is_file() else {}
     return int(config.get("num_hidden_layers", 12)), int(config.get("hidden_size", 768))
+
+
+def heads(options: Mapping[str, Any]) -> int:
+    """Return how many heads fine-tuning trains: one for each task, model and seed."""
+    tasks = sum(_BLURB_TASKS if task == "all" else 1 for task in options["tasks"])
+    return max(1, tasks * len(options["models"]) * _seeds(options))
 
 
 def _seeds(options: Mapping[str, Any]) -> int:

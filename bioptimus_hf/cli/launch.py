@@ -60,10 +60,11 @@ def run(command: Callable[[], None]) -> int:
 
     Returns:
         The exit status: 0, or 2 if the user's input, memory or disk is at fault, 130 after an interrupt, 143 after
-        SIGTERM. In all these cases there is one line on stderr, and no traceback.
+        SIGTERM, 141 if nobody reads the output. In all these cases there is one line on stderr, and no traceback.
     """
     try:
         command()
+        sys.stdout.flush()
         # After an error the process group stays: other ranks may still be waiting in it.
         _leave_process_group()
     except InputError as error:
@@ -75,6 +76,9 @@ def run(command: Callable[[], None]) -> int:
         return _fail(f"{end}: run the same command again, without --force, to resume", 128 + signal.SIGTERM)
     except KeyboardInterrupt:
         return _fail("interrupted: run the same command again, without --force, to resume", 130)
+    except BrokenPipeError:  # whoever reads the output has seen enough, as in `bioptimus --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end of the process
+        return 128 + signal.SIGPIPE
     except Exception as error:
         message = _resource_error(error) or lost_process(error)
         if message is None:

@@ -172,16 +172,29 @@ class Plan:
 
     def _state(self, stage: str) -> str:
         if records := self._records(stage):
-            spent = sum(read_json(record).get("seconds", 0) for record in records)
-            what = f"{len(records)} head{'s' * (len(records) > 1)} finished" if stage == "finetune_ner" else "finished"
-            return f"{what} before, in {spent:.0f} s; skipped if nothing has changed"
+            contents = map(read_json, records)
+            spent = sum(content.get("seconds", 0) for content in contents if isinstance(content, dict))
+            if (rest := self._rest(stage)) == 0:
+                return f"finished before, in {spent:.0f} s; skipped if nothing has changed"
+            done = f"{len(records)} of {estimates.heads(self._sizes(stage))} heads finished before; the rest "
+        else:
+            rest, done = 1.0, ""
         weights = estimates.encoder_weights(self._base)
-        return estimates.duration(estimates.seconds(stage, self._sizes(stage), self._text, weights))
+        seconds = estimates.seconds(stage, self._sizes(stage), self._text, weights)
+        return done + estimates.duration(None if seconds is None else seconds * rest)
+
+    def _rest(self, stage: str) -> float:
+        """Return the share of a stage's work that isn't finished: of heads, some may be."""
+        finished = len(self._records(stage))
+        wanted = estimates.heads(self._sizes(stage)) if stage == "finetune_ner" else 1
+        return max(0.0, 1 - finished / wanted)
 
     def _megabytes(self) -> float:
         """Return roughly how much the stages that aren't finished write, in 10^6 bytes."""
-        rest = [stage for stage in self.stages if not self._records(stage)]
-        return sum(estimates.megabytes_written(stage, self._sizes(stage), self._text, self._base) for stage in rest)
+        return sum(
+            self._rest(stage) * estimates.megabytes_written(stage, self._sizes(stage), self._text, self._base)
+            for stage in self.stages
+        )
 
     def _records(self, stage: str) -> list[Path]:
         """Return the records of the results of a stage that are finished and won't be redone."""

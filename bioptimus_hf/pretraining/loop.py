@@ -74,6 +74,8 @@ class CurriculumLoop:
         _check_loader(accelerator, loader, base)
         if export_dir is not None:
             check_replaceable(Path(export_dir) / folder_name(phase.version) for phase in curriculum)
+            for model in accelerator._models:
+                check_exportable(accelerator.unwrap_model(model))
         warn_if_alone("SCRIPT ...")
         self.completed = 0
         self._accelerator = accelerator
@@ -131,8 +133,6 @@ class CurriculumLoop:
         """
         if self.completed >= self._plan.steps:
             raise InputError(f"all {self._plan.steps} steps of the curriculum are done: create it with more steps")
-        if not self.completed and self._export_dir is not None:
-            check_exportable(self._accelerator.unwrap_model(model))
         self.completed += 1
         self._check_position()
         phase = self._plan.ends.get(self.completed)

@@ -306,3 +306,14 @@ def test_a_killed_command_is_resumed(tiny_head: Path, tmp_path: Path, caplog: py
     assert all(after[path] == before[path] for path in results)
     for number in range(4):
         assert [document.text for document in DocumentReader(out / f"{number}.jsonl")] == TEXTS
+
+
+def test_hidden_and_unknown_files_of_a_folder(
+    tiny_head: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    for name in ("a.txt", ".hidden.txt", "b.csv"):
+        (source / name).write_text("asthma")
+    assert annotate(tiny_head, source, tmp_path / "out") == [tmp_path / "out" / "a.jsonl"]
+    assert "left out, since the format is unknown: b.csv" in caplog.text

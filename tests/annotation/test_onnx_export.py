@@ -19,6 +19,7 @@ from bioptimus_hf.annotation.engines import OnnxEngine
 from bioptimus_hf.annotation.onnx_export import export_onnx
 from bioptimus_hf.corpus.documents import Entity
 from bioptimus_hf.errors import InputError
+from bioptimus_hf.storage import LOCKS, locked
 
 TEXTS = (ROOT / "bioptimus_hf" / "sample" / "corpus.txt").read_text(encoding="utf-8").splitlines()[:12]
 
@@ -179,3 +180,13 @@ def test_outlier_features_are_scaled_down_and_logits_stay_the_same() -> None:
     assert torch.allclose(before, after, atol=1e-4)
     assert states[0].abs().max() < 6
     assert isinstance(layer.attention.self.query, torch.nn.Linear), "its inputs have no outliers"
+
+
+def test_one_process_at_a_time_exports_to_a_folder(tiny_head: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file is a file: choose another folder"):
+        export_onnx(tiny_head, tmp_path / "file")
+    with locked(tmp_path / LOCKS / "onnx.lock", tmp_path / "onnx"):
+        with pytest.raises(InputError, match="onnx is being written by process"):
+            export_onnx(tiny_head, tmp_path / "onnx")
+        assert not (tmp_path / "onnx").exists()

@@ -194,3 +194,15 @@ def test_help_of_every_command_begins_with_an_example(command: str, capsys: pyte
     assert shown.startswith(f"Example:\n\n    bioptimus {command}")
     assert "--help" in shown
     assert "scripts/" not in shown
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_nobody_reads_is_no_error(unbuffered: str) -> None:
+    """As in `bioptimus --help | head -1`."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "bioptimus_hf.cli", "--help"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    ended = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, env=environment, check=False, text=True)
+    os.close(write)
+    assert (ended.returncode, ended.stderr) == (141, "")

@@ -55,7 +55,7 @@ def test_the_plan_says_what_each_stage_takes_and_what_is_finished(tmp_path: Path
             tmp_path / "runs" / "ner" / "mine" / "base" / str(seed) / "made.json", {}, {}, facts={}, seconds=30
         )
     again = Plan(RecipeOptions(recipe, output_dir=str(tmp_path / "runs"))).table()
-    assert "2 heads finished before, in 60 s; skipped if nothing has changed" in again
+    assert "2 of 6 heads finished before; the rest unknown" in again
     (tmp_path / "runs" / "tokenizer" / "made.json").write_text('{"seconds": ')
     with pytest.raises(InputError, match=r"made\.json is not JSON .*: make it again \(`bioptimus train-vocabulary"):
         Plan(RecipeOptions(recipe, output_dir=str(tmp_path / "runs"))).table()
@@ -290,3 +290,16 @@ def test_paths_of_a_recipe_may_have_any_name(tmp_path: Path, monkeypatch: pytest
     assert Plan(RecipeOptions(recipe)).output_dir == tmp_path / "home" / "runs" / "mine"
     with pytest.raises(InputError, match="train_vocabulary has no option True"):
         Plan(RecipeOptions(write_recipe(folder, train_vocabulary={True: 5})))
+
+
+def test_a_record_that_is_none_is_no_traceback(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    (tmp_path / "runs" / "tokenizer").mkdir(parents=True)
+    (tmp_path / "runs" / "tokenizer" / "made.json").write_text("[]")
+    assert "finished before" in Plan(RecipeOptions(recipe, output_dir=str(tmp_path / "runs"))).table()
+
+
+def test_heads_that_are_missing_are_in_the_plan(tmp_path: Path) -> None:
+    options = {"tasks": ["all", "mine"], "models": ["base", "v0.4"], "seeds": [5]}
+    assert estimates.heads(options) == 60
+    assert estimates.heads({**options, "tasks": ["mine"], "seeds": [1, 2]}) == 4
