@@ -51,6 +51,7 @@ class Prospect:
                 check_options(stage, self.values[stage])
         for stage, check in (
             ("train_vocabulary", self._check_base),
+            ("distill", self._check_layer),
             ("find_contexts", self._check_search),
             ("pretrain", self._check_pretraining),
             ("finetune_ner", self._check_heads),
@@ -70,12 +71,30 @@ class Prospect:
         if self._is_reachable(base):
             check_base(base)
 
+    def _check_layer(self) -> None:
+        from transformers import AutoConfig
+
+        from bioptimus_hf.distillation.contextual import check_layer
+        from bioptimus_hf.models import load_by_name
+
+        base = self.values["distill"]["base_model"] or self.values["train_vocabulary"]["base_model"]
+        if self._is_reachable(base):
+            check_layer(load_by_name(AutoConfig, base), self.values["distill"]["layer"])
+
     def _check_search(self) -> None:
+        from bioptimus_hf.contexts.on_ray import check_corpus
+        from bioptimus_hf.contexts.stage import read_words
+        from bioptimus_hf.corpus.options import Corpus
+
         values = self.values["find_contexts"]
-        if not values["words"]:  # they are searched for in any text
+        if values["words"]:
+            read_words(values["words"])
+        else:  # words are searched for in any text
             self._check_same_text("find_contexts")
-        if values["engine"] == "ray" and find_spec("ray") is None:
-            raise InputError("Ray is not installed: pip install 'bioptimus-hf[ray]'")
+        if values["engine"] == "ray":
+            check_corpus(build(Corpus, values))
+            if find_spec("ray") is None:
+                raise InputError("Ray is not installed: pip install 'bioptimus-hf[ray]'")
 
     def _check_pretraining(self) -> None:
         from bioptimus_hf.corpus.decontamination import ner_test_files

@@ -221,15 +221,15 @@ class Plan:
         from bioptimus_hf.corpus.files import resolve
         from bioptimus_hf.models import is_hub_name
 
-        values = self._values[stage]
+        values, name_of_stage = self._values[stage], stage.replace("_", "-")
         if "corpus" in values:
             if not values["corpus"]:
-                raise InputError(f"{stage} needs it: name files, folders or a data set on the Hub", argument="corpus")
+                raise InputError(f"{name_of_stage}: corpus: name files, folders or a data set on the Hub")
             resolve(values["corpus"])
         for name in ("base_model", "model", "ner_data", "decontaminate", "tokenizer", "words"):
             source = values.get(name)
             if source and not Path(source).exists() and (name == "words" or not is_hub_name(source)):
-                raise InputError(f"{stage}: there is no {source}", argument=name)
+                raise InputError(f"{name_of_stage}: {name}: there is no {source}")
 
 
 def _options_of(section: str) -> tuple[type, ...]:

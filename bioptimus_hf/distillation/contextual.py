@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from bioptimus_hf.contexts.kernels import hash_texts
 from bioptimus_hf.contexts.matching import utf8_buffers
@@ -74,7 +74,7 @@ def contextual_embeddings(
         InputError: the model has no such layer, or a context contains no piece between `start` and `end`.
         TrainingDiverged: the hidden states of a token contain NaN or infinity.
     """
-    check_layer(model, layer)
+    check_layer(model.config, layer)
     encoder = model.base_model.eval()
     # Many tokenizers on the Hub set no limit, for which transformers 5 uses 1e30.
     limit = min(tokenizer.model_max_length, model.config.max_position_embeddings)
@@ -97,13 +97,13 @@ def contextual_embeddings(
     return vectors
 
 
-def check_layer(model: PreTrainedModel, layer: int) -> None:
-    """Check that a model has a layer.
+def check_layer(config: PretrainedConfig, layer: int) -> None:
+    """Check that a model of this configuration has a layer.
 
     Raises:
         InputError: it hasn't.
     """
-    layers = model.config.num_hidden_layers
+    layers = config.num_hidden_layers
     if not -(layers + 1) <= layer <= layers:
         raise InputError(
             f"the model has no layer {layer}: use 0 (embeddings) to {layers}, or -1 (last) to {-layers - 1}",

@@ -90,7 +90,7 @@ def distill_tokens(
         TrainingDiverged: an embedding contains NaN or infinity.
     """
     training = training or RowTraining()
-    check_layer(model, training.layer)
+    check_layer(model.config, training.layer)
     encoder, limit = model.base_model.eval(), training.max_tokens
     rows: dict[str, torch.Tensor] = {}
     rows_of_token = _rows_by_token(contexts, start, training.seed)

@@ -50,7 +50,8 @@ class RunAlreadyFinished(InputError):
 class CurriculumCallback(TrainerCallback, ExportableState):
     """Take a `Trainer` through a curriculum, switching phases at exact optimizer steps, and export each version.
 
-    If the training arguments ask for evaluation at all, the model is also evaluated at the end of every phase.
+    If the training arguments ask for evaluation at all, the model is also evaluated at the end of every phase. Of
+    several evaluation sets, the record of a version has the metrics of the first.
 
     Args:
         collator: the collator of the same `Trainer`.

@@ -117,6 +117,13 @@ def test_a_base_with_too_few_positions(recipe: Path, base: Path, command: Comman
 SECTIONS: dict[str, tuple[str, dict[str, Any], str]] = {
     "size": ("train_vocabulary", {"size": 0}, "train-vocabulary: size: must be at least 1, not 0"),
     "contexts": ("find_contexts", {"per_token": 0}, "find-contexts: per_token: must be at least 1, not 0"),
+    "layer": ("distill", {"layer": 99}, "distill: layer: the model has no layer 99"),
+    "Ray": (
+        "find_contexts",
+        {"engine": "ray", "max_megabytes": 1, "other_text": True},
+        "max_megabytes: can't be used with Ray",
+    ),
+    "words": ("find_contexts", {"words": "nowhere.txt"}, "find-contexts: words: there is no nowhere.txt"),
     "dropout": ("pretrain", {"dropout": 1}, "pretrain: dropout: must be at least 0 and below 1"),
     "learning rate": ("pretrain", {"learning_rate": -1}, "pretrain: learning_rate: must be"),
     "report": ("pretrain", {"report_to": "nobody"}, "pretrain: report_to: nobody is not installed; there is none, all"),
