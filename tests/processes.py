@@ -11,6 +11,7 @@ import os
 import runpy
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -105,6 +106,19 @@ class Processes:
         process = _CONTEXT.Process(target=_execute, args=(list(command), dict(environment or {}), output, patch, when))
         process.start()
         return Started(process, output)
+
+    def launch(self, command: Sequence[object], ranks: int, **environment: str) -> None:
+        """Run a script in Python processes of its own, several as `torchrun` starts them; it is to end without error."""
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", ranks] if ranks > 1 else []
+        done = subprocess.run(
+            [sys.executable, *map(str, [*launcher, *command])],
+            env={**self.environment, "ACCELERATE_USE_CPU": "true", **environment},
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
 
     def run(self, command: Sequence[str], **options: Any) -> Ended:
         """Start a command and wait for its end."""

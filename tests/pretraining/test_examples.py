@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -53,15 +51,7 @@ def test_an_example(tokenizer: BertTokenizer, processes: Processes, tmp_path: Pa
         assert ended.status == 0, ended.stderr
     else:
         (tmp_path / "watched.py").write_text(WATCH + RUN)
-        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tmp_path / "watched.py")]
-        done = subprocess.run(
-            [sys.executable, *launch, *command],
-            env={**processes.environment, **environment},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr
+        processes.launch([tmp_path / "watched.py", *command], ranks, MASKS=str(tmp_path))
     batch = 8 if example == "stock_trainer" else 16
     for rank in range(ranks):  # 100 rows: phases end within epochs
         masks = (tmp_path / f"masks-{rank}.txt").read_text().splitlines()[:20]
@@ -87,16 +77,8 @@ def test_the_loop_resumes_exactly(tokenizer: BertTokenizer, processes: Processes
     (tmp_path / "text.txt").write_text("\n".join(texts))
     command = [str(EXAMPLES / "accelerate_loop.py"), "--text", str(tmp_path / "text.txt"), "--max_steps", "20"]
     command += ["--model", str(tmp_path / "model"), "--save_steps", "14"]
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if ranks == 2 else []
     for folder, options in (("whole", []), ("resumed", ["--resume"])):
-        done = subprocess.run(
-            [sys.executable, *launch, *command, "--output_dir", str(tmp_path / folder), *options],
-            env={**processes.environment, "ACCELERATE_USE_CPU": "true"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr
+        processes.launch([*command, "--output_dir", tmp_path / folder, *options], ranks)
         if folder == "whole":
             shutil.copytree(tmp_path / "whole" / "states", tmp_path / "resumed" / "states")
     for version in ("v0.3", "v0.4"):

@@ -9,8 +9,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -91,18 +89,9 @@ def test_a_published_script_resumes_exactly(
     else:
         state = "step_7"
         common += ["--max_train_steps", 20, "--checkpointing_steps", 7]
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if ranks == 2 else []
     for folder in ("whole", "resumed"):
         resume = ["--resume_from_checkpoint", tmp_path / "resumed" / state] if folder == "resumed" else []
-        command = [sys.executable, *launch, script, *common, "--output_dir", tmp_path / folder, *resume]
-        done = subprocess.run(
-            [str(part) for part in command],
-            env={**processes.environment, "ACCELERATE_USE_CPU": "true"},
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-        assert done.returncode == 0, done.stderr
+        processes.launch([script, *common, "--output_dir", tmp_path / folder, *resume], ranks)
         if folder == "whole":
             shutil.copytree(tmp_path / "whole" / state, tmp_path / "resumed" / state)
     for version in ("v0.2", "v0.3", "v0.4"):
