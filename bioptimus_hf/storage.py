@@ -176,20 +176,13 @@ def _kept_folder(folder: Path) -> Path:
 
 def sync(path: Path) -> None:
     """Wait until a file, or a folder with all it contains, is on disk."""
-    if path.is_dir():
-        for inner in path.iterdir():
-            sync(inner)
-        sync_entries(path)
-        return
-    _sync(path)
+    for inner in path.iterdir() if path.is_dir() else ():
+        sync(inner)
+    sync_entries(path)
 
 
-def sync_entries(folder: Path) -> None:
-    """Wait until the names in a folder are on disk."""
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
+def sync_entries(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -108,7 +108,7 @@ class Processes:
         return Started(process, output)
 
     def launch(self, command: Sequence[object], ranks: int, **environment: str) -> None:
-        """Run a script in Python processes of its own, several as `torchrun` starts them; it is to end without error."""
+        """Run a script in processes of its own, several as `torchrun` starts them. It is to end without an error."""
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", ranks] if ranks > 1 else []
         done = subprocess.run(
             [sys.executable, *map(str, [*launcher, *command])],
