@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from accelerate.utils import parse_flag_from_env
-from transformers.integrations import get_available_reporting_integrations
 from transformers.training_args import TrainingArguments
 
 from bioptimus_hf.errors import InputError
@@ -238,6 +237,13 @@ def check_arguments(arguments: TrainingArguments) -> None:
         )
     if getattr(arguments, "deepspeed_plugin", None):  # asked for by `accelerate launch`, without an argument
         raise InputError(f"not supported, because {REJECTED['deepspeed']}", argument="deepspeed")
+    _check_reports(arguments)
+
+
+def _check_reports(arguments: TrainingArguments) -> None:
+    # Here: it would import most of transformers before any help is shown.
+    from transformers.integrations import get_available_reporting_integrations
+
     reports = [arguments.report_to] if isinstance(arguments.report_to, str) else arguments.report_to or []
     available = ["none", "all", *get_available_reporting_integrations()]
     for name in reports:  # the Trainer would find out after the text has been tokenised

@@ -173,6 +173,19 @@ def test_help_and_rejected_options_import_nothing_heavy(command: str) -> None:
         assert not HEAVY & set(modules)
 
 
+def test_help_of_pretrain_imports_nothing_beside_the_arguments_of_the_trainer() -> None:
+    """They are the one part of its options that takes seconds to import."""
+
+    def libraries(module: str) -> set[str]:
+        code = f"import sys, {module}; print(*sys.modules)"
+        shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        return {
+            name for name in shown.split() if name.partition(".")[0] in {"transformers", "torch", "accelerate", *HEAVY}
+        }
+
+    assert libraries("bioptimus_hf.cli.pretrain") <= libraries("transformers.training_args")
+
+
 def test_the_overview_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == main([]) == 0
     shown = capsys.readouterr().out
