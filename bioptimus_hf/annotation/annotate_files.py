@@ -17,10 +17,10 @@ from bioptimus_hf.annotation.annotator import Annotator
 from bioptimus_hf.annotation.options import AnnotationOptions
 from bioptimus_hf.artifacts import identity, is_finished, read_record, verification, write_record
 from bioptimus_hf.corpus.documents import Document
+from bioptimus_hf.corpus.files import readable_files
 from bioptimus_hf.corpus.formats import (
     FORMATS,
     READABLE,
-    READABLE_ENDINGS,
     DocumentReader,
     format_of,
     stem_of,
@@ -86,7 +86,7 @@ def input_files(patterns: Iterable[str], output_dir: Path) -> list[Path]:
     for pattern in patterns:
         path = Path(pattern)
         if path.is_dir():
-            found = _files_in(path)
+            found = readable_files((file for file in path.iterdir() if not file.name.startswith(".")), path)
             if path.resolve() == output_dir.resolve():
                 found = [file for file in found if not record_of(file).is_file()]
         else:
@@ -98,16 +98,6 @@ def input_files(patterns: Iterable[str], output_dir: Path) -> list[Path]:
             )
         files += found
     return list(dict.fromkeys(files))
-
-
-def _files_in(folder: Path) -> list[Path]:
-    """Return the files in a folder that can be read, except hidden ones, and warn about those of unknown formats."""
-    files = sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
-    unknown = [file.name for file in files if not file.name.lower().endswith(READABLE_ENDINGS)]
-    if unknown:
-        more = f" and {len(unknown) - 4} more" if unknown[4:] else ""
-        logger.warning("%s: left out, since the format is unknown: %s%s", folder, ", ".join(unknown[:4]), more)
-    return [file for file in files if file.name not in unknown]
 
 
 def target_files(files: Iterable[Path], output_dir: Path, format: str) -> dict[Path, Path]:

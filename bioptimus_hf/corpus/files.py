@@ -169,10 +169,20 @@ def _files(source: str | Path, *, report: bool) -> list[Path]:
         found = [file for file in path.rglob("*") if not _is_hidden(file.relative_to(path))]
     else:
         found = [Path(file) for file in glob.glob(str(source), recursive=True)]
+    return readable_files(found, source, report=report)
+
+
+def readable_files(found: Iterable[Path], source: str | Path, *, report: bool = True) -> list[Path]:
+    """Return the files among some paths whose format is known, in order.
+
+    Args:
+        source: where they were found, for the warning.
+        report: warn about the files of other formats.
+    """
     files = sorted(file for file in found if file.is_file())
     ignored = [str(file) for file in files if not _is_readable(file)]
     if ignored and report:
-        logger.warning("%s: %d files have an unknown format and are left out: %s", source, len(ignored), _some(ignored))
+        logger.warning("%s: left out, since the format is unknown: %s", source, _some(ignored))
     return [file for file in files if _is_readable(file)]
 
 
@@ -194,7 +204,7 @@ def _check_copies(files: Iterable[Path]) -> None:
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if names[5:] else "")
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if names[5:] else "")
 
 
 def _is_readable(path: Path) -> bool:

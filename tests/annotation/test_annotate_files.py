@@ -316,4 +316,4 @@ def test_hidden_and_unknown_files_of_a_folder(
     for name in ("a.txt", ".hidden.txt", "b.csv"):
         (source / name).write_text("asthma")
     assert annotate(tiny_head, source, tmp_path / "out") == [tmp_path / "out" / "a.jsonl"]
-    assert "left out, since the format is unknown: b.csv" in caplog.text
+    assert f"left out, since the format is unknown: {source / 'b.csv'}" in caplog.text

@@ -352,8 +352,7 @@ def test_copies_and_unknown_files_in_a_folder(tmp_path: Path, warnings_of_packag
         write_txt(tmp_path / name, ["the same"])
     assert load_corpus(tmp_path)["text"][:] == ["the same", "the same"]
     assert warnings_of_package() == [
-        f"{tmp_path}: 2 files have an unknown format and are left out: {tmp_path / 'deep/c.txt.bz2'}, "
-        f"{tmp_path / 'deep/d.csv'}",
+        f"{tmp_path}: left out, since the format is unknown: {tmp_path / 'deep/c.txt.bz2'}, {tmp_path / 'deep/d.csv'}",
         f"the same documents are read 2 times: {tmp_path / 'B.TXT'}, {tmp_path / 'a.txt'}",
     ]
     assert load_corpus(str(tmp_path / "**" / "*.txt"))["text"][:] == ["the same"]
