@@ -46,7 +46,7 @@ def read_bioc(file: InputFile) -> Iterator[Document | InputError]:
         for row, collection in _rows(file, source):
             read += 1
             try:
-                yield _document(row, collection, annotated=not file.options.text_only)
+                yield _document(row, collection, annotated=file.options.annotations != "ignored")
             except InputError as error:
                 yield InputError(f"{file.path}, document {read}, which ends by line {source.line}: {error}")
     except ijson.JSONError as error:

@@ -130,7 +130,7 @@ def texts_of(file: CorpusFile, options: TextOptions, counts: TextCounts) -> Iter
     Raises:
         InputError: the file can't be read (where in it), or has changed.
     """
-    how = ReadOptions(options.text_column, options.errors, text_only=True)
+    how = ReadOptions(options.text_column, options.errors, annotations="ignored")
     with open_input(file.path, how, content=file.content) as opened:
         yield from kept_texts(map(_text_of, read_open_file(opened)), options, counts)
         counts.empty += opened.blank

@@ -98,7 +98,7 @@ def _document(file: InputFile, block: list[_Line]) -> Document:
                 f"{where}: this line belongs to document {columns[0][:60]!r}, not {name!r}: put an empty line between "
                 f"documents"
             )
-        if file.options.text_only:
+        if file.options.annotations == "ignored":
             continue
         if len(columns) >= 5 and _NUMBER.fullmatch(columns[1]) and _NUMBER.fullmatch(columns[2]):
             mention, label, *more = columns[3:]

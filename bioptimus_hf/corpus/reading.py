@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import logging
 import os
 import zlib
 from codecs import BOM_UTF8, getincrementaldecoder
@@ -12,13 +13,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, Literal, cast, get_args
 
 from bioptimus_hf.errors import InputError
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
+logger = logging.getLogger(__name__)
+
+Annotations = Literal["needed", "optional", "ignored"]
 _REPLACEMENT = "\ufffd"
 _BUFFER = 1 << 16  # bytes
 
@@ -30,17 +34,22 @@ class ReadOptions:
     Attributes:
         text_column: name of the field or column that holds the text, in formats whose rows have several.
         errors: what to do about bytes that are not UTF-8: `strict` raises, `replace` puts U+FFFD in their place.
-        text_only: read the text and ignore the annotations, so that errors in annotations do no harm. For corpora.
+        annotations: what becomes of annotations in the file. `needed`: one that can't be read is an error of its
+            document. `optional`: one that can't be read is left out and noted, see `InputFile.note`; for files whose
+            annotations are going to be replaced. `ignored`: they aren't read at all; for corpora.
 
     Raises:
-        InputError: `errors` is neither of the two.
+        InputError: a value is none of these.
     """
 
     text_column: str = "text"
     errors: str = "strict"
-    text_only: bool = False
+    annotations: Annotations = "needed"
 
     def __post_init__(self) -> None:
+        if self.annotations not in get_args(Annotations):
+            allowed = ", ".join(get_args(Annotations))
+            raise InputError(f"must be one of {allowed}, not {self.annotations!r}", argument="annotations")
         if self.errors not in ("strict", "replace"):
             raise InputError(f"must be strict or replace, not {self.errors!r}", argument="errors")
 
@@ -65,6 +74,7 @@ class InputFile:
         self.options = options
         self.binary = binary
         self.replaced = self.blank = 0
+        self._notes: dict[str, tuple[int, str]] = {}
         self._raw = raw
         self._decoder = getincrementaldecoder("utf-8")("replace")
 
@@ -72,6 +82,22 @@ class InputFile:
     def position(self) -> int:
         """The number of bytes read so far, before decompression."""
         return 0 if self._raw.closed else self._raw.tell()
+
+    def note(self, what: str, example: str) -> None:
+        """Count something that is converted or left out. When the file is closed, one warning says how often it was.
+
+        Args:
+            what: a plural without a number, such as `mentions that differ from the text`.
+            example: one of them and where it is, such as `line 3, 'TNF-a'`. The first one given is kept.
+        """
+        count, first = self._notes.get(what, (0, example))
+        self._notes[what] = count + 1, first
+
+    def report(self) -> None:
+        """Log what was noted: a line each, with the count and an example."""
+        for what, (count, example) in self._notes.items():
+            logger.warning("%s: %s: %d (for example %s)", self.path, what, count, example)
+        self._notes.clear()
 
     def lines(self) -> Iterator[tuple[int, str | InputError]]:
         """Yield the number and the text of each line, without its end, or the error if the line can't be decoded.
@@ -195,13 +221,14 @@ def open_input(
     path = Path(path)
     try:
         if content is None:
-            with open(path, "rb") as raw:
-                yield _input_file(path, raw, options)
+            with open(path, "rb") as unhashed, _opened(path, unhashed, options) as file:
+                yield file
             return
         hashed = _HashedFile(path)
         with io.BufferedReader(hashed, _BUFFER) as raw:
             try:
-                yield _input_file(path, raw, options)
+                with _opened(path, raw, options) as file:
+                    yield file
             except (InputError, gzip.BadGzipFile, EOFError, zlib.error) as error:
                 _check_content(path, hashed, content, error)  # the reason of the error, if it has changed
                 raise
@@ -212,11 +239,16 @@ def open_input(
         raise InputError(f"{path} can't be read ({error.strerror or error})") from error
 
 
-def _input_file(path: Path, raw: BinaryIO, options: ReadOptions | None) -> InputFile:
+@contextmanager
+def _opened(path: Path, raw: BinaryIO, options: ReadOptions | None) -> Iterator[InputFile]:
     packed = path.name.lower().endswith(".gz")
     # A BufferedReader splits lines in C, which GzipFile doesn't.
     binary = io.BufferedReader(cast(io.RawIOBase, gzip.GzipFile(fileobj=raw)), _BUFFER) if packed else raw
-    return InputFile(path, cast(io.BufferedReader, binary), raw, options or ReadOptions())
+    file = InputFile(path, cast(io.BufferedReader, binary), raw, options or ReadOptions())
+    try:
+        yield file
+    finally:
+        file.report()
 
 
 def _check_content(path: Path, file: _HashedFile, content: str, cause: Exception | None = None) -> None:

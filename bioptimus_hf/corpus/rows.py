@@ -64,7 +64,7 @@ def read_parquet(file: InputFile) -> Iterator[Document | InputError]:
             text_column = file.options.text_column
             if text_column not in (names := parquet.schema_arrow.names):
                 raise InputError(f"{file.path} has no column {text_column!r}: it has {', '.join(names)}")
-            named = "id" in names and text_column != "id" and not file.options.text_only
+            named = "id" in names and text_column != "id" and file.options.annotations != "ignored"
             columns = ["id", text_column] if named else [text_column]
             row = 0
             for batch in parquet.iter_batches(_ROWS_AT_ONCE, columns=columns):
@@ -106,7 +106,7 @@ def _json_document(number: int, line: str, options: ReadOptions) -> Document:
             f"no text under {options.text_column!r}: each line is an object with the text in that field; set "
             f"text_column if the field has another name"
         )
-    if options.text_only:
+    if options.annotations == "ignored":
         return Document(str(number), text)
     name = row.get("id", number)
     if not isinstance(name, (str, int)):

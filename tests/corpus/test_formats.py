@@ -32,6 +32,7 @@ from bioptimus_hf.corpus.formats import (
     write_documents,
 )
 from bioptimus_hf.corpus.html import html_fragment
+from bioptimus_hf.corpus.reading import ReadOptions, open_input
 from bioptimus_hf.errors import InputError
 
 TITLE = "Naloxone reverses the antihypertensive effect of clonidine."
@@ -836,3 +837,17 @@ def test_every_colour_of_the_html_is_readable() -> None:
             ground = luminance(hue, float(saturation), float(lightness))
             high, low = max(ground, ink), min(ground, ink)
             assert (high + 0.05) / (low + 0.05) > 7, (hue, saturation)
+
+
+def test_what_a_reader_notes_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "a.txt").write_text("one\ntwo\n")
+    with open_input(tmp_path / "a.txt") as file:
+        for number, _ in file.lines():
+            file.note("lines that are read", f"line {number}")
+        assert not caplog.messages
+    assert caplog.messages == [f"{tmp_path / 'a.txt'}: lines that are read: 2 (for example line 1)"]
+
+
+def test_modes_of_annotations_are_checked() -> None:
+    with pytest.raises(InputError, match="annotations: must be one of needed, optional, ignored, not 'some'"):
+        ReadOptions(annotations="some")  # type: ignore[arg-type]
