@@ -6,7 +6,6 @@ joined by line breaks. The offsets in the file may count characters that the fil
 
 from __future__ import annotations
 
-import json
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -16,6 +15,7 @@ import ijson
 from ijson.common import ObjectBuilder
 
 from bioptimus_hf.corpus.documents import Document, Entity, Passage, check_entity, join_passages, read_score
+from bioptimus_hf.corpus.json_text import field_texts, json_text, member_text, object_text
 from bioptimus_hf.corpus.reading import InputFile
 from bioptimus_hf.errors import InputError, format_error
 
@@ -68,7 +68,10 @@ def bioc_text(documents: Iterable[Document]) -> Iterator[str]:
     for document in documents:
         if first:
             yield _opening(document.extra.get("collection", {}))
-        yield ("\n" if first else ",\n") + json.dumps(_row(document), ensure_ascii=False)
+        try:
+            yield ("\n" if first else ",\n") + _row(document)
+        except InputError as error:
+            raise InputError(f"document {document.id}: {error}") from error
         first = False
     yield "\n]}\n" if not first else _opening({}) + "]}\n"
 
@@ -237,36 +240,40 @@ def _field(holder: dict[str, Any], name: str, kind: type) -> Any:
 
 
 def _opening(collection: Mapping[str, Any]) -> str:
-    described = json.dumps({**_COLLECTION, **collection}, ensure_ascii=False)
+    described = json_text({**_COLLECTION, **collection})
     return f'{described[:-1]}, "documents": ['
 
 
-def _row(document: Document) -> dict[str, Any]:
+def _row(document: Document) -> str:
+    fields = document.extra.get("fields", {})
+    others = dict(zip(fields, field_texts(fields), strict=True))
+    members = [text for name, text in others.items() if name not in _WRITTEN]
+    rest = {"infons": document.extra.get("infons", {}), "passages": _passages(document), "relations": []}
+    return object_text(
+        [member_text("id", document.id), *members, *(member_text(name, value) for name, value in rest.items())]
+    )
+
+
+def _passages(document: Document) -> list[dict[str, Any]]:
     passages = document.passages or (Passage(0, len(document.text), 0),)
     homes: list[list[Entity]] = [[] for _ in passages]
     for entity in document.entities:
         home = next((n for n, p in enumerate(passages) if p.start <= entity.start and entity.end <= p.end), None)
         if home is None:
-            raise InputError(f"document {document.id}: the entity {entity.text[:60]!r} isn't within one passage")
+            raise InputError(f"the entity {entity.text[:60]!r} isn't within one passage")
         homes[home].append(entity)
     numbers = iter(range(1, len(document.entities) + 1))
-    return {
-        "id": document.id,
-        **_other_fields(document.extra.get("fields", {})),
-        "infons": document.extra.get("infons", {}),
-        "passages": [
-            {
-                "offset": passage.offset,
-                "infons": dict(passage.infons),
-                "text": document.text[passage.start : passage.end],
-                "sentences": [],
-                "annotations": [_annotation(next(numbers), entity, passage) for entity in held],
-                "relations": [],
-            }
-            for passage, held in zip(passages, homes, strict=True)
-        ],
-        "relations": [],
-    }
+    return [
+        {
+            "offset": passage.offset,
+            "infons": dict(passage.infons),
+            "text": document.text[passage.start : passage.end],
+            "sentences": [],
+            "annotations": [_annotation(next(numbers), entity, passage) for entity in held],
+            "relations": [],
+        }
+        for passage, held in zip(passages, homes, strict=True)
+    ]
 
 
 def _annotation(number: int, entity: Entity, passage: Passage) -> dict[str, Any]:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bioptimus_hf.corpus.documents import Document, Entity, read_score
-from bioptimus_hf.corpus.reading import InputFile, NotUtf8Error, ReadOptions
+from bioptimus_hf.corpus.json_text import (
+    JsonFields,
+    field_texts,
+    member_text,
+    object_text,
+    parse_leniently,
+    parse_member,
+    parse_object,
+)
+from bioptimus_hf.corpus.mentions import read_entities
+from bioptimus_hf.corpus.reading import InputFile, NotUtf8Error
 from bioptimus_hf.errors import InputError, format_error
 
 if TYPE_CHECKING:
@@ -34,15 +43,17 @@ def read_txt(file: InputFile) -> Iterator[Document | InputError]:
 def read_jsonl(file: InputFile) -> Iterator[Document | InputError]:
     """Yield a document per line of JSON, or the error in it.
 
-    A line is an object with the text under `text_column` (null is an empty text), and optionally `id` and `entities`
-    as `jsonl_text` writes them. All other fields are kept in `extra["fields"]`.
+    A line is an object with the text under `text_column` (null is an empty text), and optionally `id` (a string or an
+    integer; null is none) and `entities` as `jsonl_text` writes them. All other fields are kept in `extra["fields"]`,
+    which is written as it was read. A line with NaN, which isn't JSON, or with a key twice is an error. Where
+    annotations are ignored, NaN is, too.
     """
     for number, line in file.lines():
         if isinstance(line, InputError):
             yield line
         elif line and not line.isspace():
             try:
-                yield _json_document(number, line, file.options)
+                yield _json_document(file, number, line)
             except InputError as error:
                 yield InputError(f"{file.path}, line {number}: {error}")
 
@@ -86,42 +97,78 @@ def read_parquet(file: InputFile) -> Iterator[Document | InputError]:
 
 
 def jsonl_text(documents: Iterable[Document]) -> Iterator[str]:
-    """Yield documents as JSON lines: `id`, the other fields of the line that was read, `text` and `entities`."""
+    """Yield documents as JSON lines: `id`, the other fields of the line that was read, `text` and `entities`.
+
+    Fields that were read from JSON lines are written exactly as they were read.
+
+    Raises:
+        InputError: a field has one of our names but isn't what it stands for, or can't be written as JSON.
+    """
     for document in documents:
-        row = {"id": document.id, **document.extra.get("fields", {}), "text": document.text}
-        row["entities"] = [_entity_row(entity) for entity in document.entities]
-        yield json.dumps(row, ensure_ascii=False) + "\n"
+        fields = document.extra.get("fields", {})
+        if taken := next((name for name in ("text", "entities") if name in fields), None):
+            raise InputError(
+                f"document {document.id}: its field {taken!r} would be lost, because annotated lines use this name: "
+                f"rename the field"
+            )
+        try:
+            others = dict(zip(fields, field_texts(fields), strict=True))
+            # An id that was read as a number is written as one.
+            number = others.pop("id") if "id" in others else ""
+            kept = number if number and str(fields["id"]) == document.id else member_text("id", document.id)
+            entities = [_entity_row(entity) for entity in document.entities]
+            text = member_text("text", document.text)
+            yield object_text([kept, *others.values(), text, member_text("entities", entities)]) + "\n"
+        except InputError as error:
+            raise InputError(f"document {document.id}: {error}") from error
 
 
-def _json_document(number: int, line: str, options: ReadOptions) -> Document:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"not JSON ({format_error(error)})") from error
-    text = row.get(options.text_column, 0) if isinstance(row, dict) else 0
-    if text is None:
-        text = ""
-    if not isinstance(text, str):
+def _json_document(file: InputFile, number: int, line: str) -> Document:
+    column = file.options.text_column
+    if file.options.annotations == "ignored":
+        row = parse_leniently(line)
+        return Document(str(number), _text_of(row.get(column, 0) if isinstance(row, dict) else 0, column))
+    members = parse_object(line)
+    text = _text_of(members[column][1] if column in members else 0, column)
+    # The text may be in a field that has one of our names.
+    name = members["id"][1] if "id" in members and column != "id" else None
+    if not (name is None or type(name) in (str, int)):
+        raise InputError(f"'id' must be a string or an integer, not {members['id'][0].partition(':')[2].strip()[:60]}")
+    entities: list[Entity] = []
+    if "entities" in members and column != "entities":
+        entities = read_entities(file, f"line {number}", text, _json_entities(members["entities"][0]))
+    taken = {column, "entities", *(["id"] if type(name) is not int else [])}
+    fields = {key: member for key, (member, _) in members.items() if key not in taken}
+    name = str(number) if name is None else str(name)
+    return Document(name, text, tuple(entities), extra={"fields": JsonFields(fields)})
+
+
+def _text_of(value: Any, column: str) -> str:
+    if value is None:
+        return ""
+    if type(value) is not str:
         raise InputError(
-            f"no text under {options.text_column!r}: each line is an object with the text in that field; set "
-            f"text_column if the field has another name"
+            f"no text under {column!r}: each line is an object with the text in that field; set text_column if the "
+            f"field has another name"
         )
-    if options.annotations == "ignored":
-        return Document(str(number), text)
-    name = row.get("id", number)
-    if not isinstance(name, (str, int)):
-        raise InputError("'id' must be a string or an integer")
-    entities = row.get("entities", [])
-    if not isinstance(entities, list):
-        raise InputError("'entities' must be a list of objects: rename the field if it holds something else")
-    # An id that is a number stays a number.
-    taken = {options.text_column, "entities", *(["id"] if isinstance(name, str) else [])}
-    fields = {key: value for key, value in row.items() if key not in taken}
-    return Document(str(name), text, tuple(map(_json_entity, entities)), extra={"fields": fields})
+    return value
+
+
+def _json_entities(member: str) -> Iterator[Entity | InputError]:
+    """Yield the entities of a line, and an error in place of each that can't be read."""
+    rows = parse_member(member)
+    if not isinstance(rows, list):
+        yield InputError("'entities' must be a list of objects: rename the field if it holds something else")
+        return
+    for row in rows:
+        try:
+            yield _json_entity(row)
+        except InputError as error:
+            yield error
 
 
 def _json_entity(row: Any) -> Entity:
-    """Read an entity. `Document` checks that it lies within the text."""
+    """Read an entity without comparing it with the text."""
     if not isinstance(row, dict) or not {"start", "end", "text", "label"} <= row.keys() <= _ENTITY_TYPES.keys():
         raise InputError(
             "'entities' must be objects with start, end, text, label and optionally score and identifier: rename the "

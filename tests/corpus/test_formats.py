@@ -5,10 +5,12 @@ from __future__ import annotations
 import colorsys
 import gzip
 import json
+import pickle
 import re
 import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from decimal import Decimal
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -158,6 +160,116 @@ def test_json_lines_keep_their_other_fields(tmp_path: Path) -> None:
     assert written[2]["entities"] == [{"start": 0, "end": 8, "text": "Naloxone", "label": "Chemical", "score": 1.0}]
     for name in ("a.json", "a.pubtator", "a.conll", "a.html"):  # formats that ignore such fields
         write_documents(tmp_path / name, found)
+
+
+OTHER_FIELDS = [
+    '"a": 0.1000000000000000055511151231257827021181583404541015625',
+    '"a": 1e400',
+    '"a": -0.0',
+    '"a": 1E5',
+    '"a": 12345678901234567890123456789012345678901234567890',
+    f'"a": {"7" * 5000}',
+    r'"a": "\u00e9\/\ud83d é"',
+    r'"\u0061b" :  [1.50,  {"z": 1, "a": {"2": null}}]',
+    '"a": {"score": 1.00, "n": [10000000000000000000000]}',
+    '"b": true, "a": [], "10": 1, "9": 2',
+]
+
+
+@pytest.mark.parametrize("member", OTHER_FIELDS)
+def test_other_fields_of_json_lines_are_written_as_they_were_read(member: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(f'{{"id": "x", {member}, "text": "one"}}\n')
+    write_documents(tmp_path / "b.jsonl", DocumentReader(tmp_path / "a.jsonl"))
+    assert (tmp_path / "b.jsonl").read_text() == f'{{"id": "x", {member}, "text": "one", "entities": []}}\n'
+    (document,) = read(tmp_path / "a.jsonl")
+    assert document == pickle.loads(pickle.dumps(document))
+    # They survive in formats that have room for them, too.
+    write_documents(tmp_path / "c.json", [document])
+    assert member in (tmp_path / "c.json").read_text()
+
+
+@st.composite
+def json_values(draw: st.DrawFn) -> str:
+    """JSON text of any form, with white space and numbers that no library would write."""
+    space = st.sampled_from(["", " ", "\t", "  "])
+    number = st.from_regex(r"\A-?(0|[1-9][0-9]{0,30})(\.[0-9]{1,30})?([eE][+-]?[0-9]{1,4})?\Z")
+    leaf = number | st.sampled_from(["true", "false", "null"]) | st.text(max_size=5).map(json.dumps)
+
+    def extend(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+        lists = st.lists(inner, max_size=3).map(lambda values: f"[{', '.join(values)}]")
+        keys = st.lists(inner, max_size=3).map(
+            lambda values: "{" + ",".join(f'"{n}":{value}' for n, value in enumerate(values)) + "}"
+        )
+        return lists | keys
+
+    return draw(space) + draw(st.recursive(leaf, extend, max_leaves=8)) + draw(space)
+
+
+@given(values=st.lists(json_values(), max_size=4))
+@WITHIN
+def test_any_json_survives_in_other_fields(values: list[str], tmp_path: Path) -> None:
+    members = [f'"k{number}":{value}' for number, value in enumerate(values)]
+    (tmp_path / "a.jsonl").write_text("{" + ",".join(['"text":"one"', *members]) + "}\n")
+    write_documents(tmp_path / "b.jsonl", DocumentReader(tmp_path / "a.jsonl"))
+    kept = [member.rstrip(" \t") for member in members]
+    assert (tmp_path / "b.jsonl").read_text() == "{" + ", ".join(
+        ['"id": "1"', *kept, '"text": "one"', '"entities": []']
+    ) + "}\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": "x", "a": NaN}', "not JSON (NaN is not a JSON number)"),
+        ('{"text": "x", "a": [{"b": -Infinity}]}', "not JSON (-Infinity is not a JSON number)"),
+        ('{"text": "x", "text": "y"}', "not JSON (the key 'text' occurs twice)"),
+        (r'{"text": "x", "te\u0078t": "y"}', "not JSON (the key 'text' occurs twice)"),
+        ('{"text": "x", "a": {"b": 1, "c": 2, "b": 1}}', "not JSON (the key 'b' occurs twice)"),
+        ('{"text": "x", "id": true}', "'id' must be a string or an integer, not true"),
+        ('{"text": "x", "id": 1.0}', "'id' must be a string or an integer, not 1.0"),
+        ('{"text": "x", "id": ["1"]}', "'id' must be a string or an integer, not [\"1\"]"),
+        ('{"text": "x", "id": {"a": 1}}', "'id' must be a string or an integer, not {\"a\": 1}"),
+        ('{"text": true}', "no text under 'text'"),
+        ('{"text": "x"} {"text": "y"}', "not JSON (Extra data"),
+        ('{"text": "x",}', "not JSON ("),
+        ('{"text" "x"}', "not JSON ("),
+        ("{text: 1}", "not JSON ("),
+        ('{1: "x"}', "not JSON ("),
+        ('{"text": 01}', "not JSON ("),
+        ('{"text": "x"', "not JSON ("),
+        ("{", "not JSON ("),
+        ('["text"]', "each line must be an object"),
+        ('"text"', "each line must be an object"),
+    ],
+)
+def test_lines_that_are_not_unambiguous_json_are_rejected(line: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n' + line + "\n")
+    with pytest.raises(InputError, match=re.escape(f"a.jsonl, line 2: {message}")) as error:
+        read(tmp_path / "a.jsonl")
+    assert "\n" not in str(error.value)
+
+
+def test_columns_named_like_ours(tmp_path: Path) -> None:
+    (tmp_path / "b.jsonl").write_text('{"id": "one", "x": 1}\n')
+    (document,) = read(tmp_path / "b.jsonl", text_column="id")
+    assert (document.id, document.text) == ("1", "one")
+    (tmp_path / "c.jsonl").write_text('{"id": null, "entities": "two"}\n')
+    (document,) = read(tmp_path / "c.jsonl", text_column="entities")
+    assert (document.id, document.text, document.entities) == ("1", "two", ())
+    write_documents(tmp_path / "d.jsonl", [document])
+    assert (tmp_path / "d.jsonl").read_text() == '{"id": "1", "text": "two", "entities": []}\n'
+    (tmp_path / "e.jsonl").write_text('{"abstract": "one", "text": "two"}\n')
+    with pytest.raises(InputError, match=r"document 1: its field 'text' would be lost"):
+        write_documents(tmp_path / "f.jsonl", DocumentReader(tmp_path / "e.jsonl", text_column="abstract"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), object(), Decimal("NaN")])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_invalid_json_is_never_written(name: str, value: Any, tmp_path: Path) -> None:
+    document = Document("1", "x", extra={"fields": {"a": [{"b": value}]}})
+    with pytest.raises(InputError, match="document 1: can't be written as JSON"):
+        write_documents(tmp_path / name, [document])
+    assert not list(tmp_path.iterdir())
 
 
 PUBTATOR = f"""227508|t|{TITLE}
@@ -437,7 +549,7 @@ FAULTY = {
     "e.jsonl": (
         '{"text": "one"}\n{"text": "two", "entities": [{"start": 0, "end": 2, "text": "wt", "label": "x"}]}\n'
         '{"text": "three"}\n',
-        "line 2: document 2: the text at 0:2 is 'tw', not 'wt'",
+        "line 2: the text at 0:2 is 'tw', not 'wt'",
     ),
     "f.jsonl": (
         '{"text": "one"}\n{"text": "two", "entities": [{"start": "0", "end": 2, "text": "tw", "label": "x"}]}\n'
@@ -490,7 +602,7 @@ FAULTY = {
     "i.jsonl": (
         '{"text": "one"}\n{"text": "two", "entities": [{"start": 0, "end": 2, "text": "tw", "label": "x", "score": NaN'
         '}]}\n{"text": "three"}\n',
-        "line 2: the score nan is not a finite number",
+        "line 2: not JSON (NaN is not a JSON number)",
     ),
     "j.jsonl": (
         '{"text": "one"}\n{"text": "two", "entities": [{"start": 0, "end": 2, "text": "tw", "label": "x", "score": '
