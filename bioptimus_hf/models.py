@@ -64,6 +64,11 @@ class Source:
         """The identity of the content, for records."""
         return identity(self.commit or self.folder)
 
+    @property
+    def pinned(self) -> str:
+        """The name that loads the same content again, even if the revision on the Hub moves in the meantime."""
+        return self.commit or self.folder
+
 
 def is_hub_name(name: str | Path) -> bool:
     """Check whether a string is not a local path and could be a name on the Hub."""

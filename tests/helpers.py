@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import util
 from pathlib import Path
@@ -113,6 +113,24 @@ def build_tiny_head(
         head.config.max_position_embeddings = positions
         head.classifier.weight.normal_()  # otherwise nearly all words get one tag
     return head.eval()
+
+
+def build_head_of_words(
+    words: Mapping[str, str], tags: Sequence[str], *, other: str = "O"
+) -> BertForTokenClassification:
+    """A NER head that gives each of some words its tag, and all other words another one."""
+    head = build_tiny_head(layers=0, tags=tags)
+    tokenizer = build_tiny_tokenizer()
+    with torch.no_grad():
+        head.classifier.weight.zero_()
+        head.classifier.bias.zero_()
+        head.classifier.bias[tags.index(other)] = 1
+        head.bert.embeddings.word_embeddings.weight.zero_()
+        head.bert.embeddings.token_type_embeddings.weight.zero_()
+        for number, (word, tag) in enumerate(words.items()):
+            head.bert.embeddings.word_embeddings.weight[tokenizer.convert_tokens_to_ids(word), number] = 9
+            head.classifier.weight[tags.index(tag), number] = 1
+    return head
 
 
 def assert_same_entities(found: Sequence[Entity], expected: Sequence[Entity], *, tolerance: float = 1e-5) -> None:

@@ -6,7 +6,7 @@ import glob
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from tqdm.auto import tqdm
 
 from bioptimus_hf.annotation.annotator import Annotator
+from bioptimus_hf.annotation.labels import read_renames
 from bioptimus_hf.annotation.options import AnnotationOptions
 from bioptimus_hf.artifacts import identity, is_finished, read_record, verification, write_record
 from bioptimus_hf.corpus.documents import Document
@@ -62,10 +63,12 @@ def _annotate_all(root: Path, options: AnnotationOptions) -> list[Path]:
     targets = target_files(input_files(options.input, root), root, options.format)
     for file in targets:
         format_of(file, options.input_format, READABLE)
-    provenance = _Provenance(
-        {f"model {number}": find_model(model).identity for number, model in enumerate(options.models)},
-        {name: getattr(options, name) for name in ("format", "input_format", "text_column", "bf16")},
-    )
+    models = [find_model(model) for model in options.models]
+    settings = {name: getattr(options, name) for name in ("format", "input_format", "text_column", "bf16")}
+    if options.labels:  # records of files that were annotated without have no such key
+        settings["labels"] = read_renames(options.labels)
+    provenance = _Provenance({f"model {number}": model.identity for number, model in enumerate(models)}, settings)
+    options = replace(options, models=[model.pinned for model in models])  # what the records say is what is loaded
     rest = {file: target for file, target in targets.items() if not _is_annotated(file, target, provenance, options)}
     if len(rest) < len(targets):
         logger.info("%d of %d files are already annotated", len(targets) - len(rest), len(targets))
@@ -156,7 +159,9 @@ def _is_annotated(file: Path, target: Path, provenance: _Provenance, options: An
 
 def _annotate(targets: Mapping[Path, Path], provenance: _Provenance, options: AnnotationOptions) -> None:
     dtype = torch.bfloat16 if options.bf16 else None
-    annotator = Annotator(options.models, batch_size=options.batch_size, dtype=dtype)
+    annotator = Annotator(
+        options.models, batch_size=options.batch_size, labels=read_renames(options.labels), dtype=dtype
+    )
     root = Path(options.output_dir)
     try:
         root.mkdir(parents=True, exist_ok=True)

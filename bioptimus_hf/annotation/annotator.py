@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, islice
 from pathlib import Path
@@ -13,8 +13,10 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from bioptimus_hf.annotation.engines import Engine, is_exported, load_engine
+from bioptimus_hf.annotation.labels import check_renames, interpret_labels
 from bioptimus_hf.annotation.tokenization import TextTokenizer, TokenizedText
 from bioptimus_hf.corpus.documents import Document, Entity
+from bioptimus_hf.corpus.tags import Tag
 from bioptimus_hf.errors import InputError, format_error
 from bioptimus_hf.models import load_by_name
 
@@ -32,7 +34,11 @@ class Annotator:
     An entity begins at a word labelled `B-`, or at a word labelled `I-` that doesn't continue an entity of the same
     type; it extends over the following words labelled `I-` of its type. Its score is the mean probability of its words.
     For a text that fits the model, these are the entities of transformers' `pipeline("ner",
-    aggregation_strategy="first")`. Entities of different heads may overlap.
+    aggregation_strategy="first")`, except that none begins or ends within a grapheme, such as a letter and its accent.
+    Entities of different heads may overlap.
+
+    The labels of other schemes are read, too: IOBES, BILOU and BMES, in upper or lower case, with the mark before or
+    after the type, and types without marks. Labels that name no type (`LABEL_1`, a bare `B`) need `labels`.
 
     Args:
         model: a token classifier, or its folder or Hub name (`name@revision`), or several of these, which are applied
@@ -40,12 +46,16 @@ class Annotator:
             `dtype` and prepared for inference, not copied.
         tokenizer: tokenizer of all models; by default each model's own, which requires that models are given by name.
         batch_size: windows per batch, at least 1; by default the fastest in our measurements: 8 on a CPU, 64 on a GPU.
+        labels: what labels of the models mean, and how to rename types. A label becomes a type, a tag such as
+            `B-Chemical`, or `O` (outside of entities); a type becomes another type, or `O` to leave it out. For example
+            `{"LABEL_0": "O", "LABEL_1": "B-Chemical", "LABEL_2": "I-Chemical"}` or `{"Gene": "O"}`.
         dtype: data type of the weights; by default float32. `torch.bfloat16` is faster where the hardware supports it.
         device: where the models run; by default the accelerator if there is one and no model is an ONNX file.
 
     Raises:
         InputError: there is no such model, or it isn't a trained token classifier; a model object without tokenizer; a
-            tokenizer without offsets; an ONNX file with a `dtype` or a GPU; a batch size below 1.
+            tokenizer without offsets; an ONNX file with a `dtype` or a GPU; a batch size below 1; labels that name no
+            type, no label for words outside of entities, or something in `labels` that no model has.
     """
 
     def __init__(
@@ -54,6 +64,7 @@ class Annotator:
         tokenizer: PreTrainedTokenizerBase | None = None,
         *,
         batch_size: int | None = None,
+        labels: Mapping[str, str] | None = None,
         dtype: torch.dtype | None = None,
         device: str | torch.device | None = None,
     ) -> None:
@@ -72,11 +83,14 @@ class Annotator:
             engine = load_engine(source, self.device, dtype)  # first: it verifies the files of both
             own_tokenizer = tokenizer or _load_tokenizer(source)
             text_tokenizer = TextTokenizer(own_tokenizer, engine.config)
+            name = "the model" if isinstance(source, PreTrainedModel) else str(source)
+            head = _Head(engine, interpret_labels(engine.config.id2label, labels or {}, name=name))
             group = next((group for group in self._groups if group.tokenizer.is_equivalent_to(text_tokenizer)), None)
             if group is None:
-                self._groups.append(_Group(text_tokenizer, [engine]))
+                self._groups.append(_Group(text_tokenizer, [head]))
             else:
-                group.engines.append(engine)
+                group.heads.append(head)
+        check_renames(labels or {}, [head.engine.config.id2label for group in self._groups for head in group.heads])
 
     def annotate(self, texts: Iterable[str]) -> Iterator[list[Entity]]:
         """Yield the entities of each text, in the order of the texts; within a text, sorted by offsets and label.
@@ -126,7 +140,7 @@ class Annotator:
     @torch.inference_mode()
     def _annotate_batch(self, texts: Sequence[str], group: _Group) -> list[list[Entity]]:
         """Return the entities that the heads of a group find in each text."""
-        tokenized = group.tokenizer.tokenize(texts, heads=len(group.engines))
+        tokenized = group.tokenizer.tokenize(texts, heads=len(group.heads))
         windows = [(text, window) for text in tokenized for window in text.windows]
         windows.sort(key=lambda pair: -len(pair[1].ids))
         for start in range(0, len(windows), self.batch_size):
@@ -136,15 +150,23 @@ class Annotator:
             rows = torch.tensor([row for row, (_, window) in enumerate(batch) for _ in window.places])
             places = torch.from_numpy(np.concatenate([window.places for _, window in batch]))
             ends = np.cumsum([len(window.places) for _, window in batch])[:-1]
-            for head, engine in enumerate(group.engines):
-                scores, labels = engine.logits(**inputs)[rows, places].float().softmax(-1).max(-1)
+            for number, head in enumerate(group.heads):
+                scores, labels = head.engine.logits(**inputs)[rows, places].float().softmax(-1).max(-1)
                 if not bool(scores.isfinite().all()):
                     raise InputError("the model computes NaN: its weights are damaged or its training diverged")
                 per_window = (np.split(values.cpu().numpy(), ends) for values in (labels, scores))
                 for (text, window), own_labels, own_scores in zip(batch, *per_window, strict=True):
                     own = slice(window.first_word, window.first_word + len(window.places))
-                    text.labels[head, own], text.scores[head, own] = own_labels, own_scores
-        return [_entities(text, group.engines) for text in tokenized]
+                    text.labels[number, own], text.scores[number, own] = own_labels, own_scores
+        return [_entities(text, group.heads) for text in tokenized]
+
+
+@dataclass(frozen=True)
+class _Head:
+    """A token classifier, and what each of its labels stands for."""
+
+    engine: Engine
+    tags: dict[int, Tag]
 
 
 @dataclass(frozen=True)
@@ -152,11 +174,11 @@ class _Group:
     """Heads that label the same windows."""
 
     tokenizer: TextTokenizer
-    engines: list[Engine]
+    heads: list[_Head]
 
 
-def _entities(text: TokenizedText, engines: Sequence[Engine]) -> list[Entity]:
-    return [entity for head, engine in enumerate(engines) for entity in text.entities(head, engine.config.id2label)]
+def _entities(text: TokenizedText, heads: Sequence[_Head]) -> list[Entity]:
+    return [entity for number, head in enumerate(heads) for entity in text.entities(number, head.tags)]
 
 
 def _checked(index: int, text: Any) -> str:

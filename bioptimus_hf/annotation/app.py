@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import html
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,17 +41,20 @@ CSS = f"""
 {STYLE}"""
 
 
-def serve(models: Sequence[str]) -> None:
+def serve(models: Sequence[str], labels: Mapping[str, str] | None = None) -> None:
     """Serve the page until the process is interrupted, at the address that gradio's environment variables name.
 
     Args:
         models: folders or Hub names of NER heads, which all annotate the text.
+        labels: as for `Annotator`.
 
     Raises:
         InputError: gradio is not installed (extra `app`), a model can't be loaded, or no port is free.
     """
     require_packages("app", "gradio")
-    annotator = Annotator(models)  # first, since importing gradio takes seconds that a wrong name shouldn't cost
+    annotator = Annotator(
+        models, labels=labels
+    )  # first, since importing gradio takes seconds that a wrong name shouldn't cost
     import gradio as gr
 
     page = build_page(annotator, models)

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from bioptimus_hf.annotation.labels import read_renames
 from bioptimus_hf.corpus.formats import READABLE, WRITABLE
 from bioptimus_hf.errors import InputError
 
@@ -13,13 +14,18 @@ Precision = Literal["int8", "fp32"]
 MODELS_VARIABLE = "BIOPTIMUS_MODELS"
 """Environment variable with the models of the web page, separated by whitespace."""
 
+LABELS_HELP = (
+    "FOUND=WANTED pairs that say what labels of the models mean or rename types: LABEL_0=O LABEL_1=B-Chemical, "
+    "Chemical=Drug, or Gene=O to leave a type out"
+)
+
 
 @dataclass(frozen=True)
 class AnnotationOptions:
     """What is annotated, and how.
 
     Raises:
-        InputError: no model or no input is given, or a value is out of range.
+        InputError: no model or no input is given, or a value is out of range or malformed.
     """
 
     models: list[str] = field(
@@ -35,6 +41,7 @@ class AnnotationOptions:
     text_column: str = field(
         default="text", metadata={"help": "Field or column with the text in JSON lines and parquet files"}
     )
+    labels: list[str] = field(default_factory=list, metadata={"help": LABELS_HELP})
     on_error: Literal["raise", "skip"] = field(
         default="raise",
         metadata={"help": "Stop at a document that can't be read, or skip it and record it"},
@@ -58,6 +65,7 @@ class AnnotationOptions:
         _check_choice("format", self.format, WRITABLE)
         _check_choice("input_format", self.input_format, (None, *READABLE))
         _check_choice("on_error", self.on_error, ("raise", "skip"))
+        read_renames(self.labels)
         if self.batch_size is not None and self.batch_size < 1:
             raise InputError(f"must be at least 1, not {self.batch_size}", argument="batch_size")
 
@@ -92,7 +100,7 @@ class AppOptions:
     """Which models the page uses.
 
     Raises:
-        InputError: no model is given.
+        InputError: no model is given, or a pair of `labels` is malformed.
     """
 
     models: list[str] = field(
@@ -103,8 +111,10 @@ class AppOptions:
             "path": True,
         },
     )
+    labels: list[str] = field(default_factory=list, metadata={"help": LABELS_HELP})
 
     def __post_init__(self) -> None:
+        read_renames(self.labels)
         if not self.models:
             raise InputError(
                 f"no model given: name a NER head, or set the environment variable {MODELS_VARIABLE}",

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import regex
 import torch
 from tokenizers import Tokenizer
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from bioptimus_hf.corpus.documents import Entity
 from bioptimus_hf.corpus.sentences import sentence_starts
+from bioptimus_hf.corpus.tags import OUTSIDE, Tag
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.ner.windows import window_spans
 
 Array = npt.NDArray[Any]
+_GRAPHEME = regex.compile(r"\X")
+_NOT_ASCII = regex.compile(r"[^\x00-\x7f]+(?:[\x00-\x7f][^\x00-\x7f]+)*")  # no grapheme reaches beyond one's neighbours
 _OVERLAP = 0.125  # share of a window: a sentence or two of context on each side costs an eighth more work
 
 
@@ -57,29 +60,27 @@ class TokenizedText:
         self.labels = np.zeros((heads, len(starts)), dtype=np.int64)
         self.scores = np.zeros((heads, len(starts)), dtype=np.float32)
 
-    def entities(self, head: int, label_names: dict[int, str]) -> Iterator[Entity]:
+    def entities(self, head: int, tags: Mapping[int, Tag]) -> Iterator[Entity]:
         """Yield the entities that a head predicts, in the order of the text.
 
         Args:
             head: number of the head (row of `labels`).
-            label_names: names such as `B-Disease` by label id; `O` is outside of entities.
+            tags: what each label id stands for.
         """
-        tags = {label: _prefix_and_type(name) for label, name in label_names.items()}
-        outside = [label for label, name in label_names.items() if name == "O"]
+        outside = [label for label, tag in tags.items() if tag.mark == OUTSIDE]
         labels = self.labels[head]
         first = last = -2
         for word in np.flatnonzero(~np.isin(labels, outside)).tolist():
-            prefix, kind = tags[labels[word]]
-            if word != last + 1 or prefix == "B" or kind != tags[labels[first]][1]:
+            if word != last + 1 or not tags[labels[word]].continues(tags[labels[last]]):
                 if first >= 0:
-                    yield from self._entity(head, first, last, tags[labels[first]][1])
+                    yield from self._entity(head, first, last, tags[labels[first]].type)
                 first = word
             last = word
         if first >= 0:
-            yield from self._entity(head, first, last, tags[labels[first]][1])
+            yield from self._entity(head, first, last, tags[labels[first]].type)
 
     def _entity(self, head: int, first: int, last: int, kind: str) -> Iterator[Entity]:
-        """Yield the entity that consists of the words from `first` to `last`, unless they are only whitespace.
+        """Yield the entity that consists of the words from `first` to `last`, unless they are empty or only whitespace.
 
         Some tokenizers treat whitespace as words.
         """
@@ -88,9 +89,6 @@ class TokenizedText:
         start, end = end - len(text.lstrip()), start + len(text.rstrip())
         if start >= end:
             return
-        following = int(self.starts[last + 1]) if last + 1 < len(self.starts) else len(self.text)
-        while end < following and unicodedata.combining(self.text[end]):
-            end += 1  # a combining accent, which tokenizers leave out at the end of a word
         score = float(self.scores[head, first : last + 1].mean())
         yield Entity(start, end, self.text[start:end], kind, score)
 
@@ -141,6 +139,7 @@ class TextTokenizer:
             for number, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
                 if text[start : start + 1].isspace():  # some tokenizers include the space before a word
                     starts[number] = end - len(text[start:end].lstrip())
+            _keep_graphemes(text, starts, ends)
             windows = list(self._windows(text, np.array(encoding.ids, dtype=np.int64), first, starts))
             tokenized.append(TokenizedText(text, starts, ends, windows, heads))
         return tokenized
@@ -183,10 +182,21 @@ class TextTokenizer:
             yield TextWindow(window, int(bounds[own_left]), places[own])
 
 
-def _prefix_and_type(label: str) -> tuple[str, str]:
-    """Split a label into prefix and type; one without `B-` or `I-` continues an entity of the same type."""
-    prefix, hyphen, kind = label.partition("-")
-    return (prefix, kind) if hyphen and prefix in ("B", "I") else ("I", label)
+def _keep_graphemes(text: str, starts: Array, ends: Array) -> None:
+    """Move starts and ends of words that lie within a grapheme to the end of it, in place.
+
+    A grapheme is what readers see as one character: a letter with its accents, vowel signs and joiners, or an emoji
+    with its modifiers. Tokenizers drop some of its parts, and split others off. A word of nothing else becomes empty.
+    """
+    if text.isascii():
+        return
+    grapheme_end: dict[int, int] = {}
+    for run in _NOT_ASCII.finditer(text):
+        for found in _GRAPHEME.finditer(text, max(run.start() - 1, 0), run.end() + 1):
+            grapheme_end |= dict.fromkeys(range(found.start() + 1, found.end()), found.end())
+    if grapheme_end:
+        for places in (starts, ends):
+            places[:] = [grapheme_end.get(place, place) for place in places.tolist()]
 
 
 def _max_length(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> int:

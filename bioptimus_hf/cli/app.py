@@ -26,5 +26,6 @@ def execute(options: AppOptions) -> None:
     # On an interrupt, gradio deletes the files that it served; SIGTERM should do the same.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     from bioptimus_hf.annotation.app import serve
+    from bioptimus_hf.annotation.labels import read_renames
 
-    serve(options.models)
+    serve(options.models, read_renames(options.labels))

@@ -5,19 +5,22 @@ import logging
 import os
 import shutil
 import signal
+import unicodedata
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+import regex
 import torch
 from conftest import Command
-from helpers import ROOT, TAGS, assert_same_entities, build_tiny_head, build_tiny_tokenizer
+from helpers import ROOT, TAGS, assert_same_entities, build_head_of_words, build_tiny_head, build_tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    BertForTokenClassification,
     BertTokenizer,
     PreTrainedTokenizerFast,
     RobertaConfig,
@@ -39,6 +42,15 @@ LONGEST = 24
 TOKENIZER = build_tiny_tokenizer()
 ONE_WINDOW = Annotator(build_tiny_head(layers=0), TOKENIZER)
 MANY_WINDOWS = Annotator(build_tiny_head(layers=0, positions=LONGEST), TOKENIZER, batch_size=3)
+
+
+def head_with_one_label(label: str, tokenizer: BertTokenizer = TOKENIZER) -> BertForTokenClassification:
+    """A head that gives every word the same label, although it also knows `O`."""
+    head = build_tiny_head(layers=0, tags=["O", label])
+    head.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    with torch.no_grad():
+        head.classifier.bias[1] = 1000
+    return head
 
 
 def offsets(entities: list[Entity]) -> list[tuple[int, int, str]]:
@@ -118,19 +130,9 @@ def test_texts_without_words_have_no_entities(text: str) -> None:
 
 
 def test_an_inside_label_that_continues_no_entity_begins_one() -> None:
-    head = build_tiny_head(layers=0)
-    tags = {"aspirin": "I-Chemical", "asthma": "I-Disease", "mice": "B-Disease", "renal": "I-Disease"}
-    with torch.no_grad():
-        head.classifier.weight.zero_()
-        head.bert.embeddings.word_embeddings.weight.zero_()
-        head.bert.embeddings.token_type_embeddings.weight.zero_()
-        head.bert.embeddings.LayerNorm = torch.nn.Identity()
-        head.classifier.bias.copy_(torch.tensor([1.0, 0, 0, 0, 0]))
-        for number, (word, tag) in enumerate(tags.items()):
-            head.bert.embeddings.word_embeddings.weight[TOKENIZER.convert_tokens_to_ids(word), number] = 9
-            head.classifier.weight[TAGS.index(tag), number] = 1
+    words = {"aspirin": "I-Chemical", "asthma": "I-Disease", "mice": "B-Disease", "renal": "I-Disease"}
     text = "Aspirin asthma renal; mice mice renal the renal"
-    (found,) = Annotator(head, TOKENIZER).annotate([text])
+    (found,) = Annotator(build_head_of_words(words, TAGS), TOKENIZER).annotate([text])
     assert [(entity.text, entity.label) for entity in found] == [
         ("Aspirin", "Chemical"),
         ("asthma renal", "Disease"),
@@ -141,7 +143,7 @@ def test_an_inside_label_that_continues_no_entity_begins_one() -> None:
 
 
 def test_a_combining_accent_stays_with_its_letter() -> None:
-    head = build_tiny_head(layers=0, tags=["Thing"])
+    head = head_with_one_label("Thing")
     (found,) = Annotator(head, TOKENIZER).annotate(["cafe\u0301 the"])
     assert [entity.text for entity in found] == ["cafe\u0301 the"]
     (found,) = Annotator(head, TOKENIZER).annotate(["the cafe\u0301"])
@@ -150,8 +152,64 @@ def test_a_combining_accent_stays_with_its_letter() -> None:
 
 def test_a_combining_accent_that_begins_a_word_is_in_one_entity() -> None:
     cased = BertTokenizer(vocab=TOKENIZER.get_vocab(), do_lower_case=False, model_max_length=512)
-    (found,) = Annotator(build_tiny_head(layers=0, tags=["B-Thing"]), cased).annotate(["the-\u0301of"])
-    assert [entity.text for entity in found] == ["the", "-", "\u0301of"]
+    (found,) = Annotator(head_with_one_label("B-Thing"), cased).annotate(["the-\u0301of"])
+    assert [entity.text for entity in found] == ["the", "-\u0301", "of"]
+
+
+SCRIPTS = {
+    "Hindi": "मधुमेह के रोगी को हृदय की विफलता हुई।",
+    "Bengali": "রোগীর ডায়াবেটিস ও হৃদযন্ত্রের ক্ষতি রোগী",
+    "Tamil": "நோயாளிக்கு நீரிழிவு நோய் இருந்தது.",
+    "Thai": "ผู้ป่วยมีภาวะหัวใจล้มเหลว ไข้ น้ำ",
+    "Khmer": "អ្នកជំងឺមានជំងឺ ទឹកនោមផ្អែម ក្តៅ ឈឺ",
+    "Arabic with diacritics": "مَرَضُ السُّكَّرِيِّ فِي المَرْضَى",
+    "Hebrew with points": "סֻכֶּרֶת וְאַסְתְּמָה חַדּ",
+    "Vietnamese, decomposed": unicodedata.normalize("NFD", "Bệnh nhân bị đái tháo đường, nhẹ"),
+    "Latin, decomposed": "cafe\u0301 the-\u0301of n\u0303a\u0308",
+    "emoji": "👩🏽‍🔬 ❤️‍🩹 🇩🇪🇫🇷 1️⃣ 👨‍👩‍👧 🏴\U000e0067\U000e0062\U000e007f",
+    "ideographs with selectors": "葛\U000e0100根 漢字",
+    "Hangul in jamo": "\u1112\u1161\u11ab\u1100\u1173\u11af",
+    "Korean": "당뇨병 환자",
+}
+CASED = BertTokenizer(
+    vocab={
+        piece: number
+        for number, piece in enumerate(dict.fromkeys([*TOKENIZER.get_vocab(), *"".join(SCRIPTS.values())]))
+    },
+    do_lower_case=False,
+    model_max_length=512,
+)
+CHARACTERS = sorted({*"".join(SCRIPTS.values()), *"ab-. \n\u0600\u200c\u200d\ufe0f\u0300\u0e33", "\U0001f3fd"})
+
+
+EVERY_WORD = [Annotator(head_with_one_label("B-Thing", tokenizer), tokenizer) for tokenizer in (TOKENIZER, CASED)]
+
+
+def inside_graphemes(text: str) -> set[int]:
+    """The offsets at which a text must not be divided, by a library that implements Unicode's rules."""
+    return {place for found in regex.finditer(r"\X", text) for place in range(found.start() + 1, found.end())}
+
+
+@pytest.mark.parametrize("tokenizer", [TOKENIZER, CASED], ids=["uncased", "cased"])
+@pytest.mark.parametrize("label", ["B-Thing", "Thing"])  # each word is an entity, or all together are one
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_an_entity_is_made_of_whole_graphemes(script: str, label: str, tokenizer: BertTokenizer) -> None:
+    text = f"aspirin {SCRIPTS[script]}"
+    (found,) = Annotator(head_with_one_label(label, tokenizer), tokenizer).annotate([text])
+    assert not {place for entity in found for place in (entity.start, entity.end)} & inside_graphemes(text)
+    assert all(entity.end <= following.start for entity, following in pairwise(found))
+    covered = "".join(entity.text for entity in found)
+    assert covered.replace(" ", "") == text.replace(" ", "")  # no mark is lost
+
+
+@given(st.text(st.sampled_from(CHARACTERS), max_size=30), st.sampled_from([0, 1]))
+@settings(max_examples=300, deadline=None)
+def test_no_entity_begins_or_ends_within_a_grapheme(text: str, number: int) -> None:
+    (found,) = EVERY_WORD[number].annotate([text])
+    assert not {place for entity in found for place in (entity.start, entity.end)} & inside_graphemes(text)
+    assert all(entity.end <= following.start for entity, following in pairwise(found))
+    for entity in found:
+        assert text[entity.start : entity.end] == entity.text
 
 
 def test_special_tokens_written_in_a_text_are_plain_text() -> None:
@@ -215,7 +273,7 @@ def test_passages_are_annotated_separately() -> None:
     passages = (Passage(0, 17, 0, {"type": "title"}), Passage(18, len(text), 18, {"type": "abstract"}))
     plain = Document("1", text, extra={"relations": [["CID"]], "fields": {}})
     divided = Document("2", text, entities=[Entity(0, 7, "Aspirin", "old")], passages=passages, extra={"year": 1})
-    everything = Annotator(build_tiny_head(layers=0, tags=["Thing"]), TOKENIZER)
+    everything = Annotator(head_with_one_label("Thing"), TOKENIZER)
     first, second = everything.annotate_documents([plain, divided])
     assert first.extra == {"fields": {}}  # the entities that they relate are gone
     assert offsets(list(first.entities)) == [(0, len(text), "Thing")]
@@ -231,8 +289,8 @@ def test_spaces_before_a_word_are_not_part_of_an_entity() -> None:
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
     text = "take  aspirin "
-    (separate,) = Annotator(build_tiny_head(layers=0, tags=["B-Drug"]), tokenizer).annotate([text])
-    (together,) = Annotator(build_tiny_head(layers=0, tags=["Drug"]), tokenizer).annotate([text])
+    (separate,) = Annotator(head_with_one_label("B-Drug"), tokenizer).annotate([text])
+    (together,) = Annotator(head_with_one_label("Drug"), tokenizer).annotate([text])
     assert offsets(separate) == [(0, 4, "Drug"), (6, 13, "Drug")]
     assert offsets(together) == [(0, 13, "Drug")]
     assert [entity.text for entity in (*separate, *together)] == ["take", "aspirin", "take  aspirin"]
@@ -245,7 +303,8 @@ def test_models_that_number_positions_from_the_padding_id() -> None:
     config.max_position_embeddings = 34
     tokenizer = build_tiny_tokenizer()
     tokenizer.model_max_length = int(1e30)  # as if no maximum were recorded
-    (found,) = Annotator(RobertaForTokenClassification(config), tokenizer).annotate(["asthma " * 200])
+    labels = {"LABEL_0": "O", "LABEL_1": "B-Disease"}
+    (found,) = Annotator(RobertaForTokenClassification(config), tokenizer, labels=labels).annotate(["asthma " * 200])
     assert found
 
 
