@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # what editors and type checkers see of the names below
     from bioptimus_hf.corpus.formats import DocumentReader as DocumentReader
     from bioptimus_hf.corpus.formats import write_documents as write_documents
     from bioptimus_hf.corpus.options import Corpus as Corpus
+    from bioptimus_hf.corpus.reading import ReadOptions as ReadOptions
     from bioptimus_hf.corpus.sentences import split_sentences as split_sentences
     from bioptimus_hf.distillation.contextual import contextual_embeddings as contextual_embeddings
     from bioptimus_hf.distillation.initialization import initial_rows as initial_rows
@@ -101,6 +102,7 @@ _PUBLIC = {
     "Document": "corpus.documents",
     "Entity": "corpus.documents",
     "DocumentReader": "corpus.formats",
+    "ReadOptions": "corpus.reading",
     "write_documents": "corpus.formats",
     "load_corpus": "corpus.dataset",
     "split_sentences": "corpus.sentences",

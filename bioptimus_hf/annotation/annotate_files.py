@@ -27,6 +27,7 @@ from bioptimus_hf.corpus.formats import (
     stem_of,
     write_documents,
 )
+from bioptimus_hf.corpus.reading import ReadOptions
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import find_model
 from bioptimus_hf.storage import locked, remove_leftovers
@@ -177,7 +178,7 @@ def _annotate(targets: Mapping[Path, Path], provenance: _Provenance, options: An
                 file,
                 format=options.input_format,
                 on_error=options.on_error,
-                text_column=options.text_column,
+                options=ReadOptions(options.text_column),
                 content=inputs["file"],
             )
             annotated = progress.watch(reader, file.stat().st_size, annotator.annotate_documents(reader))

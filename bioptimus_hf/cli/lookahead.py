@@ -155,8 +155,9 @@ class Prospect:
         from bioptimus_hf.corpus.options import Corpus
 
         then, now = (build(Corpus, self.values[name]) for name in ("train_vocabulary", stage))
-        names = ["validation_share"] if now.other_text else list(now.settings())
-        before, after = ({name: corpus.settings()[name] for name in names} for corpus in (then, now))
+        before, after = (corpus.settings() for corpus in (then, now))
+        if now.other_text:
+            before, after = ({"validation_share": settings["validation_share"]} for settings in (before, after))
         changed = differences({"inputs": {}, "settings": before}, {}, after)
         if not now.other_text and _sizes(then.corpus) != _sizes(now.corpus):
             changed = ", ".join(filter(None, [f"corpus ({' '.join(then.corpus)}, {' '.join(now.corpus)})", changed]))
@@ -240,10 +241,11 @@ def _named(stage: str) -> Iterator[None]:
 
 def _read_first_documents(values: Mapping[str, Any]) -> None:
     from bioptimus_hf.corpus.files import CorpusFile, TextCounts, TextOptions, resolve, texts_of
+    from bioptimus_hf.corpus.options import Corpus
 
     found = resolve(values["corpus"])
     if not isinstance(found, str):
-        options = TextOptions(values["text_column"], values["errors"])
+        options = TextOptions(build(Corpus, values).read_options())
         for _ in islice(texts_of(CorpusFile(found[0]), options, TextCounts()), _DOCUMENTS_READ):
             pass
 

@@ -36,6 +36,8 @@ COMMON = (
     "text_column",
     "max_megabytes",
     "errors",
+    "encoding",
+    "max_document_megabytes",
     "validation_share",
     "num_proc",
 )

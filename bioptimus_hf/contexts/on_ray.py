@@ -235,7 +235,7 @@ class _SentenceBatches:
             raise FileNotFoundError("no such file")
         texts: list[str] = []
         numbers: list[int] = []
-        options = TextOptions(self._corpus.text_column, self._corpus.errors)
+        options = TextOptions(self._corpus.read_options())
         for text in texts_of(self._file, options, self._counts):
             if self._training_only and is_held_out(text, self._corpus.validation_share):
                 self.held_out += 1

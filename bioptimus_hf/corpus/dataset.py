@@ -27,6 +27,7 @@ from bioptimus_hf.corpus.cache import cached
 from bioptimus_hf.corpus.files import CorpusFile, TextCounts, TextOptions, kept_texts, no_text, resolve, texts_of
 from bioptimus_hf.corpus.hub import load_pinned, pin_dataset
 from bioptimus_hf.corpus.options import Corpus
+from bioptimus_hf.corpus.reading import MAX_DOCUMENT_MEGABYTES, ReadOptions, TooLongError, size_over
 from bioptimus_hf.errors import InputError, format_error
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,8 @@ def load_corpus(
     text_column: str = "text",
     max_megabytes: float | None = None,
     errors: str = "strict",
+    encoding: str = "utf-8",
+    max_document_megabytes: float = MAX_DOCUMENT_MEGABYTES,
 ) -> Dataset:
     """Load the documents of a corpus.
 
@@ -81,8 +84,10 @@ def load_corpus(
             `name@revision`, optionally followed by `:split`; the default split is `train`).
         text_column: name of the text in JSON lines, Parquet and Hub data sets.
         max_megabytes: stop after this much text, in 10^6 bytes of UTF-8.
-        errors: what to do about bytes that are not UTF-8: `strict` raises, `replace` reads them as U+FFFD and logs how
-            many there are.
+        errors: what to do about bytes that can't be decoded: `strict` raises, `replace` reads them as U+FFFD and logs
+            how many there are.
+        encoding: of text files: any that Python knows. XML declares its own, and Parquet has one.
+        max_document_megabytes: longer documents are an error, since tokenizing one needs a hundred times its size.
 
     Returns:
         A data set with the columns `text` and `document` (running number). Each file has its own entry in the cache,
@@ -95,7 +100,8 @@ def load_corpus(
     """
     if max_megabytes is not None and not max_megabytes > 0:
         raise InputError(f"must be above 0, not {max_megabytes:g}", argument="max_megabytes")
-    return _load(contents_of(source), TextOptions(text_column, errors), max_megabytes).documents
+    options = ReadOptions(text_column, errors, encoding, max_document_megabytes)
+    return _load(contents_of(source), TextOptions(options), max_megabytes).documents
 
 
 def load_text(corpus: Corpus, contents: Contents | None = None) -> Text:
@@ -105,7 +111,7 @@ def load_text(corpus: Corpus, contents: Contents | None = None) -> Text:
         corpus: what to load, and how to read it.
         contents: from `contents_of`, if the corpus must still contain this.
     """
-    options = TextOptions(corpus.text_column, corpus.errors)
+    options = TextOptions(corpus.read_options())
     return _load(contents or contents_of(corpus.corpus), options, corpus.max_megabytes)
 
 
@@ -150,10 +156,10 @@ def check_same_text(root: Path, corpus: Corpus, identity: str) -> None:
     record = read_record(folder) if (folder / RECORD).is_file() else None
     if record is None or "corpus" not in record["inputs"]:
         return
-    settings = corpus.settings()
+    settings = {"encoding": "utf-8", **corpus.settings()}
     if corpus.other_text:
         settings = {"validation_share": settings["validation_share"]}
-    then = {name: record["settings"].get(name) for name in settings}
+    then = {name: record["settings"].get(name, "utf-8" if name == "encoding" else None) for name in settings}
     inputs = {} if corpus.other_text else {"corpus": identity}
     before = {"inputs": {name: record["inputs"][name] for name in inputs}, "settings": then}
     if changed := differences(before, inputs, settings):
@@ -292,18 +298,26 @@ def _load_from_hub(source: str, options: TextOptions) -> tuple[Dataset, TextCoun
     def texts(counts: TextCounts) -> Iterator[str]:
         pinned, _, split = source.partition(":")
         dataset = cast(Dataset, load_pinned(pinned, split or "train"))
-        column = options.text_column
+        column = options.read.text_column
         if column not in dataset.column_names:
             columns = ", ".join(dataset.column_names)
             raise InputError(f"{name} has no column {column!r}: it has {columns}", argument="text_column")
         if dataset.features[column].dtype not in ("string", "large_string"):
             raise InputError(f"{name}: the column {column!r} isn't a string column", argument="text_column")
-        yield from kept_texts(dataset[column], options, counts)
+        yield from kept_texts(_short_enough(name, dataset[column], options.read), options, counts)
 
     documents, counts = _cached_texts({"source": source}, options, texts)
     if not counts.documents:
         raise InputError(f"no text in {name}: every document is empty")
     return documents, counts
+
+
+def _short_enough(name: str, texts: Iterable[str | None], options: ReadOptions) -> Iterator[str | None]:
+    """Yield texts, and raise InputError for one that is longer than the limit."""
+    for number, text in enumerate(texts, start=1):
+        if text is not None and (size := size_over(text, options)):
+            raise TooLongError(f"{name}, row {number}", size, options)
+        yield text
 
 
 def _cached_texts(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, field, replace
 from pathlib import Path
 
 from bioptimus_hf.corpus.documents import Document
@@ -104,17 +104,15 @@ def corpus_files(source: str | Path | Sequence[str | Path]) -> list[Path]:
 
 @dataclass(frozen=True)
 class TextOptions:
-    """How the texts of files are read.
+    """Which texts of files are read, and how.
 
     Attributes:
-        text_column: name of the text in JSON lines and Parquet.
-        errors: what to do about bytes that are not UTF-8: `strict`, or `replace` them by U+FFFD.
+        read: how to read each file.
         limit: stop before the first document with which there would be more bytes of text.
         at_least_one: read the first document whatever its size.
     """
 
-    text_column: str = "text"
-    errors: str = "strict"
+    read: ReadOptions = field(default_factory=ReadOptions)
     limit: int | None = None
     at_least_one: bool = True
 
@@ -130,8 +128,7 @@ def texts_of(file: CorpusFile, options: TextOptions, counts: TextCounts) -> Iter
     Raises:
         InputError: the file can't be read (where in it), or has changed.
     """
-    how = ReadOptions(options.text_column, options.errors, annotations="ignored")
-    with open_input(file.path, how, content=file.content) as opened:
+    with open_input(file.path, replace(options.read, annotations="ignored"), content=file.content) as opened:
         yield from kept_texts(map(_text_of, read_open_file(opened)), options, counts)
         counts.empty += opened.blank
         counts.replaced += opened.replaced

@@ -21,7 +21,7 @@ from bioptimus_hf.corpus.documents import Document
 from bioptimus_hf.corpus.html import html_text
 from bioptimus_hf.corpus.pubmed import read_pubmed
 from bioptimus_hf.corpus.pubtator import pubtator_text, read_pubtator
-from bioptimus_hf.corpus.reading import InputFile, NotUtf8Error, ReadOptions, open_input
+from bioptimus_hf.corpus.reading import InputFile, NotUtf8Error, ReadOptions, TooLongError, open_input, size_over
 from bioptimus_hf.corpus.rows import jsonl_text, read_jsonl, read_parquet, read_txt
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.storage import atomic_file
@@ -90,9 +90,7 @@ class DocumentReader:
         format: one of `READABLE`; by default what the name of the file ends in.
         on_error: what to do about a document that can't be read: `raise`, or `skip` it with a warning. An error after
             which no next document can be found (a truncated file, for instance) is raised in any case.
-        text_column: name of the text in `jsonl` and `parquet`.
-        errors: what to do about bytes that are not UTF-8: `strict` treats them as an error of the document, `replace`
-            reads them as U+FFFD.
+        options: how to read the file: name of the text in `jsonl` and `parquet`, encoding, limit of a document.
         content: what the file must contain, an identity from `artifacts.identity`; by default, this isn't checked.
 
     Attributes:
@@ -109,15 +107,14 @@ class DocumentReader:
         *,
         format: str | None = None,
         on_error: Literal["raise", "skip"] = "raise",
-        text_column: str = "text",
-        errors: str = "strict",
+        options: ReadOptions | None = None,
         content: str | None = None,
     ) -> None:
         self.skipped: list[str] = []
         self._content = content
         self._path = Path(path)
         self._format = format_of(path, format, READABLE)
-        self._options = ReadOptions(text_column, errors)
+        self._options = options or ReadOptions()
         self._skip = on_error == "skip"
         self._file: InputFile | None = None
 
@@ -150,11 +147,16 @@ def read_open_file(file: InputFile, format: str | None = None) -> Iterator[Docum
     """
     read = FORMATS[format_of(file.path, format, READABLE)].read
     assert read  # as it is among the readable ones
-    for document in read(file):
-        if isinstance(document, NotUtf8Error):
-            yield InputError(f"{document}, or set errors to replace")
-        else:
-            yield document
+    try:
+        for document in read(file):
+            if isinstance(document, NotUtf8Error):
+                yield InputError(f"{document}, {document.advice}")
+            elif isinstance(document, Document) and (size := size_over(document.text, file.options)):
+                yield TooLongError(f"{file.path}, document {document.id}", size, file.options)
+            else:
+                yield document
+    except NotUtf8Error as error:
+        raise InputError(f"{error}, {error.advice}") from error
 
 
 def write_documents(path: str | Path, documents: Iterable[Document], *, format: str | None = None) -> int:

@@ -5,6 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from bioptimus_hf.corpus.reading import (
+    MAX_DOCUMENT_MEGABYTES,
+    ReadOptions,
+    check_encoding,
+    check_limit,
+    codec_name,
+)
 from bioptimus_hf.errors import InputError
 
 
@@ -30,7 +37,16 @@ class Corpus:
     )
     max_megabytes: float | None = field(default=None, metadata={"help": "Read at most this much text (10^6 bytes)"})
     errors: Literal["strict", "replace"] = field(
-        default="strict", metadata={"help": "Bytes that aren't UTF-8: stop with an error, or replace and count them"}
+        default="strict",
+        metadata={"help": "Bytes that can't be decoded: stop with an error, or replace and count them"},
+    )
+    encoding: str = field(
+        default="utf-8",
+        metadata={"help": "Encoding of text files, such as utf-16, latin-1 or cp1252; XML declares its own"},
+    )
+    max_document_megabytes: float = field(
+        default=MAX_DOCUMENT_MEGABYTES,
+        metadata={"help": "Longest document (10^6 bytes): longer ones are an error, since they exhaust the memory"},
     )
     validation_share: float = field(
         default=0.01,
@@ -49,14 +65,22 @@ class Corpus:
             raise InputError(f"must be above 0 and below 1e9, not {self.max_megabytes:g}", argument="max_megabytes")
         if self.errors not in ("strict", "replace"):
             raise InputError(f"must be strict or replace, not {self.errors!r}", argument="errors")
+        check_encoding(self.encoding)
+        check_limit(self.max_document_megabytes)
         if not 0 < self.validation_share < 1:
             raise InputError(f"must be between 0 and 1, not {self.validation_share}", argument="validation_share")
 
+    def read_options(self) -> ReadOptions:
+        """Return how each file is read."""
+        return ReadOptions(self.text_column, self.errors, self.encoding, self.max_document_megabytes)
+
     def settings(self) -> dict[str, Any]:
-        """Return the settings that shape the text, for records."""
+        """Return the settings that shape the text, for records: the encoding only if it isn't the default one."""
+        encoding = codec_name(self.encoding)
         return {
             "text_column": self.text_column,
             "max_megabytes": self.max_megabytes,
             "errors": self.errors,
             "validation_share": self.validation_share,
+            **({} if encoding == "utf-8" else {"encoding": encoding}),
         }

@@ -43,9 +43,10 @@ def read_pubmed(file: InputFile) -> Iterator[Document | InputError]:
             (which may be empty) nor an article.
     """
     articles = _Articles(file.path)
-    # Undecodable bytes can be replaced in UTF-8 only; other encodings are left to expat.
+    # Undecodable bytes can be replaced in UTF-8 only; other encodings, which XML declares itself, are left to expat.
     head = file.binary.peek(200)
-    source = file.binary if head.startswith(_UTF_16) or _ENCODING.match(head) else file
+    declared = head.startswith(_UTF_16) or _ENCODING.match(head) or not file.options.is_utf8
+    source = file.binary if declared else file
     try:
         at_end = False
         while not at_end:

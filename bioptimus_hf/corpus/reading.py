@@ -1,14 +1,19 @@
-"""Open files of text, decompress and decode them; errors name the file, the line and the byte."""
+"""Open files of text, decompress and decode them; errors name the file, the line and the byte.
+
+Readers get UTF-8, whatever the encoding of the file: another one is converted while it is read.
+"""
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import hashlib
 import io
+import itertools
 import logging
 import os
 import zlib
-from codecs import BOM_UTF8, getincrementaldecoder
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE, BOM_UTF32_BE, BOM_UTF32_LE, getincrementaldecoder
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +30,27 @@ logger = logging.getLogger(__name__)
 Annotations = Literal["needed", "optional", "ignored"]
 _REPLACEMENT = "\ufffd"
 _BUFFER = 1 << 16  # bytes
+_HEAD = 1 << 12  # bytes that are looked at before a file is read
+_NUL_SHARE = 0.1
+MAX_DOCUMENT_MEGABYTES = 10.0
+"""Default limit of a document. Tokenizing needs a hundred times the memory of the text."""
+
+_MARKS = (
+    (BOM_UTF32_LE, "utf-32"),  # begins with the mark of UTF-16
+    (BOM_UTF32_BE, "utf-32"),
+    (BOM_UTF16_LE, "utf-16"),
+    (BOM_UTF16_BE, "utf-16"),
+    (BOM_UTF8, "utf-8"),
+)
+_COMPRESSED = (
+    (b"\x1f\x8b\x08", "gzip"),
+    (b"BZh", "bzip2"),
+    (b"\xfd7zXZ\x00", "xz"),
+    (b"(\xb5/\xfd", "Zstandard"),
+    (b"PK\x03\x04", "zip"),
+)
+_UNDECODABLE = "\udcff"  # becomes the byte FF, which UTF-8 never contains
+codecs.register_error("bioptimus_hf.mark", lambda error: (_UNDECODABLE, getattr(error, "end")))  # noqa: B009
 
 
 @dataclass(frozen=True)
@@ -33,7 +59,9 @@ class ReadOptions:
 
     Attributes:
         text_column: name of the field or column that holds the text, in formats whose rows have several.
-        errors: what to do about bytes that are not UTF-8: `strict` raises, `replace` puts U+FFFD in their place.
+        errors: what to do about bytes that can't be decoded: `strict` raises, `replace` puts U+FFFD in their place.
+        encoding: of text files, any text encoding that Python knows. XML declares its own, and Parquet has one.
+        max_document_megabytes: the limit of a document, in 10^6 bytes. Longer ones are errors.
         annotations: what becomes of annotations in the file. `needed`: one that can't be read is an error of its
             document. `optional`: one that can't be read is left out and noted, see `InputFile.note`; for files whose
             annotations are going to be replaced. `ignored`: they aren't read at all; for corpora.
@@ -44,9 +72,23 @@ class ReadOptions:
 
     text_column: str = "text"
     errors: str = "strict"
+    encoding: str = "utf-8"
+    max_document_megabytes: float = MAX_DOCUMENT_MEGABYTES
     annotations: Annotations = "needed"
 
+    @property
+    def limit(self) -> int:
+        """The limit of a document in bytes."""
+        return int(self.max_document_megabytes * 1e6)
+
+    @property
+    def is_utf8(self) -> bool:
+        """Whether the encoding is UTF-8."""
+        return _family(self.encoding) == "utf-8"
+
     def __post_init__(self) -> None:
+        check_encoding(self.encoding)
+        check_limit(self.max_document_megabytes)
         if self.annotations not in get_args(Annotations):
             allowed = ", ".join(get_args(Annotations))
             raise InputError(f"must be one of {allowed}, not {self.annotations!r}", argument="annotations")
@@ -54,8 +96,47 @@ class ReadOptions:
             raise InputError(f"must be strict or replace, not {self.errors!r}", argument="errors")
 
 
+def check_encoding(encoding: str) -> None:
+    """Raise InputError if Python doesn't know this text encoding."""
+    try:
+        b"a".decode(encoding)  # rejects "hex" and the like, which codecs.lookup doesn't
+    except UnicodeDecodeError:
+        pass  # "a" alone isn't UTF-16
+    except (LookupError, ValueError) as error:
+        raise InputError(
+            f"unknown encoding {encoding!r}: give one that Python knows, such as utf-8, utf-16, latin-1 or cp1252",
+            argument="encoding",
+        ) from error
+
+
+def codec_name(encoding: str) -> str:
+    """Return Python's own name of a known encoding, for records."""
+    return codecs.lookup(encoding).name
+
+
+def check_limit(megabytes: float) -> None:
+    """Raise InputError for a limit of documents that isn't between a byte and 1 GB."""
+    if not 1e-6 <= megabytes <= 1000:
+        raise InputError(f"must be above 0 and at most 1000, not {megabytes:g}", argument="max_document_megabytes")
+
+
+def size_over(text: str, options: ReadOptions) -> int:
+    """Return the size of a text in bytes of UTF-8 if it is over the limit, otherwise 0."""
+    longest = 4 * len(text)
+    return size if longest > options.limit and (size := len(text.encode())) > options.limit else 0
+
+
 class NotUtf8Error(InputError):
-    """Some bytes are not UTF-8."""
+    """Some bytes are not UTF-8, or not of the given encoding.
+
+    Args:
+        message: what is wrong, and that the file can be converted.
+        advice: what else to do where there are options for it.
+    """
+
+    def __init__(self, message: str, advice: str = "or set errors to replace") -> None:
+        super().__init__(message)
+        self.advice = advice
 
 
 class InputFile:
@@ -64,7 +145,7 @@ class InputFile:
     Attributes:
         path: where the file is, for error messages.
         options: how to read it.
-        binary: the decompressed bytes.
+        binary: the decompressed bytes as they are in the file, whatever its encoding.
         replaced: how many undecodable bytes or sequences have been replaced so far.
         blank: how many blank lines the reader has left out so far, in formats where a document is a line.
     """
@@ -76,7 +157,9 @@ class InputFile:
         self.replaced = self.blank = 0
         self._notes: dict[str, tuple[int, str]] = {}
         self._raw = raw
+        self._packed = raw is not binary
         self._decoder = getincrementaldecoder("utf-8")("replace")
+        self._utf8: BinaryIO | None = None
 
     @property
     def position(self) -> int:
@@ -99,24 +182,71 @@ class InputFile:
             logger.warning("%s: %s: %d (for example %s)", self.path, what, count, example)
         self._notes.clear()
 
-    def lines(self) -> Iterator[tuple[int, str | InputError]]:
-        """Yield the number and the text of each line, without its end, or the error if the line can't be decoded.
+    @property
+    def utf8(self) -> BinaryIO:
+        """The decompressed bytes, converted to UTF-8 if the file has another encoding.
 
-        A byte order mark at the start of the file is left out.
+        Raises:
+            InputError: the beginning of the file shows that its encoding isn't the given one, or that it isn't text.
         """
-        packed = self._raw is not self.binary
+        if self._utf8 is None:
+            encoding = self.options.encoding
+            _check_head(self.path, self.binary.peek(_HEAD)[:_HEAD], encoding)
+            converted = None if self.options.is_utf8 else _Converted(self.binary, encoding)
+            self._utf8 = self.binary if converted is None else io.BufferedReader(converted, _BUFFER)
+        return self._utf8
+
+    def lines(self) -> Iterator[tuple[int, str | InputError]]:
+        """Yield the number and the text of each line, without its end, or the error if the line can't be read.
+
+        A byte order mark at the start of the file is left out. A line that is longer than the limit of a document isn't
+        held in memory.
+
+        Raises:
+            InputError: see `utf8`.
+        """
         offset = 0
-        for number, line in enumerate(self.binary, start=1):
+        for number in itertools.count(1):
+            line = self.utf8.readline(self.options.limit + 2)
+            if not line:
+                return
             content = line.rstrip(b"\r\n")
             start = offset
-            if not offset and content.startswith(BOM_UTF8):
+            offset += len(line)
+            if len(content) > self.options.limit:
+                size = offset - start + (0 if line.endswith(b"\n") else self._skip_line())
+                offset = start + size
+                yield number, TooLongError(f"{self.path}, line {number}", size, self.options)
+                continue
+            if not start and content.startswith(BOM_UTF8):
                 start, content = len(BOM_UTF8), content.removeprefix(BOM_UTF8)
+            if b"\0" in content and _is_laden(content):
+                yield (
+                    number,
+                    InputError(f"{self.path}, line {number}: mostly NUL bytes, not text: fetch the file again"),
+                )
+                continue
             try:
                 yield number, self.decode(content)
             except UnicodeDecodeError as error:
-                where = f"byte {start + error.start} of the {'decompressed ' if packed else ''}file"
-                yield number, NotUtf8Error(f"{self.path}, line {number}: not valid UTF-8 at {where}: convert the file")
-            offset += len(line)
+                yield number, self._undecodable(number, start + error.start)
+
+    def _skip_line(self) -> int:
+        """Read to the end of a line, and return the number of bytes."""
+        size = 0
+        while line := self.utf8.readline(_BUFFER):
+            size += len(line)
+            if line.endswith(b"\n"):
+                break
+        return size
+
+    def _undecodable(self, line: int, place: int) -> NotUtf8Error:
+        if not self.options.is_utf8:
+            problem = f"not valid {self.options.encoding}"
+        else:
+            problem = f"not valid UTF-8 at byte {place} of the {'decompressed ' if self._packed else ''}file"
+        advice = "set encoding, or set errors to replace"
+        return NotUtf8Error(f"{self.path}, line {line}: {problem}: convert the file", advice)
 
     def decode(self, content: bytes) -> str:
         """Decode UTF-8 and count what is replaced.
@@ -134,11 +264,15 @@ class InputFile:
         return text
 
     def read(self, size: int) -> bytes:
-        """Read about this many bytes, for parsers that decode UTF-8 themselves; nothing at the end of the file."""
+        """Read about this many bytes, for parsers that decode UTF-8 themselves; nothing at the end of the file.
+
+        Raises:
+            InputError: see `utf8`.
+        """
         if self.options.errors == "strict" or not size:
-            return self.binary.read(size)
+            return self.utf8.read(size)
         while True:
-            chunk = self.binary.read(size)
+            chunk = self.utf8.read(size)
             before = self._decoder.getstate()[0]
             text = self._decoder.decode(chunk, final=not chunk)
             after = self._decoder.getstate()[0]
@@ -149,6 +283,39 @@ class InputFile:
 
     def _count(self, text: str, content: bytes) -> None:
         self.replaced += text.count(_REPLACEMENT) - content.count(_REPLACEMENT.encode())
+
+
+class TooLongError(InputError):
+    """A document is longer than the limit."""
+
+    def __init__(self, where: str, size: int, options: ReadOptions) -> None:
+        super().__init__(
+            f"{where}: a document of {size / 1e6:,.1f} MB, more than the limit of {options.max_document_megabytes:g}: "
+            f"put each document in a line of its own, or set max_document_megabytes"
+        )
+
+
+class _Converted(io.RawIOBase):
+    """Converts bytes of another encoding to UTF-8 while they are read. What can't be decoded becomes the byte FF."""
+
+    def __init__(self, binary: BinaryIO, encoding: str) -> None:
+        self._binary = binary
+        self._decoder = getincrementaldecoder(encoding)("bioptimus_hf.mark")
+        self._rest = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        view = memoryview(buffer)
+        at_end = False
+        while not self._rest and not at_end:
+            chunk = self._binary.read(len(view))
+            at_end = not chunk
+            self._rest = self._decoder.decode(chunk, final=at_end).encode("utf-8", "surrogateescape")
+        given, self._rest = self._rest[: len(view)], self._rest[len(view) :]
+        view[: len(given)] = given
+        return len(given)
 
 
 class _HashedFile(io.RawIOBase):
@@ -242,6 +409,8 @@ def open_input(
 @contextmanager
 def _opened(path: Path, raw: BinaryIO, options: ReadOptions | None) -> Iterator[InputFile]:
     packed = path.name.lower().endswith(".gz")
+    if packed and not cast(io.BufferedReader, raw).peek(1):
+        raise EOFError("it is empty")
     # A BufferedReader splits lines in C, which GzipFile doesn't.
     binary = io.BufferedReader(cast(io.RawIOBase, gzip.GzipFile(fileobj=raw)), _BUFFER) if packed else raw
     file = InputFile(path, cast(io.BufferedReader, binary), raw, options or ReadOptions())
@@ -254,3 +423,58 @@ def _opened(path: Path, raw: BinaryIO, options: ReadOptions | None) -> Iterator[
 def _check_content(path: Path, file: _HashedFile, content: str, cause: Exception | None = None) -> None:
     if file.identity() != content:
         raise InputError(f"{path} changed while it was being read: run the same command again") from cause
+
+
+def _check_head(path: Path, head: bytes, encoding: str) -> None:
+    """Raise InputError if the beginning of a file shows that it isn't text of this encoding."""
+    for magic, program in _COMPRESSED:
+        if head.startswith(magic):
+            also = " once more" if path.name.lower().endswith(".gz") else ""
+            raise InputError(f"{path} is compressed{also} ({program}): decompress it, or name a gzip file .gz")
+    family = _family(encoding)
+    marked = next((name for mark, name in _MARKS if head.startswith(mark)), None)
+    if marked and marked != family:
+        raise NotUtf8Error(f"{path}: {marked.upper()} text: convert the file", f"or set encoding to {marked}")
+    if family in ("utf-16", "utf-32"):
+        if head and not marked and _is_utf8(head):
+            raise NotUtf8Error(f"{path}: UTF-8 text: convert the file", "or set encoding to utf-8")
+        if head and not marked and family == codecs.lookup(encoding).name:
+            advice = f"or set encoding to {family}-le or {family}-be"
+            raise NotUtf8Error(f"{path}: {family.upper()} text needs a byte order mark: convert the file", advice)
+    elif _is_laden(head):
+        likely = _guess_encoding(head)
+        if likely is None:
+            raise InputError(f"{path}: laden with NUL bytes, not text: fetch it again")
+        problem = f"{path}: {likely.upper()} text without byte order mark: convert the file"
+        raise NotUtf8Error(problem, f"or set encoding to {likely}")
+
+
+def _family(encoding: str) -> str:
+    """Return the name of an encoding, the same one for either byte order, and with or without byte order mark."""
+    return codecs.lookup(encoding).name.removesuffix("-le").removesuffix("-be").removesuffix("-sig")
+
+
+def _is_utf8(head: bytes) -> bool:
+    """Return whether the beginning of a file is UTF-8 and has no NUL, which UTF-16 of any language has in line ends."""
+    try:
+        getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return b"\0" not in head
+
+
+def _is_laden(content: bytes) -> bool:
+    """Return whether so many bytes are NUL that this isn't text; a stray NUL may occur in texts."""
+    return content.count(b"\0") > max(1, _NUL_SHARE * len(content))
+
+
+def _guess_encoding(head: bytes) -> str | None:
+    """Return the encoding that puts NUL bytes where they are in Latin text; None if none does."""
+    even, odd = head[0::2].count(0), head[1::2].count(0)
+    if even + odd == len(head):
+        return None
+    if even + odd > 0.7 * len(head):
+        return "utf-32-be" if head.startswith(b"\0") else "utf-32-le"
+    if max(even, odd) > 4 * min(even, odd):
+        return "utf-16-be" if even > odd else "utf-16-le"
+    return None

@@ -143,8 +143,8 @@ def test_invalid_utf8_names_file_and_byte(tmp_path: Path, packed: bool) -> None:
         load_corpus(file)
     where = "decompressed file" if packed else "file"
     assert str(error.value) == (
-        f"{file}, line 3: not valid UTF-8 at byte {content.index(0xE9)} of the {where}: convert the file, or set "
-        f"errors to replace"
+        f"{file}, line 3: not valid UTF-8 at byte {content.index(0xE9)} of the {where}: convert the file, set "
+        f"encoding, or set errors to replace"
     )
 
 
@@ -235,9 +235,9 @@ def test_files_that_can_be_read_are_not_read_again(tmp_path: Path, monkeypatch: 
     with pytest.raises(InputError) as error:
         load_corpus(tmp_path)
     assert str(error.value) == (
-        f"{tmp_path / '1.txt'}, line 1: not valid UTF-8 at byte 0 of the file: convert the file, or set errors to "
-        f"replace; {tmp_path / '5.txt.gz'} is not a complete gzip file (Not a gzipped file (b'no')): fetch it again; "
-        f"4 other files are cached for the next time"
+        f"{tmp_path / '1.txt'}, line 1: not valid UTF-8 at byte 0 of the file: convert the file, set encoding, or set "
+        f"errors to replace; {tmp_path / '5.txt.gz'} is not a complete gzip file (Not a gzipped file (b'no')): fetch "
+        f"it again; 4 other files are cached for the next time"
     )
     assert read == ["0.txt", "1.txt", "2.txt", "3.txt", "4.txt", "5.txt.gz"]
     read.clear()

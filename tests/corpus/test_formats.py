@@ -9,7 +9,7 @@ import pickle
 import re
 import tracemalloc
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from decimal import Decimal
 from html.parser import HTMLParser
 from pathlib import Path
@@ -43,7 +43,8 @@ STRANGE = [*"abé1中β🧬|\\\"'<&>-.", "e\u0301", "👩\u200d⚕️", *"\u200b
 
 
 def read(path: Path, **options: Any) -> list[Document]:
-    return list(DocumentReader(path, **options))
+    how = {name: options.pop(name) for name in [field.name for field in fields(ReadOptions)] if name in options}
+    return list(DocumentReader(path, options=ReadOptions(**how), **options))
 
 
 def entity(text: str, start: int, end: int, label: str = "Chemical", **more: Any) -> Entity:
