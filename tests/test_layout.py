@@ -22,6 +22,7 @@ ROOMS = (
     "storage",
     "plots",
     "progress",
+    "training_progress",
     "hardware",
     "artifacts",
     "models",

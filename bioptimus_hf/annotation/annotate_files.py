@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from bioptimus_hf.annotation.annotator import Annotator
 from bioptimus_hf.annotation.labels import read_renames
@@ -30,6 +29,7 @@ from bioptimus_hf.corpus.formats import (
 from bioptimus_hf.corpus.reading import ReadOptions
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import find_model
+from bioptimus_hf.progress import progress_bar
 from bioptimus_hf.storage import locked, remove_leftovers
 
 logger = logging.getLogger(__name__)
@@ -169,7 +169,7 @@ def _annotate(targets: Mapping[Path, Path], provenance: _Provenance, options: An
     except OSError as error:
         raise InputError(f"cannot write {root} ({error.strerror}): choose another output_dir") from error
     size = sum(file.stat().st_size for file in targets)
-    with tqdm(total=size, unit="B", unit_scale=True, desc="Annotating") as bar:
+    with progress_bar(total=size, unit="B", unit_scale=True, desc="Annotating") as bar:
         progress = Progress(bar)
         for file, target in targets.items():
             began, entities_before = time.monotonic(), progress.entities
@@ -209,7 +209,7 @@ class Progress:
     """Counts documents and entities, and shows how many bytes of the files have been read.
 
     Args:
-        bar: a tqdm bar whose total is the size of all files in bytes.
+        bar: from `progress_bar`, whose total is the size of all files in bytes.
     """
 
     def __init__(self, bar: Any) -> None:

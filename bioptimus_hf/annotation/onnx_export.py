@@ -22,6 +22,7 @@ from bioptimus_hf.models import find_model, load_by_name, load_token_classifier,
 from bioptimus_hf.storage import LOCKS, locked
 
 _TEXTS_MEASURED = 16  # texts of the sample, enough to find the features that are always large
+_EXPORTERS = ("torch.onnx", "onnxscript", "onnx_ir")
 _TYPICAL = 0.99  # quantile of the features' sizes below which they count as typical
 
 
@@ -159,8 +160,7 @@ def _check(
 def _export(head: Any, path: Path) -> None:
     example = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 0]])
     sizes = {0: torch.export.Dim("rows"), 1: torch.export.Dim("length", max=head.config.max_position_embeddings)}
-    with warnings.catch_warnings(), _errors_only("torch.onnx"):
-        warnings.simplefilter("ignore")
+    with _exporters_are_quiet():
         torch.onnx.export(
             _Logits(head),
             (example, (example > 0).long()),
@@ -177,10 +177,9 @@ def _export(head: Any, path: Path) -> None:
 def _quantise(path: Path, quantised: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    root = logging.getLogger()
-    root.addFilter(_is_not_about_preprocessing)  # onnxruntime logs with the root logger
     try:
-        quantize_dynamic(str(path), str(quantised), weight_type=QuantType.QInt8, per_channel=True)
+        with _exporters_are_quiet():
+            quantize_dynamic(str(path), str(quantised), weight_type=QuantType.QInt8, per_channel=True)
     except OSError:
         raise
     except Exception as error:  # an intermediate file is written without a check, and may be incomplete
@@ -188,21 +187,30 @@ def _quantise(path: Path, quantised: Path) -> None:
             f"the weights can't be quantised ({format_error(error)}): if the disk is full, free some space and run the "
             f"same command again"
         ) from error
-    finally:
-        root.removeFilter(_is_not_about_preprocessing)
 
 
 @contextmanager
-def _errors_only(name: str) -> Iterator[None]:
-    """Silence a logger below ERROR for the time of a `with` block."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def _exporters_are_quiet() -> Iterator[None]:
+    """Silence warnings, and what the libraries of the export log below ERROR, for the time of a `with` block.
+
+    They report each node of the graph that they change or leave alone, and advise a pre-processing that makes no
+    difference for these models.
+    """
+    loggers = [logging.getLogger(name) for name in _EXPORTERS]
+    levels = [logger.level for logger in loggers]
+    root = logging.getLogger()
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    root.addFilter(_is_error)  # onnxruntime logs with the root logger; a filter isn't asked about records of others
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
-        logger.setLevel(level)
+        root.removeFilter(_is_error)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
-def _is_not_about_preprocessing(record: logging.LogRecord) -> bool:
-    return "pre-processing" not in record.getMessage()  # makes no difference for these models
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR

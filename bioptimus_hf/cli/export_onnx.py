@@ -24,4 +24,4 @@ def execute(options: ExportOptions) -> None:
 
     export_onnx(options.model, options.output_dir, precision=options.precision)
     size = (Path(options.output_dir) / ONNX_FILE).stat().st_size / 1e6
-    logger.info("saved %s (%.1f MB)", options.output_dir, size)
+    logger.info("%s has %.1f MB", ONNX_FILE, size)

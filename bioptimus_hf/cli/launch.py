@@ -9,10 +9,12 @@ import os
 import platform
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 
 from bioptimus_hf.cli.ranks import lost_process, prepare_rank, tell_launcher
 from bioptimus_hf.errors import InputError, Terminated, lacks_memory
+from bioptimus_hf.progress import bars_are_drawn
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's malloc.h
 _OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -22,26 +24,66 @@ _OUT_OF_SPACE_WORDING = ("os error 28", "os error 27", "os error 122", "inline_c
 
 def prepare_process() -> None:
     """Configure logging, memory and the environment of a process that does nothing but run one command."""
-    rank = int(os.environ.get("RANK", "0"))
-    logging.basicConfig(
-        level=logging.INFO if rank == 0 else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        datefmt="%H:%M:%S",
-    )
-    for noisy in ("httpx", "httpcore", "httpx2", "httpcore2", "filelock", "matplotlib"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    # The commands report themselves which weights are new.
-    for noisy in ("transformers.modeling_utils", "transformers.distributed.tensor_parallel"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+    from tqdm import tqdm
+    from transformers.utils.logging import disable_progress_bar
+
+    configure_logging()
     # If a repository has only a pytorch_model.bin, transformers would ask an outside service for a converted copy.
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     keep_freed_memory()
     prepare_rank()
-    from tqdm import tqdm
-    from transformers.utils.logging import disable_progress_bar
-
     tqdm.monitor_interval = 0  # bars need no thread, which would be waited for if memory ran out when it is started
     disable_progress_bar()  # reading or writing a single file needs no bar
+    if not bars_are_drawn():
+        # Those of downloads and of loading. The steps that take long have lines of their own.
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+        if "HF_HUB_DISABLE_PROGRESS_BARS" not in os.environ:
+            disable_progress_bars()
+
+
+def configure_logging() -> None:
+    """Log this package from INFO on, and other libraries from WARNING on, each record in a line above the bars."""
+    handler = _AboveBars() if sys.stderr.isatty() else logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    if os.environ.get("RANK", "0") == "0":
+        logging.getLogger("bioptimus_hf").setLevel(logging.INFO)
+    # The commands report themselves which weights are new.
+    for noisy in ("transformers.modeling_utils", "transformers.distributed.tensor_parallel"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    for library in ("transformers", "huggingface_hub", "datasets"):  # they print what they log, in their own formats
+        logger = logging.getLogger(library)
+        logger.handlers.clear()
+        logger.propagate = True
+        setattr(logger, "addHandler", lambda _: None)  # noqa: B010  (when the library is imported)
+    logging.captureWarnings(True)
+    warnings.formatwarning = _one_line
+
+
+class _AboveBars(logging.StreamHandler):  # type: ignore[type-arg]
+    """Write records to a terminal, above the bars that are being drawn there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._process = os.getpid()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record."""
+        if os.getpid() != self._process:  # a forked worker has copies of the bars, which are out of date
+            super().emit(record)
+            return
+        from tqdm import tqdm
+
+        try:
+            tqdm.write(self.format(record), file=self.stream)
+        except Exception:
+            self.handleError(record)
+
+
+def _one_line(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: object = None) -> str:
+    """Return the text of a Python warning."""
+    return f"{category.__name__}: {' '.join(str(message).split())} ({filename}:{lineno})"
 
 
 def keep_freed_memory() -> None:

@@ -17,6 +17,7 @@ from datasets import Dataset, Features, Value, concatenate_datasets
 from bioptimus_hf.contexts.matching import utf8_buffers
 from bioptimus_hf.contexts.sampling import FIELDS, Candidates, Rows, positions, starts_sentence
 from bioptimus_hf.corpus.cache import cached, is_kept
+from bioptimus_hf.progress import progress_of_datasets
 
 ROWS_AT_ONCE = 10_000  # sentences, about 1 MB of text, which fits in the processor's cache
 
@@ -118,7 +119,8 @@ def _attach_texts(
         rows = Dataset(table).with_format("arrow")
         options: dict[str, Any] = {"batch_size": ROWS_AT_ONCE, "remove_columns": table.column_names}
         options |= {"features": features, "desc": "Fetching sentences"}
-        return cast(Dataset, rows.map(attach, batched=True, **options, **place).with_format(None))
+        with progress_of_datasets():
+            return cast(Dataset, rows.map(attach, batched=True, **options, **place).with_format(None))
 
     def write(folder: Path) -> dict[str, Any]:
         attached(cache_file_name=str(folder / "rows.arrow"))

@@ -24,6 +24,7 @@ from bioptimus_hf.contexts.query import ContextQuery
 from bioptimus_hf.contexts.sampling import CANDIDATE, FEATURES, FIELDS, Reservoir, from_table
 from bioptimus_hf.corpus.cache import cached_map
 from bioptimus_hf.errors import InputError
+from bioptimus_hf.progress import progress_of_datasets
 
 _VERSION = 2  # of the candidates; part of the fingerprint of the map, which doesn't see the code of this package
 _MOST_PRIORITIES = 1 << 25  # 256 MB
@@ -95,7 +96,8 @@ def find_candidates(
     }
     options |= {"features": FEATURES, "desc": "Finding contexts"}
     if keep_in_memory:
-        return cast(Dataset, sentences.map(finder, batched=True, keep_in_memory=True, **options))
+        with progress_of_datasets():
+            return cast(Dataset, sentences.map(finder, batched=True, keep_in_memory=True, **options))
     return cached_map(sentences, finder, kind="candidates", num_proc=num_proc, **options)
 
 

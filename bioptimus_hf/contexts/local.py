@@ -27,12 +27,11 @@ from dataclasses import asdict, replace
 from itertools import islice, pairwise
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, disable_progress_bars
-from tqdm.auto import tqdm
 
 from bioptimus_hf.artifacts import (
     RECORD,
@@ -50,6 +49,7 @@ from bioptimus_hf.contexts.sampling import Candidates, Reservoir, first_row, fro
 from bioptimus_hf.corpus.dataset import no_bars
 from bioptimus_hf.corpus.sentences import SPLITTER, split_sentences
 from bioptimus_hf.errors import InputError
+from bioptimus_hf.progress import progress_bar
 from bioptimus_hf.storage import atomic_file, manifest_of
 
 logger = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ def _search(documents: Dataset, query: ContextQuery, folder: Path, num_proc: int
     _claim(search)
     reservoir = make_reservoir(query, documents)
     counts = Counts()
-    with no_bars(), tqdm(total=len(documents), desc="Finding contexts", unit=" documents") as bar:
+    with no_bars(), progress_bar(total=len(documents), desc="Finding contexts", unit=" documents") as bar:
         progress = _Progress(bar, reservoir, tokens=len(query.selection.tokens))
         with closing(_finished_parts(search, num_proc)) as finished:
             for number in finished:
@@ -178,7 +178,7 @@ class _PartSearch:
 class _Progress:
     """The bar: documents, megabytes, sentences, and the tokens that have as many contexts as asked for."""
 
-    def __init__(self, bar: tqdm, reservoir: Reservoir, *, tokens: int) -> None:
+    def __init__(self, bar: Any, reservoir: Reservoir, *, tokens: int) -> None:
         self._bar = bar
         self._reservoir = reservoir
         self._tokens = tokens

@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from datasets import Dataset
-from tqdm.auto import tqdm
 
 from bioptimus_hf.contexts.fetching import ROWS_AT_ONCE, Counts, Found, fetch_contexts
 from bioptimus_hf.contexts.finder import BatchFinder
@@ -31,6 +30,7 @@ from bioptimus_hf.corpus.files import CorpusFile, TextCounts, TextOptions, corpu
 from bioptimus_hf.corpus.options import Corpus
 from bioptimus_hf.corpus.sentences import sentences_of
 from bioptimus_hf.errors import InputError
+from bioptimus_hf.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def find_contexts_on_ray(
     with (
         connected(address),
         closing(_search_files(search, files, num_proc)) as results,
-        tqdm(total=len(files), desc="Finding contexts", unit=" files") as bar,
+        progress_bar(total=len(files), desc="Finding contexts", unit=" files") as bar,
     ):
         for result in results:
             if result.error:

@@ -20,6 +20,7 @@ from bioptimus_hf.corpus.dataset import Contents, check_same_text, contents_of, 
 from bioptimus_hf.corpus.options import Corpus
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import base_of_run, check_base, find_model, load_by_name
+from bioptimus_hf.progress import progress_of_datasets
 from bioptimus_hf.vocabulary.tokenizer import compare_vocabularies
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,8 @@ def _make(folder: Path, run: Run, corpus: Corpus, options: ContextsOptions) -> N
     with building(folder, inputs, settings, sources={"tokenizer": Path(source.folder)}) as stage:
         found, text = _search(run, corpus, contents, options, query)
         report = report_contexts(found.contexts, tokens, tokenizer=tokenizer)
-        found.contexts.save_to_disk(stage.path)
+        with progress_of_datasets():
+            found.contexts.save_to_disk(stage.path)
         if options.jsonl:
             found.contexts.to_json(stage.path / "contexts.jsonl", force_ascii=False)
         stage.facts |= {"text": text, **_facts(options, query, found, report)}

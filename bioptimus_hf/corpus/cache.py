@@ -29,6 +29,7 @@ from bioptimus_hf.artifacts import (
     write_with_checksum,
 )
 from bioptimus_hf.errors import InputError
+from bioptimus_hf.progress import progress_of_datasets
 from bioptimus_hf.storage import manifest_of, remove_leftovers, temporary_name
 
 logger = logging.getLogger(__name__)
@@ -84,7 +85,8 @@ def cached_map(
 
     def mapped(**place: Any) -> Dataset:
         try:
-            return dataset.map(function, batched=True, num_proc=map_processes(num_proc), **options, **place)
+            with progress_of_datasets():
+                return dataset.map(function, batched=True, num_proc=map_processes(num_proc), **options, **place)
         except RuntimeError as error:
             if "abruptly died" not in str(error):
                 raise

@@ -20,7 +20,6 @@ from datasets import (
     disable_progress_bars,
     enable_progress_bars,
 )
-from tqdm.auto import tqdm
 
 from bioptimus_hf.artifacts import RECORD, differences, identity, read_record
 from bioptimus_hf.corpus.cache import cached
@@ -29,6 +28,7 @@ from bioptimus_hf.corpus.hub import load_pinned, pin_dataset
 from bioptimus_hf.corpus.options import Corpus
 from bioptimus_hf.corpus.reading import MAX_DOCUMENT_MEGABYTES, ReadOptions, TooLongError, size_over
 from bioptimus_hf.errors import InputError, format_error
+from bioptimus_hf.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -264,7 +264,7 @@ def _load_files(files: Sequence[CorpusFile], options: TextOptions) -> tuple[list
     read: list[Dataset] = []
     counts = TextCounts()
     unreadable: list[str] = []
-    for file in tqdm(files, desc="Reading", unit=" files", delay=1):
+    for file in progress_bar(files, desc="Reading", unit=" files", delay=1):
         limit = None if options.limit is None else options.limit - counts.bytes
         try:
             documents, counted = _load_file(file, replace(options, limit=limit, at_least_one=not counts.documents))

@@ -14,13 +14,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 from datasets import Dataset
-from tqdm.auto import tqdm
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from bioptimus_hf.contexts.kernels import hash_texts
 from bioptimus_hf.contexts.matching import utf8_buffers
 from bioptimus_hf.errors import InputError, TrainingDiverged
 from bioptimus_hf.models import check_finite
+from bioptimus_hf.progress import progress_bar
 
 DIVERGED = "the base model may be damaged, or bfloat16 too coarse for it: try another layer, or without bf16"
 """How the error ends that begins with the token whose vector isn't finite."""
@@ -81,7 +81,7 @@ def contextual_embeddings(
     index = _build_index(contexts)
     sums = torch.zeros(len(index.tokens), model.config.hidden_size, dtype=torch.float64)
     counts = torch.zeros(len(index.tokens), dtype=torch.int64)
-    with tqdm(total=len(index.firsts) - 1, desc="Reading contexts", unit=" sentences") as bar:
+    with progress_bar(total=len(index.firsts) - 1, desc="Reading contexts", unit=" sentences") as bar:
         for texts, spans in _batches(contexts, index, tokenizer, batch_size):
             encoded, places = _encode(texts, spans, tokenizer, limit)
             inputs = {name: values.to(model.device) for name, values in encoded.items()}

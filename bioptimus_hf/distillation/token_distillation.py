@@ -16,13 +16,13 @@ import numpy.typing as npt
 import torch
 from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bioptimus_hf.distillation.contextual import DIVERGED, check_layer
 from bioptimus_hf.distillation.options import RowTraining
 from bioptimus_hf.errors import TrainingDiverged
 from bioptimus_hf.models import check_finite
+from bioptimus_hf.progress import progress_bar
 
 _SNIPPET = 50  # pieces of text around a token, including its own, as in the paper
 _TOKENS_PER_BATCH = 16
@@ -94,7 +94,7 @@ def distill_tokens(
     encoder, limit = model.base_model.eval(), training.max_tokens
     rows: dict[str, torch.Tensor] = {}
     rows_of_token = _rows_by_token(contexts, start, training.seed)
-    with tqdm(total=limit or len(rows_of_token), desc="Distilling tokens", unit=" tokens") as bar:
+    with progress_bar(total=limit or len(rows_of_token), desc="Distilling tokens", unit=" tokens") as bar:
         for tokens, snippets in _batches(contexts, rows_of_token, tokenizer):
             remaining = None if limit is None else limit - len(rows)
             usable = [number for number, of_token in enumerate(snippets) if of_token][:remaining]

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate.utils import tqdm
 from datasets import Dataset, DatasetDict
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
@@ -31,7 +30,8 @@ from bioptimus_hf.models import IGNORED_LABEL, MAX_LENGTH, check_finite
 from bioptimus_hf.ner.scores import entity_scores
 from bioptimus_hf.ner.tasks import tags_of
 from bioptimus_hf.ner.windows import sentence_windows
-from bioptimus_hf.progress import TrainingProgress
+from bioptimus_hf.progress import progress_bar, progress_of_datasets
+from bioptimus_hf.training_progress import TrainingProgress
 
 logger = logging.getLogger(__name__)
 
@@ -207,17 +207,16 @@ def windows_dataset(
         One row for each window: `input_ids`, `attention_mask` and `labels`. The label is the tag's id at the first
         piece of a word, in exactly one window, and -100 elsewhere.
     """
-    return cast(
-        Dataset,
-        dataset.map(
+    with progress_of_datasets():
+        windows = dataset.map(
             _labelled_windows,
             batched=True,
             remove_columns=dataset.column_names,
             fn_kwargs={"tokenizer": tokenizer, "max_length": max_length},
             num_proc=map_processes(num_proc),
             desc="Tokenising",
-        ),
-    )
+        )
+    return cast(Dataset, windows)
 
 
 @torch.no_grad()
@@ -250,7 +249,7 @@ def predict_tags(
     windows.sort(key=lambda pair: -len(pair[1].input_ids))
     was_training = model.training
     model.eval()
-    for start in tqdm(range(0, len(windows), batch_size), desc="Tagging", leave=False):
+    for start in progress_bar(range(0, len(windows), batch_size), desc="Tagging", unit=" batches", leave=False):
         batch = windows[start : start + batch_size]
         padded = tokenizer.pad({"input_ids": [window.input_ids for _, window in batch]}, return_tensors="pt")
         best = model(**padded.to(model.device)).logits.argmax(-1).tolist()

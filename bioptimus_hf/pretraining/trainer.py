@@ -32,7 +32,7 @@ from bioptimus_hf.pretraining.callback import CurriculumCallback
 from bioptimus_hf.pretraining.masking import BioptimusDataCollator
 from bioptimus_hf.pretraining.modeling import BertForMaskedPositions
 from bioptimus_hf.pretraining.versions import DIVERGED
-from bioptimus_hf.progress import TrainingProgress
+from bioptimus_hf.training_progress import TrainingProgress
 
 logger = logging.getLogger(__name__)
 
@@ -233,11 +233,8 @@ class _Progress(TrainingProgress):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         super().on_train_begin(args, state, control, **kwargs)
-        self.current_step = self._first = state.global_step
+        self._first = state.global_step
         self._started = time.monotonic()
-        if self.training_bar is not None:
-            self.training_bar.unit = " steps"
-            self.training_bar.initial = self.training_bar.n = state.global_step
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if self.training_bar is not None:

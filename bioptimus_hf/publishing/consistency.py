@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from bioptimus_hf.artifacts import RECORD, differences, missing_sources, read_record, replaced_sources, verify
 from bioptimus_hf.errors import InputError
+from bioptimus_hf.progress import progress_bar
 
 LOCK_RECORD = "annotation.json"
 """Name of the file that says which process is annotating, beside the records of annotated files."""
@@ -54,9 +53,8 @@ def check_results(root: Path, *, hashes: bool = True) -> list[Finding]:
     except InputError:  # reported below, with the tokenizer
         text = {}
     lost = [Finding(folder, 0, f"has no {RECORD}, so nothing in it can be checked") for folder in _without_record(root)]
-    return lost + [
-        _check(record, text, hashes=hashes) for record in tqdm(records, desc="Checking", unit=" results", delay=1)
-    ]
+    bar = progress_bar(records, desc="Checking", unit=" results", delay=1)
+    return lost + [_check(record, text, hashes=hashes) for record in bar]
 
 
 def _without_record(root: Path) -> list[Path]:

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import tokens_in_order
+from bioptimus_hf.progress import bars_are_drawn, progress_bar
 from bioptimus_hf.vocabulary.tokenizer import MARK, special_tokens, wordpiece_settings
 
 logger = logging.getLogger(__name__)
@@ -63,11 +64,13 @@ def train_vocabulary(
         initial_alphabet=alphabet,
         limit_alphabet=len(alphabet),
         continuing_subword_prefix=MARK,
-        show_progress=True,
+        show_progress=bars_are_drawn(),
     )
     untrained = Tokenizer(models.WordPiece(unk_token=str(like.unk_token)))
     untrained.normalizer = like.backend_tokenizer.normalizer
     untrained.pre_tokenizer = like.backend_tokenizer.pre_tokenizer
+    if not bars_are_drawn():  # otherwise the trainer draws its own
+        texts = progress_bar(texts, desc="Training the vocabulary", unit=" documents")
     untrained.train_from_iterator(_batches(texts), trainer=trainer)
     trained = untrained.get_vocab()
     vocabulary = [*fixed, *sorted(trained.keys() - set(fixed), key=trained.__getitem__)]
@@ -133,7 +136,7 @@ def count_words(texts: Iterable[str], *, like: PreTrainedTokenizerBase) -> Count
     # BERT normalises character by character and splits at spaces, so every distinct space-separated string needs to be
     # split only once.
     strings: Counter[str] = Counter()
-    for text in texts:
+    for text in progress_bar(texts, desc="Counting words", unit=" documents", delay=1):
         strings.update(text.split(" "))
     normalise = like.backend_tokenizer.normalizer.normalize_str
     split = like.backend_tokenizer.pre_tokenizer.pre_tokenize_str
@@ -159,7 +162,7 @@ def _warn_if_smaller(vocabulary: list[str], size: int) -> None:
 def _alphabet(texts: Iterable[str], like: PreTrainedTokenizerBase, min_frequency: int) -> list[str]:
     """Return the most frequent normalised characters, sorted by decreasing count, then by code point."""
     raw: Counter[str] = Counter()
-    for text in texts:
+    for text in progress_bar(texts, desc="Counting characters", unit=" documents", delay=1):
         raw.update(text)
     normalizer: BertNormalizer = like.backend_tokenizer.normalizer
     counts: Counter[str] = Counter()

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -139,19 +140,24 @@ def test_a_process_of_its_own_is_prepared(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("DISABLE_SAFETENSORS_CONVERSION", "")
     monkeypatch.delenv("DISABLE_SAFETENSORS_CONVERSION")
     monkeypatch.setattr(launch, "keep_freed_memory", lambda: None)
-    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
-    level = logging.getLogger("transformers.modeling_utils").level
+    monkeypatch.setattr(launch, "configure_logging", lambda: None)
+    for variable in ("HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS"):
+        monkeypatch.setenv(variable, "1")
     launch.prepare_process()
-    logging.getLogger("transformers.modeling_utils").setLevel(level)
     assert is_env_variable_true("DISABLE_SAFETENSORS_CONVERSION")
 
 
 def test_running_a_command_in_a_process_of_the_user_changes_nothing_of_it(capsys: pytest.CaptureFixture[str]) -> None:
-    before, levels = dict(os.environ), [logging.getLogger(name).level for name in ("", "httpx", "transformers")]
+    def logging_of_process() -> list[object]:
+        loggers = [logging.getLogger(name) for name in ("", "httpx", "transformers", "datasets", "bioptimus_hf")]
+        state: list[object] = [(logger.level, logger.propagate, *logger.handlers) for logger in loggers]
+        return [*state, warnings.formatwarning, warnings.showwarning]
+
+    before, logging_before = dict(os.environ), logging_of_process()
     assert main(["report", "--output_dir", "nowhere"]) == 2
     assert "error: " in capsys.readouterr().err
     assert dict(os.environ) == before
-    assert [logging.getLogger(name).level for name in ("", "httpx", "transformers")] == levels
+    assert logging_of_process() == logging_before
 
 
 LOADED = """

@@ -137,7 +137,9 @@ def test_the_command_shows_its_progress(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("bioptimus_hf.progress.bars_are_drawn", lambda: True)
     with caplog.at_level(logging.INFO):
         assert main([*command, str(corpus)]) == 0
     facts = read_record(tmp_path / "run" / "contexts")["facts"]

@@ -346,8 +346,8 @@ def test_some_phases_of_another_curriculum(run: Path, corpus: Path, processes: P
     found = subprocess.run(query, env={**processes.environment, **trackio}, stdout=subprocess.PIPE, check=True)
     logged = [row["value"] for row in json.loads(found.stdout)["values"]]
     assert [logged[step - 1] for step in (1, 20, 21, 40)] == pytest.approx([0.1, 0.2, 0.1, 0.5])
-    bar = r"v1\.5: 100%\|.+\| 40/40 \[\d\d:\d\d<00:00, .+ steps/s, [\d,]+ tokens/s\]"
-    assert re.search(bar, ended.stderr)
+    assert "step 40 of 40: loss" in ended.stderr
+    assert "\r" not in ended.stderr
     assert sorted(path.name for path in run.glob("v*")) == ["v0.0", "v1.2", "v1.5"]
     history = json.loads((run / "pretraining-1.2-1.5" / "history.json").read_text())
     rates = {row["step"]: row["rate"] for row in history if "loss" in row}
