@@ -261,7 +261,7 @@ def test_columns_named_like_ours(tmp_path: Path) -> None:
     assert (tmp_path / "d.jsonl").read_text() == '{"id": "1", "text": "two", "entities": []}\n'
     (tmp_path / "e.jsonl").write_text('{"abstract": "one", "text": "two"}\n')
     with pytest.raises(InputError, match=r"document 1: its field 'text' would be lost"):
-        write_documents(tmp_path / "f.jsonl", DocumentReader(tmp_path / "e.jsonl", text_column="abstract"))
+        write_documents(tmp_path / "f.jsonl", read(tmp_path / "e.jsonl", text_column="abstract"))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), object(), Decimal("NaN")])
