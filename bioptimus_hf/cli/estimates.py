@@ -27,7 +27,7 @@ _NEW_TOKENS_SHARE = 0.6  # of a new vocabulary, beside a general one
 _CONTEXTS_FOUND_SHARE = 0.75  # of those asked for; many tokens are rare
 _CONTEXTS_PER_MEGABYTE = 1e4  # at most, in a small corpus
 _BYTES_PER_CONTEXT = 500.0  # a sentence and its places, in the parts of the search and in the result
-_BLURB_TASKS, _PHASES = 5, 4
+_PHASES = 4
 _BLURB_TASKS = 5  # that `all` stands for
 _UNPACKED = {".gz": 3.0, ".parquet": 1.8}  # bytes of text for a byte of a file
 
@@ -71,8 +71,7 @@ def megabytes_written(stage: str, options: Mapping[str, Any], text: float | None
     ):  # a checkpoint has two moments of each weight, too; a new one is written beside the old ones
         models = (len(options["phases"] or []) or _PHASES) + 3 * ((options["save_total_limit"] or 1) + 1)
     if stage == "finetune_ner":
-        tasks = sum(_BLURB_TASKS if task == "all" else 1 for task in options["tasks"])
-        models = 1 + tasks * len(options["models"]) * _seeds(options)
+        models = 1 + heads(options)
     return model * models
 
 
@@ -143,8 +142,8 @@ def _shape(folder: str | None) -> tuple[int, int]:
 
 
 def heads(options: Mapping[str, Any]) -> int:
-    """Return how many heads fine-tuning trains: one for each task, model and seed."""
-    tasks = sum(_BLURB_TASKS if task == "all" else 1 for task in options["tasks"])
+    """Return how many heads fine-tuning trains: one for each task, model and seed, or a joint one for all tasks."""
+    tasks = 1 if options.get("joint") else sum(_BLURB_TASKS if task == "all" else 1 for task in options["tasks"])
     return max(1, tasks * len(options["models"]) * _seeds(options))
 
 

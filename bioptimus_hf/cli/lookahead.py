@@ -115,6 +115,7 @@ class Prospect:
     def _check_heads(self) -> None:
         """Read the data of all tasks, and find the encoders, as far as they aren't made by this run."""
         from bioptimus_hf.ner.experiments import chosen_tasks, load_cross_tests, load_task
+        from bioptimus_hf.ner.joint import join_tasks
         from bioptimus_hf.ner.options import HeadOptions, split_label
 
         options = build(HeadOptions, self.values["finetune_ner"])
@@ -122,7 +123,10 @@ class Prospect:
             self._check_encoder(name)
         tasks = chosen_tasks(options.tasks)
         if all(self._is_reachable(task.source or options.ner_data or "") for task in tasks):
-            load_cross_tests({task.name: load_task(task, options) for task in tasks}, options)
+            data = {task.name: load_task(task, options) for task in tasks}
+            load_cross_tests(data, options)
+            if options.joint:
+                join_tasks({name: task.splits for name, task in data.items()})
 
     def _check_encoder(self, name: str) -> None:
         from bioptimus_hf.models import check_bert

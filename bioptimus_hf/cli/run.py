@@ -28,6 +28,7 @@ from bioptimus_hf.cli.__main__ import COMMANDS
 from bioptimus_hf.cli.options import check_recipe, parse_values
 from bioptimus_hf.cli.recipes import SECTIONS, default_output_dir, read_recipe
 from bioptimus_hf.errors import InputError, Terminated
+from bioptimus_hf.ner.options import JOINT
 from bioptimus_hf.recipes import find
 
 STAGES = ("train_vocabulary", "find_contexts", "distill", "pretrain", "finetune_ner", "report")
@@ -198,7 +199,11 @@ class Plan:
 
     def _records(self, stage: str) -> list[Path]:
         """Return the records of the results of a stage that are finished and won't be redone."""
-        return [] if self.options.force else sorted(self.output_dir.glob(_RECORDS.get(stage, "none")))
+        records = [] if self.options.force else sorted(self.output_dir.glob(_RECORDS.get(stage, "none")))
+        if stage == "finetune_ner":
+            joint = self._values[stage]["joint"]
+            records = [record for record in records if (record.parts[-4] == JOINT) == joint]
+        return records
 
     @cached_property
     def _text(self) -> float | None:

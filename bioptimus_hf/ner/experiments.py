@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import shutil
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -42,16 +44,22 @@ from bioptimus_hf.models import (
     new_head,
     save_head,
 )
-from bioptimus_hf.ner.finetuning import best_epoch_arguments, finetune, predict_tags
-from bioptimus_hf.ner.options import HeadOptions, HeadTraining, split_label
+from bioptimus_hf.ner.finetuning import best_epoch_arguments, finetune, predict_tasks
+from bioptimus_hf.ner.joint import JointData, join_tasks, types_of_labels
+from bioptimus_hf.ner.options import JOINT, HeadOptions, HeadTraining, split_label
 from bioptimus_hf.ner.results import (
+    HeadResult,
     HeadSetup,
     check_comparable,
     finished_heads,
     hash_of_gold,
+    joint_setup,
     missing_heads,
     missing_reason,
+    predictions_file,
+    read_head,
     read_results,
+    single_model,
 )
 from bioptimus_hf.ner.scores import SCORER, entity_scores
 from bioptimus_hf.ner.tables import write_results
@@ -106,26 +114,36 @@ class PlannedHead:
     """A head to train.
 
     Attributes:
+        task: name of its task, or `joint`.
+        model: label of the encoder.
+        seed: of the training.
         encoder: folder of the model to fine-tune.
+        dataset: from `load_ner`, or from `join_tasks`.
+        tests: test set of each task.
+        setups: what it is trained and tested on, for each task.
+        inputs: of its record.
+        settings: of its record.
     """
 
-    setup: HeadSetup
-    data: TaskData
+    task: str
+    model: str
+    seed: int
     encoder: str
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The settings of its record."""
-        return {**self.setup.settings, "seed": self.setup.seed}
+    dataset: DatasetDict | JointData
+    tests: Mapping[str, Dataset]
+    setups: Sequence[HeadSetup]
+    inputs: Mapping[str, str]
+    settings: Mapping[str, Any]
 
 
 def make_heads(run: Run, options: HeadOptions, training: HeadTraining) -> Path:
     """Train the heads that are missing, score them, and tabulate the results of all finished heads of the run.
 
-    Each head is saved with its scores and predictions in `ner/<task>/<model>/<seed>` of the run, a cross-test in
-    `cross_test/<task>-on-<other>/<model>/<seed>`. Beside them, `results.md`, `results.json` and `versions.png` hold the
-    mean and standard deviation over seeds and the paired differences from the first model. Finished heads are skipped.
-    All inputs are opened before the first training. Works under `accelerate launch`.
+    Each head is saved with its scores and predictions in `ner/<task>/<model>/<seed>` of the run, a joint head in
+    `ner/joint/<model>/<seed>`, a cross-test in `cross_test/<task>-on-<other>/<model>/<seed>`. Beside them,
+    `results.md`, `results.json` and `versions.png` hold the mean and standard deviation over seeds and the paired
+    differences from the first model. Finished heads are skipped. All inputs are opened before the first training. Works
+    under `accelerate launch`.
 
     Returns:
         The folder `ner` of the run.
@@ -148,22 +166,23 @@ def _make_heads(run: Run, options: HeadOptions, training: HeadTraining) -> Path:
     seeds = options.seeds_from(run.seed)
     root = run.root / "ner"
     settings = {**asdict(training), "max_length": options.max_length, "processes": state.num_processes}
-    heads = plan_heads(root, tasks, encoders, seeds, settings)
+    plan = partial(plan_joint_heads, num_proc=run.num_proc) if options.joint else plan_heads
+    heads = plan(root, tasks, encoders, seeds, settings)
     missing = {
         folder: head
         for folder, head in heads.items()
-        if not is_finished(folder, head.setup.inputs, head.settings, force=run.force)
+        if not is_finished(folder, head.inputs, head.settings, force=run.force)
     }
     if state.is_main_process:
         for folder in heads.keys() - missing.keys():  # which is wanted, and not a later one that diverged
             missing_reason(folder).unlink(missing_ok=True)
     earlier = [folder for folder in finished_heads(root) if folder not in heads]
-    setups = {folder: head.setup for folder, head in heads.items()}
-    check_comparable({**dict(zip(earlier, read_results(earlier), strict=True)), **setups})
+    finished = [(folder, result) for folder in earlier for result in read_head(folder)]
+    check_comparable([*finished, *((folder, setup) for folder, head in heads.items() for setup in head.setups)])
     diverged: list[str] = []
-    for name in tasks:
+    for name in dict.fromkeys(head.task for head in heads.values()):
         for folder, head in missing.items():
-            if head.setup.task == name:
+            if head.task == name:
                 with _working_on(folder, run):
                     diverged += _try_to_train(folder, head, run, options, training)
         if state.is_main_process:
@@ -185,7 +204,7 @@ def chosen_tasks(names: Sequence[str]) -> list[NerTask]:
     """Return the tasks that names, NAME=SOURCE, folders and YAML files stand for; `all` is the five BLURB tasks.
 
     Raises:
-        InputError: two tasks have the same name, or a YAML file is invalid.
+        InputError: two tasks have the same name, a task is called `joint`, or a YAML file is invalid.
     """
     tasks: dict[str, NerTask] = {}
     expanded = [task for name in names for task in (BLURB_NER if name == "all" else [name])]
@@ -193,6 +212,8 @@ def chosen_tasks(names: Sequence[str]) -> list[NerTask]:
         task = _chosen_task(given)
         if task.name in tasks:
             raise InputError(f"{task.name} is given twice: rename one of them", argument="tasks")
+        if task.name == JOINT:
+            raise InputError(f"{given}: the folder {JOINT} is that of joint heads: rename the task", argument="tasks")
         tasks[task.name] = task
     return list(tasks.values())
 
@@ -226,9 +247,7 @@ def load_cross_tests(tasks: Mapping[str, TaskData], options: HeadOptions) -> lis
         if name not in tasks:
             raise InputError(f"{given}: {name} isn't one of the tasks to train on", argument="cross_test")
         other = tasks.get(other_name) or load_task(_chosen_task(other_name), options)
-        types, other_types = (
-            {label[2:] for label in label_names(data.splits["test"])} - {""} for data in (tasks[name], other)
-        )
+        types, other_types = (set(types_of_labels(data.splits["test"])) for data in (tasks[name], other))
         if types != other_types:
             raise InputError(
                 f"{given}: the entity types must be the same, but {name} has {', '.join(sorted(types))} and "
@@ -279,15 +298,57 @@ def plan_heads(
         settings: that shape all heads alike.
     """
     heads = {}
-    models = {label: (source.folder, source.identity) for label, source in encoders.items()}
     for name, data in tasks.items():
-        test = data.splits["test"]
-        gold = hash_of_gold(test["tokens"][:], tags_of(test))
+        gold = _gold(data)
         of_task = {**settings, "merged_type": data.task.merged_type}
-        for (label, (folder, model)), seed in product(models.items(), seeds):
-            inputs = {**data.inputs, "model": model}
-            setup = HeadSetup(name, label, seed, gold, settings=of_task, inputs=inputs)
-            heads[root / name / label / str(seed)] = PlannedHead(setup, data, folder)
+        for (label, model), seed in product(encoders.items(), seeds):
+            inputs = {**data.inputs, "model": model.identity}
+            heads[root / name / label / str(seed)] = PlannedHead(
+                task=name,
+                model=label,
+                seed=seed,
+                encoder=model.folder,
+                dataset=data.splits,
+                tests={name: data.splits["test"]},
+                setups=[HeadSetup(name, label, seed, gold, settings=of_task, inputs=inputs)],
+                inputs=inputs,
+                settings={**of_task, "seed": seed},
+            )
+    return heads
+
+
+def plan_joint_heads(
+    root: Path,
+    tasks: Mapping[str, TaskData],
+    encoders: Mapping[str, Source],
+    seeds: Sequence[int],
+    settings: Mapping[str, Any],
+    *,
+    num_proc: int | None = None,
+) -> dict[Path, PlannedHead]:
+    """Return a joint head for each model and seed by the folder it belongs into; see `plan_heads`.
+
+    Raises:
+        InputError: see `join_tasks`.
+    """
+    joined = join_tasks({name: data.splits for name, data in tasks.items()}, num_proc=num_proc)
+    data_inputs = {f"{name}/{split}": value for name, data in tasks.items() for split, value in data.inputs.items()}
+    of_all = {**settings, "merged_types": {name: data.task.merged_type for name, data in tasks.items()}}
+    gold = {name: _gold(data) for name, data in tasks.items()}
+    heads = {}
+    for (label, model), seed in product(encoders.items(), seeds):
+        inputs = {**data_inputs, "model": model.identity}
+        heads[root / JOINT / label / str(seed)] = PlannedHead(
+            task=JOINT,
+            model=label,
+            seed=seed,
+            encoder=model.folder,
+            dataset=joined,
+            tests={name: data.splits["test"] for name, data in tasks.items()},
+            setups=[joint_setup(HeadSetup(name, label, seed, gold[name]), inputs, of_all) for name in tasks],
+            inputs=inputs,
+            settings={**of_all, "seed": seed},
+        )
     return heads
 
 
@@ -308,30 +369,35 @@ def _try_to_train(folder: Path, head: PlannedHead, run: Run, options: HeadOption
 
 def train_head(folder: Path, head: PlannedHead, run: Run, options: HeadOptions, training: HeadTraining) -> None:
     """Train one head, and save it with its scores."""
-    setup = head.setup
-    if is_finished(folder, setup.inputs, head.settings, force=run.force):
+    if is_finished(folder, head.inputs, head.settings, force=run.force):
         return  # by another command in the meantime
-    sources = {"model": Path(head.encoder)}
-    with _stage_of_all_ranks(folder, setup.inputs, head.settings, sources) as stage:
-        logger.info("task %s, model %s, seed %d", setup.task, setup.model, setup.seed)
-        model, tokenizer = new_head(head.encoder, label_names(head.data.splits["train"]), seed=setup.seed)
+    with _stage_of_all_ranks(folder, head.inputs, head.settings, {"model": Path(head.encoder)}) as stage:
+        logger.info("task %s, model %s, seed %d", head.task, head.model, head.seed)
+        joint = isinstance(head.dataset, JointData)
+        tags = head.dataset.tags if isinstance(head.dataset, JointData) else label_names(head.dataset["train"])
+        model, tokenizer = new_head(head.encoder, tags, seed=head.seed)
         checkpoints = stage.path / "checkpoints"
         arguments = best_epoch_arguments(
-            checkpoints, seed=setup.seed, use_cpu=not torch.accelerator.is_available(), **asdict(training)
+            checkpoints, seed=head.seed, use_cpu=not torch.accelerator.is_available(), **asdict(training)
         )
         history = finetune(
-            model, tokenizer, head.data.splits, arguments, max_length=options.max_length, num_proc=run.num_proc
+            model, tokenizer, head.dataset, arguments, max_length=options.max_length, num_proc=run.num_proc
         )
         PartialState().wait_for_everyone()  # the Trainer of a slower process may still list its checkpoints
         if arguments.process_index > 0:
             return
         shutil.rmtree(checkpoints)
         save_head(model, tokenizer, stage.path)
-        scores = _score(stage, stage.path, head.data.splits["test"], options.max_length)
+        tests = _score(stage, stage.path, head.tests, options.max_length, joint=joint)
         best = max(history, key=lambda row: row["f1"])
-        stage.facts |= {"f1": scores["f1"], "support": scores["support"], "best_epoch": best["epoch"]}
-        logger.info("test F1 %.2f (dev %.2f, epoch %d)", 100 * scores["f1"], 100 * best["f1"], best["epoch"])
-        content = {"task": setup.task, "model": setup.model, "seed": setup.seed, "scorer": SCORER, "test": scores}
+        f1 = statistics.fmean(scores["f1"] for scores in tests.values())
+        stage.facts |= {"f1": f1, "support": sum(scores["support"] for scores in tests.values())}
+        stage.facts |= {"best_epoch": best["epoch"]}
+        if isinstance(head.dataset, JointData):
+            stage.facts["excluded"] = head.dataset.excluded
+        logger.info("test F1 %.2f (dev %.2f, epoch %d)", 100 * f1, 100 * best["f1"], best["epoch"])
+        content = {"task": head.task, "model": head.model, "seed": head.seed, "scorer": SCORER}
+        content |= {"tests": tests} if joint else {"test": tests[head.task]}
         write_json(stage.path / "scores.json", {**content, "best_epoch": best["epoch"], "validation": history})
 
 
@@ -345,7 +411,7 @@ def score_elsewhere(head: Path, test: CrossTest, run: Run, options: HeadOptions)
         return
     with _working_on(folder, run), building(folder, inputs, settings, sources={"head": head}) as stage:
         verify(head)
-        scores = _score(stage, head, test.test, options.max_length)
+        scores = _score(stage, head, {test.other: test.test}, options.max_length)[test.other]
         content = {"task": f"{test.task}, tested on {test.other}", "model": own["model"], "seed": own["seed"]}
         record = read_record(head)
         trained = {"inputs": record["inputs"], "settings": record["settings"]}
@@ -358,15 +424,15 @@ def tabulate(root: Path, models: Sequence[str]) -> None:
 
     Known tasks and the given models come first, in their order.
     """
-    tasks = [*NER_TASKS, *(f"{task}-on-{other}" for task, other in product(NER_TASKS, repeat=2))]
+    tasks = [*NER_TASKS, *(f"{task}, tested on {other}" for task, other in product(NER_TASKS, repeat=2))]
 
-    def order(folder: Path) -> tuple[Any, ...]:
-        task, model = folder.parts[-3:-1]
+    def order(result: HeadResult) -> tuple[Any, ...]:
+        model = single_model(result.model)
         ranks = [
             (known.index(name) if name in known else len(known), name)
-            for name, known in ((task, tasks), (model, list(models)))
+            for name, known in ((result.task, tasks), (model, list(models)))
         ]
-        return (*ranks, int(folder.name))
+        return (*ranks, result.model != model, result.seed)
 
     heads = finished_heads(root)
     missing = missing_heads(root) | {
@@ -374,7 +440,7 @@ def tabulate(root: Path, models: Sequence[str]) -> None:
         for head in heads
         for _, name, source in replaced_sources(head)
     }
-    results = read_results(sorted((head for head in heads if head not in missing), key=order))
+    results = sorted(read_results(head for head in heads if head not in missing), key=order)
     text = write_results(root, results, reference=models[0], missing=missing)
     logger.info("saved %s\n%s", root / "results.md", text)
 
@@ -408,11 +474,23 @@ def _stage_of_all_ranks(
     state.wait_for_everyone()
 
 
-def _score(stage: Stage, head: Path, data: Dataset, max_length: int) -> dict[str, float]:
-    """Score a saved head on a test set, and save its predictions."""
+def _gold(data: TaskData) -> str:
+    """Return the hash of a test set."""
+    return hash_of_gold(data.splits["test"]["tokens"][:], tags_of(data.splits["test"]))
+
+
+def _score(
+    stage: Stage, head: Path, tests: Mapping[str, Dataset], max_length: int, *, joint: bool = False
+) -> dict[str, dict[str, float]]:
+    """Score a saved head on test sets, by task, and save its predictions."""
     model = load_token_classifier(head).to(PartialState().device)
-    words, gold = data["tokens"][:], tags_of(data)
     tokenizer = load_by_name(AutoTokenizer, str(head))
-    predicted = predict_tags(model, tokenizer, words, max_length=max_length)
-    write_conll(stage.path / "predictions.tsv", list(zip(words, gold, predicted, strict=True)))
-    return entity_scores(gold, predicted)
+    predicted = predict_tasks(model, tokenizer, tests, max_length=max_length)
+    scores = {}
+    for task, test in tests.items():
+        file = stage.path / (predictions_file(task) if joint else "predictions.tsv")
+        file.parent.mkdir(exist_ok=True)
+        gold = tags_of(test)
+        write_conll(file, list(zip(test["tokens"][:], gold, predicted[task], strict=True)))
+        scores[task] = entity_scores(gold, predicted[task])
+    return scores

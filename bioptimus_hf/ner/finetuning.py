@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,6 +29,7 @@ from bioptimus_hf.artifacts import map_processes
 from bioptimus_hf.errors import TrainingDiverged
 from bioptimus_hf.hardware import prepare_for_cpu
 from bioptimus_hf.models import IGNORED_LABEL, MAX_LENGTH, check_finite
+from bioptimus_hf.ner.joint import JointData, keep_types, partial_cross_entropy, types_of_labels
 from bioptimus_hf.ner.scores import entity_scores
 from bioptimus_hf.ner.tasks import tags_of
 from bioptimus_hf.ner.windows import sentence_windows
@@ -35,13 +38,14 @@ from bioptimus_hf.training_progress import TrainingProgress
 
 logger = logging.getLogger(__name__)
 
+_SCORES = ("precision", "recall", "f1")
 DIVERGED = "training diverged. Nothing was saved; try a lower learning_rate or more warmup_steps"
 
 
 def finetune(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    dataset: DatasetDict,
+    dataset: DatasetDict | JointData,
     arguments: TrainingArguments,
     *,
     max_length: int = MAX_LENGTH,
@@ -49,38 +53,46 @@ def finetune(
 ) -> list[dict[str, float]]:
     """Train a head and its encoder on `train`, and restore the weights of the best epoch.
 
-    The best epoch is the first one with the highest strict F1 on `validation`. This replaces tuning the number of
-    epochs in separate trainings, as BLURB does.
+    The best epoch is the first one with the highest strict F1 on `validation`; of a joint head, with the highest mean
+    F1 of the tasks. This replaces tuning the number of epochs in separate trainings, as BLURB does.
 
     Args:
         model: from `new_head`; trained in place.
-        dataset: from `load_ner`; `test` isn't used.
+        dataset: from `load_ner`, of which `test` isn't used; or from `join_tasks`.
         arguments: from `best_epoch_arguments`.
         max_length: maximum number of word pieces in a window, including [CLS] and [SEP].
         num_proc: number of processes for tokenising.
 
     Returns:
-        For each epoch `epoch`, and `precision`, `recall` and `f1` on `validation`, in shares between 0 and 1.
+        For each epoch `epoch`, and `precision`, `recall` and `f1` on `validation`, in shares between 0 and 1. For a
+        joint head, these are means over the tasks, and `<task>_f1` is the F1 of each.
 
     Raises:
         TrainingDiverged: the loss or a weight is NaN or infinite.
     """
     max_length = min(max_length, model.config.max_position_embeddings)
     prepare_for_cpu(model, arguments.device, dropout=model.config.attention_probs_dropout_prob)
-    train = windows_dataset(dataset["train"], tokenizer, max_length=max_length, num_proc=num_proc)
+    loss: Callable[..., torch.Tensor]
+    if isinstance(dataset, JointData):
+        sentences, validation = dataset.train, dataset.validation
+        trainer_class, loss = JointTrainer, partial(partial_cross_entropy, compatible=dataset.compatible)
+    else:
+        sentences, validation = dataset["train"], dataset["validation"]
+        trainer_class, loss = HeadTrainer, mean_cross_entropy
+    train = windows_dataset(sentences, tokenizer, max_length=max_length, num_proc=num_proc)
     updates = math.ceil(
         len(train) / (arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size)
     )
     if updates == 1:
         logger.warning("an epoch has a single update: the %d windows of text fit into one batch", len(train))
-    trainer = HeadTrainer(
+    trainer = trainer_class(
         model=model,
         args=arguments,
         data_collator=DataCollatorForTokenClassification(tokenizer),
         train_dataset=train,
-        eval_dataset=dataset["validation"],
+        eval_dataset=validation,
         processing_class=tokenizer,
-        compute_loss_func=mean_cross_entropy,
+        compute_loss_func=loss,
         max_length=max_length,
     )
     trainer.train()
@@ -162,10 +174,17 @@ class HeadTrainer(Trainer):
         super().log(logs, start_time)
 
     def evaluate(
-        self, eval_dataset: Dataset | None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
+        """Return the `scores` of a data set, by default of `eval_dataset`."""
+        scores = self.scores(self.eval_dataset if eval_dataset is None else eval_dataset)
+        metrics = {f"{metric_key_prefix}_{name}": score for name, score in scores.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def scores(self, dataset: Any) -> dict[str, float]:
         """Return strict IOB2 precision, recall and F1 on a data set from `load_ner`."""
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         predicted = predict_tags(
             self.model,
             self.processing_class,
@@ -174,10 +193,28 @@ class HeadTrainer(Trainer):
             max_length=self.max_length,
         )
         scores = entity_scores(tags_of(dataset), predicted)
-        metrics = {f"{metric_key_prefix}_{name}": scores[name] for name in ("precision", "recall", "f1")}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+        return {name: scores[name] for name in _SCORES}
+
+
+class JointTrainer(HeadTrainer):
+    """Train as the parent does, and evaluate on several tasks."""
+
+    def scores(self, dataset: Any) -> dict[str, float]:
+        """Return the means of precision, recall and F1 over tasks, and `<task>_f1` of each.
+
+        Args:
+            dataset: data from `load_ner`, by task.
+        """
+        predicted = predict_tasks(
+            self.model,
+            self.processing_class,
+            dataset,
+            batch_size=self.args.eval_batch_size,
+            max_length=self.max_length,
+        )
+        scores = {task: entity_scores(tags_of(data), predicted[task]) for task, data in dataset.items()}
+        means = {name: statistics.fmean(of_task[name] for of_task in scores.values()) for name in _SCORES}
+        return means | {f"{task}_f1": of_task["f1"] for task, of_task in scores.items()}
 
 
 def mean_cross_entropy(
@@ -201,11 +238,11 @@ def mean_cross_entropy(
 def windows_dataset(
     dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int = MAX_LENGTH, num_proc: int | None = None
 ) -> Dataset:
-    """Split the sentences of a data set from `load_ner` into windows for training.
+    """Split the sentences of a data set from `load_ner`, or of `JointData.train`, into windows for training.
 
     Returns:
-        One row for each window: `input_ids`, `attention_mask` and `labels`. The label is the tag's id at the first
-        piece of a word, in exactly one window, and -100 elsewhere.
+        One row for each window: `input_ids`, `attention_mask` and `labels`. The label is that of `ner_tags` at the
+        first piece of a word, in exactly one window, and -100 elsewhere.
     """
     with progress_of_datasets():
         windows = dataset.map(
@@ -258,6 +295,36 @@ def predict_tags(
                 tags[number][word] = names[row[place]]
     model.train(was_training)
     return tags
+
+
+def predict_tasks(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Mapping[str, Dataset],
+    *,
+    batch_size: int = 32,
+    max_length: int = MAX_LENGTH,
+) -> dict[str, list[list[str]]]:
+    """Predict the tags of several tasks with a joint head, as `annotate` does: the best of all tags of the head.
+
+    Tags of types that a task doesn't have are `O` in its predictions. Test sets that consist of the same sentences are
+    predicted once.
+
+    Args:
+        tasks: data from `load_ner`, by task.
+        batch_size: see `predict_tags`.
+        max_length: see `predict_tags`.
+    """
+    predicted: list[tuple[list[list[str]], list[list[str]]]] = []  # sentences and their tags
+    kept = {}
+    for task, data in tasks.items():
+        sentences = data["tokens"][:]
+        tags = next((tags for words, tags in predicted if words == sentences), None)
+        if tags is None:
+            tags = predict_tags(model, tokenizer, sentences, batch_size=batch_size, max_length=max_length)
+            predicted.append((sentences, tags))
+        kept[task] = keep_types(tags, types_of_labels(data))
+    return kept
 
 
 def _labelled_windows(

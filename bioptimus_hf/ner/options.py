@@ -8,6 +8,11 @@ from pathlib import PurePath
 
 from bioptimus_hf.errors import InputError
 
+JOINT = "joint"
+"""Folder of the joint heads, in place of that of a task. `joint/` before the label of a model, which can't contain a
+slash, is the label of its joint head.
+"""
+
 
 @dataclass(frozen=True)
 class HeadOptions:
@@ -55,6 +60,13 @@ class HeadOptions:
             "more numbers are the seeds themselves; repeated numbers count once, so 7 7 is seed 7 alone"
         },
     )
+    joint: bool = field(
+        default=False,
+        metadata={
+            "help": "Train one head with the types of all tasks (OUTPUT_DIR/ner/joint/MODEL/SEED) instead of one head "
+            "for each task. A sentence only counts for the types that its task annotates"
+        },
+    )
     cross_test: list[str] = field(
         default_factory=list,
         metadata={
@@ -100,6 +112,8 @@ class HeadOptions:
         for given in self.cross_test:
             if not all(given.partition(":")):
                 raise InputError(f"{given}: expected TASK:OTHER", argument="cross_test")
+        if self.joint and self.cross_test:
+            raise InputError("only scores heads of single tasks: leave it out, or joint", argument="cross_test")
         if self.max_length < 3:
             raise InputError(
                 f"{self.max_length} leaves no room for a word besides [CLS] and [SEP]", argument="max_length"

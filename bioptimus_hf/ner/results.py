@@ -7,8 +7,8 @@ import json
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from bioptimus_hf.artifacts import RECORD, read_json, read_record, verify
 from bioptimus_hf.errors import InputError
+from bioptimus_hf.ner.options import JOINT
 from bioptimus_hf.ner.scores import entity_counts, entity_scores
-from bioptimus_hf.ner.tasks import BLURB_NER
+from bioptimus_hf.ner.tasks import BLURB_NER, SPLITS
 
 RESAMPLES = 1000
 LEVEL = 0.95
@@ -30,16 +31,17 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class HeadSetup:
-    """What a head is trained and tested on, and how.
+    """What a head is trained and tested on, and how. A joint head has one for each task.
 
     Attributes:
         task: name of the NER task.
-        model: label of the encoder.
+        model: label of the encoder, after `joint/` if the head is a joint one.
         seed: of the training.
         gold: hash of the words and gold tags of the test set.
         settings: of the training, without the seed.
         inputs: identity of each input by name: `model`, `train`, `validation`, `test`. For a head scored on another
-            task these are the inputs of its training, with that task's test set.
+            task these are the inputs of its training, with that task's test set; for a joint head, those of this task,
+            while `joint` in the settings has all.
     """
 
     task: str
@@ -83,23 +85,48 @@ def missing_heads(root: Path) -> dict[Path, str]:
     return {file.with_name(file.name.partition(".")[0]): str(read_json(file)["reason"]) for file in files}
 
 
+def tests_of(scores: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Return the test scores in a head's `scores.json`, by task: one, or those of a joint head."""
+    return dict(scores["tests"]) if "tests" in scores else {scores["task"]: scores["test"]}
+
+
+def joint_setup(setup: HeadSetup, inputs: Mapping[str, str], settings: Mapping[str, Any]) -> HeadSetup:
+    """Return what a joint head is trained and tested on, as far as it concerns a task.
+
+    Args:
+        setup: task, label of the encoder, seed and test set.
+        inputs: of the head: `model`, and `<task>/<split>` of each task.
+        settings: of the head, without the seed: those of training, and `merged_types`.
+    """
+    own = {split: inputs[f"{setup.task}/{split}"] for split in SPLITS}
+    data = {name: value for name, value in inputs.items() if name != "model"}
+    training = {name: value for name, value in settings.items() if name != "merged_types"}
+    return replace(
+        setup,
+        model=f"{JOINT}/{setup.model}",
+        settings={**training, "merged_type": settings["merged_types"][setup.task], JOINT: data},
+        inputs={"model": inputs["model"], **own},
+    )
+
+
 def read_results(folders: Iterable[Path]) -> list[HeadResult]:
-    """Read finished heads: `scores.json` (task, model, seed), `predictions.tsv` and `made.json`.
+    """Read finished heads: `scores.json` (task, model, seed), predictions and `made.json`. A joint head has one result
+    for each task.
 
     Raises:
         InputError: a file isn't as `experiments.make_heads` writes it, or the heads aren't comparable (see
             `check_comparable`).
     """
-    results = {folder: _read_result(folder) for folder in folders}
+    results = [(folder, result) for folder in folders for result in read_head(folder)]
     check_comparable(results)
-    return list(results.values())
+    return [result for _, result in results]
 
 
-def check_comparable(heads: Mapping[Path, HeadSetup]) -> None:
+def check_comparable(heads: Iterable[tuple[Path, HeadSetup]]) -> None:
     """Check that heads can be averaged over seeds and compared within a task.
 
     Args:
-        heads: finished or yet to be trained, by folder.
+        heads: finished or yet to be trained, with their folders.
 
     Raises:
         InputError: two heads of a task have different test sets, or two seeds of a task and model were trained
@@ -107,7 +134,7 @@ def check_comparable(heads: Mapping[Path, HeadSetup]) -> None:
     """
     tested: dict[str, tuple[Path, str]] = {}
     trained: dict[tuple[str, str], tuple[Path, str]] = {}
-    for folder, head in heads.items():
+    for folder, head in heads:
         other, gold = tested.setdefault(head.task, (folder, head.gold))
         if head.gold != gold:
             raise InputError(f"{other} and {folder} have different test sets: move the older one away")
@@ -187,36 +214,42 @@ def paired_differences(
 ) -> list[dict[str, Any]]:
     """Compare the F1 of each model with the reference, in pairs with equal task, seed, data and training settings.
 
+    A joint head is compared with the joint head of the reference, and with the heads of single tasks on the same model
+    (pairs with equal task, seed, model, data of this task, and training settings).
+
     The interval is a two-level percentile bootstrap: each resample draws test sentences (the same ones for all models
     and seeds) and as many pairs as there are. It covers the variation from another test set and from other trainings;
     with a single pair, from the test set alone. The random numbers depend on the task alone, so an interval doesn't
     change when other tasks or models are added.
 
     Returns:
-        A row for each task and model, in the order of `results`: `minus` (the reference), `seeds` (of the pairs),
-        `mean` and `standard_deviation` of the F1 differences over the pairs, in shares, and `interval` (95 %). Models
-        that have pairs in all five BLURB tasks get a row for the average too (`task` is `average`), without `seeds` and
-        `standard_deviation`.
+        A row for each task and model, in the order of `results`: `minus` (the model that it is compared with), `seeds`
+        (of the pairs), `mean` and `standard_deviation` of the F1 differences over the pairs, in shares, and `interval`
+        (95 %). Models that have pairs in all five BLURB tasks get a row for the average too (`task` is `average`),
+        without `seeds` and `standard_deviation`.
     """
     rows = []
-    drawn: dict[tuple[str, str], tuple[float, Floats]] = {}
+    drawn: dict[tuple[str, str, str], tuple[float, Floats]] = {}
     for task in dict.fromkeys(result.task for result in results):
         of_task = [result for result in results if result.task == task]
         weights = _sentence_weights(task, len(of_task[0].counts), resamples)
-        references = {_pair_key(result): result for result in of_task if result.model == reference}
         resampled = {id(result): _f1(weights @ result.counts) for result in of_task}
-        for model in dict.fromkeys(result.model for result in of_task if result.model != reference):
-            heads = [result for result in of_task if result.model == model and _pair_key(result) in references]
-            if not heads:
+        for model, other in _comparisons(dict.fromkeys(result.model for result in of_task), reference):
+            pairs = _pairs(of_task, model, other)
+            if not pairs:
                 continue
-            pairs = [(head, references[_pair_key(head)]) for head in heads]
             observed = [head.scores["f1"] - base.scores["f1"] for head, base in pairs]
             by_pair = np.stack([resampled[id(head)] - resampled[id(base)] for head, base in pairs], axis=1)
             samples = _mean_of_drawn_pairs(task, np.array(observed), by_pair)
-            drawn[task, model] = statistics.fmean(observed), samples
-            row = {"task": task, "model": model, "minus": reference, "seeds": [head.seed for head in heads]}
+            drawn[task, model, other] = statistics.fmean(observed), samples
+            row = {"task": task, "model": model, "minus": other, "seeds": [head.seed for head, _ in pairs]}
             rows.append({**row, **spread(observed), "interval": _interval(samples)})
-    return rows + _average_differences(drawn, reference)
+    return rows + _average_differences(drawn)
+
+
+def single_model(model: str) -> str:
+    """Return the label of the model of a joint head, or the label itself."""
+    return model.removeprefix(f"{JOINT}/")
 
 
 def read_predictions(path: Path) -> tuple[list[list[str]], list[list[str]], list[list[str]]]:
@@ -243,51 +276,97 @@ def hash_of_gold(words: Iterable[Sequence[str]], tags: Iterable[Sequence[str]]) 
     return hashlib.sha256(json.dumps([list(words), list(tags)]).encode()).hexdigest()
 
 
-def _read_result(folder: Path) -> HeadResult:
+def read_head(folder: Path) -> list[HeadResult]:
+    """Read the result of a finished head, or the results of a joint head on its tasks.
+
+    Raises:
+        InputError: a file isn't as `experiments.make_heads` writes it.
+    """
     verify(folder, hashes=False)
     verify(folder, only=("scores.json", "predictions.tsv"))  # what is read; the weights may be large
     try:
         content = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
         name = {key: content[key] for key in ("task", "model", "seed")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        tasks = list(content.get("tests", []))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{folder / 'scores.json'} isn't that of a finished head: train it again with force"
         ) from error
-    words, gold, predicted = read_predictions(folder / "predictions.tsv")
+    if not tasks:
+        return [_read_single(folder, name, content)]
+    record = read_record(folder)
+    settings = {key: value for key, value in record["settings"].items() if key != "seed"}
+    results = []
+    for task in tasks:
+        file = predictions_file(task)
+        verify(folder, only=(file,))
+        gold, tested = _read_test(folder / file)
+        setup = HeadSetup(task, name["model"], name["seed"], gold)
+        results.append(HeadResult(**vars(joint_setup(setup, record["inputs"], settings)), **tested))
+    return results
+
+
+def predictions_file(task: str) -> str:
+    """Return where a joint head keeps its predictions for a task, relative to its folder."""
+    return f"predictions/{task}.tsv"
+
+
+def _read_single(folder: Path, name: Mapping[str, Any], content: Mapping[str, Any]) -> HeadResult:
+    gold, tested = _read_test(folder / "predictions.tsv")
     made = read_record(folder)
     trained = content.get("trained", made)  # of a head that was scored on another task
     inputs = {**trained["inputs"], **made["inputs"]}
     return HeadResult(
         **name,
-        gold=hash_of_gold(words, gold),
+        gold=gold,
         settings={key: value for key, value in trained["settings"].items() if key != "seed"},
         inputs={key: value for key, value in inputs.items() if key != "head"},  # which differs between seeds
-        scores=entity_scores(gold, predicted),
-        counts=entity_counts(gold, predicted),
+        **tested,
     )
 
 
-def _pair_key(head: HeadSetup) -> tuple[int, str]:
-    """Return what two heads of a task share if they differ in the model alone."""
-    inputs = {name: value for name, value in head.inputs.items() if name != "model"}
-    return head.seed, _key({"inputs": inputs, "settings": head.settings})
+def _read_test(predictions: Path) -> tuple[str, dict[str, Any]]:
+    """Return the hash of a test set, and scores and counts of the predictions."""
+    words, gold, predicted = read_predictions(predictions)
+    counted = {"scores": entity_scores(gold, predicted), "counts": entity_counts(gold, predicted)}
+    return hash_of_gold(words, gold), counted
+
+
+def _comparisons(models: Iterable[str], reference: str) -> Iterator[tuple[str, str]]:
+    """Yield each model with those that it is compared with."""
+    for model in models:
+        single = single_model(model)
+        others = [reference] if single == model else [f"{JOINT}/{reference}", single]
+        yield from ((model, other) for other in others if other != model)
+
+
+def _pairs(results: Sequence[HeadResult], model: str, other: str) -> list[tuple[HeadResult, HeadResult]]:
+    """Return the results of a model with those of the other that differ from them in the model, or in being joint."""
+    left_out = JOINT if single_model(model) == other else "model"
+
+    def key(head: HeadSetup) -> tuple[int, str]:
+        kept = {"inputs": head.inputs, "settings": head.settings}
+        return head.seed, _key({kind: {k: v for k, v in of.items() if k != left_out} for kind, of in kept.items()})
+
+    others = {key(result): result for result in results if result.model == other}
+    return [(head, others[key(head)]) for head in results if head.model == model and key(head) in others]
 
 
 def _key(settings: Mapping[str, Any]) -> str:
     return json.dumps(settings, sort_keys=True)
 
 
-def _average_differences(drawn: Mapping[tuple[str, str], tuple[float, Floats]], reference: str) -> list[dict[str, Any]]:
-    """Average the differences of the five BLURB tasks, for each model that has them all.
+def _average_differences(drawn: Mapping[tuple[str, str, str], tuple[float, Floats]]) -> list[dict[str, Any]]:
+    """Average the differences of the five BLURB tasks, for each comparison that has them all.
 
     Args:
-        drawn: mean difference and its resamples, by task and model.
+        drawn: mean difference and its resamples, by task, model and the model that it is compared with.
     """
     rows = []
-    for model in dict.fromkeys(model for _, model in drawn):
-        if all((task, model) in drawn for task in BLURB_NER):
-            means, samples = zip(*(drawn[task, model] for task in BLURB_NER), strict=True)
-            row = {"task": "average", "model": model, "minus": reference}
+    for model, other in dict.fromkeys(key[1:] for key in drawn):
+        if all((task, model, other) in drawn for task in BLURB_NER):
+            means, samples = zip(*(drawn[task, model, other] for task in BLURB_NER), strict=True)
+            row = {"task": "average", "model": model, "minus": other}
             rows.append({**row, "mean": statistics.fmean(means), "interval": _interval(np.mean(samples, axis=0))})
     return rows
 

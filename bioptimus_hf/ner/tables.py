@@ -10,12 +10,14 @@ from typing import Any
 
 from bioptimus_hf.artifacts import write_json
 from bioptimus_hf.ner.literature import PUBLISHED
+from bioptimus_hf.ner.options import JOINT
 from bioptimus_hf.ner.results import (
     RESAMPLES,
     HeadResult,
     averages,
     mean_and_standard_deviation,
     paired_differences,
+    single_model,
     summarize,
 )
 from bioptimus_hf.ner.scores import LENIENT_SCORER, SCORER
@@ -67,15 +69,19 @@ def write_results(
 
 def results_table(rows: Sequence[Row], differences: Sequence[Row], *, reference: str) -> str:
     """Return the rows of `summarize` and `averages`, with those of `paired_differences`, as Markdown, in percent."""
-    by_model = {(row["task"], row["model"]): row for row in differences}
-    lines = [
-        f"| task | model | F1 | F1 minus {reference} | conlleval F1 | precision | recall | seeds | test mentions |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    by_models = {(row["task"], row["model"], row["minus"]): row for row in differences}
+    joint = any(row["minus"] == single_model(row["model"]) for row in differences)  # with heads of single tasks
+    header = ["task", "model", "F1", f"F1 minus {reference}", *(["F1 minus single heads"] if joint else [])]
+    header += ["conlleval F1", "precision", "recall", "seeds", "test mentions"]
+    lines = [_line(*header), _line(*["---"] * len(header))]
     for row in rows:
-        difference = by_model.get((row["task"], row["model"]))
-        f1, *others = (mean_and_standard_deviation(row[name]) for name in ("f1", "conlleval_f1", "precision", "recall"))
-        columns = [row["task"], row["model"], f1, _difference(difference, len(row["seeds"])), *others]
+        single = single_model(row["model"])
+        others = [reference if single == row["model"] else f"{JOINT}/{reference}", *([single] if joint else [])]
+        compared = [
+            _difference(by_models.get((row["task"], row["model"], other)), len(row["seeds"])) for other in others
+        ]
+        f1, *scores = (mean_and_standard_deviation(row[name]) for name in ("f1", "conlleval_f1", "precision", "recall"))
+        columns = [row["task"], row["model"], f1, *compared, *scores]
         lines.append(_line(*columns, str(len(row["seeds"])), str(row.get("support", ""))))
     notes = (
         f"Percent, mean ± standard deviation over seeds. F1, precision, recall: {SCORER}. conlleval F1: "
@@ -86,6 +92,11 @@ def results_table(rows: Sequence[Row], differences: Sequence[Row], *, reference:
             f" Paired differences: heads with the same seed, data and training settings. In brackets: 95 % bootstrap "
             f"interval from {RESAMPLES:,} resamples of test sentences and pairs (with a single pair, of test sentences "
             f"only: it doesn't cover the variation between seeds)."
+        )
+    if any(single_model(row["model"]) != row["model"] for row in rows):
+        notes += (
+            f" {JOINT}/<model>: one head for all tasks, compared with {JOINT}/{reference} and with the heads of single "
+            f"tasks on the same model."
         )
     return "\n".join([*lines, "", notes, ""])
 

@@ -309,7 +309,7 @@ def test_impossible_cross_tests_are_refused_before_any_training(
 
 
 def test_rows_come_in_the_order_of_tasks_and_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for task in ("jnlpba", "bc5-chem", "own", "ncbi-disease-on-bc5-disease"):
+    for task in ("jnlpba", "bc5-chem", "own", "ncbi-disease, tested on bc5-disease"):
         for model in ("earlier", "v0.1", "base"):
             for seed in (10, 9):
                 save_result(tmp_path, task, model, seed)
@@ -322,7 +322,7 @@ def test_rows_come_in_the_order_of_tasks_and_models(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(experiments, "write_results", write_results)
     tabulate(tmp_path, ["base", "v0.1"])
     assert list(dict.fromkeys(result.task for result in seen)) == [
-        *("bc5-chem", "jnlpba", "ncbi-disease-on-bc5-disease", "own"),
+        *("bc5-chem", "jnlpba", "ncbi-disease, tested on bc5-disease", "own"),
     ]
     assert [(result.model, result.seed) for result in seen[:6]] == [
         *(("base", 9), ("base", 10), ("v0.1", 9), ("v0.1", 10), ("earlier", 9), ("earlier", 10)),
