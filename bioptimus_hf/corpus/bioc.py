@@ -6,6 +6,7 @@ joined by line breaks. The offsets in the file may count characters that the fil
 
 from __future__ import annotations
 
+import re
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -14,8 +15,9 @@ from typing import Any
 import ijson
 from ijson.common import ObjectBuilder
 
-from bioptimus_hf.corpus.documents import Document, Entity, Passage, check_entity, join_passages, read_score
+from bioptimus_hf.corpus.documents import Document, Entity, Passage, join_passages, read_score
 from bioptimus_hf.corpus.json_text import field_texts, json_text, member_text, object_text
+from bioptimus_hf.corpus.mentions import read_entities
 from bioptimus_hf.corpus.reading import InputFile
 from bioptimus_hf.errors import InputError, format_error
 
@@ -23,6 +25,8 @@ _LISTS = ("documents", "PubTator3")  # PubTator's own service uses the second na
 _WRITTEN = ("id", "infons", "passages", "annotations", "relations")  # fields of a document that we write ourselves
 _MAX_DEPTH = 100
 _READ_AT_ONCE = 1 << 14
+_DIGITS = 4000  # of an integer: ijson crashes where Python refuses to convert it
+_TOO_LONG = re.compile(rb"[0-9]{%d}" % _DIGITS)
 _COLLECTION = {"source": "", "date": "", "key": "", "infons": {}}
 
 
@@ -43,10 +47,12 @@ def read_bioc(file: InputFile) -> Iterator[Document | InputError]:
     source = _Lines(file)
     read = 0
     try:
-        for row, collection in _rows(file, source):
+        for row, collection, twice in _rows(file, source):
             read += 1
             try:
-                yield _document(row, collection, annotated=file.options.annotations != "ignored")
+                if twice:
+                    raise InputError(f"the key {twice[:60]!r} occurs twice in an object: keep one of them")
+                yield bioc_document(file, f"document {read}", row, collection)
             except InputError as error:
                 yield InputError(f"{file.path}, document {read}, which ends by line {source.line}: {error}")
     except ijson.JSONError as error:
@@ -82,30 +88,39 @@ class _Lines:
     def __init__(self, file: InputFile) -> None:
         self._file = file
         self._at_start = True
+        self._last = b""
         self.before = self.line = 1
 
     def read(self, size: int) -> bytes:
         """Read a chunk, for ijson."""
         content = self._file.read(size)
+        digits = self._last + content
+        if _TOO_LONG.search(digits):
+            raise InputError(f"{self._file.path}, line {self.line}: a number has too many digits: shorten it")
+        self._last = digits[-_DIGITS:]
         self.before, self.line = self.line, self.line + content.count(b"\n")
         if self._at_start and size:
             content, self._at_start = content.removeprefix(BOM_UTF8), False
         return content
 
 
-def _rows(file: InputFile, source: _Lines) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Yield each document with the fields of its collection that precede it.
+def _rows(file: InputFile, source: _Lines) -> Iterator[tuple[Any, dict[str, Any], str]]:
+    """Yield each document, the fields of its collection that precede it, and a key that occurs twice in an object.
+
+    Decimals are read as `Decimal`, so that all digits are kept.
 
     Raises:
         InputError: the JSON is nested too deeply, or contains neither a collection nor a document.
     """
     opened: list[str] = []  # the keys of the objects and lists that are open, "" for members of a list
-    key = ""
+    keys: list[set[str]] = []  # those that each of them has so far
+    key = twice = ""
     around, inside, depth = ObjectBuilder(), None, 0  # what surrounds a document, and the document
     is_bioc = False
-    for event, value in ijson.basic_parse(source, use_float=True, multiple_values=True, buf_size=_READ_AT_ONCE):
+    for event, value in ijson.basic_parse(source, multiple_values=True, buf_size=_READ_AT_ONCE):
         if event in ("start_map", "start_array"):
             opened.append(key)
+            keys.append(set())
             key = ""
             if len(opened) > _MAX_DEPTH:
                 raise InputError(f"{file.path}, line {source.line}: nested more than {_MAX_DEPTH} deep: not BioC")
@@ -113,25 +128,41 @@ def _rows(file: InputFile, source: _Lines) -> Iterator[tuple[Any, dict[str, Any]
                 inside, depth = ObjectBuilder(), len(opened)
         elif event == "map_key":
             key = value
+            twice = twice or (key if key in keys[-1] else "")
+            keys[-1].add(key)
         (inside or around).event(event, value)
         if event not in ("end_map", "end_array"):
             continue
+        last = _last(around.value)
         if inside is not None and len(opened) == depth:
-            yield inside.value, {name: value for name, value in _last(around.value).items() if name not in _LISTS}
-            inside = None
+            yield inside.value, {name: value for name, value in last.items() if name not in _LISTS}, twice
+            inside, twice = None, ""
         opened.pop()
+        keys.pop()
         key = ""
         listed = isinstance(around.value, list)
-        if len(opened) == (1 if listed else 0) and "passages" in _last(around.value):
-            is_bioc = True
-            yield _last(around.value), {}
+        if len(opened) == (1 if listed else 0):
+            is_bioc = is_bioc or any(name in last for name in (*_LISTS, "passages"))
+            if not is_bioc:
+                raise _not_bioc(file, last, listed)
+            if "passages" in last:
+                yield last, {}, twice
+                twice = ""
             if listed:
                 around.value.pop()  # or memory would grow
         if not opened:
-            is_bioc = is_bioc or any(name in _last(around.value) for name in _LISTS)
             around = ObjectBuilder()
     if not is_bioc:
-        raise InputError(f"{file.path} has no BioC document: give a collection, or a document with its passages")
+        raise _not_bioc(file, {}, False)
+
+
+def _not_bioc(file: InputFile, found: Mapping[str, Any], listed: bool) -> InputError:
+    advice = "give a collection, or a document with its passages"
+    if listed:
+        advice = "it is a list of other objects: write each of them on a line of its own, and name the file .jsonl"
+    elif file.options.text_column in found:
+        advice = "it seems to hold JSON lines: name the file .jsonl, or pass the format jsonl"
+    return InputError(f"{file.path} has no BioC document: {advice}")
 
 
 def _last(value: Any) -> dict[str, Any]:
@@ -140,10 +171,21 @@ def _last(value: Any) -> dict[str, Any]:
     return last if isinstance(last, dict) else {}
 
 
-def _document(row: Any, collection: Mapping[str, Any], *, annotated: bool) -> Document:
+def bioc_document(file: InputFile, where: str, row: Mapping[str, Any], collection: Mapping[str, Any]) -> Document:
+    """Return a document of BioC, given as its JSON: BioC XML is read into the same form.
+
+    Args:
+        file: where it comes from, and how its annotations are read.
+        where: its place in the file, such as `document 3`.
+        row: the document.
+        collection: the fields of its collection.
+
+    Raises:
+        InputError: something is missing, or an annotation can't be read and is needed.
+    """
     name = row.get("id", "")
-    if not isinstance(name, (str, int)) or name == "":
-        raise InputError("the document has no id")
+    if not isinstance(name, (str, int)) or isinstance(name, bool) or name == "":
+        raise InputError("the document has no id, which must be a string or an integer")
     try:
         infons = _infons(row)
         parts = [(passage, _units(passage)) for passage in _dicts(row, "passages")]
@@ -152,7 +194,13 @@ def _document(row: Any, collection: Mapping[str, Any], *, annotated: bool) -> Do
             for _, units in parts
             for unit in units
         )
-        entities = _entities(row, parts, text, passages) if annotated else []
+        entities: list[Entity] = []
+        if file.options.annotations != "ignored":
+            for place, found in _entities(row, parts, text, passages):
+                try:
+                    entities += read_entities(file, f"{where}, {place}", text, [found])
+                except InputError as error:
+                    raise InputError(f"{place}: {error}") from error
     except InputError as error:
         raise InputError(f"id {name}: {error}") from error
     extra = {"infons": infons, "collection": collection, "fields": _other_fields(row)}
@@ -160,18 +208,37 @@ def _document(row: Any, collection: Mapping[str, Any], *, annotated: bool) -> Do
 
 
 def _entities(
-    row: Any, parts: Sequence[tuple[dict[str, Any], list[dict[str, Any]]]], text: str, passages: Sequence[Passage]
-) -> list[Entity]:
-    """Return the annotations of a document, of its passages (the `parts`) and of their sentences, in this order."""
+    row: Mapping[str, Any],
+    parts: Sequence[tuple[dict[str, Any], list[dict[str, Any]]]],
+    text: str,
+    passages: Sequence[Passage],
+) -> Iterator[tuple[str, Entity | InputError]]:
+    """Yield the annotations of a document, of its passages (the `parts`) and of their sentences, with their places.
+
+    In place of one that can't be read there is its error.
+    """
     rest = iter(passages)
-    holders = [(passage, tuple(islice(rest, len(units)))) for passage, units in parts]
-    holders += [(sentence, own) for passage, own in holders for sentence in _dicts(passage, "sentences")]
-    # An annotation is looked for in its own passage first: other passages may have the same offsets.
-    return [
-        _entity(annotation, text, (*own, *passages))
-        for holder, own in ((row, ()), *holders)
-        for annotation in _dicts(holder, "annotations")
+    numbered = [
+        (f"passage {number}", passage, tuple(islice(rest, len(units))))
+        for number, (passage, units) in enumerate(parts, start=1)
     ]
+    sentences = [
+        (f"{place}, sentence {number}", sentence, own)
+        for place, passage, own in numbered
+        for number, sentence in enumerate(_dicts(passage, "sentences"), start=1)
+    ]
+    # An annotation is looked for in its own passage first: other passages may have the same offsets.
+    for place, holder, own in (("document", row, ()), *numbered, *sentences):
+        try:
+            annotations = _dicts(holder, "annotations")
+        except InputError as error:
+            yield place, error
+            continue
+        for annotation in annotations:
+            try:
+                yield place, _entity(annotation, text, (*own, *passages))
+            except InputError as error:
+                yield place, error
 
 
 def _units(passage: dict[str, Any]) -> list[dict[str, Any]]:
@@ -184,9 +251,11 @@ def _units(passage: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _entity(annotation: dict[str, Any], text: str, passages: Sequence[Passage]) -> Entity:
+    """Read an annotation without comparing its mention with the text."""
+    mention = str(annotation.get("text") or "")
     pieces = [(_field(place, "offset", int), _field(place, "length", int)) for place in _dicts(annotation, "locations")]
     if not pieces:
-        raise InputError(f"the annotation {annotation.get('text', '')!r} has no locations")
+        raise InputError(f"the annotation {mention[:60]!r} has no locations")
     first, last = min(start for start, _ in pieces), max(start + length for start, length in pieces)
     start = next(
         (
@@ -197,20 +266,22 @@ def _entity(annotation: dict[str, Any], text: str, passages: Sequence[Passage]) 
         None,
     )
     if start is None:
-        raise InputError(f"the annotation {annotation.get('text', '')!r} at {first}:{last} isn't within a passage")
+        raise InputError(
+            f"the annotation {mention[:60]!r} at {first}:{last} isn't within a passage: fix its offsets, which count "
+            f"Unicode characters from the start of the document"
+        )
     infons = _infons(annotation)
+    if not isinstance(infons.get("type"), str) or not infons["type"].strip():
+        raise InputError(f"the annotation {mention[:60]!r} has no type: give it as a string in infons, under 'type'")
     mention = _field(annotation, "text", str) if len(pieces) == 1 else text[start : start + last - first]
-    score = infons.get("score", 1.0)
-    entity = Entity(
+    return Entity(
         start,
         start + last - first,
         mention,
-        _field(infons, "type", str),
-        read_score(score),
+        infons["type"],
+        read_score(infons.get("score", 1.0)),
         identifier=str(infons.get("identifier") or ""),
     )
-    check_entity(text, entity)
-    return entity
 
 
 def _dicts(holder: Any, name: str) -> list[dict[str, Any]]:
@@ -224,14 +295,14 @@ def _other_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name not in _WRITTEN}
 
 
-def _infons(holder: dict[str, Any]) -> dict[str, Any]:
+def _infons(holder: Mapping[str, Any]) -> dict[str, Any]:
     infons = holder.get("infons") or {}
     if not isinstance(infons, dict):
         raise InputError(f"infons must be an object, not {str(infons)[:80]}")
     return infons
 
 
-def _field(holder: dict[str, Any], name: str, kind: type) -> Any:
+def _field(holder: Mapping[str, Any], name: str, kind: type) -> Any:
     value = holder.get(name)
     if not isinstance(value, kind) or isinstance(value, bool):
         wanted = "a string" if kind is str else "an integer"

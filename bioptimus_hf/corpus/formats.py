@@ -15,14 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, TextIO, cast
 
+from bioptimus_hf.corpus import bioc_xml
 from bioptimus_hf.corpus.bioc import bioc_text, read_bioc
 from bioptimus_hf.corpus.conll import conll_text, read_conll_documents
 from bioptimus_hf.corpus.documents import Document
 from bioptimus_hf.corpus.html import html_text
-from bioptimus_hf.corpus.pubmed import read_pubmed
+from bioptimus_hf.corpus.pubmed import PubmedHandler
 from bioptimus_hf.corpus.pubtator import pubtator_text, read_pubtator
 from bioptimus_hf.corpus.reading import InputFile, NotUtf8Error, ReadOptions, TooLongError, open_input, size_over
 from bioptimus_hf.corpus.rows import jsonl_text, read_jsonl, read_parquet, read_txt
+from bioptimus_hf.corpus.xml_parsing import parse_xml
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.storage import atomic_file
 
@@ -54,15 +56,25 @@ class Format:
         return tuple(f"{suffix}{packed}" for suffix in self.suffixes for packed in ("", ".gz")[: 1 + self.gzip])
 
 
+def read_xml(file: InputFile) -> Iterator[Document | InputError]:
+    """Yield the documents of PubMed XML or of BioC XML; the root element says which of them it is.
+
+    Raises:
+        InputError: the file isn't well-formed, declares or uses its own entities, or is neither of the two.
+    """
+    return parse_xml(file, {bioc_xml.ROOT: bioc_xml.BiocXmlHandler}, PubmedHandler)
+
+
 FORMATS = {
     format.name: format
     for format in (
         Format("txt", (".txt",), read_txt),
         Format("jsonl", (".jsonl",), read_jsonl, jsonl_text),
         Format("parquet", (".parquet",), read_parquet, gzip=False),
-        Format("pubmed", (".xml",), read_pubmed),
+        Format("pubmed", (".xml",), read_xml),
         Format("pubtator", (".pubtator", ".pubtator.txt"), read_pubtator, pubtator_text),
         Format("bioc", (".json",), read_bioc, bioc_text),
+        Format("bioc_xml", (".bioc.xml",), read_xml),
         Format("conll", (".conll", ".tsv", ".iob", ".iob2", ".bio"), read_conll_documents, conll_text),
         Format("html", (".html",), write=html_text),
     )

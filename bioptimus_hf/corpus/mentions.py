@@ -18,6 +18,8 @@ from bioptimus_hf.corpus.documents import Entity, check_entity
 from bioptimus_hf.corpus.reading import InputFile
 from bioptimus_hf.errors import InputError
 
+UNREADABLE = "annotations that can't be read and are left out"
+"""What `InputFile.note` counts them as."""
 _SIMILAR = 0.75  # of `SequenceMatcher.ratio`: `tumour` and `tumor` have 0.91, `aspirin` and `hepatitis` 0.25
 _LONGEST = 200  # characters of a mention that is compared letter by letter
 _FARTHEST = 200  # characters by which a mention is looked for around its place
@@ -52,7 +54,7 @@ def read_entities(file: InputFile, where: str, text: str, found: Iterable[Entity
         except InputError as error:
             if file.options.annotations == "needed":
                 raise
-            file.note("annotations that can't be read and are left out", f"{where}: {error}")
+            file.note(UNREADABLE, f"{where}: {error}")
             continue
         if settled.text != entity.text:
             example = f"{where}: {entity.text[:60]!r}, in the text {settled.text[:60]!r}"
@@ -68,7 +70,7 @@ def settle_mention(text: str, entity: Entity) -> Entity:
         InputError: the mention isn't in this place, not even in another spelling.
     """
     found = text[entity.start : entity.end]
-    if found == entity.text and found:
+    if found == entity.text and 0 <= entity.start < entity.end <= len(text):
         return entity
     if 0 <= entity.start < entity.end <= len(text) and _is_spelling(text, entity):
         return replace(entity, text=found)

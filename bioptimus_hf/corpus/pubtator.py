@@ -7,16 +7,21 @@ each of them is written as one space and offsets stay the same.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from bioptimus_hf.corpus.documents import Document, Entity, check_entity, join_passages
-from bioptimus_hf.corpus.reading import InputFile
+from bioptimus_hf.corpus.documents import Document, Entity, Passage, join_passages
+from bioptimus_hf.corpus.mentions import UNREADABLE, read_entities, settle_mention
+from bioptimus_hf.corpus.reading import InputFile, NotUtf8Error
 from bioptimus_hf.errors import InputError
 
 _TEXT_LINE = re.compile(r"([^|\t]+)\|([ta])\|(.*)", re.DOTALL)
 _NUMBER = re.compile(r"[0-9]{1,15}")
+_NO_IDENTIFIER = "-"
+_RELATION = re.compile(r"[A-Za-z][\w .:/-]*")
+# Identifiers of concepts have digits, as in MESH:D009270, 7124, rs12345 or D003000|D006470, or are missing.
+_IDENTIFIER = re.compile(r"-|\S*[0-9]\S*")
 # Everything that some reader takes for the end of a field or line.
 _AS_SPACES = str.maketrans(dict.fromkeys("\t\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029", " "))
 
@@ -26,8 +31,9 @@ _Line = tuple[int, str | InputError]
 def read_pubtator(file: InputFile) -> Iterator[Document | InputError]:
     """Yield the documents of a PubTator file, and an error for each document that has one.
 
-    Annotations have the columns id, start, end, text, type and possibly more, which become the `identifier`. Lines of
-    four or more columns without offsets are relations, kept in `extra["relations"]`.
+    Annotations have the columns id, start, end, text, type and possibly more, which become the `identifier` (`-` stands
+    for none). Relations have the columns id, type, the identifiers of two concepts, and possibly `Novel` or `No`; they
+    are kept in `extra["relations"]`. Any other line is an error, or noted if annotations are optional.
     """
     block: list[_Line] = []
     for number, line in file.lines():
@@ -44,7 +50,8 @@ def pubtator_text(documents: Iterable[Document]) -> Iterator[str]:
     """Yield documents as PubTator.
 
     The title is the first passage, or the first line of a text without passages. If nothing follows the title, no line
-    for the abstract is written, because it would add a line break to the text. Scores are left out.
+    for the abstract is written, because it would add a line break to the text. An annotation without an identifier has
+    `-` in the sixth column, without which other programs don't read the line. Scores are left out.
 
     Raises:
         InputError: an id can't be written.
@@ -66,7 +73,7 @@ def _lines(document: Document) -> list[str]:
         lines.append(f"{document.id}|a|{text[title + 1 :]}")
     for entity in document.entities:
         # Tabs in the identifier separate columns.
-        more = [column.translate(_AS_SPACES) for column in entity.identifier.split("\t") if entity.identifier]
+        more = [column.translate(_AS_SPACES) for column in (entity.identifier or _NO_IDENTIFIER).split("\t")]
         mention = text[entity.start : entity.end]
         columns = [document.id, entity.start, entity.end, mention, entity.label.translate(_AS_SPACES), *more]
         lines.append("\t".join(map(str, columns)))
@@ -83,48 +90,113 @@ def _document_or_error(file: InputFile, block: list[_Line]) -> Document | InputE
 
 def _document(file: InputFile, block: list[_Line]) -> Document:
     name, texts = _texts(file, block)
-    text, passages = join_passages(
-        (texts[kind], None, {"type": kind_name})
-        for kind, kind_name in (("t", "title"), ("a", "abstract"))
-        if kind in texts
-    )
-    entities: list[Entity] = []
+    found: list[tuple[str, Entity]] = []
     relations: list[list[str]] = []
+    for number, line in [] if file.options.annotations == "ignored" else block[len(texts) :]:
+        try:
+            columns = _columns(line, name)
+            if _is_relation(columns):
+                relations.append(columns[1:])
+            else:
+                found.append((f"line {number}", _entity(columns)))
+        except NotUtf8Error:
+            raise
+        except InputError as error:
+            _reject_line(file, number, error)
     for number, line in block[len(texts) :]:
-        where = f"{file.path}, line {number}"
-        columns = _decoded(line).split("\t")
-        if columns[0] != name:
-            raise InputError(
-                f"{where}: this line belongs to document {columns[0][:60]!r}, not {name!r}: put an empty line between "
-                f"documents"
-            )
-        if file.options.annotations == "ignored":
-            continue
-        if len(columns) >= 5 and _NUMBER.fullmatch(columns[1]) and _NUMBER.fullmatch(columns[2]):
-            mention, label, *more = columns[3:]
-            entity = Entity(int(columns[1]), int(columns[2]), mention, label, identifier="\t".join(more))
-            entities.append(_checked(where, text, entity))
-        elif len(columns) >= 4 and not columns[1].lstrip("-").isdigit():
-            relations.append(columns[1:])
-        else:
-            raise InputError(
-                f"{where}: an annotation has the columns id, start, end, text and type, separated by tabs; this line "
-                f"has {len(columns)}"
-            )
+        if _TEXT_LINE.fullmatch(_decoded(line)):
+            raise InputError(f"{file.path}, line {number}: put an empty line between documents")
+    text, passages = _joined(texts, [entity for _, entity in found])
+    entities: list[Entity] = []
+    for where, entity in found:
+        try:
+            entities += read_entities(file, where, text, [_with_line_break(text, entity)])
+        except InputError as error:
+            raise InputError(f"{file.path}, {where}: {error}") from error
     extra: dict[str, Any] = {"relations": relations} if relations else {}
     return Document(name, text, tuple(entities), passages, extra=extra)
 
 
-def _checked(where: str, text: str, entity: Entity) -> Entity:
-    """Check an entity. In a mention across title and abstract, the line break between them is written as a space."""
+def _columns(line: str | InputError, name: str) -> list[str]:
+    columns = _decoded(line).split("\t")
+    if columns[0] != name:
+        raise InputError(
+            f"this line belongs to document {columns[0][:60]!r}, not {name!r}: put an empty line between documents"
+        )
+    return columns
+
+
+def _is_relation(columns: list[str]) -> bool:
+    """Tell whether the columns are id, type, the identifiers of two concepts, and in some data sets Novel or No."""
+    rest = columns[4:]
+    return (
+        len(columns) >= 4
+        and rest in ([], ["Novel"], ["No"])
+        and _RELATION.fullmatch(columns[1]) is not None
+        and all(map(_IDENTIFIER.fullmatch, columns[2:4]))
+    )
+
+
+def _entity(columns: list[str]) -> Entity:
+    """Read an annotation.
+
+    Raises:
+        InputError: it hasn't the columns of one.
+    """
+    if len(columns) < 5:
+        raise InputError(
+            f"an annotation has the columns id, start, end, text and type, separated by tabs, a relation id, type and "
+            f"two identifiers; this line has {len(columns)}"
+        )
+    _, start, end, mention, label, *more = columns
+    if not (_NUMBER.fullmatch(start) and _NUMBER.fullmatch(end)):
+        reason = (
+            "which stand for no place in the text: remove the line"
+            if start == end == "-1"
+            else "not start and end in digits: the columns of an annotation are id, start, end, text and type"
+        )
+        raise InputError(f"the second and third column are {start[:60]!r} and {end[:60]!r}, {reason}")
+    if not label.strip():
+        raise InputError(f"the annotation {mention[:60]!r} has no type: give it in the fifth column")
+    identifier = "\t".join(more)
+    return Entity(int(start), int(end), mention, label, identifier="" if identifier == _NO_IDENTIFIER else identifier)
+
+
+def _joined(texts: Mapping[str, str], entities: Sequence[Entity]) -> tuple[str, tuple[Passage, ...]]:
+    """Join title and abstract with a line break.
+
+    Some sources take a blank at the end of the title, instead of another character after it, for what separates the
+    abstract. The offsets of the entities show whether this one does.
+    """
+    kinds = [(kind, name) for kind, name in (("t", "title"), ("a", "abstract")) if kind in texts]
+    joined = join_passages((texts[kind], None, {"type": name}) for kind, name in kinds)
+    if "a" not in texts or not texts["t"].endswith(" "):
+        return joined
+    title = texts["t"][:-1]
+    later = [entity for entity in entities if entity.start > len(title)]
+    other = join_passages(({**texts, "t": title}[kind], None, {"type": name}) for kind, name in kinds)
+    right, others = (sum(_fits(text, entity) for entity in later) for text in (joined[0], other[0]))
+    return other if others > right else joined
+
+
+def _with_line_break(text: str, entity: Entity) -> Entity:
+    """Return an entity with the line break between title and abstract, which is written as a blank, if it has it."""
     found = text[entity.start : entity.end]
-    if found.replace("\n", " ") == entity.text:
-        entity = replace(entity, text=found)
+    return replace(entity, text=found) if found.replace("\n", " ") == entity.text else entity
+
+
+def _fits(text: str, entity: Entity) -> bool:
     try:
-        check_entity(text, entity)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from error
-    return entity
+        return bool(settle_mention(text, _with_line_break(text, entity)))
+    except InputError:
+        return False
+
+
+def _reject_line(file: InputFile, number: int, error: InputError) -> None:
+    """Raise the error of a line that isn't an annotation or a relation, or note it if annotations are optional."""
+    if file.options.annotations == "needed":
+        raise InputError(f"{file.path}, line {number}: {error}") from error
+    file.note(UNREADABLE, f"line {number}: {error}")
 
 
 def _texts(file: InputFile, block: list[_Line]) -> tuple[str, dict[str, str]]:

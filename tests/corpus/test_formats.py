@@ -276,14 +276,14 @@ def test_invalid_json_is_never_written(name: str, value: Any, tmp_path: Path) ->
 PUBTATOR = f"""227508|t|{TITLE}
 227508|a|{ABSTRACT}
 227508\t0\t8\tNaloxone\tChemical\tD009270
-227508\t60\t68\tβ-Blocke\tChemical
+227508\t60\t68\tβ-Blocke\tChemical\t-
 227508\t91\t99\tnaloxone\tChemical\tD009270|X\tsecond column
 227508\tCID\tD009270\tD003000
 
 
 2|t|A | bar | in it
 2|a|
-2\t0\t1\tA\tGene
+2\t0\t1\tA\tGene\t-
 """
 
 
@@ -532,9 +532,15 @@ def test_entities_of_xml_are_never_expanded(tmp_path: Path) -> None:
 
 
 def test_other_xml_is_rejected(tmp_path: Path) -> None:
-    (tmp_path / "a.xml").write_text("<collection><document/></collection>")
-    with pytest.raises(InputError, match="has no PubmedArticle"):
-        read(tmp_path / "a.xml")
+    for content, message in (
+        ("<article><front/></article>", "has no PubmedArticle, but the root element <article>: give XML as PubMed"),
+        ("<html><collection/></html>", "the root element <html>"),
+        ("<collection><record/></collection>", "has no BioC document: its <collection> is of another kind"),
+        ("<collection><document/></collection>", r"a\.xml, document that begins in line 1: the document has no id"),
+    ):
+        (tmp_path / "a.xml").write_text(content)
+        with pytest.raises(InputError, match=message):
+            read(tmp_path / "a.xml")
     (tmp_path / "a.xml").write_text("<PubmedArticleSet></PubmedArticleSet>")  # the answer to a search without results
     assert read(tmp_path / "a.xml") == []
 
@@ -560,8 +566,8 @@ FAULTY = {
     "g.jsonl": ('{"text": "one"}\n' + "[" * 100_000 + '\n{"text": "three"}\n', "line 2: not JSON"),
     "a.txt": ("one\ncaf\udce9\nthree\n", "line 2: not valid UTF-8 at byte 7 of the file"),
     "a.pubtator": (
-        "1|t|one\n\n2|t|two\n2\t0\t3\tTwo\tGene\n\n3|t|three\n",
-        "line 4: the text at 0:3 is 'two', not 'Two'",
+        "1|t|one\n\n2|t|two\n2\t0\t3\town\tGene\n\n3|t|three\n",
+        "line 4: the text at 0:3 is 'two', not 'own'",
     ),
     "b.pubtator": ("1|t|one\n\n2|a|two\n\n3|t|three\n", "line 3: a document begins with its title"),
     "c.pubtator": (
@@ -593,7 +599,7 @@ FAULTY = {
         '{"documents": [{"id": "1", "passages": [{"offset": 0, "text": "one"}]},\n{"id": "2", "passages": [{"offset": '
         '0, "text": "two", "annotations": [{"text": "tw", "locations": [{"offset": 0, "length": 2}], "infons": "x"}]'
         '}]},\n{"id": "3", "passages": [{"offset": 0, "text": "three"}]}]}',
-        "document 2, which ends by line 3: id 2: infons must be an object, not x",
+        "document 2, which ends by line 3: id 2: passage 1: infons must be an object, not x",
     ),
     "h.jsonl": (
         '{"text": "one"}\n{"text": "two", "entities": [{"start": false, "end": 2, "text": "tw", "label": "x"}]}\n'
