@@ -144,3 +144,12 @@ def data_dir() -> Path:
     if not (root / "corpus").is_dir():
         pytest.skip(f"no real data in {root}: set BIOPTIMUS_DATA to the folder that holds corpus/ and ner/")
     return root
+
+
+@pytest.fixture(scope="session")
+def cases_dir() -> Path:
+    """The folder of small inputs that each have a fault which real files have; its README says what is expected."""
+    folder = Path(os.environ.get("BIOPTIMUS_DATA", "../shared/data")).parent / "cases"
+    if not folder.is_dir():
+        pytest.skip(f"no cases in {folder}: set BIOPTIMUS_DATA to a folder beside cases/")
+    return folder

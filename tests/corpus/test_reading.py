@@ -217,7 +217,12 @@ def long_file(folder: Path, name: str, text: str) -> Path:
         for number, text in enumerate(texts)
     )
     bioc = [{"id": number, "passages": [{"offset": 0, "text": text}]} for number, text in enumerate(texts)]
+    passages = "".join(
+        f"<document><id>{number}</id><passage><offset>0</offset><text>{text}</text></passage></document>"
+        for number, text in enumerate(texts)
+    )
     content = {
+        "bioc.xml": f"<collection>{passages}</collection>",
         "txt": "\r\n".join(texts),
         "jsonl": "\n".join(json.dumps({"text": text}) for text in texts),
         "pubtator": "\n".join(f"{number}|t|{text}\n" for number, text in enumerate(texts)),
