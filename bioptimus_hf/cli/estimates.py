@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bioptimus_hf.artifacts import read_json
+from bioptimus_hf.corpus.ner_files import split_file
 
 _START_UP = 8  # seconds until a stage begins to work
 _MEASURED_WEIGHTS = 12 * 6 * 384**2  # of the encoder's layers, without embeddings
@@ -155,7 +156,9 @@ def _seeds(options: Mapping[str, Any]) -> int:
 def _training_sentences(options: Mapping[str, Any]) -> int | None:
     """Count the sentences of the training sets that are local files."""
     folder = Path(str(options.get("ner_data") or ""))
-    files = [folder / "train.tsv"] if (folder / "train.tsv").is_file() else sorted(folder.glob("*/train.tsv"))
+    own = split_file(folder, "train")
+    inner = sorted(one for one in folder.glob("*") if one.is_dir())
+    files = [own] if own else [file for one in inner if (file := split_file(one, "train"))]
     wanted = {str(task).replace("-", "").lower() for task in options["tasks"]}
     chosen = [
         file

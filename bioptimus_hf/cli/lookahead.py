@@ -98,6 +98,7 @@ class Prospect:
 
     def _check_pretraining(self) -> None:
         from bioptimus_hf.corpus.decontamination import ner_test_files
+        from bioptimus_hf.corpus.ner_files import TEST_PATTERNS
         from bioptimus_hf.models import check_bert, find_files
         from bioptimus_hf.pretraining.curriculum import phase_ends
 
@@ -110,7 +111,7 @@ class Prospect:
         if model and self._is_reachable(model):
             check_bert(model, length=values["max_length"])
         if values["decontaminate"] and self._is_reachable(values["decontaminate"]):
-            ner_test_files(find_files(values["decontaminate"], ["test.tsv", "*/test.tsv"]).folder)
+            ner_test_files(find_files(values["decontaminate"], TEST_PATTERNS).folder)
 
     def _check_heads(self) -> None:
         """Read the data of all tasks, and find the encoders, as far as they aren't made by this run."""

@@ -18,7 +18,8 @@ import ahocorasick
 from datasets import Dataset, Features, List, Value
 
 from bioptimus_hf.corpus.cache import cached_map
-from bioptimus_hf.corpus.conll import read_conll
+from bioptimus_hf.corpus.conll import read_words
+from bioptimus_hf.corpus.ner_files import split_file
 from bioptimus_hf.errors import InputError
 
 SHORTEST = 40  # characters after normalisation: shorter sentences occur in many documents by chance
@@ -97,17 +98,18 @@ def read_test_sentences(folder: str | Path) -> dict[str, list[str]]:
     for file in ner_test_files(folder):
         subfolder = file.parent.relative_to(folder).as_posix()
         name = Path(folder).resolve().name if subfolder == "." else subfolder
-        sets.setdefault(name, []).extend(" ".join(tokens) for tokens, _ in read_conll(file))
+        sets.setdefault(name, []).extend(map(" ".join, read_words(file)))
     return sets
 
 
 def ner_test_files(folder: str | Path) -> list[Path]:
-    """Return every `test.tsv` in a folder and its subfolders.
+    """Return every test set in a folder and its subfolders: `test.tsv`, or with another ending of CoNLL files.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or there are several in one folder.
     """
-    files = sorted(file for file in Path(folder).rglob("test.tsv") if file.is_file())
+    folders = {file.parent for file in Path(folder).rglob("test.*")}
+    files = sorted(file for inner in folders if (file := split_file(inner, "test")))
     if not files:
         raise InputError(f"no test.tsv in {folder} or its subfolders: name the folder of the NER data sets")
     return files

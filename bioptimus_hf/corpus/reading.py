@@ -65,6 +65,7 @@ class ReadOptions:
         annotations: what becomes of annotations in the file. `needed`: one that can't be read is an error of its
             document. `optional`: one that can't be read is left out and noted, see `InputFile.note`; for files whose
             annotations are going to be replaced. `ignored`: they aren't read at all; for corpora.
+        type_name: the type of entities in CoNLL files whose tags carry none (`B` and `I`).
 
     Raises:
         InputError: a value is none of these.
@@ -75,6 +76,7 @@ class ReadOptions:
     encoding: str = "utf-8"
     max_document_megabytes: float = MAX_DOCUMENT_MEGABYTES
     annotations: Annotations = "needed"
+    type_name: str | None = None
 
     @property
     def limit(self) -> int:
@@ -139,35 +141,19 @@ class NotUtf8Error(InputError):
         self.advice = advice
 
 
-class InputFile:
-    """An open file, decompressed, as the readers of all formats take it.
+class Notes:
+    """Counts what is converted or left out, and says it once.
 
-    Attributes:
-        path: where the file is, for error messages.
-        options: how to read it.
-        binary: the decompressed bytes as they are in the file, whatever its encoding.
-        replaced: how many undecodable bytes or sequences have been replaced so far.
-        blank: how many blank lines the reader has left out so far, in formats where a document is a line.
+    Args:
+        source: where the data comes from, for the messages.
     """
 
-    def __init__(self, path: Path, binary: io.BufferedReader, raw: BinaryIO, options: ReadOptions) -> None:
-        self.path = path
-        self.options = options
-        self.binary = binary
-        self.replaced = self.blank = 0
+    def __init__(self, source: str | Path) -> None:
+        self._source = source
         self._notes: dict[str, tuple[int, str]] = {}
-        self._raw = raw
-        self._packed = raw is not binary
-        self._decoder = getincrementaldecoder("utf-8")("replace")
-        self._utf8: BinaryIO | None = None
-
-    @property
-    def position(self) -> int:
-        """The number of bytes read so far, before decompression."""
-        return 0 if self._raw.closed else self._raw.tell()
 
     def note(self, what: str, example: str) -> None:
-        """Count something that is converted or left out. When the file is closed, one warning says how often it was.
+        """Count something that is converted or left out. `report` says how often it was.
 
         Args:
             what: a plural without a number, such as `mentions that differ from the text`.
@@ -179,8 +165,36 @@ class InputFile:
     def report(self) -> None:
         """Log what was noted: a line each, with the count and an example."""
         for what, (count, example) in self._notes.items():
-            logger.warning("%s: %s: %d (for example %s)", self.path, what, count, example)
+            logger.warning("%s: %s: %d (for example %s)", self._source, what, count, example)
         self._notes.clear()
+
+
+class InputFile(Notes):
+    """An open file, decompressed, as the readers of all formats take it.
+
+    Attributes:
+        path: where the file is, for error messages.
+        options: how to read it.
+        binary: the decompressed bytes as they are in the file, whatever its encoding.
+        replaced: how many undecodable bytes or sequences have been replaced so far.
+        blank: how many blank lines the reader has left out so far, in formats where a document is a line.
+    """
+
+    def __init__(self, path: Path, binary: io.BufferedReader, raw: BinaryIO, options: ReadOptions) -> None:
+        super().__init__(path)
+        self.path = path
+        self.options = options
+        self.binary = binary
+        self.replaced = self.blank = 0
+        self._raw = raw
+        self._packed = raw is not binary
+        self._decoder = getincrementaldecoder("utf-8")("replace")
+        self._utf8: BinaryIO | None = None
+
+    @property
+    def position(self) -> int:
+        """The number of bytes read so far, before decompression."""
+        return 0 if self._raw.closed else self._raw.tell()
 
     @property
     def utf8(self) -> BinaryIO:

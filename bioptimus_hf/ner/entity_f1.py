@@ -5,6 +5,7 @@ from importlib import resources
 
 metric = evaluate.load(str(resources.files("bioptimus_hf.ner") / "entity_f1.py"))
 metric.compute(predictions=[["B-Chemical", "O"]], references=[["B-Chemical", "O"]])
+metric.compute(predictions=[["B", "O"]], references=[["B", "O"]], merged_type="Chemical")
 """
 
 from __future__ import annotations
@@ -23,9 +24,12 @@ class EntityF1(evaluate.Metric):
         return evaluate.MetricInfo(
             description=self.__class__.__doc__,
             citation="",
-            inputs_description="predictions and references: the tags (O, B-<type>, I-<type>) of each sentence.",
+            inputs_description="predictions and references: the tags (O, B-<type>, I-<type>) of each sentence, also "
+            "in IOBES or BILOU, or without types; merged_type: count all types as this one.",
             features=datasets.Features(predictions=tags, references=tags),
         )
 
-    def _compute(self, predictions: list[list[str]], references: list[list[str]]) -> dict[str, float]:
-        return entity_scores(references, predictions)
+    def _compute(
+        self, predictions: list[list[str]], references: list[list[str]], merged_type: str | None = None
+    ) -> dict[str, float]:
+        return entity_scores(references, predictions, merged_type=merged_type)

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
 from bioptimus_hf.artifacts import identity, read_yaml
-from bioptimus_hf.corpus.conll import TAG, Sentence, check_row, count_mentions, read_conll, repair_tag, types_of
+from bioptimus_hf.corpus.conll import TAG, Sentence, TagConverter, has_types, read_conll, types_of
 from bioptimus_hf.corpus.hub import load_pinned, pin_dataset
+from bioptimus_hf.corpus.ner_files import SPLIT_NAMES, split_file
+from bioptimus_hf.corpus.reading import Notes
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import is_hub_name
 
 logger = logging.getLogger(__name__)
 
-SPLITS = ("train", "validation", "test")
-_FILES = {"train": ("train.tsv",), "validation": ("dev.tsv", "devel.tsv"), "test": ("test.tsv",)}
+SPLITS = tuple(SPLIT_NAMES)
+_RARE, _RARE_VARIANT = 200, 20  # how many times as often another type occurs, or one with a similar name
 
 
 @dataclass(frozen=True)
@@ -29,10 +33,11 @@ class NerTask:
 
     Attributes:
         name: names the folder of the results.
-        folder: sub-folder with the task's files, relative to the source given to `load_ner`; empty for the source
-            itself.
+        folder: sub-folder with the task's files, relative to the source given to `load_ner`; by default, `name`. Files
+            in the source itself are found, too.
         types: entity types; by default those that occur in the training set.
-        merged_type: if given, all types are read as this one.
+        merged_type: if given, all types are read as this one. Tags without a type (`B` and `I`) get this type, the
+            only one of `types`, or the name of the task.
         mentions: published numbers of mentions in train, validation and test. Other data is rejected.
         common_copy: numbers of mentions of a widely used copy that differs from the published data; accepted and
             logged.
@@ -95,11 +100,13 @@ NER_TASKS = {**BLURB_NER, JNLPBA_TYPES.name: JNLPBA_TYPES}
 def load_ner(task: str | NerTask, source: str | Path) -> DatasetDict:
     """Read the training, validation and test set of a task, and check the numbers of mentions.
 
+    The number of mentions of each type is logged for each split, and a warning names types that look like errors.
+
     Args:
         task: a key of `BLURB_NER`, `"jnlpba-types"`, or your own task, e.g. `NerTask("mine")`.
-        source: folder that holds the task's folder or the files themselves (`train.tsv`, `dev.tsv` or `devel.tsv`,
-            `test.tsv`); or a data set on the Hub (`owner/name` or `owner/name@revision`) with the splits `train`,
-            `validation` and `test` and the columns `tokens` (list of strings) and `ner_tags` (list of class labels).
+        source: folder that holds the task's folder or the files themselves (see `task_files`); or a data set on the Hub
+            (`owner/name` or `owner/name@revision`) with the splits `train`, `validation` and `test` and the columns
+            `tokens` (list of strings) and `ner_tags` (list of class labels). Tags as for `read_conll`.
 
     Returns:
         `train`, `validation` and `test` with the columns `tokens` (list of strings) and `ner_tags` (list of class
@@ -116,7 +123,9 @@ def load_ner(task: str | NerTask, source: str | Path) -> DatasetDict:
         raise InputError(f"{task.name} is a BLURB task with fixed types and mention counts: choose another name")
     splits = _read_hub(task, str(source)) if is_hub_name(source) else _read_files(task, source)
     types = task.types or types_of(splits["train"])
-    _check_mentions(task, {split: count_mentions(splits[split]) for split in SPLITS})
+    mentions = {split: mentions_by_type(splits[split]) for split in SPLITS}
+    _check_mentions(task, {split: counts.total() for split, counts in mentions.items()})
+    _report_types(task, mentions)
     if task.merged_type:
         splits = {split: _merged(sentences, task.merged_type) for split, sentences in splits.items()}
         types = (task.merged_type,)
@@ -159,11 +168,14 @@ def task_identity(task: str | NerTask, source: str | Path, dataset: DatasetDict)
     train = dataset["train"]
     labels = label_names(train)
     occurring = _tags_of_types(types_of(list(zip(train["tokens"], tags_of(train), strict=True))))
-    suffix = "" if labels == occurring else f" {' '.join(labels)}"  # types named by the task, not read from the data
+    named = f" {' '.join(labels)}"  # types that the task names, and the data doesn't
     if is_hub_name(source):
         pinned = pin_source(source)
+        suffix = "" if labels == occurring else named
         return {split: identity(f"{pinned}:{split}") + suffix for split in SPLITS}
-    return {split: identity(file) + suffix for split, file in task_files(task, source).items()}
+    files = task_files(task, source)
+    suffix = "" if labels == occurring and has_types(files["train"]) else named
+    return {split: identity(file) + suffix for split, file in files.items()}
 
 
 def pin_source(source: str | Path) -> str:
@@ -180,20 +192,26 @@ def pin_source(source: str | Path) -> str:
 def task_files(task: str | NerTask, source: str | Path) -> dict[str, Path]:
     """Return the path of each split's file.
 
+    Files are called `train`, `dev` (or `devel`, `valid`, `validation`, `val`) and `test`, and end in `.tsv`, `.conll`,
+    `.iob`, `.iob2`, `.bio` or, if there are no such files, `.txt`; `.gz` may follow.
+
     Raises:
-        InputError: a file is missing.
+        InputError: a file is missing, or there are several for a split.
     """
     task = _named(task)
-    places = list(dict.fromkeys((Path(source) / task.folder, Path(source))))
-    folder = next((place for place in places if (place / "train.tsv").is_file()), None)
+    places = list(dict.fromkeys((Path(source) / (task.folder or task.name), Path(source))))
+    folder = next((place for place in places if split_file(place, "train")), None)
     if folder is None:
         raise InputError(f"no train.tsv for task {task.name} in {' or '.join(map(str, places))}")
     files = {}
-    for split, names in _FILES.items():
-        found = [folder / name for name in names if (folder / name).is_file()]
-        if not found:
-            raise InputError(f"no {' or '.join(names)} in {folder}: a task needs train.tsv, dev.tsv and test.tsv")
-        files[split] = found[0]
+    for split, names in SPLIT_NAMES.items():
+        found = split_file(folder, split)
+        if found is None:
+            raise InputError(
+                f"no {' or '.join(f'{name}.tsv' for name in names)} in {folder}: a task needs train.tsv, dev.tsv and "
+                f"test.tsv"
+            )
+        files[split] = found
     return files
 
 
@@ -217,11 +235,27 @@ def _named(task: str | NerTask) -> NerTask:
     return NER_TASKS[task]
 
 
+def mentions_by_type(sentences: Iterable[Sentence]) -> Counter[str]:
+    """Return the number of mentions of each entity type."""
+    return Counter(tag[2:] for _, tags in sentences for tag in tags if tag.startswith("B-"))
+
+
+def _type_name(task: NerTask, types: Sequence[str] | None) -> str | None:
+    """Return the type of tags that carry none, given the types that are known; None if it isn't clear.
+
+    The name of a task may not be possible as that of a type.
+    """
+    if task.merged_type or types:
+        return task.merged_type or (types[0] if types and len(types) == 1 else None)
+    return task.name if TAG.fullmatch(f"B-{task.name}") else None
+
+
 def _read_files(task: NerTask, source: str | Path) -> dict[str, list[Sentence]]:
     files = task_files(task, source)
-    train = read_conll(files["train"], types=task.types)
+    train = read_conll(files["train"], types=task.types, type_name=_type_name(task, task.types))
     types = _types(task, train, files["train"])
-    return {"train": train} | {split: read_conll(files[split], types=types) for split in SPLITS[1:]}
+    name = _type_name(task, types)
+    return {"train": train} | {split: read_conll(files[split], types=types, type_name=name) for split in SPLITS[1:]}
 
 
 def _read_hub(task: NerTask, source: str) -> dict[str, list[Sentence]]:
@@ -230,12 +264,14 @@ def _read_hub(task: NerTask, source: str) -> dict[str, list[Sentence]]:
         raise InputError(
             f"{source} has no split {missing[0]!r}: it has {', '.join(found)}; a task needs {', '.join(SPLITS)}"
         )
-    train = _sentences(found["train"], f"{source}, train", task.types)
+    train = _sentences(found["train"], f"{source}, train", task.types, _type_name(task, task.types))
     types = _types(task, train, f"{source}, train")
-    return {"train": train} | {split: _sentences(found[split], f"{source}, {split}", types) for split in SPLITS[1:]}
+    name = _type_name(task, types)
+    rest = {split: _sentences(found[split], f"{source}, {split}", types, name) for split in SPLITS[1:]}
+    return {"train": train} | rest
 
 
-def _sentences(dataset: Dataset, where: str, types: Collection[str] | None) -> list[Sentence]:
+def _sentences(dataset: Dataset, where: str, types: Collection[str] | None, type_name: str | None) -> list[Sentence]:
     """Check the rows of a Hub data set and return its sentences, as `read_conll` does for a file."""
     tokens, tags = (getattr(dataset.features.get(name), "feature", None) for name in ("tokens", "ner_tags"))
     if getattr(tokens, "dtype", None) not in ("string", "large_string") or not isinstance(tags, ClassLabel):
@@ -243,22 +279,20 @@ def _sentences(dataset: Dataset, where: str, types: Collection[str] | None) -> l
             f"{where}: expected the columns `tokens` (strings) and `ner_tags` (class labels), found {dataset.features}"
         )
     sentences: list[Sentence] = []
-    repaired = 0
+    notes = Notes(where)
+    converter = TagConverter(notes.note, types, type_name)
     for number, (words, ids) in enumerate(zip(dataset["tokens"], dataset["ner_tags"], strict=True)):
         row = f"{where}, row {number}"
         _check_columns(row, words, ids, len(tags.names))
-        sentence: Sentence = ([], [])
-        for word, tag in zip(words, tags.int2str(ids), strict=True):
-            token = " ".join(word.split())  # tabs and line breaks separate columns and rows in CoNLL files
-            check_row(row, token, tag, types)
-            repaired_tag = repair_tag(tag, sentence[1])
-            repaired += repaired_tag != tag
-            sentence[0].append(token)
-            sentence[1].append(repaired_tag)
+        # Tabs and line breaks separate columns and rows in CoNLL files.
+        cleaned = [" ".join(word.split()) for word in words]
+        if "" in cleaned:
+            raise InputError(f"{row}: the token is empty")
+        names = tags.int2str(ids)
+        parsed = [converter.parse(row, name) for name in names]
         if words:
-            sentences.append(sentence)
-    if repaired:
-        logger.warning("%s: %d I- tags don't continue an entity and were read as B-", where, repaired)
+            sentences.append((cleaned, converter.convert(names, parsed, "row", [number] * len(names))))
+    notes.report()
     if not sentences:
         raise InputError(f"{where} contains no sentences")
     return sentences
@@ -311,6 +345,43 @@ def _check_mentions(task: NerTask, found: Mapping[str, int]) -> None:
             f"data with the published splits, or give your task another name"
         )
     logger.info("%s: mentions %s: a widely used copy; the published data has %s", task.name, shown, published)
+
+
+def _report_types(task: NerTask, mentions: Mapping[str, Counter[str]]) -> None:
+    """Log how many mentions of each type there are, and warn of types that look like errors."""
+    total = sum(mentions.values(), Counter[str]())
+    types = sorted({*total, *(task.types or ())})
+    for split, counts in mentions.items():
+        shown = ", ".join(f"{kind} {counts[kind]}" for kind in types)
+        logger.info("%s, %s: %d mentions: %s", task.name, split, counts.total(), shown)
+    if task.merged_type:
+        return
+    for kind in types:
+        if not mentions["train"][kind]:
+            logger.warning("%s: the training set has no %s: a head can't learn it", task.name, kind)
+        elif why := _suspicion(kind, total):
+            logger.warning("%s: the type %s has %d mentions %s: is it an error?", task.name, kind, total[kind], why)
+
+
+def _suspicion(kind: str, total: Counter[str]) -> str:
+    """Return why a type looks like an error; empty if it doesn't.
+
+    It does if a more frequent type differs from it in case or punctuation only, or if it is rare.
+    """
+    letters = _letters(kind)
+    others = [other for other, count in total.most_common() if (count, other) > (total[kind], kind)]
+    if same := [other for other in others if _letters(other) == letters]:
+        return f"and {same[0]}, which differs in case or punctuation only, {total[same[0]]}"
+    similar = [other for other in others if _letters(other).startswith(letters) or _letters(other).endswith(letters)]
+    similar += get_close_matches(kind, others)
+    for found, times in ((similar, _RARE_VARIANT), (others, _RARE)):
+        if found and total[found[0]] >= times * total[kind]:
+            return f"and {found[0]} {total[found[0]]}"
+    return ""
+
+
+def _letters(kind: str) -> str:
+    return "".join(filter(str.isalnum, kind)).casefold()
 
 
 def _merged(sentences: Sequence[Sentence], kind: str) -> list[Sentence]:

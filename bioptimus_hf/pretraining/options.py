@@ -38,7 +38,7 @@ class PretrainingOptions:
         default=None,
         metadata={
             "help": "Folder, or data set on the Hub, of NER sets: drop documents that contain a sentence of any "
-            "test.tsv in it",
+            "test set in it (test.tsv, or another ending of CoNLL files)",
             "path": True,
         },
     )

@@ -23,6 +23,7 @@ from bioptimus_hf.corpus.decontamination import (
     read_test_sentences,
     write_dropped,
 )
+from bioptimus_hf.corpus.ner_files import TEST_PATTERNS
 from bioptimus_hf.corpus.options import Corpus
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import check_bert, find_files, find_model, load_by_name, load_masked_lm
@@ -184,7 +185,7 @@ def _request(run: Run, corpus: Corpus, options: PretrainingOptions, arguments: T
     }
     test_sentences: dict[str, list[str]] = {}
     if options.decontaminate:
-        sets = find_files(options.decontaminate, ["test.tsv", "*/test.tsv"])
+        sets = find_files(options.decontaminate, TEST_PATTERNS)
         test_sentences = read_test_sentences(sets.folder)
         files = ner_test_files(sets.folder)
         inputs["test_sets"] = identity(sets.commit) if sets.commit else " ".join(map(identity, files))

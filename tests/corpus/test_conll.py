@@ -25,7 +25,16 @@ def write(path: Path, content: str | bytes) -> Path:
         ("Aspirin\tB-Chemical\n\n\tO\n", "line 3: the token is empty"),
         ("Aspirin\tB-Chemical\n \tO\n", "line 2: the token is empty"),
         ("Aspirin\tX-Chemical\n", "line 1: unknown tag 'X-Chemical'"),
-        ("Aspirin\tB\n", "line 1: unknown tag 'B'"),
+        (
+            "Aspirin\tB\n",
+            "line 1: the tag 'B' has no type: name the type of all entities (type_name, or merged_type of",
+        ),
+        ("Aspirin\tB-Chemical\nhelps\tI\n", "line 2: the tag 'I' has no type"),
+        ("Aspirin\tB-Chemical\n#\tx\tO\n", "line 2: 3 columns, but line 1 has 2"),
+        ("#\tX\n", "line 1: unknown tag 'X'"),
+        ("O\tAspirin\n", "line 1: unknown tag 'Aspirin'"),
+        ("# only\n# comments\n", "has no sentence"),
+        ("Aspirin\tO\r\rhelps\r", "line 3: expected a token and its tag, not 'helps'"),
         ("Aspirin\tB-\n", "line 1: unknown tag 'B-'"),
         ("Aspirin\tB-Chemical-\n", "line 1: unknown tag 'B-Chemical-'"),
         ("Aspirin\t\n", "line 1: unknown tag ''"),
@@ -75,7 +84,9 @@ def test_inside_tags_that_continue_nothing_are_repaired_and_counted(
 ) -> None:
     path = write(tmp_path / "a.tsv", "a\tI-X\nb\tI-X\nc\tI-Y\nd\tO\ne\tI-Y\n\nf\tI-Y\n")
     assert [tags for _, tags in read_conll(path)] == [["B-X", "I-X", "B-Y", "O", "B-Y"], ["B-Y"]]
-    assert f"{path}: 4 I- tags don't continue an entity and were read as B- (first: line 1)" in caplog.text
+    assert (
+        f"{path}: I- tags that begin an entity (as in IOB1), read as B-: 4 (for example line 1, 'I-X')" in caplog.text
+    )
 
 
 def test_compressed_conll_is_read(tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ print(json.dumps([metric.name, metric.compute(references=gold, predictions=predi
 for reference, prediction in zip(gold, predicted):
     metric.add(reference=reference, prediction=prediction)
 print(json.dumps(metric.compute()))
+others = [["S-X", "O", "B-Y", "E-Y"]], [["U-X", "O", "B-Y", "L-Y"]], [["B", "O", "B", "I"]]
+print(json.dumps([metric.compute(references=tags, predictions=others[0], merged_type="Any") for tags in others]))
 """
 
 
@@ -41,7 +43,8 @@ def test_evaluate_loads_the_module_from_the_package_without_a_network(tmp_path: 
     command = [sys.executable, "-c", CLIENT, str(MODULE), json.dumps([gold, predicted])]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert ended.returncode == 0, ended.stderr
-    at_once, one_by_one = map(json.loads, ended.stdout.splitlines())
+    at_once, one_by_one, others = map(json.loads, ended.stdout.splitlines())
     assert at_once == ["entity_f1", entity_scores(gold, predicted)]
     assert one_by_one == entity_scores(gold, predicted)
     assert 0 < one_by_one["f1"] < 1
+    assert others == [entity_scores([["B-Any", "O", "B-Any", "I-Any"]], [["B-Any", "O", "B-Any", "I-Any"]])] * 3

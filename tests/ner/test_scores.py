@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import seqeval.scheme
 from helpers import build_tiny_bert, build_tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -131,9 +133,71 @@ def test_different_lengths_and_invalid_tags_are_refused() -> None:
             score([["O"], ["O"]], [["O"]])
         with pytest.raises(InputError, match="sentence 1 has 2 tags in gold, 1 predicted"):
             score([["O"], ["O", "O"]], [["O"], ["O"]])
-        for tag in ("X-Y", "S-X", "", "B", "B-", "o", "B-x-"):
-            with pytest.raises(InputError, match="tags must be O, B-<type> or I-<type>, not"):
+        for tag in ("X-Y", "", "B-", "LABEL_1", "0", "B-x-", "E-a b"):
+            with pytest.raises(InputError, match=r"tags must be O, B-<type> or I-<type> \(or .*\), not"):
                 score([["O"]], [[tag]])
+
+
+SCHEMES = {
+    "IOBES": {"first": "B", "single": "S", "middle": "I", "last": "E"},
+    "BILOU": {"first": "B", "single": "U", "middle": "I", "last": "L"},
+    "BMES": {"first": "B", "single": "S", "middle": "M", "last": "E"},
+}
+entities = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 4), st.sampled_from(("X", "Y", "a-b"))), max_size=5)
+
+
+def in_scheme(found: list[tuple[int, int, str]], length: int, scheme: str) -> list[str]:
+    """Write entities, each given as gap before it, length and type, by definition of the scheme."""
+    tags: list[str] = []
+    for gap, size, kind in found:
+        marks = SCHEMES.get(scheme, {"first": "B", "single": "B", "middle": "I", "last": "I"})
+        places = ["single"] if size == 1 else ["first", *["middle"] * (size - 2), "last"]
+        tags += [*["O"] * gap, *(f"{marks[place]}-{kind}" for place in places)]
+    return (tags + ["O"] * length)[:length]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@given(rows=st.lists(st.tuples(entities, entities), min_size=1, max_size=4))
+@settings(max_examples=100, deadline=None)
+def test_tags_of_every_scheme_score_as_in_iob2(scheme: str, rows: list[tuple[Any, Any]]) -> None:
+    gold, predicted = ([in_scheme(row[side], 40, "IOB2") for row in rows] for side in (0, 1))
+    theirs, guessed = ([in_scheme(row[side], 40, scheme) for row in rows] for side in (0, 1))
+    expected = entity_scores(gold, predicted)
+    assert (
+        entity_scores(theirs, guessed) == entity_scores(gold, guessed) == entity_scores(theirs, predicted) == expected
+    )
+    assert (entity_counts(theirs, guessed) == entity_counts(gold, predicted)).all()
+    if scheme != "BMES" and expected["support"]:
+        strict = seqeval_strict(theirs, guessed, average="micro", scheme=getattr(seqeval.scheme, scheme))
+        assert (expected["precision"], expected["recall"], expected["f1"], expected["support"]) == strict
+
+
+@given(tag_pairs)
+@settings(max_examples=100, deadline=None)
+def test_tags_without_a_type_score_as_if_they_had_one(pairs: list[list[tuple[str, str]]]) -> None:
+    gold, predicted = ([[tag[0] for tag in tags] for tags in side] for side in split_pairs(pairs))
+    typed = [[[tag if tag == "O" else f"{tag}-Any" for tag in tags] for tags in side] for side in (gold, predicted)]
+    expected = entity_scores(*typed)
+    assert entity_scores(gold, predicted, merged_type="Any") == expected
+    unnamed = {name: value for name, value in expected.items() if not name.startswith("Any_")}
+    assert entity_scores(gold, predicted) == unnamed
+
+
+def test_after_the_end_of_an_entity_nothing_continues_it() -> None:
+    gold = [["S-X", "S-X", "O"]]
+    scores = entity_scores(gold, [["S-X", "I-X", "O"]])
+    assert (scores["recall"], scores["precision"]) == (0.5, 1.0)
+    assert scores["conlleval_f1"] == 1.0
+
+
+def test_types_can_be_merged_and_must_not_be_mixed_with_none() -> None:
+    gold, predicted = [["B-X", "I-X", "O", "B-Y"]], [["B", "I", "O", "B"]]
+    with pytest.raises(InputError, match="'I-X' has a type and 'I' has none: name one as merged_type"):
+        entity_scores(gold, predicted)
+    assert entity_scores(gold, predicted, merged_type="Any")["Any_f1"] == 1.0
+    assert entity_scores(gold, [["B-Y", "I-Y", "O", "B-X"]], merged_type="Any")["f1"] == 1.0
+    with pytest.raises(InputError, match="a type can't be called 'a b'"):
+        entity_scores(gold, gold, merged_type="a b")
 
 
 def test_scores_without_entities_are_zero() -> None:
