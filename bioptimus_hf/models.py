@@ -24,6 +24,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]
     LocalEntryNotFoundError,
 )
 from safetensors import safe_open
+from tokenizers.models import WordPiece
 
 from bioptimus_hf.artifacts import RECORD, identity, read_record, remedy, verify, write_json
 from bioptimus_hf.errors import InputError, format_error, lacks_memory
@@ -44,6 +45,14 @@ _CONFIGURATION = ("config.json", "vocab.txt", "tokenizer*.json", "special_tokens
 _SAFETENSORS = ("model*.safetensors", "model.safetensors.index.json")
 _PICKLED = ("pytorch_model*.bin", "pytorch_model.bin.index.json")  # transformers unpickles tensors only
 _TOKEN_CLASSIFIER = "ForTokenClassification"  # ends the names of such classes in transformers
+_OUTPUT_LAYERS = ("classifier", "score")  # what transformers calls the last layer of token classifiers
+_STANDARD_DEVIATION = 0.02  # of new weights, for models that state none
+_NO_LIMIT = 10**9  # transformers writes 1e30 where no limit is known
+# These number positions from the id of the padding token, so that as many positions fewer can be used.
+_POSITIONS_AFTER_PADDING = {
+    *("camembert", "data2vec-text", "esm", "ibert", "layoutlmv3", "lilt", "longformer", "luke", "markuplm", "mpnet"),
+    *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"),
+}
 _HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?(@[\w./-]+)?")
 
 
@@ -247,20 +256,23 @@ def new_head(base: str | Path, labels: Sequence[str], *, seed: int) -> tuple[Pre
     The caller's random state stays as it is.
 
     Args:
-        base: local folder or name on the Hub of a BERT. A head of another task is replaced.
+        base: local folder or name on the Hub of any encoder that transformers has token classifiers for. A head of
+            another task is replaced.
         labels: names of the tags, in the order of their ids.
 
     Returns:
-        A `BertForTokenClassification` in float32 and its tokenizer.
+        A token classifier in float32, and its tokenizer, which encodes each word as if it followed a blank.
 
     Raises:
-        InputError: the model isn't available or isn't a BERT, or a weight of the encoder is missing or not finite.
+        InputError: the model isn't available, there are no token classifiers of its kind, it has no fast tokenizer, or
+            a weight of the encoder is missing or not finite.
     """
     import torch
 
     folder = find_model(base).folder
-    with _one_line(lambda error: _not_loaded(base, "BertForTokenClassification", error)):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    with _one_line(lambda error: _not_loaded(base, "token classifier", error)):
+        check_can_label_tokens(base)
+        tokenizer = _load_word_tokenizer(folder)
         with _random_state(seed):
             model, info = transformers.AutoModelForTokenClassification.from_pretrained(
                 folder,
@@ -270,18 +282,69 @@ def new_head(base: str | Path, labels: Sequence[str], *, seed: int) -> tuple[Pre
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
-    if not isinstance(model, transformers.BertForTokenClassification):
-        raise InputError(f"{base} is a {model.config.model_type} model: give a BERT")
     wrong = [f"{name} has another shape" for name, *_ in info["mismatched_keys"]]
     wrong += [f"{name} is missing" for name in sorted(info["missing_keys"])]
-    if wrong := [problem for problem in wrong if not problem.startswith("classifier.")]:
-        raise InputError(f"{base} can't be loaded as a BertForTokenClassification ({wrong[0]})")
+    if wrong := [problem for problem in wrong if problem.startswith(f"{model.base_model_prefix}.")]:
+        raise InputError(f"{base} can't be loaded as a {type(model).__name__} ({wrong[0]})")
     check_finite(model.named_parameters(), base, "give another model to fine-tune")
-    if "classifier.weight" not in info["missing_keys"]:  # the head of another task, of any size
+    name, output = next((name, getattr(model, name)) for name in _OUTPUT_LAYERS if hasattr(model, name))
+    if f"{name}.weight" not in info["missing_keys"]:  # the head of another task, of any size
         with _random_state(seed):
-            torch.nn.init.normal_(model.classifier.weight, std=model.config.initializer_range)
-        torch.nn.init.zeros_(model.classifier.bias)
+            torch.nn.init.normal_(output.weight, std=getattr(model.config, "initializer_range", _STANDARD_DEVIATION))
+        if output.bias is not None:
+            torch.nn.init.zeros_(output.bias)
+    if tokenizer.pad_token_id is None:  # as in GPT-2
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+        model.config.pad_token_id = tokenizer.pad_token_id
     return model, tokenizer
+
+
+def check_can_label_tokens(name: str | Path) -> Any:
+    """Check that transformers has token classifiers of a model's kind, and return its configuration.
+
+    Args:
+        name: local folder or name on the Hub.
+
+    Raises:
+        InputError: it isn't available, or there are none.
+    """
+    folder = find_model(name).folder
+    with _one_line(lambda error: _unavailable(str(name), "model", error)):
+        config = transformers.AutoConfig.from_pretrained(folder)
+    if type(config) not in transformers.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING:
+        raise InputError(f"{name} is a {config.model_type} model, which can't label tokens: give an encoder")
+    return config
+
+
+def longest_input(config: Any, tokenizer: PreTrainedTokenizerBase | None = None) -> int:
+    """Return how many tokens a model reads at once, including those that begin and end a text.
+
+    Args:
+        config: configuration of the model.
+        tokenizer: its tokenizer, which may state a lower limit.
+    """
+    positions = getattr(config, "max_position_embeddings", None) or -1
+    if positions > 0 and config.model_type in _POSITIONS_AFTER_PADDING:
+        positions -= (config.pad_token_id or 0) + 1
+    stated = positions if tokenizer is None else int(tokenizer.model_max_length)
+    return min((limit for limit in (positions, stated) if 0 < limit < _NO_LIMIT), default=MAX_LENGTH)
+
+
+def _load_word_tokenizer(folder: str) -> PreTrainedTokenizerBase:
+    """Load a tokenizer that encodes each word of a sentence given as words as it would after a blank.
+
+    Byte-level BPE would otherwise silently encode it like the rest of a longer word.
+
+    Raises:
+        InputError: it is a slow tokenizer.
+    """
+    from bioptimus_hf.word_pieces import begin_words_with_blank, begins_words_with_blank
+
+    tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(folder)
+    if not begins_words_with_blank(tokenizer):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, add_prefix_space=True)
+        begin_words_with_blank(tokenizer)
+    return tokenizer
 
 
 def _check_type(name: str | Path, config: Any) -> None:
@@ -414,15 +477,15 @@ def save_masked_lm(
 def save_head(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
     """Save a token classifier and its tokenizer, so that `pipeline("ner", model=folder)` needs nothing else."""
     model.save_pretrained(folder)
-    tokenizer.model_max_length = model.config.max_position_embeddings
+    tokenizer.model_max_length = longest_input(model.config)
     save_tokenizer(tokenizer, folder)
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
     """Save a tokenizer so that `AutoTokenizer` loads it in transformers 4 and 5.
 
-    transformers 5 no longer writes `vocab.txt`, and writes an empty list of extra special tokens, which is an error in
-    version 4.
+    transformers 5 no longer writes the `vocab.txt` of WordPiece, and writes an empty list of extra special tokens,
+    which is an error in version 4.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -434,7 +497,9 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> No
     if config.get("extra_special_tokens") == []:
         del config["extra_special_tokens"]
         write_json(path, config)
-    (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in tokens_in_order(tokenizer)), encoding="utf-8")
+    if isinstance(tokenizer.backend_tokenizer.model, WordPiece):
+        tokens = "".join(f"{token}\n" for token in tokens_in_order(tokenizer))
+        (folder / "vocab.txt").write_text(tokens, encoding="utf-8")
 
 
 def tokens_in_order(tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -25,8 +25,8 @@ from transformers import (
     BertForMaskedLM,
     BertForSequenceClassification,
     BertTokenizer,
-    RobertaConfig,
-    RobertaModel,
+    CTRLConfig,
+    CTRLModel,
     set_seed,
 )
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
@@ -299,13 +299,13 @@ def test_weights_of_another_shape_are_refused(tmp_path: Path, tokenizer: BertTok
         new_head(tmp_path, ["O"], seed=0)
 
 
-def test_only_a_bert_gets_a_head(tmp_path: Path, tokenizer: BertTokenizer) -> None:
+def test_only_a_kind_with_token_classifiers_gets_a_head(tmp_path: Path, tokenizer: BertTokenizer) -> None:
     with pytest.raises(InputError, match="not a local model folder"):
         new_head(tmp_path / "nothing", ["O"], seed=0)
-    config = RobertaConfig(vocab_size=99, hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
-    RobertaModel(config).save_pretrained(tmp_path)
+    config = CTRLConfig(vocab_size=99, n_embd=8, dff=8, n_layer=1, n_head=1)
+    CTRLModel(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="is a roberta model: give a BERT"):
+    with pytest.raises(InputError, match="is a ctrl model, which can't label tokens: give an encoder"):
         new_head(tmp_path, ["O"], seed=0)
 
 

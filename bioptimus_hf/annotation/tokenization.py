@@ -10,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 import regex
 import torch
-from tokenizers import Tokenizer
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from bioptimus_hf.corpus.documents import Entity
 from bioptimus_hf.corpus.sentences import sentence_starts
 from bioptimus_hf.corpus.tags import OUTSIDE, Tag
-from bioptimus_hf.errors import InputError
+from bioptimus_hf.models import longest_input
 from bioptimus_hf.ner.windows import window_spans
+from bioptimus_hf.word_pieces import EncodedText, WordEncoder
 
 Array = npt.NDArray[Any]
 _GRAPHEME = regex.compile(r"\X")
@@ -30,7 +30,7 @@ class TextWindow:
     """A stretch of a text that fits the model.
 
     Attributes:
-        ids: ids of the word pieces, including [CLS] and [SEP].
+        ids: ids of the word pieces, including those that begin and end a text ([CLS] and [SEP] in BERT).
         first_word: number of the first word that this window labels; other words are context.
         places: positions in `ids` of the first pieces of the words that this window labels.
     """
@@ -105,22 +105,12 @@ class TextTokenizer:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        if backend is None:
-            raise InputError(
-                f"{type(tokenizer).__name__} doesn't report the offsets of its tokens: use a fast tokenizer"
-            )
-        self._serialised = backend.to_str()
-        self._backend = Tokenizer.from_str(self._serialised)
-        self._backend.no_truncation()
-        self._backend.no_padding()
-        self._backend.encode_special_tokens = True  # "[SEP]" in a text is plain text
-        self._max_length = _max_length(tokenizer, config)
-        self._cls, self._sep, self._pad = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id
+        self._encoder = WordEncoder(tokenizer)
+        self._room = longest_input(config, tokenizer) - len(self._encoder.begin) - len(self._encoder.end)
 
     def is_equivalent_to(self, other: TextTokenizer) -> bool:
         """Tell whether both divide every text into the same windows."""
-        return (self._serialised, self._max_length) == (other._serialised, other._max_length)
+        return (self._encoder.key, self._room) == (other._encoder.key, other._room)
 
     def tokenize(self, texts: Sequence[str], *, heads: int = 1) -> list[TokenizedText]:
         """Tokenize texts and divide them into windows.
@@ -130,45 +120,31 @@ class TextTokenizer:
             heads: how many heads will label the words.
         """
         tokenized = []
-        for text, encoding in zip(texts, self._backend.encode_batch(texts, add_special_tokens=False), strict=True):
-            word = np.array(encoding.word_ids, dtype=np.int64)
-            first = np.flatnonzero(np.diff(word, prepend=-1))
-            last = np.append(first[1:], len(word)) - 1 if len(word) else first
-            offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-            starts, ends = offsets[first, 0], offsets[last, 1]
-            for number, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
-                if text[start : start + 1].isspace():  # some tokenizers include the space before a word
-                    starts[number] = end - len(text[start:end].lstrip())
-            _keep_graphemes(text, starts, ends)
-            windows = list(self._windows(text, np.array(encoding.ids, dtype=np.int64), first, starts))
-            tokenized.append(TokenizedText(text, starts, ends, windows, heads))
+        for text, encoded in zip(texts, self._encoder.encode_texts(texts), strict=True):
+            _keep_graphemes(text, encoded.starts, encoded.ends)
+            windows = list(self._windows(text, encoded))
+            tokenized.append(TokenizedText(text, encoded.starts, encoded.ends, windows, heads))
         return tokenized
 
     def pad(self, windows: Sequence[TextWindow]) -> dict[str, torch.Tensor]:
         """Return the inputs of a model for windows: `input_ids` and `attention_mask`, int64 of (windows, pieces)."""
         lengths = np.array([len(window.ids) for window in windows])
-        ids = np.full((len(windows), lengths.max()), self._pad)
+        ids = np.full((len(windows), lengths.max()), self._encoder.pad)
         for row, window in zip(ids, windows, strict=True):
             row[: len(window.ids)] = window.ids
         mask = (np.arange(ids.shape[1]) < lengths[:, None]).astype(np.int64)
         return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
 
-    def _windows(self, text: str, ids: Array, first: Array, starts: Array) -> Iterator[TextWindow]:
-        """Divide a text between sentences, or between words where a sentence doesn't fit.
-
-        Args:
-            text: the text.
-            ids: ids of all word pieces.
-            first: position in `ids` of the first piece of each word.
-            starts: first character of each word.
-        """
-        room = self._max_length - 2
+    def _windows(self, text: str, encoded: EncodedText) -> Iterator[TextWindow]:
+        """Divide a text between sentences, or between words where a sentence doesn't fit."""
+        ids, first, room = encoded.ids, encoded.first, self._room
+        begin, end = self._encoder.begin, self._encoder.end
         if len(ids) <= room:
             if len(ids):
-                yield TextWindow(np.concatenate([[self._cls], ids, [self._sep]]), 0, first + 1)
+                yield TextWindow(np.concatenate([begin, ids, end]).astype(np.int64), 0, first + len(begin))
             return
         sizes = np.minimum(np.diff(first, append=len(ids)), room)  # a word that doesn't fit is truncated
-        sentence = np.searchsorted(sentence_starts(text), starts, side="right")
+        sentence = np.searchsorted(sentence_starts(text), encoded.starts, side="right")
         too_long = np.bincount(sentence, weights=sizes) > room
         units = np.flatnonzero(np.diff(sentence, prepend=-1) | too_long[sentence])  # first word of each unit
         bounds = np.append(units, len(first))
@@ -176,9 +152,9 @@ class TextTokenizer:
         for left, right, own_left, own_right in window_spans(unit_sizes, room, overlap=int(room * _OVERLAP)):
             words = range(bounds[left], bounds[right])
             pieces = [ids[first[word] : first[word] + sizes[word]] for word in words]
-            places = 1 + np.cumsum([0, *map(len, pieces)])[:-1]
+            places = len(begin) + np.cumsum([0, *map(len, pieces)])[:-1]
             own = slice(bounds[own_left] - bounds[left], bounds[own_right] - bounds[left])
-            window = np.concatenate([[self._cls], *pieces, [self._sep]])
+            window = np.concatenate([begin, *pieces, end]).astype(np.int64)
             yield TextWindow(window, int(bounds[own_left]), places[own])
 
 
@@ -197,12 +173,3 @@ def _keep_graphemes(text: str, starts: Array, ends: Array) -> None:
     if grapheme_end:
         for places in (starts, ends):
             places[:] = [grapheme_end.get(place, place) for place in places.tolist()]
-
-
-def _max_length(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> int:
-    """Return the length of the longest window: the tokenizer's limit where the model has as many positions."""
-    limit, positions = int(tokenizer.model_max_length), int(config.max_position_embeddings)
-    if limit <= positions:
-        return limit
-    # RoBERTa and related models number positions from the id of the padding token.
-    return positions if config.model_type == "bert" else positions - (config.pad_token_id or 0) - 1

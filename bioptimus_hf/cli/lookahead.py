@@ -130,7 +130,7 @@ class Prospect:
                 join_tasks({name: task.splits for name, task in data.items()})
 
     def _check_encoder(self, name: str) -> None:
-        from bioptimus_hf.models import check_bert
+        from bioptimus_hf.models import check_can_label_tokens
         from bioptimus_hf.pretraining.versions import folder_name, version_numbers
 
         made = [folder_name(phase.version) for phase in self._phases()] if "pretrain" in self.stages else []
@@ -143,7 +143,7 @@ class Prospect:
                 argument="models",
             )
         if self._is_reachable(name):
-            check_bert(name)
+            check_can_label_tokens(name)
 
     def _phases(self) -> tuple[Any, ...]:
         from bioptimus_hf.pretraining.curriculum import BIOPTIMUS_CURRICULUM, read_curriculum, select_phases

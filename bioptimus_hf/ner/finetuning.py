@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 from transformers import (
     DataCollatorForTokenClassification,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     ProgressCallback,
@@ -28,7 +29,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from bioptimus_hf.artifacts import map_processes
 from bioptimus_hf.errors import TrainingDiverged
 from bioptimus_hf.hardware import prepare_for_cpu
-from bioptimus_hf.models import IGNORED_LABEL, MAX_LENGTH, check_finite
+from bioptimus_hf.models import IGNORED_LABEL, MAX_LENGTH, check_finite, longest_input
 from bioptimus_hf.ner.joint import JointData, keep_types, partial_cross_entropy, types_of_labels
 from bioptimus_hf.ner.scores import entity_scores
 from bioptimus_hf.ner.tasks import tags_of
@@ -60,7 +61,7 @@ def finetune(
         model: from `new_head`; trained in place.
         dataset: from `load_ner`, of which `test` isn't used; or from `join_tasks`.
         arguments: from `best_epoch_arguments`.
-        max_length: maximum number of word pieces in a window, including [CLS] and [SEP].
+        max_length: maximum number of word pieces in a window, including those that begin and end it.
         num_proc: number of processes for tokenising.
 
     Returns:
@@ -70,8 +71,8 @@ def finetune(
     Raises:
         TrainingDiverged: the loss or a weight is NaN or infinite.
     """
-    max_length = min(max_length, model.config.max_position_embeddings)
-    prepare_for_cpu(model, arguments.device, dropout=model.config.attention_probs_dropout_prob)
+    max_length = min(max_length, longest_input(model.config))
+    prepare_for_cpu(model, arguments.device, dropout=_attention_dropout(model.config))
     loss: Callable[..., torch.Tensor]
     if isinstance(dataset, JointData):
         sentences, validation = dataset.train, dataset.validation
@@ -270,13 +271,13 @@ def predict_tags(
     Args:
         sentences: words of each sentence.
         batch_size: number of windows in a batch; windows are sorted by length.
-        max_length: maximum number of word pieces in a window, including [CLS] and [SEP].
+        max_length: maximum number of word pieces in a window, including those that begin and end it.
 
     Returns:
         The tags of each sentence, one for each word.
     """
     names = model.config.id2label
-    max_length = min(max_length, model.config.max_position_embeddings)
+    max_length = min(max_length, longest_input(model.config))
     tags: list[list[str]] = [[""] * len(words) for words in sentences]
     windows = [
         (number, window)
@@ -288,7 +289,9 @@ def predict_tags(
     model.eval()
     for start in progress_bar(range(0, len(windows), batch_size), desc="Tagging", unit=" batches", leave=False):
         batch = windows[start : start + batch_size]
-        padded = tokenizer.pad({"input_ids": [window.input_ids for _, window in batch]}, return_tensors="pt")
+        padded = tokenizer.pad(
+            {"input_ids": [window.input_ids for _, window in batch]}, padding_side="right", return_tensors="pt"
+        )
         best = model(**padded.to(model.device)).logits.argmax(-1).tolist()
         for row, (number, window) in zip(best, batch, strict=True):
             for word, place in enumerate(window.first_pieces, start=window.first_word):
@@ -325,6 +328,12 @@ def predict_tasks(
             predicted.append((sentences, tags))
         kept[task] = keep_types(tags, types_of_labels(data))
     return kept
+
+
+def _attention_dropout(config: PretrainedConfig) -> float:
+    """Return the dropout of attention, which architectures call differently; that of BERT if none is known."""
+    names = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
+    return next((float(getattr(config, name)) for name in names if hasattr(config, name)), 0.1)
 
 
 def _labelled_windows(

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import MAX_LENGTH
+from bioptimus_hf.word_pieces import WordEncoder
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Window:
     labelled in a neighbouring window and serve as context.
 
     Attributes:
-        input_ids: ids of word pieces, between [CLS] and [SEP].
+        input_ids: ids of word pieces, between those that begin and end a text ([CLS] and [SEP] in BERT).
         first_pieces: positions in `input_ids` of the first piece of each word that is labelled in this window.
         first_word: position in the sentence of the first of these words, which are consecutive.
     """
@@ -38,26 +39,27 @@ def sentence_windows(
 
     Args:
         sentences: words of each sentence.
-        max_length: maximum number of word pieces in a window, including [CLS] and [SEP].
+        max_length: maximum number of word pieces in a window, including those that begin and end it.
 
     Raises:
         InputError: `max_length` leaves no room for a word.
     """
-    room = max_length - 2
+    encoder = WordEncoder(tokenizer)
+    room = max_length - len(encoder.begin) - len(encoder.end)
     if room < 1:
-        raise InputError(f"a window of {max_length} word pieces has no room for a word besides [CLS] and [SEP]")
-    begin, end = [tokenizer.cls_token_id], [tokenizer.sep_token_id]
-    for pieces in _pieces(sentences, tokenizer):
+        around = " and ".join(tokenizer.convert_ids_to_tokens([*encoder.begin, *encoder.end]))
+        raise InputError(f"a window of {max_length} word pieces has no room for a word besides {around}")
+    for pieces in encoder.encode_words(sentences):
         pieces = [word[:room] for word in pieces]
         windows = []
         sizes = [len(word) for word in pieces]
         for left, right, own_left, own_right in window_spans(sizes, room, overlap=room // 2):
-            first_pieces, ids = [], list(begin)
+            first_pieces, ids = [], list(encoder.begin)
             for word in range(left, right):
                 if own_left <= word < own_right:
                     first_pieces.append(len(ids))
                 ids += pieces[word]
-            windows.append(Window(ids + end, first_pieces, own_left))
+            windows.append(Window(ids + encoder.end, first_pieces, own_left))
         yield windows
 
 
@@ -95,15 +97,3 @@ def window_spans(sizes: Sequence[int], room: int, *, overlap: int) -> Iterator[t
         own_right = (following + right) // 2
         yield left, right, own_left, own_right
         left, own_left = following, own_right
-
-
-def _pieces(sentences: Sequence[Sequence[str]], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[list[int]]]:
-    """Yield the piece ids of each word of each sentence; a word that the tokenizer drops becomes [UNK]."""
-    for words in sentences:
-        encoded = tokenizer(
-            list(words), is_split_into_words=True, add_special_tokens=False, truncation=False, verbose=False
-        )
-        pieces: list[list[int]] = [[] for _ in words]
-        for number, word in zip(encoded["input_ids"], encoded.word_ids(), strict=True):
-            pieces[word].append(number)
-        yield [word or [tokenizer.unk_token_id] for word in pieces]

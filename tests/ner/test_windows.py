@@ -43,7 +43,8 @@ class TagsByFirstPiece(torch.nn.Module):
 
     def __init__(self, names: list[str], positions: int) -> None:
         super().__init__()
-        self.config = SimpleNamespace(id2label=dict(enumerate(names)), max_position_embeddings=positions)
+        labels = dict(enumerate(names))
+        self.config = SimpleNamespace(model_type="bert", id2label=labels, max_position_embeddings=positions)
         self.calls = 0
 
     def forward(self, input_ids: torch.Tensor, **_: Any) -> TokenClassifierOutput:

@@ -1,0 +1,163 @@
+"""Find the words of texts, and encode words as the pieces of any fast tokenizer.
+
+Heads are trained on words that are given as such (CoNLL). Whether a word is encoded the same in a text depends on the
+tokenizer. WordPiece separates words at white space and punctuation, and encodes each of them by itself. Byte-level BPE
+and SentencePiece encode the start of a word differently after a blank than after, say, an opening bracket, and don't
+report where words begin. For these, texts are divided into words as WordPiece would do it, and the tokenizer is given
+the words, as in training.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer, normalizers, pre_tokenizers
+
+from bioptimus_hf.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Array = npt.NDArray[Any]
+
+_BY_PUNCTUATION = pre_tokenizers.BertPreTokenizer()
+_BY_IDEOGRAPH = normalizers.BertNormalizer(clean_text=False, strip_accents=False, lowercase=False)
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """The pieces and words of a text.
+
+    Attributes:
+        ids: ids of the pieces, without those that mark the beginning and the end of a text.
+        first: position in `ids` of the first piece of each word.
+        starts: first character of each word.
+        ends: the character after the last one of each word.
+    """
+
+    ids: Array
+    first: Array
+    starts: Array
+    ends: Array
+
+
+class WordEncoder:
+    """Encodes words as the pieces of a tokenizer.
+
+    Special tokens that occur in a text, such as `[SEP]`, are plain text.
+
+    Args:
+        tokenizer: a fast tokenizer.
+
+    Attributes:
+        begin: ids that the tokenizer puts before a text, `[CLS]` in BERT.
+        end: ids that it puts after a text, `[SEP]` in BERT.
+        pad: id that fills up shorter rows of a batch.
+        key: equal for tokenizers that encode every text the same.
+
+    Raises:
+        InputError: the tokenizer doesn't report the offsets of its tokens (a slow tokenizer).
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        description = _description(tokenizer)
+        self._finds_words = bool(description["model"].get("continuing_subword_prefix"))
+        self.key = json.dumps(description, sort_keys=True)
+        self._backend = Tokenizer.from_str(self.key)
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._backend.encode_special_tokens = True  # they are plain text in a text
+        probe = self._backend.encode("a")
+        own = np.flatnonzero(np.array(probe.special_tokens_mask) == 0)
+        self.begin, self.end = probe.ids[: own[0]], probe.ids[own[-1] + 1 :]
+        self.pad = 0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
+        self._unknown = self.pad if tokenizer.unk_token_id is None else int(tokenizer.unk_token_id)
+
+    def encode_words(self, sentences: Sequence[Sequence[str]]) -> Iterator[list[list[int]]]:
+        """Yield the ids of the pieces of each word of each sentence; a word without pieces becomes the unknown one."""
+        encodings = self._backend.encode_batch(
+            [list(words) for words in sentences], is_pretokenized=True, add_special_tokens=False
+        )
+        for words, encoding in zip(sentences, encodings, strict=True):
+            pieces: list[list[int]] = [[] for _ in words]
+            for number, word in zip(encoding.ids, encoding.word_ids, strict=True):
+                pieces[cast(int, word)].append(number)
+            yield [word or [self._unknown] for word in pieces]
+
+    def encode_texts(self, texts: Sequence[str]) -> Iterator[EncodedText]:
+        """Yield the words and pieces of each text; words without pieces are left out."""
+        if self._finds_words:
+            for encoding in self._backend.encode_batch(list(texts), add_special_tokens=False):
+                word = np.array(encoding.word_ids, dtype=np.int64)
+                first = np.flatnonzero(np.diff(word, prepend=-1))
+                last = np.append(first[1:], len(word)) - 1 if len(word) else first
+                offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+                yield EncodedText(np.array(encoding.ids, dtype=np.int64), first, offsets[first, 0], offsets[last, 1])
+            return
+        spans = [words_of(text) for text in texts]
+        words = [[text[start:end] for start, end in own] for text, own in zip(texts, spans, strict=True)]
+        encodings = self._backend.encode_batch(words, is_pretokenized=True, add_special_tokens=False)
+        for own, encoding in zip(spans, encodings, strict=True):
+            word = np.array(encoding.word_ids, dtype=np.int64)
+            first = np.flatnonzero(np.diff(word, prepend=-1))
+            offsets = np.array(own, dtype=np.int64).reshape(-1, 2)[word[first]]
+            yield EncodedText(np.array(encoding.ids, dtype=np.int64), first, offsets[:, 0], offsets[:, 1])
+
+
+def words_of(text: str) -> list[tuple[int, int]]:
+    """Return the start and the end of each word of a text.
+
+    Words are separated by white space; a punctuation mark and an ideograph are words of their own, as in BERT.
+    """
+    spans: list[tuple[int, int]] = []
+    for word, (start, end) in _BY_PUNCTUATION.pre_tokenize_str(text):
+        if word.isascii():
+            spans.append((start, end))
+            continue
+        # The normaliser puts blanks around each ideograph.
+        place = start
+        for part in _BY_IDEOGRAPH.normalize_str(word).split(" "):
+            if part:
+                spans.append((place, place + len(part)))
+                place += len(part)
+    return spans
+
+
+def begins_words_with_blank(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Tell whether a tokenizer encodes each word of a sentence given as words as it would after a blank.
+
+    Raises:
+        InputError: it is a slow tokenizer.
+    """
+    return not _begin_with_blank(_description(tokenizer)["pre_tokenizer"])
+
+
+def begin_words_with_blank(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Change a tokenizer so that it encodes each word of a sentence given as words as it would after a blank."""
+    description = _description(tokenizer)
+    if _begin_with_blank(description["pre_tokenizer"]):
+        tokenizer.backend_tokenizer.pre_tokenizer = Tokenizer.from_str(json.dumps(description)).pre_tokenizer
+
+
+def _description(tokenizer: PreTrainedTokenizerBase) -> Any:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise InputError(f"{type(tokenizer).__name__} doesn't report the offsets of its tokens: use a fast tokenizer")
+    return json.loads(backend.to_str())
+
+
+def _begin_with_blank(step: Any) -> bool:
+    """Change the description of a pre-tokenizer so that each word begins as after a blank; tell if it was changed."""
+    if not isinstance(step, dict):
+        return False
+    changed = False
+    if step["type"] == "ByteLevel" and not step["add_prefix_space"]:
+        step["add_prefix_space"] = changed = True
+    if step["type"] == "Metaspace" and step["prepend_scheme"] == "never":
+        step["prepend_scheme"], changed = "always", True
+    return any([changed, *map(_begin_with_blank, step.get("pretokenizers", []))])
