@@ -489,7 +489,6 @@ def _score(
     scores = {}
     for task, test in tests.items():
         file = stage.path / (predictions_file(task) if joint else "predictions.tsv")
-        file.parent.mkdir(exist_ok=True)
         gold = tags_of(test)
         write_conll(file, list(zip(test["tokens"][:], gold, predicted[task], strict=True)))
         scores[task] = entity_scores(gold, predicted[task])

@@ -33,7 +33,8 @@ class JointData:
             n alone; each further label is the `O` of sets that don't annotate all types.
         train: `tokens` and `ner_tags`, the label of each word.
         validation: development set of each task, from `load_ner`.
-        excluded: number of training sentences left out of each task, because another task is evaluated on them.
+        excluded: number of training sentences left out of each set, because another task is evaluated on them. Tasks
+            that are read as one set are joined by `and`.
     """
 
     tags: list[str]
@@ -86,7 +87,7 @@ def join_tasks(tasks: Mapping[str, DatasetDict], *, num_proc: int | None = None)
         compatible=_compatible(tags, outside),
         train=Dataset.from_dict({"tokens": words, "ner_tags": labels}, features=features),
         validation={name: data["validation"] for name, data in tasks.items()},
-        excluded={name: len(excluded[group]) for group in groups for name in group},
+        excluded={" and ".join(group): len(rows) for group, rows in excluded.items()},
     )
 
 

@@ -308,7 +308,7 @@ def read_head(folder: Path) -> list[HeadResult]:
 
 def predictions_file(task: str) -> str:
     """Return where a joint head keeps its predictions for a task, relative to its folder."""
-    return f"predictions/{task}.tsv"
+    return f"predictions-{task}.tsv"
 
 
 def _read_single(folder: Path, name: Mapping[str, Any], content: Mapping[str, Any]) -> HeadResult:

@@ -52,12 +52,12 @@ def head_card(facts: Mapping[str, Any]) -> str:
     Raises:
         InputError: a fact that the card states is missing.
     """
-    dataset, _ = _dataset_of(facts["task"], facts["about"])
+    datasets = [_dataset_of(task, facts["about"])[0] for task in facts["tasks"]]
     return _card(
         "head.md",
         facts,
-        _eval_results(facts["row"], facts["about"]),
-        datasets=[dataset] if dataset else None,
+        [result for row in facts["rows"] for result in _eval_results(row, facts["about"])],
+        datasets=list(dict.fromkeys(filter(None, datasets))) or None,
         pipeline_tag="token-classification",
         base_model=facts["encoder"],
         base_model_relation="finetune",

@@ -14,6 +14,8 @@ from transformers import AutoTokenizer, BertConfig
 
 from bioptimus_hf.artifacts import check_fresh, read_json, verify
 from bioptimus_hf.errors import InputError, format_error
+from bioptimus_hf.ner.options import JOINT
+from bioptimus_hf.ner.results import tests_of
 from bioptimus_hf.ner.tasks import NER_TASKS
 from bioptimus_hf.publishing.options import About
 
@@ -56,6 +58,8 @@ def check_about(run: Path, about: About) -> None:
             f"base_model_id)"
         )
     heads = {path.name for path in (run / "ner").glob("*") if path.is_dir()}
+    for scores in (run / "ner").glob(f"{JOINT}/*/*/scores.json"):
+        heads |= tests_of(read_json(scores)).keys()
     for argument, tasks in (("ner_licenses", about.ner_licenses), ("ner_datasets", about.ner_datasets)):
         for task in tasks:
             if heads and task not in {*NER_TASKS, *heads}:  # before any head is trained, a task may have any name

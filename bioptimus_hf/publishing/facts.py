@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bioptimus_hf.artifacts import RECORD, read_json, read_record
 from bioptimus_hf.errors import InputError
+from bioptimus_hf.ner.options import JOINT
+from bioptimus_hf.ner.results import single_model, tests_of
 from bioptimus_hf.pretraining.versions import folder_name
-from bioptimus_hf.publishing.heads import base_results, heads_of, result_row
+from bioptimus_hf.publishing.heads import base_results, heads_of, result_rows
 from bioptimus_hf.publishing.options import About
 from bioptimus_hf.publishing.recipe import NOT_OPTIONS, SECTIONS, own_curriculum, recipe
 from bioptimus_hf.publishing.records import (
@@ -40,7 +42,9 @@ def encoder_facts(run_dir: str | Path, version: str, repo_id: str, about: About)
             f"v{version} has no validation loss, which its model card states: pre-train with eval_strategy=steps"
         )
     base = base_of(records["tokenizer"], about)
-    results = [result_row(head.scores) for head in heads_of(run, version).values()]
+    heads = heads_of(run, version)
+    results = [row for task, head in heads.items() if task != JOINT for row in result_rows(head.scores)]
+    joint_results = result_rows(heads[JOINT].scores) if JOINT in heads else []
     return {
         **_common_facts(run, version, repo_id, about, record),
         "phases": record["curriculum"],
@@ -52,8 +56,10 @@ def encoder_facts(run_dir: str | Path, version: str, repo_id: str, about: About)
         "distillation": {**records["v0.0"]["settings"], **records["v0.0"]["facts"]},
         "pretraining": pretraining,
         "decontamination": pretraining["facts"].get("decontamination"),
+        "heads": list(heads),
         "results": results,
-        "base_results": [row for row in base_results(run) if row["task"] in {result["task"] for result in results}],
+        "joint_results": joint_results,
+        "base_results": _alike(base_results(run), [*results, *joint_results]),
         "start": start_of(run, pretraining),
         "recipe": recipe({**records, "pretraining": pretraining}, base),
         "own_curriculum": own_curriculum(pretraining["settings"]["curriculum"]),
@@ -67,28 +73,53 @@ def head_facts(run_dir: str | Path, task: str, version: str, repo_id: str, about
         InputError: a fact is missing, or the version has no head for this task.
     """
     run = Path(run_dir)
-    head = heads_of(run, version).get(task)
+    heads = heads_of(run, version)
+    head = heads.get(task)
     if head is None:
         raise InputError(f"{run / 'ner'} has no head for {task} on v{version}: run `bioptimus finetune-ner` first")
-    if task not in about.ner_licenses:
-        raise InputError(f"the model card states the licence of the data of {task}: add it", argument="ner_licenses")
+    tasks = list(tests_of(head.scores[0]))
+    for name in tasks:
+        if name not in about.ner_licenses:
+            raise InputError(
+                f"the model card states the licence of the data of {name}: add it", argument="ner_licenses"
+            )
+    licenses = {name: about.ner_licenses[name] for name in tasks}
+    rows = result_rows(head.scores)
+    single = [row for name in tasks if task == JOINT and name in heads for row in result_rows(heads[name].scores)]
     record = read_version(run / folder_name(version))
     config = read_json(head.folder / "config.json")
     settings = head.record["settings"]
     return {
         **_common_facts(run, version, repo_id, about, record),
         "task": task,
+        "tasks": tasks,
+        "joint": task == JOINT,
         "encoder": repo_id.removesuffix(f"-{task}"),
         "labels": sorted({label.partition("-")[2] for label in config["label2id"]} - {""}),
-        "row": result_row(head.scores),
-        "scores": head.scores,
+        "rows": rows,
+        "scores": [
+            {"seed": score["seed"], "task": name, "test": test}
+            for score in head.scores
+            for name, test in tests_of(score).items()
+        ],
         "seed": settings["seed"],
         "finetuning": head.record,
         "options": {name: value for name, value in settings.items() if name not in {*NOT_OPTIONS, "seed"}},
-        "ner_license": about.ner_licenses[task],
+        "ner_license": "; ".join(f"{name}: {terms}" if task == JOINT else terms for name, terms in licenses.items()),
         "decontamination": pretraining_of(run, record)["facts"].get("decontamination"),
-        "base_results": [row for row in base_results(run) if row["task"] == task],
+        "excluded": sum(head.record["facts"].get("excluded", {}).values()),
+        "base_results": _alike(base_results(run), rows),
+        "single_results": single,
     }
+
+
+def _alike(rows: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the rows of the same tasks and kind of head (joint or not) as others."""
+
+    def kind(row: Mapping[str, Any]) -> tuple[str, bool]:
+        return row["task"], single_model(row["model"]) != row["model"]
+
+    return [row for row in rows if kind(row) in set(map(kind, others))]
 
 
 def _check_vocabulary(run: Path, version: str) -> None:

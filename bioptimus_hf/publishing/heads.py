@@ -9,13 +9,14 @@ from typing import Any
 
 from bioptimus_hf.artifacts import RECORD, identity, read_json, read_record
 from bioptimus_hf.errors import InputError
-from bioptimus_hf.ner.results import METRICS, finished_heads, summary_row
+from bioptimus_hf.ner.options import JOINT
+from bioptimus_hf.ner.results import METRICS, finished_heads, summary_row, tests_of
 from bioptimus_hf.pretraining.versions import check_unchanged, folder_name
 
 
 @dataclass(frozen=True)
 class Head:
-    """The head of a task that is published, with the scores of all its seeds.
+    """The head of a task, or the joint head, that is published, with the scores of all its seeds.
 
     Attributes:
         folder: the seed with the best validation F1, or the lowest such seed. Test scores play no role in the choice.
@@ -29,7 +30,7 @@ class Head:
 
 
 def heads_of(run: Path, version: str) -> dict[str, Head]:
-    """Return the heads trained on a version, by task.
+    """Return the heads trained on a version, by task; the joint head under `joint`.
 
     Raises:
         InputError: a head was trained on weights other than the version's or with settings other than those of the
@@ -65,13 +66,21 @@ def base_results(run: Path) -> list[dict[str, Any]]:
         own = {folder: score for folder, score in scores.items() if read_record(folder)["inputs"]["model"] == adapted}
         if own:
             _check_seeds(own)
-            rows.append(result_row(list(own.values())))
+            rows += result_rows(list(own.values()))
     return rows
 
 
-def result_row(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the row of a results table for one task and model over several seeds; scores are between 0 and 1."""
-    return summary_row(scores[0]["task"], scores[0]["model"], {score["seed"]: score["test"] for score in scores})
+def result_rows(scores: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the row of a results table for each task of a head, over several seeds; scores are between 0 and 1.
+
+    Args:
+        scores: `scores.json` of each seed.
+    """
+    first = scores[0]
+    model = f"{JOINT}/{first['model']}" if first["task"] == JOINT else first["model"]
+    return [
+        summary_row(task, model, {score["seed"]: tests_of(score)[task] for score in scores}) for task in tests_of(first)
+    ]
 
 
 def _scores_by_task(run: Path, label: str) -> dict[str, dict[Path, dict[str, Any]]]:
@@ -88,7 +97,8 @@ def _check_seeds(scores: Mapping[Path, Mapping[str, Any]]) -> None:
     """Raise unless all seeds have all scores and were trained from the same inputs with the same settings."""
     first = None
     for folder, score in scores.items():
-        if not {*METRICS, "support"} <= score.get("test", {}).keys() or not score["validation"]:
+        complete = all({*METRICS, "support"} <= test.keys() for test in tests_of({"test": {}, **score}).values())
+        if not complete or not score["validation"]:
             raise InputError(f"{folder / 'scores.json'} lacks a score that the model card states: train the head again")
         record = read_record(folder)
         training = record["inputs"], {name: value for name, value in record["settings"].items() if name != "seed"}

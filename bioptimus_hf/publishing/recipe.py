@@ -15,7 +15,17 @@ from bioptimus_hf.pretraining.curriculum import BIOPTIMUS_CURRICULUM
 SECTIONS = {"tokenizer": "train_vocabulary", "contexts": "find_contexts", "v0.0": "distill", "pretraining": "pretrain"}
 """The section of a recipe for each folder of a run."""
 NOT_OPTIONS = frozenset(
-    ("curriculum", "decontamination", "jsonl", "world_size", "mixed_precision", "sharded", "merged_type", "processes")
+    (
+        "curriculum",
+        "decontamination",
+        "jsonl",
+        "world_size",
+        "mixed_precision",
+        "sharded",
+        "merged_type",
+        "merged_types",
+        "processes",
+    )
 )
 """Recorded settings that aren't options of a command; a card states them in other ways."""
 

@@ -144,7 +144,7 @@ def stage_head(run: Path, task: str, target: Target, about: About) -> Release:
     """
     facts = head_facts(run, task, target.version, target.repo_id, about)
     _copy_model(heads_of(run, target.version)[task].folder, target.folder)
-    _write_results(target.folder, [facts["row"]], about)
+    _write_results(target.folder, facts["rows"], about)
     record = {name: facts["finetuning"][name] for name in ("fingerprint", "inputs", "settings")}
     return _finish(target, HEAD, head_card(facts), record)
 

@@ -161,7 +161,7 @@ def test_sentences_of_a_set_read_as_one_are_not_held_out_by_its_other_half(tmp_p
     other = [sentence(LONG, "letters=Disease"), sentence("aspirin")]
     a = data_of(tmp_path / "a", train, held_out=conll(train))
     b = data_of(tmp_path / "b", other, held_out=conll(other))
-    assert join_tasks({"a": a, "b": b}).excluded == {"a": 0, "b": 0}
+    assert join_tasks({"a": a, "b": b}).excluded == {"a and b": 0}
 
 
 # Loss
@@ -310,7 +310,9 @@ def test_a_joint_head_is_a_plain_token_classifier_with_results_beside_single_hea
     assert list(config["id2label"].values()) == [
         *("O", "B-Disease", "I-Disease", "B-Gene", "I-Gene", "B-Chemical", "I-Chemical"),
     ]
-    assert sorted(path.name for path in (head / "predictions").iterdir()) == ["both.tsv", "chem.tsv", "dis.tsv"]
+    assert sorted(path.name for path in head.glob("*.tsv")) == [
+        f"predictions-{task}.tsv" for task in ("both", "chem", "dis")
+    ]
     scores = json.loads((head / "scores.json").read_text())
     assert (scores["task"], scores["model"], scores["seed"]) == ("joint", "base", 0)
     assert scores["tests"].keys() == {"both", "chem", "dis"}

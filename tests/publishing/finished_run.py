@@ -23,6 +23,7 @@ from bioptimus_hf.pretraining.versions import content_of
 
 LOSSES = {"0": 9.5, "2": 7.25, "4": 6.5, "6": 6.125, "8": 6.0}
 READ = Corpus(["corpus.txt.gz"], validation_share=0.1).settings()
+TRAINING = {**asdict(HeadTraining(learning_rate=1e-4, num_train_epochs=2)), "max_length": 512, "processes": 1}
 HARDWARE = {"cpu": "A Processor", "cores": 2, "accelerators": []}
 
 
@@ -79,18 +80,37 @@ def make_pretraining(run: Path, inputs: dict[str, str], tokenizer: BertTokenizer
 
 
 def make_head(run: Path, tokenizer: BertTokenizer, *, seed: int, f1: float) -> None:
-    names = ["O", "B-Disease", "I-Disease"]
+    folder = run / "ner" / "own" / "v0.4" / str(seed)
+    save_tiny_head(folder, tokenizer, ["O", "B-Disease", "I-Disease"], seed)
+    settings = {**TRAINING, "merged_type": None, "seed": seed}
+    make_stage(folder, {"train": "sha256:1", "model": identity(run / "v0.4")}, settings, {"f1": f1})
+    scores = {"task": "own", "model": "v0.4", "seed": seed, "scorer": SCORER, "test": scores_of_test(f1, 88)}
+    write_json(folder / "scores.json", {**scores, "best_epoch": 1.0, "validation": [{"epoch": 1.0, "f1": 1 - f1}]})
+
+
+def make_joint_head(run: Path, model: str = "v0.4", **f1: float) -> None:
+    """Make a joint head with this F1 for each task: the types of `own` and `mine` are Own and Mine."""
+    folder = run / "ner" / "joint" / model / "0"
+    vocabulary = {token: number for number, token in enumerate(tiny_vocabulary())}
+    tokenizer = BertTokenizer(vocab=vocabulary, model_max_length=512)
+    save_tiny_head(folder, tokenizer, ["O", *(f"{prefix}-{task.title()}" for task in f1 for prefix in "BI")], 0)
+    inputs = {f"{task}/{split}": "sha256:1" for task in f1 for split in ("train", "validation", "test")}
+    settings = {**TRAINING, "merged_types": dict.fromkeys(f1), "seed": 0}
+    make_stage(folder, {**inputs, "model": identity(run / model)}, settings, {"excluded": {"mine": 3, "own": 0}})
+    tests = {task: scores_of_test(value, 50) for task, value in f1.items()}
+    scores = {"task": "joint", "model": model, "seed": 0, "scorer": SCORER, "tests": tests}
+    write_json(folder / "scores.json", {**scores, "best_epoch": 1.0, "validation": [{"epoch": 1.0, "f1": 0.5}]})
+
+
+def scores_of_test(f1: float, support: float) -> dict[str, float]:
+    return {"precision": f1, "recall": f1, "f1": f1, "support": support, "conlleval_f1": f1 + 0.125}
+
+
+def save_tiny_head(folder: Path, tokenizer: BertTokenizer, names: list[str], seed: int) -> None:
     config = build_tiny_bert(len(tokenizer)).config
     config.id2label, config.label2id = dict(enumerate(names)), {name: place for place, name in enumerate(names)}
     torch.manual_seed(seed)
-    folder = run / "ner" / "own" / "v0.4" / str(seed)
     save_head(BertForTokenClassification(config), tokenizer, folder)
-    training = asdict(HeadTraining(learning_rate=1e-4, num_train_epochs=2))
-    settings = {**training, "max_length": 512, "processes": 1, "merged_type": None, "seed": seed}
-    make_stage(folder, {"train": "sha256:1", "model": identity(run / "v0.4")}, settings, {"f1": f1})
-    test = {"precision": f1, "recall": f1, "f1": f1, "support": 88.0, "conlleval_f1": f1 + 0.125}
-    scores = {"task": "own", "model": "v0.4", "seed": seed, "scorer": SCORER, "test": test, "best_epoch": 1.0}
-    write_json(folder / "scores.json", {**scores, "validation": [{"epoch": 1.0, "f1": 1 - f1}]})
 
 
 def change_facts(folder: Path, **facts: Any) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from finished_run import change, make_run
+from finished_run import change, make_joint_head, make_run
 from hub.cards import check
 from huggingface_hub import ModelCard
 from publish_clients import ABOUT
@@ -86,6 +86,36 @@ def test_commands_of_the_cards_are_accepted(finished: Path, tmp_path: Path) -> N
     assert training == HeadTraining(learning_rate=1e-4, num_train_epochs=2)
     assert options.models == ["v0.4=lab/encoder@v0.4"]
     assert options.seeds == [0, 1]
+
+
+def test_card_of_a_joint_head(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    make_joint_head(run, own=0.75, mine=0.5)
+    about = replace(ABOUT, ner_licenses={"own": "CC-BY-4.0", "mine": "CC0-1.0"})
+    with pytest.raises(InputError, match="ner_licenses: the model card states the licence of the data of mine"):
+        head_facts(run, "joint", "0.4", "lab/encoder-joint", ABOUT)
+    card = head_card(head_facts(run, "joint", "0.4", "lab/encoder-joint", about))
+    assert check(card, "models") == ([], [])
+    assert "# encoder-joint v0.4: Mine, Own" in card
+    assert "fine-tuned for the tasks `own`, `mine` on the encoder\n[lab/encoder](" in card
+    assert "| own | joint/v0.4 | 75.00 |" in card
+    assert "| mine | joint/v0.4 | 50.00 |" in card
+    assert "| own | v0.4 | 62.50 ± 17.68 |" in card  # the heads of single tasks on the same version, for comparison
+    assert "| **0** (these weights) | mine | 50.00 % |" in card
+    assert "3 training sentences that are in the development or test set of another task were left out" in card
+    assert "Annotated data: own: CC-BY-4.0; mine: CC0-1.0." in card
+    results = [(result.dataset_name, result.metric_value) for result in ModelCard(card).data.eval_results or []]
+    assert results == [("own", 0.75)] * 3 + [("mine", 0.5)] * 3
+    lines = card.partition("```bash\n")[2].partition("```")[0]
+    _, _, *arguments = shlex.split(lines.replace("\\\n", " "))
+    _, options, training = parse(finetune_ner.OPTIONS, "finetune_ner", None, arguments)
+    assert (options.tasks, options.joint, options.seeds) == (["own", "mine"], True, [0, 0])
+    assert training == HeadTraining(learning_rate=1e-4, num_train_epochs=2)
+
+    card = card_of_encoder(run)  # names the joint head beside the others
+    assert "[lab/encoder-joint](https://huggingface.co/lab/encoder-joint), [lab/encoder-own](" in card
+    assert "| mine | joint/v0.4 | 50.00 |" in card
+    assert len(ModelCard(card).data.eval_results or []) == 4  # the loss, and three scores of the single head
 
 
 def test_card_states_an_own_curriculum_and_starting_model(tmp_path: Path) -> None:

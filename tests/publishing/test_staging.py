@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from finished_run import change, change_facts, make_run
+from finished_run import change, change_facts, make_joint_head, make_run
 from huggingface_hub import constants
 from publish_clients import ABOUT
 from safetensors.torch import load_file, save_file
@@ -220,6 +220,16 @@ def test_the_encoder_and_the_heads_that_exist_are_published_by_default(finished:
     for versions, repositories in ((["0.1"], ["ada/encoder"]), (["0.4"], ["ada/encoder", "ada/encoder-own"])):
         published = publish(finished, "ada/encoder", versions=versions, about=ABOUT)
         assert [version.repo_id for version in published] == repositories
+
+
+def test_a_joint_head_is_published_like_that_of_a_task(run_dir: Path) -> None:
+    make_joint_head(run_dir, own=0.75, mine=0.5)
+    about = replace(ABOUT, ner_licenses={"own": "CC-BY-4.0", "mine": "CC0-1.0"})
+    for tasks, names in ((None, ["lab/encoder-joint", "lab/encoder-own"]), (["joint"], ["lab/encoder-joint"])):
+        planned = publish(run_dir, "lab/encoder", about=about, selection=Selection(what="heads", tasks=tasks))
+        assert [version.repo_id for version in planned] == names
+    assert {file.path for file in planned[0].files} >= {"config.json", "model.safetensors", ".eval_results/own.yaml"}
+    assert not any(file.path.endswith(".tsv") for file in planned[0].files)
 
 
 def test_card_options_become_facts_by_task() -> None:
