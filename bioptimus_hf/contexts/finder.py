@@ -23,13 +23,13 @@ from bioptimus_hf.contexts.matching import Matcher, utf8_buffers, word_rules
 from bioptimus_hf.contexts.query import ContextQuery
 from bioptimus_hf.contexts.sampling import CANDIDATE, FEATURES, FIELDS, Reservoir, from_table
 from bioptimus_hf.corpus.cache import cached_map
+from bioptimus_hf.corpus.sentences import checked_texts
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.progress import progress_of_datasets
 
 _VERSION = 2  # of the candidates; part of the fingerprint of the map, which doesn't see the code of this package
 _MOST_PRIORITIES = 1 << 25  # 256 MB
 _READ_AT_ONCE = 1_000_000  # candidates
-_TEXT_TYPES = ("string", "large_string", "string_view")
 
 
 def find_contexts(
@@ -66,8 +66,7 @@ def find_contexts(
     """
     if "text" not in dataset.column_names:
         raise InputError(f"the sentences need a column 'text', not only {', '.join(dataset.column_names) or 'none'}")
-    if dataset.features["text"].dtype not in _TEXT_TYPES:
-        raise InputError(f"the column 'text' must contain strings, not {dataset.features['text'].dtype}")
+    dataset = checked_texts(dataset)
     query = ContextQuery(tokens, tokenizer, per_token, seed)
     columns = [name for name in ("text", "document") if name in dataset.column_names]
     dataset = dataset.select_columns(columns).with_format("arrow")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import sentencex
 
+from bioptimus_hf.errors import InputError
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 SPLITTER = f"sentencex {importlib.metadata.version('sentencex')}, masked 1"
 
 _LONG_SENTENCE = 1000  # characters
+_TEXT_TYPES = ("string", "large_string", "string_view")
 
 # sentencex panics, and takes the process with it, on a capital letter and a full stop with such a space between them.
 _WIDE_SPACES = (
@@ -33,25 +36,59 @@ def split_sentences(dataset: Dataset, *, num_proc: int | None = None) -> Dataset
     """Split documents into sentences with sentencex, which knows "e.g.", "Fig. 2" and "et al.".
 
     Args:
-        dataset: documents, with the columns `text` and `document`.
+        dataset: documents, with the column `text` and, optionally, `document`. Without it, the number of a document is
+            that of its row. A missing text has no sentences.
         num_proc: number of processes; doesn't change the result.
 
     Returns:
         A data set with a row per sentence: `text` (stripped) and `document`.
+
+    Raises:
+        InputError: the column `text` contains something else than strings.
     """
-    from datasets import Features, Value  # reading files must not load `datasets`
+    from datasets import Dataset, Features, Value  # reading files must not load `datasets`
 
     from bioptimus_hf.corpus.cache import cached_map
 
-    return cached_map(
-        dataset.select_columns(["text", "document"]),
-        _sentences,
+    dataset, form = checked_texts(dataset), dataset.format["type"]
+    numbered = "document" in dataset.column_names
+    document = dataset.features["document"] if numbered else Value("int64")
+    if document.dtype == "null" or "int" in document.dtype:
+        document = Value("int64")
+    features = Features({"text": Value("string"), "document": document})
+    if not len(dataset):  # `map` would return the documents themselves
+        return Dataset.from_dict({name: [] for name in features}, features=features).with_format(form)
+    sentences = cached_map(
+        dataset.select_columns(["text", "document"] if numbered else ["text"]).with_format(None),
+        _sentences if numbered else _sentences_of_rows,
         kind="sentences",
         fn_kwargs={"splitter": SPLITTER},
-        features=Features({"text": Value("string"), "document": Value("int64")}),
+        with_indices=not numbered,
+        features=features,
         num_proc=num_proc,
         desc="Splitting sentences",
     )
+    return sentences.with_format(form)
+
+
+def checked_texts(dataset: Dataset) -> Dataset:
+    """Return a data set, whose column `text` has the type string even if there is no text in it.
+
+    Raises:
+        InputError: the column `text` contains something else than strings.
+    """
+    from datasets import Dataset, Features, Value
+
+    kind = dataset.features["text"]
+    if getattr(kind, "dtype", None) == "null":  # no rows, or none with a text
+        if len(dataset):
+            return dataset.cast_column("text", Value("string"))
+        features = Features({**dataset.features, "text": Value("string")})  # `cast_column` would change nothing
+        return Dataset.from_dict({name: [] for name in features}, features=features)
+    if getattr(kind, "dtype", None) not in _TEXT_TYPES:
+        shown = getattr(kind, "dtype", type(kind).__name__.lower())
+        raise InputError(f"the column 'text' must contain strings, not {shown}", argument="dataset")
+    return dataset
 
 
 def sentences_of(text: str) -> Iterator[str]:
@@ -67,10 +104,14 @@ def sentence_starts(text: str) -> list[int]:
     return list(accumulate(map(len, _segment(text)), initial=0))[:-1]
 
 
+def _sentences_of_rows(batch: dict[str, list[Any]], rows: list[int], splitter: str) -> dict[str, list[Any]]:
+    return _sentences({**batch, "document": rows}, splitter)
+
+
 def _sentences(batch: dict[str, list[Any]], splitter: str) -> dict[str, list[Any]]:
     rows: dict[str, list[Any]] = {"text": [], "document": []}
     for text, document in zip(batch["text"], batch["document"], strict=True):
-        for sentence in sentences_of(text):
+        for sentence in sentences_of(text or ""):
             rows["text"].append(sentence)
             rows["document"].append(document)
     return rows

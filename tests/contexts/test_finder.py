@@ -90,6 +90,24 @@ def test_nothing_found(sentences: Dataset, tokenizer: BertTokenizer, words: list
     assert contexts.features == empty.features == find_contexts(sentences, TOKENS, tokenizer=tokenizer).features
 
 
+@pytest.mark.parametrize("texts", [[], [None, None], ["", None]])
+def test_no_text_has_no_contexts(tokenizer: BertTokenizer, texts: list[str | None]) -> None:
+    contexts = find_contexts(Dataset.from_dict({"text": texts}), ["asthma"], tokenizer=tokenizer)
+    assert len(contexts) == 0
+    assert contexts.column_names == ["token", "text", "start", "end"]
+    assert contexts.features["text"].dtype == "string"
+
+
+def test_rows_of_chosen_sentences_and_large_strings(sentences: Dataset, tokenizer: BertTokenizer) -> None:
+    """Offsets are in the sentences that were chosen, also through the indices of `select` and `filter`."""
+    chosen = sentences.select([5, 6, 1]).filter(lambda row: row["text"])
+    expected = [("asthma", SENTENCES[1], 7, 13, 4), ("asthma", SENTENCES[6], 0, 6, 2)]
+    large = chosen.cast(Features({"text": Value("large_string"), "document": Value("int64")}))
+    for dataset in (chosen, large, chosen.with_format("arrow")):
+        found = rows(find_contexts(dataset, ["asthma"], tokenizer=tokenizer).with_format(None))
+        assert sorted(found) == expected
+
+
 def test_all_pairs_of_real_text(data_dir: Path, tokenizer: BertTokenizer) -> None:
     with gzip.open(data_dir / "corpus" / "abstracts.txt.gz", "rt", encoding="utf-8") as file:
         documents = Dataset.from_dict({"text": list(itertools.islice(file, 200)), "document": range(200)})

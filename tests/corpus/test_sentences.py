@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import datasets
 import pytest
 import sentencex
-from datasets import Dataset
+from datasets import Dataset, Features, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bioptimus_hf.corpus.sentences
 from bioptimus_hf.corpus.dataset import load_corpus
 from bioptimus_hf.corpus.sentences import sentences_of, split_sentences
+from bioptimus_hf.errors import InputError
 
 
 @pytest.fixture(autouse=True)
@@ -116,3 +118,57 @@ def test_sentences_of_real_text(data_dir: Path) -> None:
     assert 15 < sum(lengths) / len(lengths) < 35
     ends_badly = [text for text in sentences["text"] if text.endswith((" e.g.", " i.e.", " Fig.", " vs.", " et al."))]
     assert len(ends_badly) < len(sentences) / 1000, ends_badly[:5]
+
+
+TEXTS = ["Aspirin in asthma. It helped.", "", "Severe asthma in mice."]
+SENTENCES = ["Aspirin in asthma.", "It helped.", "Severe asthma in mice."]
+
+
+@pytest.mark.parametrize("num_proc", [1, 2])
+def test_documents_without_numbers_are_numbered_by_row(num_proc: int) -> None:
+    texts = Dataset.from_dict({"text": TEXTS, "title": ["a", "b", "c"]})
+    sentences = split_sentences(texts, num_proc=num_proc)
+    assert sentences[:] == {"text": SENTENCES, "document": [0, 0, 2]}
+    assert sentences.features["document"].dtype == "int64"
+    chosen = split_sentences(texts.select([2, 0]), num_proc=num_proc)
+    assert chosen[:] == {"text": [SENTENCES[2], *SENTENCES[:2]], "document": [0, 1, 1]}
+    filtered = split_sentences(texts.filter(lambda row: row["text"]), num_proc=num_proc)
+    assert filtered[:] == {"text": SENTENCES, "document": [0, 0, 1]}
+    many = Dataset.from_dict({"text": [f"Text {row}. End." for row in range(2500)]})  # several batches
+    assert list(split_sentences(many, num_proc=num_proc)["document"]) == [row // 2 for row in range(5000)]
+
+
+@pytest.mark.parametrize("documents", [["PMC1", "PMC2", "PMC3"], [5, 6, 7], [5.5, 6.5, 7.5]])
+def test_documents_keep_their_own_numbers_or_names(documents: list[Any]) -> None:
+    sentences = split_sentences(Dataset.from_dict({"text": TEXTS, "document": documents}))
+    assert sentences[:] == {"text": SENTENCES, "document": [documents[0], documents[0], documents[2]]}
+
+
+@pytest.mark.parametrize("kind", ["string", "large_string"])
+@pytest.mark.parametrize("form", [None, "numpy", "torch", "arrow", "pandas"])
+def test_types_and_formats_of_texts(kind: str, form: str | None) -> None:
+    features = Features({"text": Value(kind), "document": Value("int32")})
+    texts = Dataset.from_dict({"text": TEXTS, "document": [7, 8, 9]}, features=features).with_format(form)
+    sentences = split_sentences(texts)
+    assert sentences.format["type"] == form
+    assert sentences.with_format(None)[:] == {"text": SENTENCES, "document": [7, 7, 9]}
+
+
+@pytest.mark.parametrize("texts", [[], [None, None], ["", " "]])
+@pytest.mark.parametrize("numbered", [False, True])
+def test_no_text_has_no_sentences(texts: list[str | None], numbered: bool) -> None:
+    columns = {"text": texts, **({"document": list(range(len(texts)))} if numbered else {})}
+    sentences = split_sentences(Dataset.from_dict(columns))
+    assert len(sentences) == 0
+    assert sentences.features == Features({"text": Value("string"), "document": Value("int64")})
+
+
+def test_missing_texts_are_left_out() -> None:
+    texts = Dataset.from_dict({"text": ["Aspirin in asthma.", None, "It helped."]})
+    assert split_sentences(texts)[:] == {"text": [SENTENCES[0], SENTENCES[1]], "document": [0, 2]}
+
+
+@pytest.mark.parametrize("texts", [[1, 2], [["a"], ["b"]], [{"a": "b"}], [b"a"]])
+def test_texts_that_are_no_strings(texts: list[Any]) -> None:
+    with pytest.raises(InputError, match="dataset: the column 'text' must contain strings, not "):
+        split_sentences(Dataset.from_dict({"text": texts}))
