@@ -19,6 +19,12 @@ from bioptimus_hf.errors import InputError
 _TEXT_LINE = re.compile(r"([^|\t]+)\|([ta])\|(.*)", re.DOTALL)
 _NUMBER = re.compile(r"[0-9]{1,15}")
 _NO_IDENTIFIER = "-"
+_NOVELTY: tuple[list[str], ...] = (
+    [],
+    ["Novel"],
+    ["No"],
+    ["None"],
+)  # what BioRED has in the fifth column, and what the package bioc writes
 _RELATION = re.compile(r"[A-Za-z][\w .:/-]*")
 # Identifiers of concepts have digits, as in MESH:D009270, 7124, rs12345 or D003000|D006470, or are missing.
 _IDENTIFIER = re.compile(r"-|\S*[0-9]\S*")
@@ -32,8 +38,8 @@ def read_pubtator(file: InputFile) -> Iterator[Document | InputError]:
     """Yield the documents of a PubTator file, and an error for each document that has one.
 
     Annotations have the columns id, start, end, text, type and possibly more, which become the `identifier` (`-` stands
-    for none). Relations have the columns id, type, the identifiers of two concepts, and possibly `Novel` or `No`; they
-    are kept in `extra["relations"]`. Any other line is an error, or noted if annotations are optional.
+    for none). Relations have the columns id, type, the identifiers of two concepts, and possibly `Novel` or `No`;
+    they are kept in `extra["relations"]`. Any other line is an error, or noted if annotations are optional.
     """
     block: list[_Line] = []
     for number, line in file.lines():
@@ -127,11 +133,10 @@ def _columns(line: str | InputError, name: str) -> list[str]:
 
 
 def _is_relation(columns: list[str]) -> bool:
-    """Tell whether the columns are id, type, the identifiers of two concepts, and in some data sets Novel or No."""
-    rest = columns[4:]
+    """Tell whether the columns are id, type, the identifiers of two concepts, and possibly whether this is new."""
     return (
         len(columns) >= 4
-        and rest in ([], ["Novel"], ["No"])
+        and columns[4:] in _NOVELTY
         and _RELATION.fullmatch(columns[1]) is not None
         and all(map(_IDENTIFIER.fullmatch, columns[2:4]))
     )
