@@ -229,8 +229,13 @@ def format_of(path: str | Path, given: str | None, known: Iterable[str]) -> str:
     name = given or (found.name if found else "")
     if name not in known:
         ends = ", ".join(suffix for kind in known for suffix in FORMATS[kind].suffixes)
-        problem = f"the format {name!r} can't be used here" if name else "unknown format"
-        raise InputError(f"{path}: {problem}: name one of {', '.join(known)}, or use a file name that ends in {ends}")
+        problem = f"the format {name!r} can't be used here"
+        if not name:
+            ending = Path(path).suffix
+            problem = f"unknown format (the name {f'ends in {ending}' if ending else 'has no ending'})"
+        raise InputError(
+            f"{path}: {problem}: name one of {', '.join(known)} as the format, or use a file name that ends in {ends}"
+        )
     return name
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import logging
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from bioptimus_hf.corpus.documents import Document, Entity, read_score
 from bioptimus_hf.corpus.json_text import (
@@ -17,10 +19,13 @@ from bioptimus_hf.corpus.json_text import (
 )
 from bioptimus_hf.corpus.mentions import read_entities
 from bioptimus_hf.corpus.reading import InputFile, NotUtf8Error
+from bioptimus_hf.corpus.recognition import HEAD, recognise
 from bioptimus_hf.errors import InputError, format_error
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+logger = logging.getLogger(__name__)
 
 _ROWS_AT_ONCE = 500  # of Parquet
 _BUFFER = 1 << 18  # bytes of a Parquet column, which may be larger than memory
@@ -30,7 +35,17 @@ _ENTITY_TYPES: dict[str, Any] = {
 
 
 def read_txt(file: InputFile) -> Iterator[Document | InputError]:
-    """Yield a document per line, named by the number of the line; blank lines are left out."""
+    """Yield a document per line, named by the number of the line; blank lines are left out.
+
+    A warning says so if the file looks like one of another format.
+    """
+    found = recognise(cast(io.BufferedReader, file.utf8).peek(HEAD)[:HEAD])
+    if found:
+        logger.warning(
+            "%s looks like the format %s but is read as plain text, a document per line: pass the format %s, or name "
+            "the file accordingly",
+            *(file.path, found, found),
+        )
     for number, line in file.lines():
         if isinstance(line, InputError):
             yield line

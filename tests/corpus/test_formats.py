@@ -666,9 +666,13 @@ def test_a_broken_file_cannot_be_skipped(name: str, content: bytes, message: str
 
 
 def test_unknown_formats_and_missing_files(tmp_path: Path) -> None:
-    for name, problem in (("a.html", "the format 'html' can't be used here"), ("a.doc", "unknown"), ("a", "unknown")):
+    for name, problem in (
+        ("a.html", "the format 'html' can't be used here"),
+        ("a.doc", r"unknown format \(the name ends in \.doc\)"),
+        ("a", r"unknown format \(the name has no ending\)"),
+    ):
         with pytest.raises(
-            InputError, match=rf"{problem}.*: name one of txt, .*, or use a file name that ends in \.txt"
+            InputError, match=rf"{problem}: name one of txt, .* as the format, or use a file name that ends in \.txt"
         ):
             DocumentReader(tmp_path / name)
     with pytest.raises(InputError, match="the format 'xml' can't be used here"):
@@ -970,3 +974,72 @@ def test_what_a_reader_notes_is_said_once(tmp_path: Path, caplog: pytest.LogCapt
 def test_modes_of_annotations_are_checked() -> None:
     with pytest.raises(InputError, match="annotations: must be one of needed, optional, ignored, not 'some'"):
         ReadOptions(annotations="some")  # type: ignore[arg-type]
+
+
+OTHER_CONTENT = {
+    "pubtator": PUBTATOR,
+    "bioc": json.dumps(BIOC),
+    "jsonl": '{"text": "one"}\n{"text": "two"}\n',
+    "conll": "Aspirin\tB-Chemical\ncauses\tO\n\nNothing\tO\n",
+    "pubmed": PUBMED,
+    "bioc_xml": "<?xml version='1.0'?>\n<!DOCTYPE collection SYSTEM 'BioC.dtd'>\n<collection></collection>",
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_CONTENT)
+def test_a_text_file_that_looks_like_another_format(
+    kind: str, tmp_path: Path, warnings_of_package: Callable[[], list[str]]
+) -> None:
+    for name, content in (("a.txt", "\ufeff\n"), ("a.txt.gz", "")):
+        packed = (content + OTHER_CONTENT[kind]).encode()
+        (tmp_path / name).write_bytes(gzip.compress(packed) if name.endswith(".gz") else packed)
+        assert read(tmp_path / name)  # what was asked for
+        assert warnings_of_package()[-1].startswith(
+            f"{tmp_path / name} looks like the format {kind} but is read as plain text, a document per line: pass the "
+            f"format {kind}, or"
+        )
+    assert len(warnings_of_package()) == 2
+
+
+def test_plain_text_looks_like_nothing_else(
+    tmp_path: Path, warnings_of_package: Callable[[], list[str]], data_dir: Path
+) -> None:
+    lines = [
+        TITLE,
+        "",
+        "{sic} text",
+        "[Not available].",
+        "<b>bold</b>",
+        "a|b|c",
+        "x\tO",
+        "word O",
+        "1|t",
+        "O",
+        "5",
+        '"x"',
+    ]
+    for number, line in enumerate(lines):
+        (tmp_path / "a.txt").write_text(f"{line}\n{TITLE}\n{lines[number - 1]}\n")
+        read(tmp_path / "a.txt")
+    with open_input(data_dir / "corpus" / "abstracts.txt.gz") as file:
+        assert isinstance(next(FORMATS["txt"].read(file)), Document)
+    assert not warnings_of_package()
+
+
+@pytest.mark.parametrize(
+    ("content", "advice"),
+    [
+        ('{"text": "one"}\n{"text": "two"}\n', "it seems to hold JSON lines: name the file .jsonl, or pass the format"),
+        (
+            '[{"text": "one"}, {"text": "two"}]',
+            "it is a list of other objects: write each of them on a line of its own",
+        ),
+        ('{"a": 1}', "give a collection, or a document with its passages"),
+        ("[]", "give a collection"),
+        ("3", "give a collection"),
+    ],
+)
+def test_json_that_is_not_bioc(content: str, advice: str, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(InputError, match=rf"a\.json has no BioC document: {advice}"):
+        read(tmp_path / "a.json")
