@@ -211,8 +211,13 @@ def replace_folder(folder: Path, temporary: Path) -> None:
         remove_result(replaced)
 
 
-def remove_leftovers(path: Path) -> None:
-    """Remove what dead processes left of a file or folder they were writing, and restore what they were replacing."""
+def remove_leftovers(path: Path) -> list[Path]:
+    """Remove what dead processes left of a file or folder they were writing, and restore what they were replacing.
+
+    Returns:
+        What they were writing, which is removed.
+    """
+    removed = []
     replaced = path.with_name(path.name + _REPLACED)
     if replaced.is_dir():
         remove_result(replaced) if path.exists() else replaced.rename(path)
@@ -221,6 +226,8 @@ def remove_leftovers(path: Path) -> None:
         host, _, pid = leftover.name.rpartition(_PARTIAL)[2].rpartition("-")
         if host == socket.gethostname() and pid.isdigit() and not _writes(int(pid), leftover):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            removed.append(leftover)
+    return removed
 
 
 @dataclass(frozen=True)

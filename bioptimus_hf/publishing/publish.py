@@ -7,7 +7,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -20,9 +21,11 @@ from bioptimus_hf.errors import InputError, format_error
 from bioptimus_hf.publishing import load_back as load_back_script
 from bioptimus_hf.publishing.checks import WEIGHTS
 from bioptimus_hf.publishing.options import About, Selection
-from bioptimus_hf.publishing.repository import Repository, tags_of, weights_of
-from bioptimus_hf.publishing.retries import retry
+from bioptimus_hf.publishing.ownership import weights_of
+from bioptimus_hf.publishing.repository import Repository
+from bioptimus_hf.publishing.retries import retry, single_attempts
 from bioptimus_hf.publishing.staging import Release, StagedFile, stage
+from bioptimus_hf.storage import remove_leftovers, temporary_name
 
 logger = logging.getLogger(__name__)
 
@@ -88,23 +91,22 @@ def publish(
     if about is None:
         raise InputError("the cards state a licence, a language and the text, which no run records", argument="about")
     token = None if dry_run else usable_token(token)
-    # Beside the run, weights can be hard links.
-    beside = run_dir if Path(run_dir).is_dir() and os.access(run_dir, os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="publishing-", dir=beside) as work:
-        releases = stage(run_dir, repo_id, Path(work), about, versions=versions, selection=selection)
+    with _work_folder(Path(run_dir)) as work:
+        releases = stage(run_dir, repo_id, work, about, versions=versions, selection=selection)
         planned = [PublishedVersion(release.repo_id, release.tag, release.files, release.card) for release in releases]
         if dry_run:
             return planned
         api = HfApi(token=token)
-        if selection.what == "heads":
-            _check_encoder(api, repo_id, Path(run_dir), releases)
-        repositories = [
-            Repository(api, tuple(group), run=Path(run_dir), private=private, adopt=selection.adopt)
-            for _, group in groupby(releases, key=lambda release: release.repo_id)
-        ]
-        commits = _upload(repositories, token if private else None)
-        if selection.collection:
-            _add_to_collection(api, selection.collection, repositories, private)
+        with single_attempts():
+            if selection.what == "heads":
+                _check_encoder(api, repo_id, Path(run_dir), releases)
+            repositories = [
+                Repository(api, tuple(group), run=Path(run_dir), private=private, adopt=selection.adopt)
+                for _, group in groupby(releases, key=lambda release: release.repo_id)
+            ]
+            commits = _upload(repositories, token if private else None)
+            if selection.collection:
+                _add_to_collection(api, selection.collection, repositories, private)
     return [
         replace(
             version,
@@ -113,6 +115,31 @@ def publish(
         )
         for version in planned
     ]
+
+
+@contextmanager
+def _work_folder(run: Path) -> Iterator[Path]:
+    """Yield an empty folder to build in, and remove those of publishers that were killed.
+
+    It is in the run, where weights can be hard links, if the run can be written to.
+    """
+    if not (run.is_dir() and os.access(run, os.W_OK)):
+        with tempfile.TemporaryDirectory(prefix="publishing-") as work:
+            yield Path(work)
+        return
+    place = run / "publishing"
+    for leftover in remove_leftovers(place):
+        logger.warning("removed %s, which a publisher left behind when it was killed", leftover)
+    own = temporary_name(place)
+    for other in sorted({*run.glob(f"{place.name}.*"), *run.glob(f"{place.name}-*")} - {own}):
+        logger.warning("%s belongs to a publisher elsewhere: if that was killed, remove the folder", other)
+    own.mkdir(exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=own) as work:  # a process may publish several times at once, in threads
+            yield Path(work)
+    finally:
+        with suppress(OSError):  # another thread still works there
+            own.rmdir()
 
 
 def usable_token(token: str | None) -> str:
@@ -164,7 +191,7 @@ def load_back(releases: Sequence[Release], token: str | None) -> None:
         if process.returncode:
             raise ConnectionError(message[:200])
 
-    retry("load the published versions back", attempt)
+    retry("load the published versions back", attempt, target=versions[0])
 
 
 def _upload(repositories: Sequence[Repository], token: str | None) -> dict[tuple[str, str], str]:
@@ -182,13 +209,18 @@ def _upload(repositories: Sequence[Repository], token: str | None) -> dict[tuple
 def _check_encoder(api: HfApi, repo_id: str, run: Path, releases: Sequence[Release]) -> None:
     """Raise unless the versions that the heads were trained on are published with the weights of this run."""
     try:
-        tags = retry(f"look up {repo_id}", lambda: tags_of(api.list_repo_refs(repo_id)), may_be_absent=True)
+        refs = retry(f"look up {repo_id}", lambda: api.list_repo_refs(repo_id), target=repo_id, may_be_absent=True)
+        tags = [tag.name for tag in refs.tags]
     except RepositoryNotFoundError:
-        tags = {}
+        tags = []
     for tag in dict.fromkeys(release.tag for release in releases):
         if tag not in tags:
             raise InputError(f"the heads' cards refer to {repo_id} {tag}, which is not published: publish all")
-        published = retry(f"look up {repo_id} {tag}", lambda tag=tag: weights_of(api, repo_id, tag))  # type: ignore[misc]
+        published = retry(
+            f"look up {repo_id} {tag}",
+            lambda tag=tag: weights_of(api, repo_id, tag),  # type: ignore[misc]
+            target=repo_id,
+        )
         if published != sha256_of_file(run / tag / WEIGHTS):
             raise InputError(f"the heads' cards refer to {repo_id} {tag}, whose weights are not those of {run / tag}")
 
@@ -197,11 +229,14 @@ def _add_to_collection(api: HfApi, title: str, repositories: Sequence[Repository
     owner = repositories[0].repo_id.partition("/")[0]
     description = f"add to the collection {title}"
     slug = retry(
-        description, lambda: api.create_collection(title, namespace=owner, private=private, exists_ok=True).slug
+        description,
+        lambda: api.create_collection(title, namespace=owner, private=private, exists_ok=True).slug,
+        target=f"the collections of {owner}",
     )
     for repository in repositories:
         retry(
             description,
             lambda name=repository.repo_id: api.add_collection_item(slug, name, "model", exists_ok=True),  # type: ignore[misc]
+            target=f"the collections of {owner}",
         )
     logger.info("added to the collection %s/collections/%s", constants.ENDPOINT, slug)

@@ -31,6 +31,7 @@ from bioptimus_hf.publishing.checks import (
 from bioptimus_hf.publishing.facts import encoder_facts, head_facts
 from bioptimus_hf.publishing.heads import heads_of
 from bioptimus_hf.publishing.options import About, Selection
+from bioptimus_hf.publishing.ownership import Signature, sign
 from bioptimus_hf.publishing.records import read_version, read_versions, version_key
 
 
@@ -54,6 +55,7 @@ class Release:
         folder: mirrors what the repository will contain.
         card: text of the model card (README.md).
         files: every file in the folder.
+        signature: names version, run and model in the commit.
     """
 
     repo_id: str
@@ -62,6 +64,7 @@ class Release:
     folder: Path
     card: str
     files: tuple[StagedFile, ...]
+    signature: Signature
 
     @property
     def tag(self) -> str:
@@ -133,7 +136,7 @@ def stage_encoder(run: Path, target: Target, about: About) -> Release:
         history: Any = read_json(plot.with_suffix(".json"))
         plot_history(target.folder / PLOT, history, {phase["version"]: phase["last_step"] for phase in facts["phases"]})
     _write_results(target.folder, facts["results"], about)
-    return _finish(target, ENCODER, encoder_card(facts), read_version(source))
+    return _finish(run, target, ENCODER, encoder_card(facts), read_version(source))
 
 
 def stage_head(run: Path, task: str, target: Target, about: About) -> Release:
@@ -146,7 +149,7 @@ def stage_head(run: Path, task: str, target: Target, about: About) -> Release:
     _copy_model(heads_of(run, target.version)[task].folder, target.folder)
     _write_results(target.folder, facts["rows"], about)
     record = {name: facts["finetuning"][name] for name in ("fingerprint", "inputs", "settings")}
-    return _finish(target, HEAD, head_card(facts), record)
+    return _finish(run, target, HEAD, head_card(facts), record)
 
 
 def _choose_versions(run: Path, versions: Sequence[str] | None) -> list[str]:
@@ -191,7 +194,7 @@ def _write_results(folder: Path, rows: Sequence[Mapping[str, Any]], about: About
         path.write_text(yaml.safe_dump(entries, sort_keys=False), encoding="utf-8")
 
 
-def _finish(target: Target, architecture: str, card: str, record: Mapping[str, Any]) -> Release:
+def _finish(run: Path, target: Target, architecture: str, card: str, record: Mapping[str, Any]) -> Release:
     """Write the card and the mark, check the folder, and describe its files."""
     folder = target.folder
     ModelCard(card)  # parses the metadata, and raises if it is invalid
@@ -209,4 +212,5 @@ def _finish(target: Target, architecture: str, card: str, record: Mapping[str, A
     files = [
         StagedFile(path.relative_to(folder).as_posix(), path.stat().st_size, sha256_of_file(path)) for path in paths
     ]
-    return Release(target.repo_id, target.version, architecture, folder, card, tuple(files))
+    signature = sign(run, target.version)
+    return Release(target.repo_id, target.version, architecture, folder, card, tuple(files), signature)

@@ -40,9 +40,17 @@ def publish(run: str, repo_id: str, **options: Any) -> list[list[str]]:
     return [[version.repo_id, version.tag, str(version.commit)] for version in versions]
 
 
-def publish_only(run: str, repo_id: str, times: int = 1, **options: Any) -> list[list[str]]:
-    """Publish one or several times without loading back, which takes seconds and is tested elsewhere."""
+def publish_only(
+    run: str, repo_id: str, times: int = 1, seconds: float | None = None, **options: Any
+) -> list[list[str]]:
+    """Publish one or several times without loading back, which takes seconds and is tested elsewhere.
+
+    Args:
+        seconds: how long a failing action is repeated.
+    """
     publish_module.load_back = lambda releases, token: None
+    if seconds is not None:
+        retries._SECONDS, retries._PAUSES = seconds, (0.05,)
     return [version for _ in range(times) for version in publish(run, repo_id, private=False, **options)]
 
 

@@ -12,6 +12,7 @@ from finished_run import change, make_run
 
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.publishing.load_back import differences
+from bioptimus_hf.publishing.ownership import sign
 from bioptimus_hf.publishing.publish import load_back
 from bioptimus_hf.publishing.staging import Release
 
@@ -43,7 +44,8 @@ def test_every_difference_is_found(finished: Path, tmp_path: Path) -> None:
 
 
 def test_loading_back_is_retried_unless_a_version_differs(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    release = Release(str(finished / "v0.1"), "0.1", "BertForMaskedLM", finished / "v0.2", "", ())
+    signature = sign(finished, "0.1")
+    release = Release(str(finished / "v0.1"), "0.1", "BertForMaskedLM", finished / "v0.2", "", (), signature)
     with pytest.raises(InputError, match=r"what was loaded back is not what was published: .* v0\.1 differs in bert"):
         load_back([release], None)
     environments = []

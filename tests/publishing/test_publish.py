@@ -81,7 +81,7 @@ def test_versions_and_heads_are_published_and_used(
     results = {".eval_results/own.yaml"}
     files = [set(repository.commits[encoder[tag]].files) for tag in TAGS]
     assert files == [expected, expected, expected, expected | results]
-    assert not list(finished.glob("publishing-*"))
+    assert not list(finished.glob("publishing*"))
     used = clients.call(
         hub_clients.use,
         name,
@@ -124,8 +124,7 @@ def test_publishing_continues_after_a_kill(hub: Hub, clients: ClientProcesses, f
     again = clients.call(publish_clients.publish_only, finished, name, times=2, environment=environment)
     assert [version[1] for version in again] == TAGS * 2, again
     assert titles(hub, name) == ["initial commit", *TAGS]
-    for left in finished.glob("publishing-*"):
-        shutil.rmtree(left)
+    assert not list(finished.glob("publishing*"))
 
 
 STEPS = (
@@ -193,6 +192,110 @@ def test_two_publishers_of_different_versions(hub: Hub, clients: ClientProcesses
     assert both == [[[name, tag, commits[tag]]] for tag in ("v0.3", "v0.4")]
     assert (commits["main"], commits["versions"]) == (commits["v0.4"], commits["v0.3"])
     assert titles(hub, name) == ["initial commit", "v0.1", "v0.4"]
+
+
+@pytest.mark.parametrize("step", ["POST /api/repos/create", "POST */commit/*", "POST */tag/*", "GET */refs"])
+def test_two_runs_at_once(hub: Hub, clients: ClientProcesses, finished: Path, tmp_path: Path, step: str) -> None:
+    """Of two runs with different weights, one publishes everything and the other one nothing at all."""
+    name, environment = (
+        f"ada/race-{len(step)}",
+        {"token": hub.token("ada"), "xet": False},
+    )
+    runs = [finished, make_run(tmp_path / "other", seed=1)]
+    hub.fail(step, Delay(0.4), times=6)
+    calls = [
+        clients.start(publish_clients.publish_only, run, name, versions=VERSIONS[:3], environment=environment)
+        for run in runs
+    ]
+    outcomes = [call.result() for call in calls]
+    hub.clear_faults()
+    commits = refs(hub, name)
+    everything = [[name, tag, commits[tag]] for tag in TAGS[:3]]
+    assert titles(hub, name) == ["initial commit", *TAGS[:3]]
+    assert commits["main"] == commits["v0.3"]
+    winner = outcomes.index(everything)
+    (problem,) = outcomes[1 - winner]
+    assert problem[0] == "error"
+    by_commit = r"another run has published there, .*: v0\.\d, \w{7} by ada is of run"
+    assert re.search(f"{by_commit}|so it belongs to another run|another run's; tags", problem[1])
+    again = [
+        clients.call(publish_clients.publish_only, run, name, versions=VERSIONS, environment=environment)
+        for run in runs
+    ]
+    assert again[winner] == [*everything, [name, "v0.4", refs(hub, name)["v0.4"]]]
+    assert again[1 - winner][0][0] == "error"
+
+
+@pytest.mark.parametrize("page", [True, False])
+def test_a_tag_that_was_accepted_but_not_created(
+    hub: Hub, clients: ClientProcesses, finished: Path, page: bool
+) -> None:
+    """No version is sent twice, and none after a version without a tag."""
+    name, environment = f"ada/untagged-{page}", {"token": hub.token("ada"), "xet": False}
+
+    def publish(*versions: str) -> Any:
+        return clients.call(
+            publish_clients.publish_only, finished, name, versions=versions, seconds=0.3, environment=environment
+        )
+
+    hub.fail(f"POST /api/models/{name}/tag/*", Status(200, page=page), times=10_000)
+    (problem,) = publish("0.1", "0.2")
+    expected = (
+        "answered 200 .with a web page, which comes from a proxy" if page else "accepted the tag v0.1, but doesn't"
+    )
+    assert re.search(expected, problem[1])
+    assert titles(hub, name) == ["initial commit", "v0.1"]
+    hub.clear_faults()
+    hub.fail(f"POST /api/models/{name}/tag/*", Status(200, page=page))
+    commits = [[name, tag, refs(hub, name)[tag]] for tag in TAGS[:2]] if publish("0.1", "0.2") else []
+    assert publish("0.1", "0.2") == commits
+    assert titles(hub, name) == ["initial commit", *TAGS[:2]]
+    for versions in (["0.1", "0.2"], ["0.3"]):
+        del hub.world.store.repositories["models", name].refs["refs/tags/v0.1"]  # as an interrupted publisher leaves it
+        assert publish(*versions)[-1][0] == name
+        assert refs(hub, name)["v0.1"] == commits[0][2]
+    assert titles(hub, name) == ["initial commit", *TAGS[:3]]
+
+
+def test_tags_of_others_that_look_like_versions(hub: Hub, clients: ClientProcesses, finished: Path) -> None:
+    name, environment = "ada/labelled", {"token": hub.token("ada"), "xet": False}
+    repository = None
+    for version, foreign in (("0.1", "v1.0"), ("0.2", "v0.15"), ("0.3", "v0.4")):
+        published = clients.call(
+            publish_clients.publish_only, finished, name, versions=[version], environment=environment
+        )
+        repository = hub.world.store.repositories["models", name]
+        assert published == [[name, f"v{version}", repository.refs["refs/heads/main"]]]
+        repository.refs[f"refs/tags/{foreign}"] = repository.refs["refs/heads/main"]
+    assert repository is not None
+    assert "refs/heads/versions" not in repository.refs
+    before, start = dict(repository.refs), len(hub.requests)
+    for versions in (["0.4"], VERSIONS):
+        (problem,) = clients.call(
+            publish_clients.publish_only, finished, name, versions=versions, environment=environment
+        )
+        assert re.search(r"the tag v0\.4 already points at .* somebody else's or another run's", problem[1])
+    assert repository.refs == before
+    assert not [request for request in hub.requests[start:] if "/commit/" in request.path]
+
+
+def test_a_refused_upload_is_explained_at_once(hub: Hub, clients: ClientProcesses, finished: Path) -> None:
+    """Whatever is refused, and however large files are sent, there is one request and one line."""
+    uploads = {False: "PUT /uploads/*", True: "POST /v1/xorbs/*"}
+    for xet, upload in uploads.items():
+        for step in (upload, "POST */commit/*"):
+            for status in (400, 401, 403, 404, 413):
+                name, environment = f"ada/refused-{xet}-{len(step)}-{status}", {"token": hub.token("ada"), "xet": xet}
+                fault = hub.fail(step, Status(status), times=100)
+                call = clients.start(
+                    publish_clients.publish_only, finished, name, versions=["0.1"], environment=environment
+                )
+                (problem,) = call.result()
+                hub.clear_faults()
+                assert fault.happened <= 2, problem  # two large files are sent at once
+                assert re.search(f"^cannot publish {name} v0.1: http://127.0.0.1:.* answered {status}", problem[1])
+                assert "\n" not in problem[1]
+                assert status != 403 or f"it needs write access to {name}" in problem[1]
 
 
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
