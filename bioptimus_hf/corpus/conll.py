@@ -342,7 +342,7 @@ class _Rows:
             return ""
         if line[0] in "-#" and (marker := _MARKER.fullmatch(line)):
             return marker
-        if not self._columns:
+        if not self._columns and (line[0] != "#" or "\t" in line or parse_tag(line.split()[-1])):
             self._learn(number, line)
         columns = _split(line, self._separator or " ")
         if line.startswith("#") and self._is_comment(columns):

@@ -353,14 +353,14 @@ def _report_types(task: NerTask, mentions: Mapping[str, Counter[str]]) -> None:
     types = sorted({*total, *(task.types or ())})
     for split, counts in mentions.items():
         shown = ", ".join(f"{kind} {counts[kind]}" for kind in types)
-        logger.info("%s, %s: %d mentions: %s", task.name, split, counts.total(), shown)
+        logger.info("%s, %s: mentions by type: %s", task.name, split, shown)
     if task.merged_type:
         return
     for kind in types:
         if not mentions["train"][kind]:
             logger.warning("%s: the training set has no %s: a head can't learn it", task.name, kind)
-        elif why := _suspicion(kind, total):
-            logger.warning("%s: the type %s has %d mentions %s: is it an error?", task.name, kind, total[kind], why)
+        elif suspicion := _suspicion(kind, total):
+            logger.warning("%s: %s", task.name, suspicion)
 
 
 def _suspicion(kind: str, total: Counter[str]) -> str:
@@ -370,13 +370,16 @@ def _suspicion(kind: str, total: Counter[str]) -> str:
     """
     letters = _letters(kind)
     others = [other for other, count in total.most_common() if (count, other) > (total[kind], kind)]
-    if same := [other for other in others if _letters(other) == letters]:
-        return f"and {same[0]}, which differs in case or punctuation only, {total[same[0]]}"
+    if same := next((other for other in others if _letters(other) == letters), None):
+        return (
+            f"the types {kind} ({total[kind]} mentions in all) and {same} ({total[same]}) differ only in case or "
+            f"punctuation: are they the same?"
+        )
     similar = [other for other in others if _letters(other).startswith(letters) or _letters(other).endswith(letters)]
     similar += get_close_matches(kind, others)
     for found, times in ((similar, _RARE_VARIANT), (others, _RARE)):
         if found and total[found[0]] >= times * total[kind]:
-            return f"and {found[0]} {total[found[0]]}"
+            return f"the type {kind} is rare ({total[kind]} in all, and {total[found[0]]} {found[0]}): is it an error?"
     return ""
 
 

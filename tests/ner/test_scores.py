@@ -156,6 +156,20 @@ def in_scheme(found: list[tuple[int, int, str]], length: int, scheme: str) -> li
     return (tags + ["O"] * length)[:length]
 
 
+@given(rows=st.lists(st.tuples(entities, entities), min_size=1, max_size=4))
+@settings(max_examples=50, deadline=None)
+def test_scores_agree_with_nervaluate(rows: list[tuple[Any, Any]]) -> None:
+    nervaluate = pytest.importorskip("nervaluate")
+    gold, predicted = ([in_scheme(row[side], 40, "IOB2") for row in rows] for side in (0, 1))
+    theirs = nervaluate.Evaluator(gold, predicted, tags=["X", "Y", "a-b"], loader="list").evaluate()["overall"][
+        "strict"
+    ]
+    scores = entity_scores(gold, predicted)
+    assert scores["precision"] == theirs.precision
+    assert scores["recall"] == theirs.recall
+    assert scores["f1"] == pytest.approx(theirs.f1)
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 @given(rows=st.lists(st.tuples(entities, entities), min_size=1, max_size=4))
 @settings(max_examples=100, deadline=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import subprocess
@@ -141,6 +142,166 @@ def test_unknown_tasks_and_missing_files_are_refused(tmp_path: Path) -> None:
     write_task(tmp_path, train="word\tO\n")
     with pytest.raises(InputError, match=r"train\.tsv contains no entities: every tag is O"):
         load_ner(NerTask("mine"), tmp_path)
+
+
+@pytest.mark.parametrize("names", [("train.tsv", "valid.tsv", "test.tsv"), ("train.conll", "devel.iob2", "test.bio")])
+def test_common_names_of_files_are_found(names: tuple[str, ...], tmp_path: Path) -> None:
+    for name in (*names, "train_dev.tsv", "train.txt", "test.txt"):  # BioBERT adds train_dev; .txt is often plain text
+        (tmp_path / name).write_text(GOOD)
+    assert [file.name for file in task_files(NerTask("mine"), tmp_path).values()] == list(names)
+    assert load_ner(NerTask("mine"), tmp_path)["validation"].num_rows == 1
+
+
+def test_text_files_are_found_if_there_are_no_others(tmp_path: Path) -> None:
+    for name in ("train.txt", "val.txt.gz", "test.txt"):
+        content = GOOD.encode()
+        (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    assert load_ner(NerTask("mine"), tmp_path)["validation"].num_rows == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [("devel.tsv", "validation, dev.tsv and devel.tsv"), ("test.conll", "test, test.conll and test.tsv")],
+)
+def test_two_files_for_a_split_are_an_error(more: str, says: str, tmp_path: Path) -> None:
+    write_task(tmp_path)
+    (tmp_path / more).write_text(GOOD)
+    with pytest.raises(InputError, match=f"{tmp_path} has several files for {says}: move all but one away"):
+        load_ner(NerTask("mine"), tmp_path)
+
+
+def test_the_folder_of_a_task_has_its_name(tmp_path: Path) -> None:
+    write_task(tmp_path / "mine")
+    for source in (tmp_path, tmp_path / "mine"):
+        assert task_files(NerTask("mine"), source)["train"] == tmp_path / "mine" / "train.tsv"
+
+
+UNTYPED = "Aspirin\tB\nhelps\tO\n\nsevere\tB\npain\tI\n\n"
+
+
+@pytest.mark.parametrize(
+    ("task", "kind"),
+    [
+        (NerTask("mine"), "mine"),
+        (NerTask("mine", types=("Disease",)), "Disease"),
+        (NerTask("mine", merged_type="Any"), "Any"),
+        (NerTask("mine", types=("Disease", "Gene"), merged_type="Any"), "Any"),
+    ],
+)
+def test_tags_without_a_type_get_that_of_the_task(
+    task: NerTask, kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_task(tmp_path, *[UNTYPED] * 3)
+    dataset = load_ner(task, tmp_path)
+    assert tags_of(dataset["test"]) == [[f"B-{kind}", "O"], [f"B-{kind}", f"I-{kind}"]]
+    assert label_names(dataset["train"]) == ["O", f"B-{kind}", f"I-{kind}"]
+    assert f"train.tsv: tags without a type, read as {kind}: 3 (for example line 1, 'B')" in caplog.text
+
+
+@pytest.mark.parametrize("task", [NerTask("my task"), NerTask("mine", types=("Disease", "Gene"))])
+def test_tags_without_a_type_need_a_name(task: NerTask, tmp_path: Path) -> None:
+    write_task(tmp_path, *[UNTYPED] * 3)
+    with pytest.raises(InputError, match=r"train\.tsv, line 1: the tag 'B' has no type: name .*merged_type of a task"):
+        load_ner(task, tmp_path)
+
+
+def test_only_some_splits_may_have_types(tmp_path: Path) -> None:
+    write_task(tmp_path, "a\tB-X\n\n", "a\tB\n\n", "a\tB-X\n\n")
+    assert tags_of(load_ner(NerTask("mine"), tmp_path)["validation"]) == [["B-X"]]
+    write_task(tmp_path, "a\tB\n\n", "a\tB\n\n", "a\tB-X\n\n")
+    with pytest.raises(InputError, match=r"test\.tsv, line 1: tag 'B-X' has an unknown type: known types are mine"):
+        load_ner(NerTask("mine"), tmp_path)
+
+
+def test_the_type_of_untyped_tags_is_part_of_the_identity(tmp_path: Path) -> None:
+    write_task(tmp_path, *[UNTYPED] * 3)
+    tasks = [NerTask("mine"), NerTask("other"), NerTask("mine", types=("X",)), NerTask("mine", types=("Y",))]
+    found = [task_identity(task, tmp_path, load_ner(task, tmp_path))["train"] for task in tasks]
+    assert len(set(found)) == 4
+
+
+def test_biobert_folders_are_tasks(cases_dir: Path, tmp_path: Path) -> None:
+    for task, kind in ((NerTask("mine"), "mine"), (NerTask("mine", merged_type="Disease"), "Disease")):
+        dataset = load_ner(task, cases_dir / "biobert_folder")
+        assert [tags_of(part) for part in dataset.values()] == [
+            [["O", "O", f"B-{kind}", f"I-{kind}", "O"], ["O"] * 3]
+        ] * 3
+
+
+def test_blurb_tasks_are_read_without_types(data_dir: Path, tmp_path: Path) -> None:
+    """As BioBERT distributes them."""
+    for split, file in task_files("ncbi-disease", data_dir / "ner").items():
+        content = file.read_text(encoding="utf-8").replace("-Disease\n", "\n")
+        (tmp_path / {"validation": "devel.tsv"}.get(split, f"{split}.tsv")).write_text(content, encoding="utf-8")
+    typed, untyped = load_ner("ncbi-disease", data_dir / "ner"), load_ner("ncbi-disease", tmp_path)
+    assert all(untyped[split][:] == typed[split][:] for split in typed)
+
+
+def type_warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_types_are_listed_with_their_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    write_task(tmp_path, "a\tB-X\nb\tB-Y\n\n" * 3, "a\tB-X\n\n", "a\tB-Y\n\n")
+    load_ner(NerTask("mine"), tmp_path)
+    assert [message for message in caplog.messages if "by type: " in message] == [
+        "mine, train: mentions by type: X 3, Y 3",
+        "mine, validation: mentions by type: X 1, Y 0",
+        "mine, test: mentions by type: X 0, Y 1",
+    ]
+    assert not type_warnings(caplog)
+
+
+@pytest.mark.parametrize(
+    ("types", "warning"),
+    [
+        ({"Disease": 2000, "D": 1}, "the type D is rare (1 in all, and 2002 Disease): is it an error?"),
+        ({"Disease": 2000, "Gene": 1}, "the type Gene is rare (1 in all, and 2002 Disease): is it an error?"),
+        ({"Disease": 100, "Diseas": 3}, "the type Diseas is rare (3 in all, and 102 Disease): is it an error?"),
+        (
+            {"disease": 9, "Disease": 100},
+            "the types disease (9 mentions in all) and Disease (102) differ only in case or p",
+        ),
+        (
+            {"cell_type": 50, "cell-type": 40, "Disease": 50},
+            "the types cell-type (40 mentions in all) and cell_type (50) diff",
+        ),
+        ({"Disease": 100, "Gene": 3}, ""),
+        ({"Disease": 1, "D": 1}, ""),
+        ({"protein": 100, "protein_complex": 30}, ""),
+    ],
+)
+def test_types_that_look_like_errors_are_named(
+    types: dict[str, int], warning: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train = "".join(f"a\tB-{kind}\n\n" * count for kind, count in types.items())
+    write_task(tmp_path, train, *["a\tB-Disease\n\n" if "Disease" in types else "a\tO\n\n"] * 2)
+    load_ner(NerTask("mine"), tmp_path)
+    found = type_warnings(caplog)
+    assert len(found) == bool(warning)
+    assert not warning or found[0].startswith(f"mine: {warning}")
+    caplog.clear()
+    load_ner(NerTask("mine", merged_type="Any"), tmp_path)
+    assert not type_warnings(caplog)
+
+
+def test_a_type_that_the_training_set_lacks_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_task(tmp_path, test="a\tB-Gene\n\n")
+    load_ner(NerTask("mine", types=("Chemical", "Gene")), tmp_path)
+    assert type_warnings(caplog) == ["mine: the training set has no Gene: a head can't learn it"]
+
+
+def test_hub_rows_may_have_other_schemes(
+    serve: Callable[[DatasetDict], list[Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    names = ["S-Disease", "O", "B-Chemical", "E-Chemical", "I-Chemical"]
+    serve(splits(**{name: rows(names=names) for name in ("train", "validation", "test")}))
+    assert tags_of(load_ner(NerTask("mine"), "lab/set")["test"]) == [["B-Chemical", "I-Chemical", "O"], ["B-Disease"]]
+    assert "lab/set, test: tags of other schemes, converted to IOB2: 2 (for example row 0, 'E-Chemical')" in caplog.text
+    names = ["U", "O", "B", "L", "I"]
+    serve(splits(**{name: rows(names=names) for name in ("train", "validation", "test")}))
+    assert tags_of(load_ner(NerTask("mine"), "lab/set")["test"]) == [["B-mine", "I-mine", "O"], ["B-mine"]]
 
 
 def rows(content: dict[str, Any] = ROWS, names: list[str] = NAMES) -> Dataset:
