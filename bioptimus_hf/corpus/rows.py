@@ -171,9 +171,12 @@ def _text_of(value: Any, column: str) -> str:
 
 def _json_entities(member: str) -> Iterator[Entity | InputError]:
     """Yield the entities of a line, and an error in place of each that can't be read."""
-    rows = parse_member(member)
-    if not isinstance(rows, list):
-        yield InputError("'entities' must be a list of objects: rename the field if it holds something else")
+    try:
+        rows = parse_member(member)
+        if not isinstance(rows, list):
+            raise InputError("'entities' must be a list of objects: rename the field if it holds something else")
+    except InputError as error:
+        yield error
         return
     for row in rows:
         try:

@@ -502,6 +502,72 @@ def test_pubmed_articles(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("title", "abstract", "text"),
+    [
+        ("<ArticleTitle>A title</ArticleTitle><VernacularTitle>Titre</VernacularTitle>", "", "A title"),
+        ("<ArticleTitle>[Not Available].</ArticleTitle><VernacularTitle>Titre</VernacularTitle>", "", "Titre"),
+        ("<ArticleTitle>[Not available]</ArticleTitle><VernacularTitle>Titre</VernacularTitle>", "", "Titre"),
+        ("<ArticleTitle>[In Process Citation]</ArticleTitle><VernacularTitle>Titre</VernacularTitle>", "", "Titre"),
+        ("<ArticleTitle/><VernacularTitle><i>T</i>itre</VernacularTitle>", "", "Titre"),
+        ("<VernacularTitle>Titre</VernacularTitle>", "", "Titre"),
+        ("<ArticleTitle>[Not Available].</ArticleTitle>", "", "[Not Available]."),
+        ("<ArticleTitle>[Not available in Europe].</ArticleTitle><VernacularTitle>T</VernacularTitle>", "", None),
+        ("", '<OtherAbstract Type="Publisher" Language="spa"><AbstractText>Nada.</AbstractText></OtherAbstract>'
+         '<OtherAbstract Type="AIDS" Language="eng"><AbstractText Label="A">Some.</AbstractText></OtherAbstract>',
+         "\nA: Some."),
+        ("", '<OtherAbstract Type="plain-language-summary"><AbstractText>Easy.</AbstractText></OtherAbstract>'
+         '<OtherAbstract Type="Publisher"><AbstractText>Hard.</AbstractText></OtherAbstract>', "\nHard."),
+        ("", '<OtherAbstract Type="AIDS"><AbstractText/></OtherAbstract>'
+         '<OtherAbstract Type="AIDS" Language="spa"><AbstractText>Nada.</AbstractText></OtherAbstract>', "\nNada."),
+        ("<Abstract><AbstractText>Own.</AbstractText></Abstract>",
+         '<OtherAbstract Type="AIDS"><AbstractText>Some.</AbstractText></OtherAbstract>', "\nOwn."),
+        ("<Abstract><AbstractText/></Abstract>",
+         '<OtherAbstract Type="AIDS"><AbstractText>Some.</AbstractText></OtherAbstract>', "\nSome."),
+    ],
+)  # fmt: skip
+def test_titles_and_abstracts_that_replace_missing_ones(
+    title: str, abstract: str, text: str | None, tmp_path: Path
+) -> None:
+    article = f"<MedlineCitation><PMID>1</PMID><Article>{title}</Article>{abstract}</MedlineCitation>"
+    other = "<MedlineCitation><PMID>2</PMID><Article><ArticleTitle/></Article></MedlineCitation>"
+    (tmp_path / "a.xml").write_text(
+        f"<PubmedArticleSet><PubmedArticle>{article}</PubmedArticle><PubmedArticle>{other}</PubmedArticle>"
+        "</PubmedArticleSet>"
+    )
+    first, second = read(tmp_path / "a.xml")
+    assert first.text == (text or "[Not available in Europe].")
+    assert second.text == ""  # nothing of the article before it
+    assert [p.infons.get("language") for p in first.passages[1:]] == (["spa"] if "Nada" in first.text else [None])[
+        : len(first.passages) - 1
+    ]
+
+
+@pytest.mark.parametrize(
+    ("book", "text"),
+    [
+        ("<Book><BookTitle>Book</BookTitle></Book><ArticleTitle>Chapter</ArticleTitle>", "Chapter"),
+        ("<Book><BookTitle>The <i>Book</i></BookTitle></Book>", "The Book"),
+        ("<Book><CollectionTitle>Series</CollectionTitle><BookTitle>Book</BookTitle></Book><ArticleTitle/>", "Book"),
+        ("<Book><CollectionTitle>Series</CollectionTitle></Book>", "Series"),
+        ("<Book><BookTitle>B</BookTitle></Book><Section><SectionTitle>S</SectionTitle></Section>", "B"),
+    ],
+)  # fmt: skip
+def test_titles_of_books(book: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / "a.xml").write_text(
+        f"<PubmedArticleSet><PubmedBookArticle><BookDocument><PMID>1</PMID>{book}</BookDocument></PubmedBookArticle>"
+        "<DeleteDocument><PMID>2</PMID></DeleteDocument></PubmedArticleSet>"
+    )
+    assert [document.text for document in read(tmp_path / "a.xml")] == [text]
+
+
+def test_defaults_of_a_document_type_do_not_reach_the_text(tmp_path: Path) -> None:
+    subset = '[<!ATTLIST AbstractText Label CDATA "HACKED"> <!ATTLIST OtherAbstract Language CDATA "spa">]'
+    (tmp_path / "a.xml").write_text(PUBMED)
+    (tmp_path / "b.xml").write_text(PUBMED.replace('x.dtd">', f'x.dtd" {subset}>'))
+    assert read(tmp_path / "b.xml") == read(tmp_path / "a.xml")
+
+
+@pytest.mark.parametrize(
     ("before", "after", "message"),
     [
         ("</ArticleTitle>", "</Title>", r"line 6: not well-formed XML \(mismatched tag\)"),
