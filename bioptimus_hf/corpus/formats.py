@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, TextIO, cast
 
-from bioptimus_hf.corpus import bioc_xml
+from bioptimus_hf.corpus import bioc_xml, jats
 from bioptimus_hf.corpus.bioc import bioc_text, read_bioc
 from bioptimus_hf.corpus.conll import conll_text, read_conll_documents
 from bioptimus_hf.corpus.documents import Document
@@ -57,12 +57,13 @@ class Format:
 
 
 def read_xml(file: InputFile) -> Iterator[Document | InputError]:
-    """Yield the documents of PubMed XML or of BioC XML; the root element says which of them it is.
+    """Yield the documents of PubMed XML, BioC XML or JATS; the root element says which of them it is.
 
     Raises:
-        InputError: the file isn't well-formed, declares or uses its own entities, or is neither of the two.
+        InputError: the file isn't well-formed, declares or uses its own entities, or is none of these.
     """
-    return parse_xml(file, {bioc_xml.ROOT: bioc_xml.BiocXmlHandler}, PubmedHandler)
+    handlers = {bioc_xml.ROOT: bioc_xml.BiocXmlHandler, **dict.fromkeys(jats.ROOTS, jats.JatsHandler)}
+    return parse_xml(file, handlers, PubmedHandler)
 
 
 FORMATS = {
@@ -75,6 +76,7 @@ FORMATS = {
         Format("pubtator", (".pubtator", ".pubtator.txt"), read_pubtator, pubtator_text),
         Format("bioc", (".json",), read_bioc, bioc_text),
         Format("bioc_xml", (".bioc.xml",), read_xml),
+        Format("jats", (".nxml",), read_xml),
         Format("conll", (".conll", ".tsv", ".iob", ".iob2", ".bio"), read_conll_documents, conll_text),
         Format("html", (".html",), write=html_text),
     )

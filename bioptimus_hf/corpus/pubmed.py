@@ -88,7 +88,7 @@ class PubmedHandler(XmlHandler):
         if not self._seen:
             raise InputError(
                 f"{self.file.path} has no PubmedArticle, but the root element <{root[:60]}>: give XML as PubMed "
-                f"exports it (<{_SET}>), or BioC XML (<collection>)"
+                f"exports it (<{_SET}>), JATS (<article>), or BioC XML (<collection>)"
             )
 
     def _take(self, field: str, text: str) -> None:

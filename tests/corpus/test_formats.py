@@ -599,7 +599,7 @@ def test_entities_of_xml_are_never_expanded(tmp_path: Path) -> None:
 
 def test_other_xml_is_rejected(tmp_path: Path) -> None:
     for content, message in (
-        ("<article><front/></article>", "has no PubmedArticle, but the root element <article>: give XML as PubMed"),
+        ("<record><front/></record>", "has no PubmedArticle, but the root element <record>: give XML as PubMed"),
         ("<html><collection/></html>", "the root element <html>"),
         ("<collection><record/></collection>", "has no BioC document: its <collection> is of another kind"),
         ("<collection><document/></collection>", r"a\.xml, document that begins in line 1: the document has no id"),
