@@ -19,6 +19,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer, normalizers, pre_tokenizers
 
 from bioptimus_hf.errors import InputError
+from bioptimus_hf.whitespace import with_blanks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -81,7 +82,7 @@ class WordEncoder:
     def encode_words(self, sentences: Sequence[Sequence[str]]) -> Iterator[list[list[int]]]:
         """Yield the ids of the pieces of each word of each sentence; a word without pieces becomes the unknown one."""
         encodings = self._backend.encode_batch(
-            [list(words) for words in sentences], is_pretokenized=True, add_special_tokens=False
+            [list(map(with_blanks, words)) for words in sentences], is_pretokenized=True, add_special_tokens=False
         )
         for words, encoding in zip(sentences, encodings, strict=True):
             pieces: list[list[int]] = [[] for _ in words]
@@ -91,8 +92,9 @@ class WordEncoder:
 
     def encode_texts(self, texts: Sequence[str]) -> Iterator[EncodedText]:
         """Yield the words and pieces of each text; words without pieces are left out."""
+        texts = list(map(with_blanks, texts))
         if self._finds_words:
-            for encoding in self._backend.encode_batch(list(texts), add_special_tokens=False):
+            for encoding in self._backend.encode_batch(texts, add_special_tokens=False):
                 word = np.array(encoding.word_ids, dtype=np.int64)
                 first = np.flatnonzero(np.diff(word, prepend=-1))
                 last = np.append(first[1:], len(word)) - 1 if len(word) else first

@@ -25,6 +25,7 @@ ROOMS = (
     "training_progress",
     "hardware",
     "artifacts",
+    "whitespace",
     "word_pieces",
     "models",
     "corpus",

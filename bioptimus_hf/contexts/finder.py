@@ -27,7 +27,7 @@ from bioptimus_hf.corpus.sentences import checked_texts
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.progress import progress_of_datasets
 
-_VERSION = 2  # of the candidates; part of the fingerprint of the map, which doesn't see the code of this package
+_VERSION = 3  # of the candidates; part of the fingerprint of the map, which doesn't see the code of this package
 _MOST_PRIORITIES = 1 << 25  # 256 MB
 _READ_AT_ONCE = 1_000_000  # candidates
 

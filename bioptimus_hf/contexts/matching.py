@@ -30,6 +30,7 @@ from bioptimus_hf.contexts.kernels import (
     WordTable,
 )
 from bioptimus_hf.vocabulary.tokenizer import MARK
+from bioptimus_hf.whitespace import with_blanks
 
 _HITS_AT_ONCE = 1 << 14
 _NEW_WORDS_AT_ONCE = 1 << 12  # words
@@ -127,7 +128,7 @@ class Matcher:
 
     def _match_odd(self, text: str, row: int) -> Matches:
         """Return the occurrences in a text with characters whose normalisation depends on their neighbours."""
-        words = PreTokenizedString(text)
+        words = PreTokenizedString(with_blanks(text))
         words.normalize(self._tokenizer.normalizer.normalize)
         self._tokenizer.pre_tokenizer.pre_tokenize(words)
         splits = [(word, span) for word, span, _ in words.get_splits("original", "char")]
@@ -178,6 +179,7 @@ class _Characters:
 
     def _ask(self, character: str) -> tuple[bytes, bool]:
         """Return what a character becomes, words separated by spaces, and whether that depends on its neighbours."""
+        character = with_blanks(character)
         normalised = self._normalise(character)
         content = "".join(map(self._separated, normalised)).encode()
         odd = (

@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 import sentencex
 
+from bioptimus_hf.corpus.sentence_rules import corrected
 from bioptimus_hf.errors import InputError
+from bioptimus_hf.whitespace import with_blanks
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 # An argument of the `map` step, because the cache sees neither our code nor that of the library.
-SPLITTER = f"sentencex {importlib.metadata.version('sentencex')}, masked 1"
+SPLITTER = f"sentencex {importlib.metadata.version('sentencex')}, masked 1, rules 1"
 
 _LONG_SENTENCE = 1000  # characters
 _TEXT_TYPES = ("string", "large_string", "string_view")
 
 # sentencex panics, and takes the process with it, on a capital letter and a full stop with such a space between them.
-_WIDE_SPACES = (
-    "\x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
-)
+_WIDE_SPACES = "\t\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000"
 
 # sentencex takes "3)" and "(iii)" for list items that reach to the next one, and "<" and ">" for brackets, within which
 # no sentence ends. Curly brackets are brackets for it too, but never number list items.
@@ -93,15 +93,16 @@ def checked_texts(dataset: Dataset) -> Dataset:
 
 def sentences_of(text: str) -> Iterator[str]:
     """Yield the sentences of a document, stripped."""
-    for sentence in _segment(text):
-        stripped = sentence.strip()
-        if stripped:
+    start = 0
+    for end in _sentence_ends(text):
+        if stripped := text[start:end].strip():
             yield stripped
+        start = end
 
 
 def sentence_starts(text: str) -> list[int]:
     """Return the offsets at which the sentences of a text begin."""
-    return list(accumulate(map(len, _segment(text)), initial=0))[:-1]
+    return [0, *_sentence_ends(text)][:-1]
 
 
 def _sentences_of_rows(batch: dict[str, list[Any]], rows: list[int], splitter: str) -> dict[str, list[Any]]:
@@ -111,24 +112,29 @@ def _sentences_of_rows(batch: dict[str, list[Any]], rows: list[int], splitter: s
 def _sentences(batch: dict[str, list[Any]], splitter: str) -> dict[str, list[Any]]:
     rows: dict[str, list[Any]] = {"text": [], "document": []}
     for text, document in zip(batch["text"], batch["document"], strict=True):
-        for sentence in sentences_of(text or ""):
-            rows["text"].append(sentence)
-            rows["document"].append(document)
+        sentences = list(sentences_of(text or ""))
+        rows["text"] += sentences
+        rows["document"] += [document] * len(sentences)
     return rows
 
 
-def _segment(text: str) -> Iterator[str]:
-    """Yield the sentences of a text, unstripped: joined, they are the text."""
-    masked = text  # stays as long as the text
+def _sentence_ends(text: str) -> list[int]:
+    """Return the offsets at which the sentences of a text end; the last one is the length of the text."""
+    text = with_blanks(text)  # stays as long as it is, like the masked text
+    for space in _WIDE_SPACES if not text.isascii() else "\t":
+        text = text.replace(space, " ")
+    masked = text
     for character, harmless in _MASKED.items():
         masked = masked.replace(character, harmless)
-    if not text.isascii():
-        for space in _WIDE_SPACES:
-            masked = masked.replace(space, " ")
-    start = 0
-    for part in sentencex.segment("en", masked):
+    parts = sentencex.segment("en", masked)
+    if len(text) > _LONG_SENTENCE and len(max(parts, key=len)) > _LONG_SENTENCE:
         # sentencex ends no sentence between an opening and a closing bracket or quotation mark, however far apart.
-        pieces = [part] if len(part) <= _LONG_SENTENCE else sentencex.segment("en", part.translate(_WITHOUT_PAIRS))
-        for piece in pieces:
-            yield text[start : start + len(piece)]
-            start += len(piece)
+        parts = [piece for part in parts for piece in _pieces(part)]
+    return corrected(text, list(accumulate(map(len, parts))))
+
+
+def _pieces(part: str) -> list[str]:
+    if len(part) <= _LONG_SENTENCE:
+        return [part]
+    pieces: list[str] = sentencex.segment("en", part.translate(_WITHOUT_PAIRS))
+    return pieces

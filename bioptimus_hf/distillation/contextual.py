@@ -21,6 +21,7 @@ from bioptimus_hf.contexts.matching import utf8_buffers
 from bioptimus_hf.errors import InputError, TrainingDiverged
 from bioptimus_hf.models import check_finite
 from bioptimus_hf.progress import progress_bar
+from bioptimus_hf.whitespace import with_blanks
 
 DIVERGED = "the base model may be damaged, or bfloat16 too coarse for it: try another layer, or without bf16"
 """How the error ends that begins with the token whose vector isn't finite."""
@@ -158,7 +159,7 @@ def _batches(
     chunk = _BATCHES_PER_CHUNK * batch_size
     for begin in range(0, sentences, chunk):
         numbers = np.arange(begin, min(begin + chunk, sentences))
-        texts = contexts.select(index.row[index.firsts[numbers]])["text"][:]
+        texts = [with_blanks(text) for text in contexts.select(index.row[index.firsts[numbers]])["text"][:]]
         lengths = [len(ids) for ids in tokenizer(texts, truncation=False, verbose=False)["input_ids"]]
         order = sorted(range(len(texts)), key=lambda place: (-lengths[place], texts[place]))
         for start in range(0, len(order), batch_size):

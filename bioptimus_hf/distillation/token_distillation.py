@@ -23,6 +23,7 @@ from bioptimus_hf.distillation.options import RowTraining
 from bioptimus_hf.errors import TrainingDiverged
 from bioptimus_hf.models import check_finite
 from bioptimus_hf.progress import progress_bar
+from bioptimus_hf.whitespace import with_blanks
 
 _SNIPPET = 50  # pieces of text around a token, including its own, as in the paper
 _TOKENS_PER_BATCH = 16
@@ -131,7 +132,8 @@ def _batches(
         batch = tokens[begin : begin + _TOKENS_PER_BATCH]
         owners = [(number, row) for number, token in enumerate(batch) for row in rows_of_token[token]]
         read = contexts.select([row for _, row in owners])[:]
-        encoded = tokenizer(read["text"], add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        texts = list(map(with_blanks, read["text"]))
+        encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         snippets: list[list[Snippet]] = [[] for _ in batch]
         for place, (number, _) in enumerate(owners):
             snippet = cut_snippet(

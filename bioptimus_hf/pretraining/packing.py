@@ -16,8 +16,10 @@ from transformers import PreTrainedTokenizerBase
 
 from bioptimus_hf.corpus.cache import cached_map
 from bioptimus_hf.errors import InputError
+from bioptimus_hf.whitespace import with_blanks
 
 _BYTES_PER_BATCH = 1_000_000  # of text
+_VERSION = 2  # of the tokens; part of the key of the cache, which doesn't see the code of this package
 
 
 def tokenize_and_pack(
@@ -58,7 +60,7 @@ def tokenize_and_pack(
         _tokenize,
         kind="tokens",
         # As text: using a tokenizer changes its state, so that the cache would take it for another one.
-        fn_kwargs={"backend": backend.to_str(), "kind": kind},
+        fn_kwargs={"backend": backend.to_str(), "kind": kind, "version": _VERSION},
         remove_columns=["text"],
         features=Features(input_ids=List(Value(kind))),
         num_proc=num_proc,
@@ -96,12 +98,12 @@ def _table(values: pa.Array, max_length: int) -> pa.Table:
     return pa.table({"input_ids": pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), values)})
 
 
-def _tokenize(table: pa.Table, backend: str, kind: str) -> pa.Table:
+def _tokenize(table: pa.Table, backend: str, kind: str, version: int) -> pa.Table:
     sizes = pc.binary_length(table["text"]).to_numpy()
     ids: list[npt.NDArray[Any]] = []
     # In batches, since the tokenizer's results take a hundred times the memory of the ids.
     for rows in np.split(table["text"].to_numpy(), np.flatnonzero(np.diff(np.cumsum(sizes) // _BYTES_PER_BATCH)) + 1):
-        encodings = _tokenizer(backend).encode_batch_fast(rows.tolist())
+        encodings = _tokenizer(backend).encode_batch_fast(list(map(with_blanks, rows)))
         ids += [np.array(encoding.ids, dtype=kind) for encoding in encodings]
     offsets = np.cumsum([0, *map(len, ids)], dtype=np.int32)
     lists = pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(ids)))

@@ -15,6 +15,7 @@ from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import tokens_in_order
 from bioptimus_hf.progress import bars_are_drawn, progress_bar
 from bioptimus_hf.vocabulary.tokenizer import MARK, special_tokens, wordpiece_settings
+from bioptimus_hf.whitespace import with_blanks
 
 logger = logging.getLogger(__name__)
 _LARGEST_ALPHABET = 1000  # as in BERT's own vocabulary; other characters, mostly of stray scripts, become [UNK]
@@ -137,7 +138,7 @@ def count_words(texts: Iterable[str], *, like: PreTrainedTokenizerBase) -> Count
     # split only once.
     strings: Counter[str] = Counter()
     for text in progress_bar(texts, desc="Counting words", unit=" documents", delay=1):
-        strings.update(text.split(" "))
+        strings.update(with_blanks(text).split(" "))
     normalise = like.backend_tokenizer.normalizer.normalize_str
     split = like.backend_tokenizer.pre_tokenizer.pre_tokenize_str
     counts: Counter[str] = Counter()
@@ -163,7 +164,7 @@ def _alphabet(texts: Iterable[str], like: PreTrainedTokenizerBase, min_frequency
     """Return the most frequent normalised characters, sorted by decreasing count, then by code point."""
     raw: Counter[str] = Counter()
     for text in progress_bar(texts, desc="Counting characters", unit=" documents", delay=1):
-        raw.update(text)
+        raw.update(with_blanks(text))
     normalizer: BertNormalizer = like.backend_tokenizer.normalizer
     counts: Counter[str] = Counter()
     for character, count in raw.items():
@@ -185,6 +186,6 @@ def _can_continue(character: str, like: PreTrainedTokenizerBase) -> bool:
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    remaining = iter(texts)
+    remaining = map(with_blanks, texts)
     while batch := list(islice(remaining, _TEXTS_PER_BATCH)):
         yield batch

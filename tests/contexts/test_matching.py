@@ -72,16 +72,20 @@ def pieces_of(tokenizer: BertTokenizer) -> list[str]:
     return [token for token in tokenizer.get_vocab() if not (token[0] == "[" and len(token) > 1)]
 
 
+SEPARATORS = str.maketrans(dict.fromkeys("\x0b\x0c\x1c\x1d\x1e\x1f\x85\u2028\u2029", " "))
+
+
 def words_of(texts: list[str], tokenizer: BertTokenizer) -> list[str]:
     backend = tokenizer.backend_tokenizer
-    normalised = map(backend.normalizer.normalize_str, texts)
+    normalised = (backend.normalizer.normalize_str(text.translate(SEPARATORS)) for text in texts)
     return sorted({word for text in normalised for word, _ in backend.pre_tokenizer.pre_tokenize_str(text)})
 
 
 def oracle(text: str, tokens: set[str], tokenizer: BertTokenizer) -> Iterator[tuple[str, str]]:
     """Yield every token of a text, with the word that contains it."""
     backend = tokenizer.backend_tokenizer
-    for word, _ in backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(text)):
+    normalised = backend.normalizer.normalize_str(text.translate(SEPARATORS))
+    for word, _ in backend.pre_tokenizer.pre_tokenize_str(normalised):
         if word in tokens:
             yield word, word
         pieces = [piece.value for piece in backend.model.tokenize(word)]
@@ -98,7 +102,7 @@ def check(texts: list[str], tokens: list[str], tokenizer: BertTokenizer) -> int:
         assert 0 <= start < end <= len(texts[row])
         found[row].append(tokens[token])
         bare = tokens[token][2:] if tokens[token][:2] == "##" and len(tokens[token]) > 2 else tokens[token]
-        span = normalise(texts[row][start:end]).strip(" ")
+        span = normalise(texts[row][start:end].translate(SEPARATORS)).strip(" ")
         assert bare in span
         widened += span != bare
     for row, text in enumerate(texts):
