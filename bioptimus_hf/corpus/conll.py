@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -150,7 +150,7 @@ def conll_text(documents: Iterable[Document]) -> Iterator[str]:
         marked = marked or not document.tokens or bool(document.passages)
         if marked:
             yield f"{_DOCUMENT_LINE}\n\n"
-        yield from _block(document, _cut(spans, entities), entities, ends)
+        yield from _block(document, _cut(document.text, spans, entities), entities, ends)
     if left_out:
         logger.warning("CoNLL has one tag per token: left out %d entities that overlap longer ones", left_out)
 
@@ -470,18 +470,26 @@ def _writable(document: Document, start: int, end: int) -> str:
     return token
 
 
-def _cut(tokens: Iterable[tuple[int, int]], entities: Iterable[Entity]) -> list[tuple[int, int]]:
-    """Cut tokens where an entity begins or ends in them."""
+def _cut(text: str, tokens: Iterable[tuple[int, int]], entities: Iterable[Entity]) -> list[tuple[int, int]]:
+    """Cut tokens where an entity begins or ends in them, without white space at the edges."""
     edges = sorted({edge for entity in entities for edge in (entity.start, entity.end)})
     pieces: list[tuple[int, int]] = []
     place = 0
     for start, end in tokens:
-        while place < len(edges) and edges[place] < end:
-            if edges[place] > start:
-                pieces.append((start, edges[place]))
-                start = edges[place]
+        while place < len(edges) and edges[place] <= start:
             place += 1
-        pieces.append((start, end))
+        cuts = [start]
+        while place < len(edges) and edges[place] < end:
+            cuts.append(edges[place])
+            place += 1
+        if len(cuts) == 1:
+            pieces.append((start, end))
+            continue
+        for left, right in pairwise([*cuts, end]):
+            piece = text[left:right]
+            if stripped := piece.strip():
+                left += len(piece) - len(piece.lstrip())
+                pieces.append((left, left + len(stripped)))
     return pieces
 
 

@@ -32,8 +32,11 @@ from bioptimus_hf.annotation import annotator as annotator_module
 from bioptimus_hf.annotation import tokenization
 from bioptimus_hf.annotation.annotator import Annotator
 from bioptimus_hf.artifacts import write_record
+from bioptimus_hf.corpus.conll import read_conll
 from bioptimus_hf.corpus.dataset import load_corpus
 from bioptimus_hf.corpus.documents import Document, Entity, Passage
+from bioptimus_hf.corpus.formats import DocumentReader, write_documents
+from bioptimus_hf.corpus.reading import ReadOptions
 from bioptimus_hf.corpus.sentences import sentence_starts
 from bioptimus_hf.errors import InputError
 
@@ -364,3 +367,25 @@ def test_a_damaged_head_is_refused(tiny_head: Path, tmp_path: Path, name: str, c
     assert error.startswith(f"error: {head / name} ")
     assert error.endswith("make it again (`bioptimus finetune-ner --force`)")
     assert not list((tmp_path / "found").glob("*.jsonl"))
+
+
+def test_documents_of_conll_keep_tokens_and_sentences(tiny_head: Path, tmp_path: Path) -> None:
+    """Each sentence is annotated by itself, as if it stood in a file without documents."""
+    sentences = [
+        "Aspirin\tX\ncauses\tO\nasthma\tB-Disease\n\n",
+        "In\tO\nmice\tO\n\n",
+        "severe\tB-Disease\nasthma\tO\n\n",
+    ]
+    with_documents = "###MEDLINE:7\n\n{}{}###MEDLINE:8\n\n{}".format(*sentences)
+    found = {}
+    for name, content in (("documents", with_documents), ("sentences", "".join(sentences))):
+        (tmp_path / f"{name}.conll").write_text(content)
+        reader = DocumentReader(tmp_path / f"{name}.conll", options=ReadOptions(annotations="optional"))
+        write_documents(tmp_path / "out.conll", Annotator(tiny_head).annotate_documents(reader))
+        found[name] = read_conll(tmp_path / "out.conll")
+        texts = [" ".join(sentence.split()[::2]) for sentence in sentences]
+        assert [" ".join(words) for words, _ in found[name]] == texts
+        assert [d.text for d in DocumentReader(tmp_path / "out.conll")] == (
+            ["\n".join(texts[:2]), texts[2]] if name == "documents" else texts
+        )
+    assert found["documents"] == found["sentences"]

@@ -309,6 +309,13 @@ def test_documents_stay_documents(made: list[Document], tmp_path: Path) -> None:
     assert (tmp_path / "b.conll").read_bytes() == (tmp_path / "a.conll").read_bytes()
 
 
+def test_tokens_with_blanks_are_cut_beside_them(tmp_path: Path) -> None:
+    text = "10 mg aspirin daily"
+    found = Document("1", text, [Entity(6, 13, "aspirin", "Drug")], tokens=[(0, 13), (14, 19)])
+    write_documents(tmp_path / "a.conll", [found])
+    assert read_conll(tmp_path / "a.conll") == [(["10 mg", "aspirin", "daily"], ["O", "B-Drug", "O"])]
+
+
 def test_spacy_reads_our_documents(tmp_path: Path) -> None:
     """Six abstracts of three sentences are six documents."""
     convert = pytest.importorskip("spacy.training.converters", reason="needs spaCy").conll_ner_to_docs
