@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from bioptimus_hf.errors import InputError, format_error
 
 _Value = TypeVar("_Value")
+_DIGITS = 4000
 _OPENING = re.compile(r"[ \t\n\r]*\{[ \t\n\r]*")
 _COLON = re.compile(r"[ \t\n\r]*:[ \t\n\r]*")
 _NEXT = re.compile(r"[ \t\n\r]*([,}])[ \t\n\r]*")
@@ -60,14 +61,6 @@ def parse_leniently(text: str) -> Any:
         InputError: the text isn't JSON, or an object in it has a key twice.
     """
     return _parsed(lambda text, decoder: decoder.decode(text), text, _LENIENT)
-
-
-def parse_member(text: str) -> Any:
-    """Return the value of a member that `parse_object` returned, with its numbers as `json` reads them."""
-    try:
-        return next(iter(json.loads(f"{{{text}}}").values()))
-    except ValueError as error:  # an integer of more digits than Python reads
-        raise InputError(format_error(error)) from error
 
 
 def object_text(members: Iterable[str]) -> str:
@@ -177,13 +170,17 @@ def _reject(constant: str) -> None:
     raise ValueError(f"{constant} is not a JSON number")
 
 
-# The second of each pair reads integers of more digits than Python converts to int.
+def _integer(digits: str) -> int | Decimal:
+    return int(digits) if len(digits) <= _DIGITS else Decimal(digits)
+
+
+# The second of each pair is slower, and reads integers of more digits than Python converts to int.
 _STRICT = (
     json.JSONDecoder(parse_constant=_reject, object_pairs_hook=_unique),
-    json.JSONDecoder(parse_constant=_reject, object_pairs_hook=_unique, parse_int=Decimal),  # type: ignore[arg-type]
+    json.JSONDecoder(parse_constant=_reject, object_pairs_hook=_unique, parse_int=_integer),  # type: ignore[arg-type]
 )
 _LENIENT = (
     json.JSONDecoder(object_pairs_hook=_unique),
-    json.JSONDecoder(object_pairs_hook=_unique, parse_int=Decimal),  # type: ignore[arg-type]
+    json.JSONDecoder(object_pairs_hook=_unique, parse_int=_integer),  # type: ignore[arg-type]
 )
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)

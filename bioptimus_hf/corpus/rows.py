@@ -14,7 +14,6 @@ from bioptimus_hf.corpus.json_text import (
     member_text,
     object_text,
     parse_leniently,
-    parse_member,
     parse_object,
 )
 from bioptimus_hf.corpus.mentions import read_entities
@@ -151,7 +150,7 @@ def _json_document(file: InputFile, number: int, line: str) -> Document:
         raise InputError(f"'id' must be a string or an integer, not {members['id'][0].partition(':')[2].strip()[:60]}")
     entities: list[Entity] = []
     if "entities" in members and column != "entities":
-        entities = read_entities(file, f"line {number}", text, _json_entities(members["entities"][0]))
+        entities = read_entities(file, f"line {number}", text, _json_entities(members["entities"][1]))
     taken = {column, "entities", *(["id"] if type(name) is not int else [])}
     fields = {key: member for key, (member, _) in members.items() if key not in taken}
     name = str(number) if name is None else str(name)
@@ -169,14 +168,10 @@ def _text_of(value: Any, column: str) -> str:
     return value
 
 
-def _json_entities(member: str) -> Iterator[Entity | InputError]:
+def _json_entities(rows: Any) -> Iterator[Entity | InputError]:
     """Yield the entities of a line, and an error in place of each that can't be read."""
-    try:
-        rows = parse_member(member)
-        if not isinstance(rows, list):
-            raise InputError("'entities' must be a list of objects: rename the field if it holds something else")
-    except InputError as error:
-        yield error
+    if not isinstance(rows, list):
+        yield InputError("'entities' must be a list of objects: rename the field if it holds something else")
         return
     for row in rows:
         try:
@@ -194,7 +189,7 @@ def _json_entity(row: Any) -> Entity:
         )
     for name, value in row.items():
         if not isinstance(value, _ENTITY_TYPES[name]) or isinstance(value, bool):
-            raise InputError(f"the {name} of an entity can't be {value!r}")
+            raise InputError(f"the {name} of an entity can't be {value!r:.60}")
     read_score(row.get("score", 1.0))
     return Entity(**row)
 
