@@ -95,9 +95,9 @@ class DocumentReader:
 
     - `txt`: a document per line; blank lines are left out.
     - `jsonl`: an object per line with the text, and optionally `id` and `entities` as `write_documents` writes them;
-      all other fields are kept in `extra["fields"]`.
+      all other fields are kept in `extra["fields"]`, and written exactly as they were read.
     - `parquet`: a document per row, with the text and optionally `id`.
-    - `pubmed`, `pubtator`, `bioc`, `conll`: see the modules of these names.
+    - `pubmed`, `pubtator`, `bioc`, `bioc_xml`, `conll`: see the modules of these names.
 
     Args:
         path: a file, plain or `.gz`.
