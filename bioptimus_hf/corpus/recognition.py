@@ -11,7 +11,7 @@ from bioptimus_hf.corpus.tags import OUTSIDE, parse_tag
 HEAD = 1 << 12
 """Bytes of a file that are looked at."""
 _PUBTATOR = re.compile(r"[^|\s]{1,60}\|t\|")
-_XML = re.compile(r"<\?xml|<!DOCTYPE |<(?:PubmedArticle(?:Set)?|collection)\b")
+_XML = re.compile(r"<\?xml|<!DOCTYPE |<(?:PubmedArticle(?:Set)?|collection|article|pmc-articleset)\b")
 _ROWS = (2, 20)  # the fewest and the most lines that decide whether a file is CoNLL
 
 
@@ -27,7 +27,8 @@ def recognise(head: bytes) -> str | None:
     if _PUBTATOR.match(lines[0]):
         return "pubtator"
     if _XML.match(text):
-        return "bioc_xml" if "<collection" in text else "pubmed" if "<Pubmed" in text else None
+        roots = {"<collection": "bioc_xml", "<Pubmed": "pubmed", "<article": "jats", "<pmc-articleset": "jats"}
+        return next((format for root, format in roots.items() if root in text), None)
     if text[0] in "{[":
         return _json_format(text, lines[0])
     return "conll" if _is_conll(lines[:-1] if len(lines) > 1 and len(head) >= HEAD else lines) else None

@@ -1048,6 +1048,7 @@ OTHER_CONTENT = {
     "jsonl": '{"text": "one"}\n{"text": "two"}\n',
     "conll": "Aspirin\tB-Chemical\ncauses\tO\n\nNothing\tO\n",
     "pubmed": PUBMED,
+    "jats": '<?xml version="1.0"?>\n<article article-type="research-article"><front></front></article>',
     "bioc_xml": "<?xml version='1.0'?>\n<!DOCTYPE collection SYSTEM 'BioC.dtd'>\n<collection></collection>",
 }
 
