@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bioptimus_hf.corpus.documents import Document, Entity, join_passages, without_overlaps
-from bioptimus_hf.corpus.reading import InputFile, ReadOptions, open_input
+from bioptimus_hf.corpus.reading import InputFile, NotUtf8Error, ReadOptions, open_input
 from bioptimus_hf.corpus.sentences import sentences_of
 from bioptimus_hf.corpus.tags import OUTSIDE, Tag, parse_tag, to_iob2
 from bioptimus_hf.errors import InputError
@@ -66,6 +66,8 @@ def read_conll(
     sentences: list[Sentence] = []
     with open_input(path, ReadOptions(type_name=type_name)) as file:
         for sentence in _sentences(file, types):
+            if isinstance(sentence, NotUtf8Error):
+                raise InputError(f"{sentence}, for example with iconv -f latin1 -t utf-8") from sentence
             if isinstance(sentence, InputError):
                 raise sentence
             if not isinstance(sentence, _DocumentStart):

@@ -18,6 +18,7 @@ from bioptimus_hf.corpus.conll import TAG, Sentence, TagConverter, has_types, re
 from bioptimus_hf.corpus.hub import load_pinned, pin_dataset
 from bioptimus_hf.corpus.ner_files import SPLIT_NAMES, split_file
 from bioptimus_hf.corpus.reading import Notes
+from bioptimus_hf.corpus.tags import parse_tag
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import is_hub_name
 
@@ -171,7 +172,9 @@ def task_identity(task: str | NerTask, source: str | Path, dataset: DatasetDict)
     named = f" {' '.join(labels)}"  # types that the task names, and the data doesn't
     if is_hub_name(source):
         pinned = pin_source(source)
-        suffix = "" if labels == occurring else named
+        names = load_pinned(pinned)["train"].features["ner_tags"].feature.names
+        typed = any(tag.type for tag in map(parse_tag, names) if tag)
+        suffix = "" if labels == occurring and typed else named
         return {split: identity(f"{pinned}:{split}") + suffix for split in SPLITS}
     files = task_files(task, source)
     suffix = "" if labels == occurring and has_types(files["train"]) else named

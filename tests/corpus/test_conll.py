@@ -48,7 +48,8 @@ def write(path: Path, content: str | bytes) -> Path:
         ("", "has no sentence"),
         ("\n\n", "has no sentence"),
         ("-DOCSTART-\tO\n\n", "has no sentence"),
-        (b"Aspirin\tB-Chemical\nna\xefve\tO\n", "line 2: not valid UTF-8 at byte 21 of the file"),
+        (b"Aspirin\tB-Chemical\nna\xefve\tO\n", "line 2: not valid UTF-8 at byte 21 of the file: convert the file"),
+        ("na\u00efve\tO\n".encode("latin-1"), "convert the file, for example with iconv -f latin1 -t utf-8"),
     ],
 )
 def test_bad_conll_is_refused_in_one_line_that_names_file_and_line(

@@ -151,3 +151,17 @@ def test_the_real_corpus_contains_no_test_sentence(data_dir: Path) -> None:
     for number in planted:
         texts[number] += " " + random.Random(number).choice(long).replace(" ", "")
     assert sorted({row.document for row in decontaminate(corpus(*texts), sentences)[1]}) == planted
+
+
+def test_test_sets_are_found_whatever_their_form(tmp_path: Path) -> None:
+    """A set that is overlooked would leak into the corpus."""
+    contents = {
+        "a/test.conll": "Aspirin\tB\nhelps\tO\n",
+        "b/test.txt": "-DOCSTART- -X- O O\n\nAspirin NN S-X\nhelps VB O\n",
+        "c/d/test.tsv": "helps\tO\nAspirin\tX\n",
+        "c/d/test.txt": "plain text beside it",
+    }
+    for name, content in contents.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    assert read_test_sentences(tmp_path) == {"a": ["Aspirin helps"], "b": ["Aspirin helps"], "c/d": ["helps Aspirin"]}

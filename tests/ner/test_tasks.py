@@ -302,6 +302,9 @@ def test_hub_rows_may_have_other_schemes(
     names = ["U", "O", "B", "L", "I"]
     serve(splits(**{name: rows(names=names) for name in ("train", "validation", "test")}))
     assert tags_of(load_ner(NerTask("mine"), "lab/set")["test"]) == [["B-mine", "I-mine", "O"], ["B-mine"]]
+    tasks = NerTask("mine"), NerTask("other")
+    found = [task_identity(task, "lab/set", load_ner(task, "lab/set"))["test"] for task in tasks]
+    assert found[0] != found[1]
 
 
 def rows(content: dict[str, Any] = ROWS, names: list[str] = NAMES) -> Dataset:
