@@ -42,6 +42,7 @@ if TYPE_CHECKING:  # this module is imported everywhere, mostly without data set
 
 logger = logging.getLogger(__name__)
 
+_REQUIRED = {"fingerprint": str, "inputs": dict, "settings": dict}
 _VERSIONS_RECORDED = ("bioptimus-hf", "torch", "transformers", "datasets", "tokenizers", "accelerate")
 
 
@@ -163,7 +164,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     path = path / RECORD if path.is_dir() else path
     record: dict[str, Any] = read_json(path)
-    if not isinstance(record, dict) or not {"fingerprint", "inputs", "settings"} <= record.keys():
+    if not isinstance(record, dict) or not all(isinstance(record.get(name), kind) for name, kind in _REQUIRED.items()):
         raise InputError(f"{path} doesn't say how the result was made: {remedy(path.parent)}")
     checksum = record.pop("checksum", None)
     if checksum is not None and checksum != _digest(record):

@@ -42,6 +42,11 @@ def lacks_memory(error: Exception) -> bool:
     return bool(kinds & {"MemoryError", "OutOfMemoryError"}) or any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with a noun in singular or plural, such as `1 document` or `1,200 documents`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def format_error(error: Exception | str, limit: int = 200) -> str:
     """Return an error's message, or a given message, in one line of at most `limit` characters."""
     if isinstance(error, UnpicklingError):  # its message explains how to load the file anyway

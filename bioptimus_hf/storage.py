@@ -198,6 +198,11 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f"{path.name}{_PARTIAL}{socket.gethostname()}-{os.getpid()}")
 
 
+def is_partial(path: Path) -> bool:
+    """Return whether a path is a temporary name of a file or folder that is, or was, being written."""
+    return _PARTIAL in path.name
+
+
 def replace_folder(folder: Path, temporary: Path) -> None:
     """Rename a folder that is on disk to its final name, and remove what it replaces, see `remove_result`."""
     replaced = folder.with_name(folder.name + _REPLACED)

@@ -516,7 +516,7 @@ def fill_disk(world: World, processes: Processes, stage: str, limit: int) -> Fin
 def start_twice(world: World, processes: Processes, stage: str) -> Finding:
     """Start a stage again while a first process, which has been paused, is working on it."""
     command = world.stages()[stage]
-    used_while_locked = {"annotate": "0.jsonl.json", "finetune-ner": "scores.json"}.get(stage, RECORD)
+    used_while_locked = {"annotate": "0.txt.jsonl.json", "finetune-ner": "scores.json"}.get(stage, RECORD)
     first = processes.start(command, patch=_patch(), when=(used_while_locked, signal.SIGSTOP))
     while first.process.is_alive() and not is_stopped(first.process.pid):
         time.sleep(0.02)
@@ -564,7 +564,7 @@ def prepared(folder: Path, *, export: bool = True) -> Iterator[World]:
 
 def make_unfinished(world: World, processes: Processes) -> dict[str, list[str]]:
     """Keep the states that killed commands leave, and return their files, by stage."""
-    ends = {"find-contexts": "part-000002.parquet", "pretrain": "v0.3", "annotate": "1.jsonl"}
+    ends = {"find-contexts": "part-000002.parquet", "pretrain": "v0.3", "annotate": "1.txt.jsonl"}
     files = {}
     for stage, end in ends.items():
         world.restore(f"before/{stage}")

@@ -138,7 +138,15 @@ def test_the_method_in_python_runs_from_the_wheel(installed: Path, tmp_path: Pat
     assert ended.returncode == 0, ended.stderr
     for block in blocks:
         check_output(block, ended.stdout)
-    for left in ("tokenizer", "contexts", "v0.0", "v0.4", "ner/sample/v0.4/0", "annotated/corpus.jsonl", "report.md"):
+    for left in (
+        "tokenizer",
+        "contexts",
+        "v0.0",
+        "v0.4",
+        "ner/sample/v0.4/0",
+        "annotated/corpus.txt.jsonl",
+        "report.md",
+    ):
         assert (tmp_path / "runs" / "python" / left).exists(), left
     assert (tmp_path / "out" / "v0.4" / "model.safetensors").is_file()
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import glob
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,36 +13,32 @@ from typing import Any
 import torch
 
 from bioptimus_hf.annotation.annotator import Annotator
+from bioptimus_hf.annotation.inputs import RECORDS, begun, input_files, old_target, record_of, target_files
 from bioptimus_hf.annotation.labels import read_renames
 from bioptimus_hf.annotation.options import AnnotationOptions
-from bioptimus_hf.artifacts import identity, is_finished, read_record, verification, write_record
+from bioptimus_hf.artifacts import differences, identity, is_finished, read_record, verification, verify, write_record
 from bioptimus_hf.corpus.documents import Document
-from bioptimus_hf.corpus.files import readable_files
-from bioptimus_hf.corpus.formats import (
-    FORMATS,
-    READABLE,
-    DocumentReader,
-    format_of,
-    stem_of,
-    write_documents,
-)
-from bioptimus_hf.corpus.reading import ReadOptions
-from bioptimus_hf.errors import InputError
+from bioptimus_hf.corpus.files import no_text, some
+from bioptimus_hf.corpus.formats import READABLE, DocumentReader, UnwritableError, format_of, write_documents
+from bioptimus_hf.corpus.reading import codec_name
+from bioptimus_hf.errors import InputError, counted
 from bioptimus_hf.models import find_model
 from bioptimus_hf.progress import progress_bar
 from bioptimus_hf.storage import locked, remove_leftovers
 
 logger = logging.getLogger(__name__)
 
-RECORDS = ".records"
-"""Hidden folder beside the annotated files, with a record of how each was made; `datasets.load_dataset` ignores it."""
+_SETTINGS = ("format", "input_format", "text_column", "errors", "keep", "bf16")
 
 
 def annotate_files(options: AnnotationOptions) -> list[Path]:
     """Annotate files of documents that aren't annotated yet.
 
-    Each input file becomes one file of the same name in `options.output_dir`, written atomically, with a record of its
-    models and settings in `.records`. Files with a matching record are skipped.
+    Each input file becomes one file in `options.output_dir`, in the same sub-folder and named after it (`a.txt` becomes
+    `a.txt.jsonl`). It is written atomically, with a record of models and settings in `.records`. Files with a matching
+    record are skipped. If a file can't be annotated, the others still are, and the error comes at the end.
+
+    Documents without an id are named by their file and number (`sub/a.txt:12`), so that ids are unique in all files.
 
     Args:
         options: input files, models, formats and the folder of the results.
@@ -51,8 +47,9 @@ def annotate_files(options: AnnotationOptions) -> list[Path]:
         The annotated files, including those that were finished before, in the order of the input files.
 
     Raises:
-        InputError: there are no input files, two would have the same result, a document can't be read, the folder can't
-            be written, or it contains results of other models, settings or input files and `force` is false.
+        InputError: there are no input files, or two would have the same result; the folder can't be written, or
+            contains results of other models or settings and `force` is false. At the end: some files can't be annotated
+            (which ones, and why), fewer than half of a file's documents could be read, or there was no document at all.
     """
     root = Path(options.output_dir)
     lock = root / RECORDS / "annotation.lock"
@@ -61,74 +58,48 @@ def annotate_files(options: AnnotationOptions) -> list[Path]:
 
 
 def _annotate_all(root: Path, options: AnnotationOptions) -> list[Path]:
-    targets = target_files(input_files(options.input, root), root, options.format)
+    found = input_files(options.input, root, any_name=options.input_format is not None)
+    targets = target_files(found, root, options.format)
     for file in targets:
         format_of(file, options.input_format, READABLE)
     models = [find_model(model) for model in options.models]
-    settings = {name: getattr(options, name) for name in ("format", "input_format", "text_column", "bf16")}
+    settings: dict[str, Any] = {name: getattr(options, name) for name in _SETTINGS}
+    settings["encoding"] = codec_name(options.encoding)
     if options.labels:  # records of files that were annotated without have no such key
         settings["labels"] = read_renames(options.labels)
     provenance = _Provenance({f"model {number}": model.identity for number, model in enumerate(models)}, settings)
     options = replace(options, models=[model.pinned for model in models])  # what the records say is what is loaded
-    rest = {file: target for file, target in targets.items() if not _is_annotated(file, target, provenance, options)}
-    if len(rest) < len(targets):
-        logger.info("%d of %d files are already annotated", len(targets) - len(rest), len(targets))
+    outcome = _Outcome(targets)
+    rest: list[_Job] = []
+    for file, target in targets.items():
+        with outcome.noting(file):
+            facts = _finished(file, target, provenance, options)
+            if facts is None:
+                rest.append(_Job(file, target, f"{found[file].as_posix()}:"))
+            else:
+                outcome.facts[file] = facts
+    if outcome.facts:
+        logger.info("%d of %d files are already annotated", len(outcome.facts), len(targets))
+    _warn_of_old_names(rest, options.format)
     if rest:
-        _annotate(rest, provenance, options)
+        _annotate(rest, provenance, options, outcome)
+    outcome.report()
     return list(targets.values())
 
 
-def input_files(patterns: Iterable[str], output_dir: Path) -> list[Path]:
-    """Return the files that are named, that match a pattern, or that lie in a folder and have a readable format.
+@dataclass(frozen=True)
+class _Job:
+    """A file to annotate.
 
-    Annotated files in `output_dir` are left out if this folder is itself an input.
-
-    Raises:
-        InputError: a name, pattern or folder yields no file.
+    Attributes:
+        file: the input.
+        target: the result.
+        names: what precedes the number in the ids of documents that have none.
     """
-    files: list[Path] = []
-    for pattern in patterns:
-        path = Path(pattern)
-        if path.is_dir():
-            found = readable_files((file for file in path.iterdir() if not file.name.startswith(".")), path)
-            if path.resolve() == output_dir.resolve():
-                found = [file for file in found if not record_of(file).is_file()]
-        else:
-            found = [path] if path.is_file() else sorted(map(Path, glob.glob(pattern, recursive=True)))
-        found = [file for file in found if file.is_file()]
-        if not found:
-            raise InputError(
-                f"no documents at {pattern}: name a file, a pattern, or a folder of {', '.join(READABLE)} files"
-            )
-        files += found
-    return list(dict.fromkeys(files))
 
-
-def target_files(files: Iterable[Path], output_dir: Path, format: str) -> dict[Path, Path]:
-    """Return the annotated file of each input file.
-
-    Raises:
-        InputError: two input files would have the same annotated file, or an input file would be overwritten.
-    """
-    targets: dict[Path, Path] = {}
-    for file in files:
-        target = output_dir / f"{stem_of(file)}{FORMATS[format].suffixes[0]}"
-        if same := next((other for other, taken in targets.items() if taken == target), None):
-            raise InputError(f"{same} and {file} would both become {target}: annotate them into different folders")
-        if target.resolve() == file.resolve():
-            raise InputError(f"{file} would be overwritten by its annotated copy: choose another output_dir")
-        targets[file] = target
-    return targets
-
-
-def record_of(target: Path) -> Path:
-    """Return the file that records how an annotated file was made."""
-    return target.parent / RECORDS / f"{target.name}.json"
-
-
-def _begun(target: Path) -> Path:
-    """Return the file that exists while an annotated file is being written: if it has no record, it is ours."""
-    return record_of(target).with_suffix(".begun")
+    file: Path
+    target: Path
+    names: str
 
 
 @dataclass(frozen=True)
@@ -139,70 +110,236 @@ class _Provenance:
     settings: Mapping[str, Any]
 
     def inputs(self, file: Path) -> dict[str, str]:
-        return {"file": identity(file), **self.models}
+        try:
+            return {"file": identity(file), **self.models}
+        except OSError as error:
+            raise InputError(f"{file} can't be read ({error.strerror or error})") from error
 
 
-def _is_annotated(file: Path, target: Path, provenance: _Provenance, options: AnnotationOptions) -> bool:
+class _OtherResultsError(InputError):
+    """A folder has results of other models or settings, which must not be mixed with new ones."""
+
+
+class _Outcome:
+    """What became of the files of a call.
+
+    Attributes:
+        facts: the facts in the record of each annotated file.
+    """
+
+    def __init__(self, targets: Mapping[Path, Path]) -> None:
+        self.facts: dict[Path, Mapping[str, Any]] = {}
+        self._targets = targets
+        self._failures: dict[Path, str] = {}
+
+    @contextmanager
+    def noting(self, file: Path) -> Iterator[None]:
+        """Log and keep an error that concerns this file alone, so that the others can be annotated."""
+        try:
+            yield
+        except (UnwritableError, _OtherResultsError):
+            raise
+        except InputError as error:
+            named = any(str(path) in str(error) for path in (file, self._targets[file]))
+            message = str(error) if named else f"{file}: {error}"
+            if len(self._targets) > 1:  # otherwise it will be the only line
+                logger.error("%s", message)
+            self._failures[file] = message
+
+    def report(self) -> None:
+        """Say how many documents were skipped and how many annotations replaced.
+
+        Raises:
+            InputError: some files couldn't be annotated, or so few documents could be read that it is no success.
+        """
+        skipped = {file: len(facts["skipped"]) for file, facts in self.facts.items() if facts["skipped"]}
+        if skipped:
+            number, files = counted(sum(skipped.values()), "document"), counted(len(skipped), "file")
+            records = [str(record_of(self._targets[file])) for file in skipped]
+            logger.warning("skipped %s of %s: listed under facts in %s", number, files, some(records))
+        for file, number_skipped in skipped.items():
+            read = self.facts[file]["documents"]
+            if read < number_skipped:
+                self._failures[file] = (
+                    f"{file}: only {read:,} of {counted(read + number_skipped, 'document')} could be read, as "
+                    f"{record_of(self._targets[file])} says: fix the file, or give its format and encoding"
+                )
+        if self._failures:
+            failures = list(self._failures.values())
+            if len(self._targets) == 1:
+                raise InputError(failures[0])
+            more = f" (and {len(failures) - 3} more)" if failures[3:] else ""
+            raise InputError(
+                f"{len(failures)} of {len(self._targets)} files could not be annotated: {'; '.join(failures[:3])}{more}"
+            )
+        if not any(facts["documents"] for facts in self.facts.values()):
+            raise no_text(list(self._targets))
+
+
+def _finished(
+    file: Path, target: Path, provenance: _Provenance, options: AnnotationOptions
+) -> Mapping[str, Any] | None:
+    """Return the facts about a result that is in place, None if the file is still to be annotated.
+
+    Raises:
+        InputError: the result isn't ours, has been damaged, or belongs to another input or other settings, or its
+            record can't be read.
+    """
     record = record_of(target)
-    if target.exists() and not record.is_file() and not _begun(target).is_file():
+    aside = f"move {target} and {record} away, and run the same command again"
+    if record.is_dir():
+        raise InputError(f"{record} is a folder, not the record of {file}: {aside}")
+    if target.exists() and not record.is_file() and not begun(target).is_file():
         raise InputError(f"{target} exists but wasn't annotated here: move it away, or choose another output_dir")
     if options.force or not target.is_file() or not record.is_file():
-        return False
-    finished = is_finished(record, provenance.inputs(file), provenance.settings)
-    skipped = read_record(record)["facts"]["skipped"]
+        return None
+    try:
+        then = read_record(record)
+        skipped = then["facts"]["skipped"]
+        shared = {name: value for name, value in then["inputs"].items() if name != "file"}
+        if changed := differences({**then, "inputs": shared}, provenance.models, provenance.settings):
+            advice = "choose another output_dir, or use force to redo all files"
+            raise _OtherResultsError(f"{record} was made with different {changed}: {advice}")
+        verify(record)
+    except _OtherResultsError:
+        raise
+    except InputError as error:
+        raise InputError(f"{str(error).rpartition(': ')[0]}: {aside}") from error
+    except (LookupError, TypeError, AttributeError) as error:
+        raise InputError(f"{record} is not a record of this version: {aside}") from error
+    is_finished(record, provenance.inputs(file), provenance.settings)  # raises if the input is another
     if skipped and options.on_error == "raise":
         raise InputError(
-            f"{target} lacks {len(skipped)} documents of {file} that couldn't be read: fix them and use force, or "
-            f"accept the gap with on_error=skip"
+            f"{target} lacks {counted(len(skipped), 'document')} of {file} that couldn't be read: fix the file and use "
+            f"force, or accept the gap with on_error=skip"
         )
-    return finished
+    facts: Mapping[str, Any] = then["facts"]
+    return facts
 
 
-def _annotate(targets: Mapping[Path, Path], provenance: _Provenance, options: AnnotationOptions) -> None:
+def _warn_of_old_names(jobs: Sequence[_Job], format: str) -> None:
+    pairs = [(job, old) for job in jobs if (old := old_target(job.file, job.target, format))]
+    if pairs:
+        logger.warning(
+            "%s of an older version named otherwise, for example %s instead of %s, annotated again: move the old away",
+            *(counted(len(pairs), "result"), pairs[0][1], pairs[0][0].target.name),
+        )
+
+
+def _annotate(jobs: Sequence[_Job], provenance: _Provenance, options: AnnotationOptions, outcome: _Outcome) -> None:
     dtype = torch.bfloat16 if options.bf16 else None
     annotator = Annotator(
         options.models, batch_size=options.batch_size, labels=read_renames(options.labels), dtype=dtype
     )
-    root = Path(options.output_dir)
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write {root} ({error.strerror}): choose another output_dir") from error
-    size = sum(file.stat().st_size for file in targets)
+    replaced: dict[Path, int] = {}
+    size = sum(_size(job.file) for job in jobs)
     with progress_bar(total=size, unit="B", unit_scale=True, desc="Annotating") as bar:
         progress = Progress(bar)
-        for file, target in targets.items():
-            began, entities_before = time.monotonic(), progress.entities
-            inputs = provenance.inputs(file)
-            reader = DocumentReader(
-                file,
-                format=options.input_format,
-                on_error=options.on_error,
-                options=ReadOptions(options.text_column),
-                content=inputs["file"],
-            )
-            annotated = progress.watch(reader, file.stat().st_size, annotator.annotate_documents(reader))
-            record = record_of(target)
-            # After a kill, the record must not describe a file that replaced the recorded one.
-            begun = _begun(target)
-            begun.touch()
-            remove_leftovers(target)
-            record.unlink(missing_ok=True)
-            try:
-                documents = write_documents(target, annotated, format=options.format)
-            except BaseException:
-                if not target.exists():
-                    begun.unlink()
-                raise
-            entities = progress.entities - entities_before
-            facts = {"documents": documents, "entities": entities, "skipped": reader.skipped}
-            seconds = time.monotonic() - began
-            write_record(record, inputs, provenance.settings, facts=facts, seconds=seconds, files=[target])
-            begun.unlink()
+        for job in jobs:
+            with outcome.noting(job.file):
+                facts = _annotate_file(job, annotator, provenance, options, progress)
+                outcome.facts[job.file] = facts
+                if facts["replaced"]:
+                    replaced[job.file] = facts["replaced"]
+    if replaced:
+        logger.warning(
+            "replaced %s of %s, for example of %s: use keep to keep them",
+            counted(sum(replaced.values()), "annotation"),
+            *(counted(len(replaced), "input file"), next(iter(replaced))),
+        )
     logger.info(
-        "annotated %d documents with %d entities in %s, %.1f documents per second",
-        *(progress.documents, progress.entities, root, progress.documents_per_second),
+        "annotated %s with %s in %s, %.1f documents per second",
+        counted(progress.documents, "document"),
+        f"{progress.entities:,} {'entity' if progress.entities == 1 else 'entities'}",
+        *(options.output_dir, progress.documents_per_second),
     )
+
+
+def _annotate_file(
+    job: _Job, annotator: Annotator, provenance: _Provenance, options: AnnotationOptions, progress: Progress
+) -> Mapping[str, Any]:
+    """Annotate a file and return the facts of its record."""
+    started, entities_before = time.monotonic(), progress.entities
+    inputs = provenance.inputs(job.file)
+    reader = DocumentReader(
+        job.file,
+        format=options.input_format,
+        on_error=options.on_error,
+        options=options.read_options(job.names),
+        content=inputs["file"],
+    )
+    given = _Given(reader)
+    annotated = annotator.annotate_documents(given, keep=options.keep)
+    documents = progress.watch(reader, _size(job.file), annotated)
+    with _replacing(job.target, Path(options.output_dir)) as record:
+        number = write_documents(job.target, documents, format=options.format)
+        if not number and not reader.skipped:
+            logger.warning("%s has no documents", job.file)
+        facts = {
+            "documents": number,
+            "entities": progress.entities - entities_before,
+            "skipped": reader.skipped,
+            "replaced": 0 if options.keep else given.entities,
+        }
+        seconds = time.monotonic() - started
+        write_record(record, inputs, provenance.settings, facts=facts, seconds=seconds, files=[job.target])
+    return facts
+
+
+def _size(file: Path) -> int:
+    """Return the size of a file for the progress bar; 0 if it can't be read, which is an error later."""
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
+
+
+@contextmanager
+def _replacing(target: Path, root: Path) -> Iterator[Path]:
+    """Yield the place of the record of a result that is written in a `with` block.
+
+    After a kill, no record describes a file that replaced the recorded one.
+    """
+    record, mark = record_of(target), begun(target)
+    try:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+        remove_leftovers(target)
+        record.unlink(missing_ok=True)
+    except OSError as error:
+        raise UnwritableError(f"can't write {target} ({error.strerror or error}): choose another output_dir") from error
+    try:
+        yield record
+    except BaseException:
+        if not target.exists():
+            mark.unlink()
+            _remove_empty_folders(record.parent, root)
+        raise
+    mark.unlink()
+
+
+def _remove_empty_folders(folder: Path, root: Path) -> None:
+    while folder != root and not any(folder.iterdir()):
+        folder.rmdir()
+        folder = folder.parent
+
+
+class _Given:
+    """Passes on the documents of a file, counts their annotations, and notes ids that occur twice."""
+
+    def __init__(self, reader: DocumentReader) -> None:
+        self.entities = 0
+        self._reader = reader
+
+    def __iter__(self) -> Iterator[Document]:
+        ids: set[int] = set()
+        for document in self._reader:
+            self.entities += len(document.entities)
+            key = hash(document.id)  # much smaller than the id
+            if key in ids:
+                self._reader.note("documents with an id that another one has", repr(document.id))
+            ids.add(key)
+            yield document
 
 
 class Progress:

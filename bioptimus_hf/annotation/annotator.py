@@ -111,10 +111,14 @@ class Annotator:
             for entities in found:
                 yield sorted(entities, key=lambda entity: (entity.start, entity.end, entity.label))
 
-    def annotate_documents(self, documents: Iterable[Document]) -> Iterator[Document]:
+    def annotate_documents(self, documents: Iterable[Document], *, keep: bool = False) -> Iterator[Document]:
         """Yield documents with the entities found in them, which replace previous entities and their relations.
 
         Each passage of a document is annotated separately, so that no entity spans two passages.
+
+        Args:
+            keep: keep previous entities and relations, too. Of two entities with the same place and label, the previous
+                one stays.
         """
         rest = iter(documents)
         while batch := list(islice(rest, _TEXTS_AT_ONCE)):
@@ -134,6 +138,9 @@ class Annotator:
                     for start, _ in document_spans
                     for entity in next(found)
                 ]
+                if keep:
+                    yield replace(document, entities=_merged(document.entities, entities))
+                    continue
                 extra = {name: value for name, value in document.extra.items() if name != "relations"}
                 yield replace(document, entities=entities, extra=extra)
 
@@ -179,6 +186,14 @@ class _Group:
 
 def _entities(text: TokenizedText, heads: Sequence[_Head]) -> list[Entity]:
     return [entity for number, head in enumerate(heads) for entity in text.entities(number, head.tags)]
+
+
+def _merged(previous: Iterable[Entity], found: Iterable[Entity]) -> list[Entity]:
+    """Return all previous entities and those found elsewhere or with another label, in text order."""
+    merged = list(previous)
+    taken = {(entity.start, entity.end, entity.label) for entity in merged}
+    merged += (entity for entity in found if (entity.start, entity.end, entity.label) not in taken)
+    return sorted(merged, key=lambda entity: (entity.start, entity.end, entity.label))
 
 
 def _checked(index: int, text: Any) -> str:

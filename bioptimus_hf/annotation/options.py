@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from bioptimus_hf.annotation.labels import read_renames
 from bioptimus_hf.corpus.formats import READABLE, WRITABLE
+from bioptimus_hf.corpus.reading import MAX_DOCUMENT_MEGABYTES, ReadOptions
 from bioptimus_hf.errors import InputError
 
 Precision = Literal["int8", "fp32"]
@@ -31,7 +32,9 @@ class AnnotationOptions:
     models: list[str] = field(
         metadata={"help": "Folders or Hub names of NER heads; folders of exported ONNX files work too", "path": True}
     )
-    input: list[str] = field(metadata={"help": "Files, folders or glob patterns", "path": True})
+    input: list[str] = field(
+        metadata={"help": "Files, folders with all their sub-folders, or glob patterns", "path": True}
+    )
     output_dir: str = field(metadata={"help": "Folder for the annotated files", "path": "output"})
     format: str = field(default="jsonl", metadata={"help": f"Format of the annotated files: {', '.join(WRITABLE)}"})
     input_format: str | None = field(
@@ -44,8 +47,21 @@ class AnnotationOptions:
     labels: list[str] = field(default_factory=list, metadata={"help": LABELS_HELP})
     on_error: Literal["raise", "skip"] = field(
         default="raise",
-        metadata={"help": "Stop at a document that can't be read, or skip it and record it"},
+        metadata={"help": "A document that can't be read: leave out its file, or only the document, which is recorded"},
     )
+    encoding: str = field(
+        default="utf-8",
+        metadata={"help": "Encoding of text files, such as utf-16, latin-1 or cp1252; XML declares its own"},
+    )
+    errors: Literal["strict", "replace"] = field(
+        default="strict",
+        metadata={"help": "Bytes that can't be decoded: an error of the document, or replace and count them"},
+    )
+    max_document_megabytes: float = field(
+        default=MAX_DOCUMENT_MEGABYTES,
+        metadata={"help": "Longest document (10^6 bytes): longer ones can't be read, since they exhaust the memory"},
+    )
+    keep: bool = field(default=False, metadata={"help": "Add the entities to those of the input, don't replace them"})
     batch_size: int | None = field(
         default=None, metadata={"help": "Windows of text per batch; by default 8 on a CPU, 64 on a GPU"}
     )
@@ -65,9 +81,25 @@ class AnnotationOptions:
         _check_choice("format", self.format, WRITABLE)
         _check_choice("input_format", self.input_format, (None, *READABLE))
         _check_choice("on_error", self.on_error, ("raise", "skip"))
+        self.read_options()
         read_renames(self.labels)
         if self.batch_size is not None and self.batch_size < 1:
             raise InputError(f"must be at least 1, not {self.batch_size}", argument="batch_size")
+
+    def read_options(self, names: str = "") -> ReadOptions:
+        """Return how an input file is read.
+
+        Args:
+            names: what precedes the number in the ids of documents that have none.
+        """
+        return ReadOptions(
+            text_column=self.text_column,
+            errors=self.errors,
+            encoding=self.encoding,
+            max_document_megabytes=self.max_document_megabytes,
+            names=names,
+            annotations="needed" if self.keep else "optional",
+        )
 
 
 @dataclass(frozen=True)

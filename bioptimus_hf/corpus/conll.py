@@ -121,7 +121,7 @@ def read_conll_documents(file: InputFile) -> Iterator[Document | InputError]:
     for number, (name, sentences) in enumerate(_groups(file), start=1):
         fault = next((sentence for sentence in sentences if isinstance(sentence, InputError)), None)
         read = [sentence for sentence in sentences if not isinstance(sentence, InputError)]
-        yield fault or _document(name or str(number), read, is_sentence=name is None)
+        yield fault or _document(name or file.name(number), read, is_sentence=name is None)
 
 
 def conll_text(documents: Iterable[Document]) -> Iterator[str]:

@@ -163,7 +163,7 @@ def _files(source: str | Path, *, report: bool) -> list[Path]:
             raise InputError(f"{path} has an unknown format: give a file ending in {_known_endings()}")
         return [path]
     if path.is_dir():
-        found = [file for file in path.rglob("*") if not _is_hidden(file.relative_to(path))]
+        found = [file for file in path.rglob("*") if not is_hidden(file.relative_to(path))]
     else:
         found = [Path(file) for file in glob.glob(str(source), recursive=True)]
     return readable_files(found, source, report=report)
@@ -179,7 +179,7 @@ def readable_files(found: Iterable[Path], source: str | Path, *, report: bool = 
     files = sorted(file for file in found if file.is_file())
     ignored = [str(file) for file in files if not _is_readable(file)]
     if ignored and report:
-        logger.warning("%s: left out, since the format is unknown: %s", source, _some(ignored))
+        logger.warning("%s: left out, since the format is unknown: %s", source, some(ignored))
     return [file for file in files if _is_readable(file)]
 
 
@@ -200,7 +200,8 @@ def _check_copies(files: Iterable[Path]) -> None:
             )
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """List names, at most five of them."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if names[5:] else "")
 
 
@@ -208,7 +209,8 @@ def _is_readable(path: Path) -> bool:
     return path.name.lower().endswith(READABLE_ENDINGS)
 
 
-def _is_hidden(path: Path) -> bool:
+def is_hidden(path: Path) -> bool:
+    """Return whether a file, or one of the folders in a relative path, is hidden."""
     return any(part.startswith(".") for part in path.parts)
 
 

@@ -25,10 +25,14 @@ from bioptimus_hf.corpus.pubtator import pubtator_text, read_pubtator
 from bioptimus_hf.corpus.reading import InputFile, NotUtf8Error, ReadOptions, TooLongError, open_input, size_over
 from bioptimus_hf.corpus.rows import jsonl_text, read_jsonl, read_parquet, read_txt
 from bioptimus_hf.corpus.xml_parsing import parse_xml
-from bioptimus_hf.errors import InputError
+from bioptimus_hf.errors import InputError, counted
 from bioptimus_hf.storage import atomic_file
 
 logger = logging.getLogger(__name__)
+
+
+class UnwritableError(InputError):
+    """A file can't be written, whatever the documents: there is no permission or no space."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,11 @@ class DocumentReader:
         self._skip = on_error == "skip"
         self._file: InputFile | None = None
 
+    def note(self, what: str, example: str) -> None:
+        """Count something that the reader's user converts or leaves out, while it reads; see `InputFile.note`."""
+        if self._file:
+            self._file.note(what, example)
+
     @property
     def position(self) -> int:
         """The number of bytes of the file read so far, before decompression."""
@@ -146,11 +155,11 @@ class DocumentReader:
                     yield document
                 elif self._skip:
                     self.skipped.append(str(document))
-                    logger.warning("skipped: %s", document)
                 else:
                     raise document
         if self.skipped:
-            logger.warning("%s: skipped %d documents that can't be read", self._path, len(self.skipped))
+            skipped = counted(len(self.skipped), "document")
+            logger.warning("%s: skipped %s that can't be read; the first: %s", self._path, skipped, self.skipped[0])
 
 
 def read_open_file(file: InputFile, format: str | None = None) -> Iterator[Document | InputError]:
@@ -188,7 +197,8 @@ def write_documents(path: str | Path, documents: Iterable[Document], *, format: 
         The number of documents written.
 
     Raises:
-        InputError: a document can't be written in this format, or the file can't be written at all.
+        InputError: a document can't be written in this format, or the file can't be written at all (an
+            `UnwritableError`).
     """
     path = Path(path)
     write = FORMATS[format_of(path, format, WRITABLE)].write
@@ -202,7 +212,7 @@ def write_documents(path: str | Path, documents: Iterable[Document], *, format: 
             raise InputError(f"{path}: {error}") from error
         raise
     except OSError as error:
-        raise InputError(f"can't write {path} ({error.strerror or error}): choose another place") from error
+        raise UnwritableError(f"can't write {path} ({error.strerror or error}): choose another place") from error
     return counted.number
 
 

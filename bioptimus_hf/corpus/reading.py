@@ -62,6 +62,7 @@ class ReadOptions:
         errors: what to do about bytes that can't be decoded: `strict` raises, `replace` puts U+FFFD in their place.
         encoding: of text files, any text encoding that Python knows. XML declares its own, and Parquet has one.
         max_document_megabytes: the limit of a document, in 10^6 bytes. Longer ones are errors.
+        names: what precedes the number in the ids of documents that have none of their own.
         annotations: what becomes of annotations in the file. `needed`: one that can't be read is an error of its
             document. `optional`: one that can't be read is left out and noted, see `InputFile.note`; for files whose
             annotations are going to be replaced. `ignored`: they aren't read at all; for corpora.
@@ -75,6 +76,7 @@ class ReadOptions:
     errors: str = "strict"
     encoding: str = "utf-8"
     max_document_megabytes: float = MAX_DOCUMENT_MEGABYTES
+    names: str = ""
     annotations: Annotations = "needed"
     type_name: str | None = None
 
@@ -151,6 +153,14 @@ class Notes:
     def __init__(self, source: str | Path) -> None:
         self._source = source
         self._notes: dict[str, tuple[int, str]] = {}
+
+    def name(self, number: int) -> str:
+        """Return the id of a document that has none of its own.
+
+        Args:
+            number: of its line, row or sentence, counted from 1.
+        """
+        return f"{self.options.names}{number}"
 
     def note(self, what: str, example: str) -> None:
         """Count something that is converted or left out. `report` says how often it was.

@@ -49,7 +49,7 @@ def read_txt(file: InputFile) -> Iterator[Document | InputError]:
         if isinstance(line, InputError):
             yield line
         elif line and not line.isspace():
-            yield Document(str(number), line)
+            yield Document(file.name(number), line)
         else:
             file.blank += 1
 
@@ -105,7 +105,7 @@ def read_parquet(file: InputFile) -> Iterator[Document | InputError]:
                         where = f"at byte {error.start} of the text"
                         yield NotUtf8Error(f"{file.path}, row {row}: not valid UTF-8 {where}: convert the file")
                     else:
-                        yield Document(str(row if name is None else name), text)
+                        yield Document(file.name(row) if name is None else str(name), text)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{file.path} is not a complete Parquet file ({format_error(error)})") from error
 
@@ -153,7 +153,7 @@ def _json_document(file: InputFile, number: int, line: str) -> Document:
         entities = read_entities(file, f"line {number}", text, _json_entities(members["entities"][1]))
     taken = {column, "entities", *(["id"] if type(name) is not int else [])}
     fields = {key: member for key, (member, _) in members.items() if key not in taken}
-    name = str(number) if name is None else str(name)
+    name = file.name(number) if name is None else str(name)
     return Document(name, text, tuple(entities), extra={"fields": JsonFields(fields)})
 
 

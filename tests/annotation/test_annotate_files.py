@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import socket
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,8 +19,9 @@ from helpers import ROOT, assert_same_entities, run_until_killed
 from tqdm import tqdm
 
 from bioptimus_hf.annotation import annotate_files as module
-from bioptimus_hf.annotation.annotate_files import RECORDS, annotate_files, record_of
+from bioptimus_hf.annotation.annotate_files import annotate_files
 from bioptimus_hf.annotation.annotator import Annotator
+from bioptimus_hf.annotation.inputs import RECORDS, record_of
 from bioptimus_hf.annotation.options import AnnotationOptions
 from bioptimus_hf.artifacts import read_record
 from bioptimus_hf.cli.__main__ import main
@@ -57,36 +59,38 @@ def names(folder: Path) -> list[str]:
 def test_a_folder_is_annotated_once(tiny_head: Path, shards: Path, caplog: pytest.LogCaptureFixture) -> None:
     out = shards.parent / "out"
     caplog.set_level("INFO")
-    assert annotate(tiny_head, shards, out) == [out / "a.jsonl", out / "b.jsonl"]
+    assert annotate(tiny_head, shards, out) == [out / "a.txt.jsonl", out / "b.jsonl.gz.jsonl"]
     expected = list(Annotator(str(tiny_head)).annotate(TEXTS))
-    first, second = list(DocumentReader(out / "a.jsonl")), list(DocumentReader(out / "b.jsonl"))
+    first, second = list(DocumentReader(out / "a.txt.jsonl")), list(DocumentReader(out / "b.jsonl.gz.jsonl"))
     for document, entities in zip((*first, *second), expected, strict=True):
         assert_same_entities(document.entities, entities)  # each file was batched separately
     assert [document.text for document in (*first, *second)] == TEXTS
     assert second[0].extra["fields"]["year"] == 1999
-    facts = read_record(record_of(out / "a.jsonl"))["facts"]
-    assert facts == {"documents": 6, "entities": sum(map(len, expected[:6])), "skipped": []}
+    facts = read_record(record_of(out / "a.txt.jsonl"))["facts"]
+    assert facts == {"documents": 6, "entities": sum(map(len, expected[:6])), "skipped": [], "replaced": 0}
 
     before = modified(out)
-    assert annotate(tiny_head, shards, out) == [out / "a.jsonl", out / "b.jsonl"]
+    assert annotate(tiny_head, shards, out) == [out / "a.txt.jsonl", out / "b.jsonl.gz.jsonl"]
     assert modified(out) == before
     assert "2 of 2 files are already annotated" in caplog.text
-    (out / "a.jsonl").unlink()
+    (out / "a.txt.jsonl").unlink()
     annotate(tiny_head, shards, out)
     changed = {path for path, time in modified(out).items() if time != before.get(path)}
-    assert changed == {out / "a.jsonl", out / RECORDS / "a.jsonl.json"}
+    assert changed == {out / "a.txt.jsonl", out / RECORDS / "a.txt.jsonl.json"}
 
 
 def test_other_inputs_and_settings_are_rejected_unless_forced(tiny_head: Path, shards: Path) -> None:
     out = shards.parent / "out"
     annotate(tiny_head, shards, out)
     (shards / "a.txt").write_text("Another text.")
-    with pytest.raises(InputError, match=r"a\.jsonl\.json was made with different file .*choose another output_dir"):
+    with pytest.raises(
+        InputError, match=r"a\.txt\.jsonl\.json was made with different file .*choose another output_dir"
+    ):
         annotate(tiny_head, shards, out)
     with pytest.raises(InputError, match=r"different .*bf16 \(false then, true now\)"):
         annotate(tiny_head, shards, out, bf16=True)
     annotate(tiny_head, shards, out, force=True)
-    assert [document.text for document in DocumentReader(out / "a.jsonl")] == ["Another text."]
+    assert [document.text for document in DocumentReader(out / "a.txt.jsonl")] == ["Another text."]
 
 
 def test_a_file_that_changes_while_it_is_read(tiny_head: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,10 +108,10 @@ def test_a_file_that_changes_while_it_is_read(tiny_head: Path, tmp_path: Path, m
     monkeypatch.setattr(module, "identity", appended)
     with pytest.raises(InputError, match=r"a\.txt changed while it was being read: run the same command again"):
         annotate(tiny_head, file, out)
-    assert not (out / "a.jsonl").exists()
+    assert not (out / "a.txt.jsonl").exists()
     monkeypatch.undo()
     annotate(tiny_head, file, out)
-    assert [document.text for document in DocumentReader(out / "a.jsonl")] == [*TEXTS, "Another document."]
+    assert [document.text for document in DocumentReader(out / "a.txt.jsonl")] == [*TEXTS, "Another document."]
 
 
 @pytest.mark.parametrize("format", WRITABLE)
@@ -172,7 +176,7 @@ def test_documents_that_cannot_be_read_are_errors_or_skipped(tiny_head: Path, tm
     facts = read_record(record_of(target))["facts"]
     assert facts["documents"] == 2
     assert "line 2" in facts["skipped"][0]
-    with pytest.raises(InputError, match=r"a\.jsonl lacks 1 documents"):
+    with pytest.raises(InputError, match=r"a\.jsonl\.jsonl lacks 1 document of"):
         annotate(tiny_head, source, out)
 
 
@@ -202,9 +206,6 @@ def test_impossible_requests_are_rejected(tiny_head: Path, shards: Path) -> None
     rejected("batch_size: must be at least 1, not 0", shards, out, batch_size=0)
     rejected("unknown format", shards / "notes.md", out)
     rejected("cannot write .*notes.md", shards / "a.txt", shards / "notes.md")
-    (shards / "a.jsonl").write_text('{"text": "x"}')
-    rejected("would both become", shards, out)
-    rejected("overwritten by its annotated copy", shards / "a.jsonl", shards)
     with pytest.raises(InputError, match="models: must name at least one"):
         AnnotationOptions([], [str(shards)], str(out))
     assert not out.exists()
@@ -218,7 +219,7 @@ def test_the_command_reports_errors_in_one_line(
     assert main(["annotate", *given, "--batch_size", "0"]) == 2
     assert capsys.readouterr().err == "error: --batch_size: must be at least 1, not 0\n"
     assert main(["annotate", *given, "--format", "conll"]) == 0
-    assert names(out) == ["a.conll", "b.conll"]
+    assert names(out) == ["a.txt.conll", "b.jsonl.gz.conll"]
 
 
 def test_annotated_files_can_be_annotated(tiny_head: Path, shards: Path) -> None:
@@ -229,16 +230,17 @@ def test_annotated_files_can_be_annotated(tiny_head: Path, shards: Path) -> None
     assert len(list((first / RECORDS).iterdir())) == 3
     for source in (first, f"{first}/*", f"{first}/**/*"):
         annotate(tiny_head, source, second)
-    assert names(second) == ["C.jsonl", "a.jsonl", "b.jsonl"]
-    assert all((first / name).read_bytes() == (second / name).read_bytes() for name in names(second))
+    assert names(first) == ["C.TXT.jsonl", "a.txt.jsonl", "b.jsonl.gz.jsonl"]
+    assert names(second) == [f"{name}.jsonl" for name in names(first)]
+    assert all((first / name).read_bytes() == (second / f"{name}.jsonl").read_bytes() for name in names(first))
 
 
 def test_a_folder_annotated_into_itself_is_done_once(tiny_head: Path, shards: Path) -> None:
     (shards / "b.jsonl.gz").unlink()
     for _ in range(2):
         annotate(tiny_head, shards, shards)
-    assert names(shards) == ["a.jsonl", "a.txt", "notes.md"]
-    assert names(shards / RECORDS) == ["a.jsonl.json"]
+    assert names(shards) == ["a.txt", "a.txt.jsonl", "notes.md"]
+    assert names(shards / RECORDS) == ["a.txt.jsonl.json"]
 
 
 def test_progress_shows_documents_speed_and_remaining_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -272,8 +274,8 @@ def test_a_kill_leaves_no_record_of_a_replaced_file(
         patch.setattr(module, "write_record", interrupt)
         with pytest.raises(KeyboardInterrupt):
             annotate(other, source, out, force=True)
-    assert names(out) == ["a.jsonl"]
-    assert not (out / RECORDS / "a.jsonl.json").exists()
+    assert names(out) == ["a.txt.jsonl"]
+    assert not (out / RECORDS / "a.txt.jsonl.json").exists()
     annotate(tiny_head, source, out)
     with pytest.raises(InputError, match="was made with different model 0"):
         annotate(other, source, out)
@@ -286,26 +288,28 @@ def test_a_killed_command_is_resumed(tiny_head: Path, tmp_path: Path, caplog: py
     for number in range(4):
         (source / f"{number}.txt").write_text("\n".join(TEXTS), encoding="utf-8")
     run_until_killed(
-        "/out/2.jsonl",
+        "/out/2.txt.jsonl",
         ROOT / "scripts" / "annotate.py",
         *("--models", str(tiny_head), "--input", str(source), "--output_dir", str(out)),
         environment={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    results = {out / name for name in ("0.jsonl", "1.jsonl", ".records/0.jsonl.json", ".records/1.jsonl.json")}
+    results = {
+        out / name for name in ("0.txt.jsonl", "1.txt.jsonl", ".records/0.txt.jsonl.json", ".records/1.txt.jsonl.json")
+    }
     before = modified(out)
     others = {path.name.rpartition("-")[0] or path.name for path in before.keys() - results}
     assert others == {
-        f"2.jsonl.partial-{socket.gethostname()}",
-        *("annotation.json", "annotation.lock", "2.jsonl.begun"),
+        f"2.txt.jsonl.partial-{socket.gethostname()}",
+        *("annotation.json", "annotation.lock", "2.txt.jsonl.begun"),
     }
     caplog.set_level("INFO")
     annotate(tiny_head, source, out)
     assert "2 of 4 files are already annotated" in caplog.text
     after = modified(out)
-    assert names(out) == [f"{number}.jsonl" for number in range(4)]
+    assert names(out) == [f"{number}.txt.jsonl" for number in range(4)]
     assert all(after[path] == before[path] for path in results)
     for number in range(4):
-        assert [document.text for document in DocumentReader(out / f"{number}.jsonl")] == TEXTS
+        assert [document.text for document in DocumentReader(out / f"{number}.txt.jsonl")] == TEXTS
 
 
 def test_hidden_and_unknown_files_of_a_folder(
@@ -315,5 +319,339 @@ def test_hidden_and_unknown_files_of_a_folder(
     source.mkdir()
     for name in ("a.txt", ".hidden.txt", "b.csv"):
         (source / name).write_text("asthma")
-    assert annotate(tiny_head, source, tmp_path / "out") == [tmp_path / "out" / "a.jsonl"]
+    assert annotate(tiny_head, source, tmp_path / "out") == [tmp_path / "out" / "a.txt.jsonl"]
     assert f"left out, since the format is unknown: {source / 'b.csv'}" in caplog.text
+
+
+def bad_record(record: Path, kind: str) -> None:
+    content = record.read_text(encoding="utf-8")
+    if kind == "folder":
+        record.unlink()
+        record.mkdir()
+    elif kind == "latin-1":
+        record.write_bytes(b"\xe9" + content.encode())
+    elif kind == "damaged":
+        record.write_text(content.replace('"documents": ', '"documents": 1'), encoding="utf-8")
+    elif kind == "another version":
+        then = json.loads(content)
+        del then["facts"]
+        del then["checksum"]
+        record.write_text(json.dumps(then), encoding="utf-8")
+    else:
+        record.write_text(kind, encoding="utf-8")
+
+
+BAD_RECORDS = ("", "{", "{}", "[]", "null", '{"fingerprint": 1, "inputs": [], "settings": 0}', "latin-1", "damaged")
+
+
+@pytest.mark.parametrize("kind", [*BAD_RECORDS, "folder", "another version"])
+def test_a_broken_record_concerns_its_own_file(kind: str, tiny_head: Path, shards: Path) -> None:
+    out = shards.parent / "out"
+    annotate(tiny_head, shards / "a.txt", out)
+    target, before = out / "a.txt.jsonl", (out / "a.txt.jsonl").read_bytes()
+    bad_record(record_of(target), kind)
+    with pytest.raises(InputError) as error:
+        annotate(tiny_head, shards, out)
+    aside = f"move {target} and {record_of(target)} away, and run the same command again"
+    assert str(error.value).startswith(f"1 of 2 files could not be annotated: {record_of(target)}")
+    assert str(error.value).endswith(aside)
+    assert "\n" not in str(error.value)
+    assert (out / "b.jsonl.gz.jsonl").is_file()
+    target.rename(shards.parent / "moved")
+    record_of(target).rename(shards.parent / "moved.json")
+    annotate(tiny_head, shards, out)
+    assert target.read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", ["emptied", "truncated", "edited"])
+def test_a_damaged_result_is_not_taken_for_a_finished_one(damage: str, tiny_head: Path, shards: Path) -> None:
+    out = shards.parent / "out"
+    target, _ = annotate(tiny_head, shards, out)
+    before = target.read_bytes()
+    changed = {"emptied": b"", "truncated": before[:-9], "edited": before.replace(b"Chemical", b"chemical")}[damage]
+    target.write_bytes(changed)
+    with pytest.raises(InputError, match=r"a\.txt\.jsonl has .*: move .* away, and run the same command again"):
+        annotate(tiny_head, shards, out)
+    assert target.read_bytes() == changed
+    annotate(tiny_head, shards, out, force=True)
+    assert target.read_bytes() == before
+
+
+def appended(file: Path) -> None:
+    with open(file, "a") as opened:
+        opened.write("\nAnother document.")
+
+
+def truncated(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def renamed(file: Path) -> None:
+    file.with_name("new").write_text("Another document.")
+    os.replace(file.with_name("new"), file)
+
+
+def removed(file: Path) -> None:
+    file.unlink()
+
+
+@pytest.mark.parametrize("change", [appended, truncated, renamed, removed])
+@pytest.mark.parametrize("moment", ["before it is read", "while it is read"])
+def test_files_that_change(
+    change: Callable[[Path], None], moment: str, tiny_head: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the record of a result says was read is what was read; other files are annotated all the same."""
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    text = "\n".join(TEXTS * 200)  # more than one buffer
+    for name in ("a.txt", "b.txt"):
+        (source / name).write_text(text, encoding="utf-8")
+    hashed, read = module.identity, Annotator.annotate_documents
+    done: list[Path] = []
+
+    def identity(path: Path) -> str:
+        found = hashed(path)
+        if path.name == "a.txt" and moment == "before it is read" and not done:
+            done.append(path)
+            change(path)
+        return found
+
+    def annotated(self: Annotator, documents: Any, **options: Any) -> Any:
+        for number, document in enumerate(documents):
+            if number == 9 and moment == "while it is read" and not done:
+                done.append(source / "a.txt")
+                change(source / "a.txt")
+            yield document
+
+    monkeypatch.setattr(module, "identity", identity)
+    monkeypatch.setattr(Annotator, "annotate_documents", annotated)
+    if moment == "while it is read" and change in (renamed, removed):  # the open file is still the old one
+        annotate(tiny_head, source, out)
+        assert [document.text for document in DocumentReader(out / "a.txt.jsonl")] == TEXTS * 200
+        if change is renamed:
+            with pytest.raises(InputError, match=r"a\.txt\.jsonl\.json was made with different file"):
+                annotate(tiny_head, source, out)
+        return
+    with pytest.raises(InputError, match=r"^1 of 2 files could not be annotated: .*a\.txt (changed while|can't be)"):
+        annotate(tiny_head, source, out)
+    assert names(out) == ["b.txt.jsonl"]
+    if change is not removed:
+        annotate(tiny_head, source, out)
+        assert [d.text for d in DocumentReader(out / "a.txt.jsonl")] == [
+            d.text for d in DocumentReader(source / "a.txt")
+        ]
+    monkeypatch.setattr(Annotator, "annotate_documents", read)
+
+
+def test_one_file_that_fails_does_not_stop_the_others(
+    tiny_head: Path, shards: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = shards.parent / "out"
+    (shards / "0.txt.gz").touch()
+    (shards / "1.txt").write_text("Aspirin.", encoding="utf-16")
+    (shards / "2.txt").write_bytes(b"Aspirin. " * 1_200_000)
+    (shards / "3.jsonl").write_text('{"text": 3}\n')
+    (shards / "deep").mkdir()
+    (shards / "deep" / "4.txt").write_bytes(b"\xff\n")
+    with pytest.raises(InputError) as error:
+        annotate(tiny_head, shards, out)
+    message = str(error.value)
+    assert message.startswith(f"5 of 7 files could not be annotated: {shards / '0.txt.gz'} is not a complete gzip file")
+    assert message.endswith(" (and 2 more)")
+    errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert [line.partition(",")[0].partition(":")[0].partition(" is")[0] for line in errors] == [
+        str(shards / name) for name in ("0.txt.gz", "1.txt", "2.txt", "3.jsonl", "deep/4.txt")
+    ]
+    assert names(out) == ["a.txt.jsonl", "b.jsonl.gz.jsonl"]
+    assert sorted(path.name for path in out.iterdir()) == [".records", "a.txt.jsonl", "b.jsonl.gz.jsonl"]
+    assert names(out / RECORDS) == ["a.txt.jsonl.json", "b.jsonl.gz.jsonl.json"]
+
+
+def test_reading_less_than_half_is_no_success(
+    tiny_head: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    source, out = tmp_path / "a.jsonl", tmp_path / "out"
+    good, bad = '{"text": "Aspirin."}\n', '{"text": 3}\n'
+    given = ["--models", str(tiny_head), "--input", str(source), "--output_dir", str(out), "--on_error", "skip"]
+    for lines, status in ((good + bad, 0), (good + bad * 2, 2), (bad, 2)):
+        source.write_text(lines)
+        caplog.clear()
+        assert main(["annotate", *given, "--force"]) == status
+        assert main(["annotate", *given]) == status  # the result stays, and is no more complete
+        skipped = lines.count("3")
+        listed = record_of(out / "a.jsonl.jsonl")
+        documents = "1 document" if skipped == 1 else "2 documents"
+        assert f"skipped {documents} of 1 file: listed under facts in {listed}" in caplog.text
+        assert len(read_record(listed)["facts"]["skipped"]) == skipped
+        number = lines.count("Aspirin")
+        if status:
+            of = f"{number + skipped} document{'s' if number + skipped > 1 else ''}"
+            assert f"only {number} of {of} could be read" in capsys.readouterr().err
+        assert len(list(DocumentReader(out / "a.jsonl.jsonl"))) == number
+
+
+def test_files_without_documents(tiny_head: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """An empty shard is nothing unusual, but a call that finds no document at all has failed."""
+    (tmp_path / "a.txt").write_text(" \n\n")
+    (tmp_path / "b.txt").touch()
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"^no text in .*a\.txt, .*b\.txt"):
+            annotate(tiny_head, f"{tmp_path}/*.txt", tmp_path / "out")
+    assert f"{tmp_path / 'a.txt'} has no documents" in caplog.text
+    (tmp_path / "c.txt").write_text("Aspirin.")
+    assert len(annotate(tiny_head, f"{tmp_path}/*.txt", tmp_path / "out")) == 3
+
+
+def test_sub_folders_are_mirrored(tiny_head: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source, out = tmp_path / "in", tmp_path / "in" / "results"
+    places = ["a.txt", "a.jsonl", "x/a.txt", "x/y/a.txt", "x/y/a.txt.gz", ".hidden/a.txt", "x/.a.txt", "x/y/z.csv"]
+    for place in places:
+        (source / place).parent.mkdir(parents=True, exist_ok=True)
+        content = b'{"text": "Aspirin."}' if place.endswith("jsonl") else b"Aspirin."
+        (source / place).write_bytes(gzip.compress(content) if place.endswith("gz") else content)
+    expected = [out / f"{place}.jsonl" for place in ("a.jsonl", "a.txt", "x/a.txt", "x/y/a.txt", "x/y/a.txt.gz")]
+    assert annotate(tiny_head, source, out) == expected
+    assert f"left out, since the format is unknown: {source / 'x/y/z.csv'}" in caplog.text
+    ids = [document.id for path in expected for document in DocumentReader(path)]
+    assert ids == ["a.jsonl:1", "a.txt:1", "x/a.txt:1", "x/y/a.txt:1", "x/y/a.txt.gz:1"]
+    for path in expected:
+        assert record_of(path) == path.parent / ".records" / f"{path.name}.json"
+        assert record_of(path).is_file()
+    before = modified(out)
+    (out / "foreign.txt").write_text("Asthma.")
+    assert annotate(tiny_head, source, out) == expected  # results are no inputs
+    assert f"results go to the folder that contains them: 1 files, for example {out / 'foreign.txt'}" in caplog.text
+    assert modified(out).items() >= before.items()
+    assert annotate(tiny_head, f"{source}/x/**/*.txt", tmp_path / "other") == [
+        tmp_path / "other" / "a.txt.jsonl",
+        tmp_path / "other" / "y" / "a.txt.jsonl",
+    ]
+    (rows,) = datasets.load_dataset(str(out), cache_dir=str(tmp_path / "cache"), data_files="**/*.jsonl").values()
+    assert sorted(rows["id"]) == sorted(ids)
+
+
+def test_files_of_one_name_in_two_folders(tiny_head: Path, tmp_path: Path) -> None:
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.txt").write_text("Aspirin.")
+    inputs = [str(tmp_path / "x"), str(tmp_path / "y" / "a.txt")]
+    with pytest.raises(InputError, match=r"would both become .*a\.txt\.jsonl: name the folder that contains both"):
+        annotate_files(AnnotationOptions([str(tiny_head)], inputs, str(tmp_path / "out")))
+    assert len(annotate(tiny_head, tmp_path, tmp_path / "out")) == 2
+
+
+def test_ids(tiny_head: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Those of the input stay; others are unique in all files."""
+    rows = [{"id": "x", "text": "one"}, {"text": "two"}, {"id": "x", "text": "three"}, {"id": "x", "text": "four"}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "b.jsonl").write_text('{"text": "five"}\n')
+    (tmp_path / "c.conll").write_text("one\tO\n\ntwo\tO\n")
+    datasets.Dataset.from_dict({"text": ["six", "seven"]}).to_parquet(tmp_path / "d.parquet")
+    written = annotate(tiny_head, tmp_path, tmp_path / "out")
+    ids = [document.id for path in written for document in DocumentReader(path)]
+    assert ids == ["x", "a.jsonl:2", "x", "x", "b.jsonl:1", "c.conll:1", "c.conll:2", "d.parquet:1", "d.parquet:2"]
+    told = [record.getMessage() for record in caplog.records if "another one has" in record.getMessage()]
+    assert told == [f"{tmp_path / 'a.jsonl'}: documents with an id that another one has: 2 (for example 'x')"]
+    (written_as_pubtator, *_) = annotate(tiny_head, tmp_path / "c.conll", tmp_path / "pubtator", format="pubtator")
+    assert [document.id for document in DocumentReader(written_as_pubtator)] == ["c.conll:1", "c.conll:2"]
+
+
+def test_annotations_of_the_input_are_replaced_or_kept(
+    tiny_head: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = "Aspirin provoked severe bronchoconstriction."
+    (found,) = Annotator(tiny_head).annotate([text])
+    assert found
+    own = dict(start=found[0].start, end=found[0].end, text=found[0].text, label=found[0].label, score=0.5)
+    other = dict(start=8, end=16, text="provoked", label="Verb", score=1.0)
+    source = tmp_path / "a.jsonl"
+    source.write_text(json.dumps({"text": text, "entities": [own, other]}) + "\n")
+    (target,) = annotate(tiny_head, source, tmp_path / "replaced")
+    (document,) = DocumentReader(target)
+    assert_same_entities(document.entities, found)
+    assert f"replaced 2 annotations of 1 input file, for example of {source}: use keep to keep them" in caplog.text
+    caplog.clear()
+    (target,) = annotate(tiny_head, source, tmp_path / "kept", keep=True)
+    (document,) = DocumentReader(target)
+    spans = [(entity.start, entity.end, entity.label) for entity in document.entities]
+    assert spans == sorted({(8, 16, "Verb"), *((e.start, e.end, e.label) for e in found)})
+    assert next(e.score for e in document.entities if e.start == own["start"]) == 0.5  # the input's own
+    assert "replaced" not in caplog.text
+    with pytest.raises(InputError, match=r"keep \(true then, false now\)"):
+        annotate(tiny_head, source, tmp_path / "kept")
+
+
+def test_kept_relations(tiny_head: Path, tmp_path: Path) -> None:
+    source = tmp_path / "a.pubtator"
+    source.write_text("1|t|Aspirin in asthma.\n1\t0\t7\tAspirin\tDrug\tD1\n1\tCID\tD1\tD2\n\n")
+    (target,) = annotate(tiny_head, source, tmp_path / "out", format="pubtator", keep=True)
+    lines = target.read_text().splitlines()
+    assert "1\t0\t7\tAspirin\tDrug\tD1" in lines
+    (target,) = annotate(tiny_head, source, tmp_path / "replaced", format="pubtator")
+    assert "Drug" not in target.read_text()
+
+
+def test_results_of_older_versions_stay(tiny_head: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "a.txt").write_text("Aspirin.")
+    (target,) = annotate(tiny_head, tmp_path, tmp_path)
+    old = tmp_path / "a.jsonl"
+    target.rename(old)
+    record_of(target).rename(record_of(old))
+    before = old.read_bytes()
+    assert annotate(tiny_head, tmp_path, tmp_path) == [target]  # the old result is no input
+    assert f"for example {old} instead of a.txt.jsonl, annotated again: move the old away" in caplog.text
+    assert old.read_bytes() == before == target.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.txt.gz"])
+def test_a_text_without_a_line_break(
+    name: str, tiny_head: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    content = b"Aspirin. " * 3_000_000
+    content = b'{"text": "%s"}\n{"text": "x"}' % content if "jsonl" in name else content + b"\nx\n"
+    (tmp_path / name).write_bytes(gzip.compress(content, 1) if name.endswith("gz") else content)
+    given = ["--models", str(tiny_head), "--input", str(tmp_path / name), "--output_dir", str(tmp_path / "out")]
+    assert main(["annotate", *given]) == 2
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"error: {tmp_path / name}, line 1: a document of 27.0 MB, more than the limit of 10: put")
+    assert line.endswith("or set --max_document_megabytes")
+    assert not (tmp_path / "out").exists()
+    assert main(["annotate", *given, "--on_error", "skip"]) == 0
+    assert len(list(DocumentReader(tmp_path / "out" / f"{name}.jsonl"))) == 1
+
+
+def test_other_encodings(tiny_head: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("Aspirin in sévère asthma.\n", encoding="utf-16")
+    with pytest.raises(InputError, match="UTF-16 text: convert the file, or set encoding to utf-16"):
+        annotate(tiny_head, tmp_path / "a.txt", tmp_path / "out", on_error="skip", errors="replace")
+    (target,) = annotate(tiny_head, tmp_path / "a.txt", tmp_path / "out", encoding="UTF16")
+    assert [document.text for document in DocumentReader(target)] == ["Aspirin in sévère asthma."]
+    assert annotate(tiny_head, tmp_path / "a.txt", tmp_path / "out", encoding="utf_16") == [target]  # another spelling
+    (tmp_path / "b.txt").write_bytes(b"s\xe9v\xe8re\n")
+    (target,) = annotate(tiny_head, tmp_path / "b.txt", tmp_path / "out", errors="replace", force=True)
+    assert [document.text for document in DocumentReader(target)] == ["s\ufffdv\ufffdre"]
+    with pytest.raises(InputError, match="encoding: unknown encoding 'klingon'"):
+        annotate(tiny_head, tmp_path / "b.txt", tmp_path / "out", encoding="klingon")
+
+
+def test_speed_leaves_out_the_time_to_load_models(
+    tiny_head: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = {"now": 0.0}
+
+    class Slow(Annotator):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            clock["now"] += 1000
+
+        def annotate_documents(self, *arguments: Any, **options: Any) -> Any:
+            clock["now"] += 2
+            return super().annotate_documents(*arguments, **options)
+
+    monkeypatch.setattr(module, "Annotator", Slow)
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock["now"]))
+    (tmp_path / "a.txt").write_text("The patients.")
+    caplog.set_level("INFO")
+    annotate(tiny_head, tmp_path / "a.txt", tmp_path / "out")
+    assert "annotated 1 document with 1 entity in" in caplog.text
+    assert "0.5 documents per second" in caplog.text

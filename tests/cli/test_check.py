@@ -90,9 +90,9 @@ def test_each_problem_is_a_line_and_the_status_is_2(run: Path, command: Command)
 def test_a_folder_of_annotated_files(tiny_head: Path, tmp_path: Path, command: Command) -> None:
     (tmp_path / "a.txt").write_text("Aspirin in asthma.\n")
     command("annotate", "--models", tiny_head, "--input", tmp_path / "a.txt", "--output_dir", tmp_path / "out")
-    assert "a.jsonl.json: 1 files, as they were written" in command("check", tmp_path / "out").out
-    flip(tmp_path / "out" / "a.jsonl")
-    assert "a.jsonl has changed since it was written" in command("check", tmp_path / "out", status=2).out
+    assert "a.txt.jsonl.json: 1 files, as they were written" in command("check", tmp_path / "out").out
+    flip(tmp_path / "out" / "a.txt.jsonl")
+    assert "a.txt.jsonl has changed since it was written" in command("check", tmp_path / "out", status=2).out
     assert "contains no results" in command("check", tmp_path / "nowhere", status=2).error
 
 

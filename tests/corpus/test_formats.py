@@ -701,7 +701,7 @@ def test_a_broken_document_is_named_and_can_be_skipped(
         assert [document.text for document in reader] == ["one", "three"]
         assert len(reader.skipped) == 1
     assert reader.skipped[0].startswith(f"{file}, {message}")
-    assert warnings_of_package()[-1] == f"{file}: skipped 1 documents that can't be read"
+    assert warnings_of_package()[-1] == f"{file}: skipped 1 document that can't be read; the first: {reader.skipped[0]}"
 
 
 @pytest.mark.parametrize(
