@@ -154,14 +154,6 @@ class Notes:
         self._source = source
         self._notes: dict[str, tuple[int, str]] = {}
 
-    def name(self, number: int) -> str:
-        """Return the id of a document that has none of its own.
-
-        Args:
-            number: of its line, row or sentence, counted from 1.
-        """
-        return f"{self.options.names}{number}"
-
     def note(self, what: str, example: str) -> None:
         """Count something that is converted or left out. `report` says how often it was.
 
@@ -200,6 +192,14 @@ class InputFile(Notes):
         self._packed = raw is not binary
         self._decoder = getincrementaldecoder("utf-8")("replace")
         self._utf8: BinaryIO | None = None
+
+    def name(self, number: int) -> str:
+        """Return the id of a document that has none of its own.
+
+        Args:
+            number: of its line, row or sentence, counted from 1.
+        """
+        return f"{self.options.names}{number}"
 
     @property
     def position(self) -> int:
