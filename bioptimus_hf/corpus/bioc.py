@@ -144,7 +144,7 @@ def _rows(file: InputFile, source: _Lines) -> Iterator[tuple[Any, dict[str, Any]
         if len(opened) == (1 if listed else 0):
             is_bioc = is_bioc or any(name in last for name in (*_LISTS, "passages"))
             if not is_bioc:
-                raise _not_bioc(file, last, listed)
+                raise _not_bioc(file, listed)
             if "passages" in last:
                 yield last, {}, twice
                 twice = ""
@@ -153,15 +153,13 @@ def _rows(file: InputFile, source: _Lines) -> Iterator[tuple[Any, dict[str, Any]
         if not opened:
             around = ObjectBuilder()
     if not is_bioc:
-        raise _not_bioc(file, {}, False)
+        raise _not_bioc(file, listed=False)
 
 
-def _not_bioc(file: InputFile, found: Mapping[str, Any], listed: bool) -> InputError:
+def _not_bioc(file: InputFile, listed: bool) -> InputError:
     advice = "give a collection, or a document with its passages"
     if listed:
         advice = "it is a list of other objects: write each of them on a line of its own, and name the file .jsonl"
-    elif file.options.text_column in found:
-        advice = "it seems to hold JSON lines: name the file .jsonl, or pass the format jsonl"
     return InputError(f"{file.path} has no BioC document: {advice}")
 
 

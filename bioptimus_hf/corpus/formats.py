@@ -23,6 +23,7 @@ from bioptimus_hf.corpus.html import html_text
 from bioptimus_hf.corpus.pubmed import PubmedHandler
 from bioptimus_hf.corpus.pubtator import pubtator_text, read_pubtator
 from bioptimus_hf.corpus.reading import InputFile, NotUtf8Error, ReadOptions, TooLongError, open_input, size_over
+from bioptimus_hf.corpus.recognition import HEAD, recognise
 from bioptimus_hf.corpus.rows import jsonl_text, read_jsonl, read_parquet, read_txt
 from bioptimus_hf.corpus.xml_parsing import parse_xml
 from bioptimus_hf.errors import InputError, counted
@@ -168,11 +169,16 @@ def read_open_file(file: InputFile, format: str | None = None) -> Iterator[Docum
     Raises:
         InputError: the format is unknown, or the rest of the file can't be read.
     """
-    read = FORMATS[format_of(file.path, format, READABLE)].read
-    assert read  # as it is among the readable ones
+    given = FORMATS[format_of(file.path, format, READABLE)]
+    assert given.read  # as it is among the readable ones
+    advice = _other_format(file, given)
     try:
-        for document in read(file):
-            if isinstance(document, NotUtf8Error):
+        for document in given.read(file):
+            if isinstance(document, Document):
+                advice = ""  # only what precedes the first document hints at another format
+            if advice and isinstance(document, InputError):
+                yield InputError(f"{document}{advice}")
+            elif isinstance(document, NotUtf8Error):
                 yield InputError(f"{document}, {document.advice}")
             elif isinstance(document, Document) and (size := size_over(document.text, file.options)):
                 yield TooLongError(f"{file.path}, document {document.id}", size, file.options)
@@ -180,6 +186,17 @@ def read_open_file(file: InputFile, format: str | None = None) -> Iterator[Docum
                 yield document
     except NotUtf8Error as error:
         raise InputError(f"{error}, {error.advice}") from error
+    except InputError as error:
+        if not advice:
+            raise
+        raise InputError(f"{error}{advice}") from error
+
+
+def _other_format(file: InputFile, given: Format) -> str:
+    """Return what to add to the first error of a file that looks like one of another format."""
+    seen = recognise(file.binary.peek(HEAD)[:HEAD])
+    other = FORMATS[seen] if seen else given
+    return "" if other.read == given.read else f" (the file looks like {other.name}: pass the format {other.name})"
 
 
 def write_documents(path: str | Path, documents: Iterable[Document], *, format: str | None = None) -> int:

@@ -51,7 +51,10 @@ def parse_object(text: str) -> dict[str, tuple[str, Any]]:
     Raises:
         InputError: the text isn't JSON, isn't an object, or an object in it has a key twice.
     """
-    return _parsed(_members, text, _STRICT)
+    try:
+        return _parsed(_members, text, _STRICT)
+    except InputError as error:
+        raise InputError(f"{error}: each line must be an object") from error
 
 
 def parse_leniently(text: str) -> Any:
@@ -130,7 +133,7 @@ def _members(text: str, decoder: json.JSONDecoder) -> dict[str, tuple[str, Any]]
     opening = _OPENING.match(text)
     if opening is None:
         decoder.decode(text)  # raises its error, if there is one
-        raise InputError("each line must be an object: a file that is one JSON value isn't JSON lines")
+        raise InputError("JSON, but not an object")
     begin = opening.end()
     more = not text.startswith("}", begin)
     end = begin + (not more)

@@ -12,6 +12,7 @@ import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from difflib import SequenceMatcher
+from functools import lru_cache
 from typing import NamedTuple
 
 from bioptimus_hf.corpus.documents import Entity, check_entity
@@ -124,11 +125,22 @@ class _Counting(NamedTuple):
     corrected: Callable[[str, int, int], tuple[int, int]]
 
 
+@lru_cache(maxsize=4)  # a document is asked about as often as it has annotations
+def _encoded(text: str, encoding: str) -> bytes:
+    return text.encode(encoding)
+
+
+@lru_cache(maxsize=4)
+def _with_wide_breaks(text: str) -> str:
+    """Return a text as long in which line breaks, and nothing else, have two bytes in UTF-8."""
+    return re.sub("[^\n]", "x", text).replace("\n", "é")
+
+
 def _in_units(encoding: str, size: int) -> Callable[[str, int, int], tuple[int, int]]:
     """Return what turns offsets in units of an encoding into characters."""
 
     def corrected(text: str, start: int, end: int) -> tuple[int, int]:
-        content = text.encode(encoding)
+        content = _encoded(text, encoding)
         first, last = (len(content[: place * size].decode(encoding, "ignore")) for place in (start, end))
         return first, last
 
@@ -137,7 +149,7 @@ def _in_units(encoding: str, size: int) -> Callable[[str, int, int], tuple[int, 
 
 def _with_long_breaks(text: str, start: int, end: int) -> tuple[int, int]:
     """Turn offsets that count each line break as two characters into characters."""
-    return _in_units("utf-8", 1)(re.sub("[^\n]", "x", text).replace("\n", "é"), start, end)
+    return _in_units("utf-8", 1)(_with_wide_breaks(text), start, end)
 
 
 _COUNTINGS = (

@@ -125,6 +125,8 @@ def _document(file: InputFile, block: list[_Line]) -> Document:
 
 def _columns(line: str | InputError, name: str) -> list[str]:
     columns = _decoded(line).split("\t")
+    if len(columns) == 1 and not _TEXT_LINE.fullmatch(columns[0]):
+        raise InputError("neither an annotation nor a relation, whose columns are separated by tabs")
     if columns[0] != name:
         raise InputError(
             f"this line belongs to document {columns[0][:60]!r}, not {name!r}: put an empty line between documents"

@@ -129,7 +129,7 @@ MALFORMED = {
     "1\tasthma\tDisease\tnone": "an annotation has the columns id, start, end, text and type",
     "1\tCID\tD1": "an annotation has the columns id, start, end, text and type",
     "1\tCID\tD1\tD2\tD3\tD4": "the second and third column are 'CID' and 'D1'",
-    "1 11 17 asthma Disease": "this line belongs to document '1 11 17 asthma Disease', not '1'",
+    "1 11 17 asthma Disease": "neither an annotation nor a relation, whose columns are separated by tabs",
     "2\t11\t17\tasthma\tDisease": "this line belongs to document '2', not '1'",
     "1\t11\t17\tasthma\t\tD1": "the annotation 'asthma' has no type",
     "1\t17\t11\tasthma\tDisease": "the entity 'asthma' at 17:11 isn't within the text",

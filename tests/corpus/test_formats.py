@@ -239,8 +239,8 @@ def test_any_json_survives_in_other_fields(values: list[str], tmp_path: Path) ->
         ('{"text": 01}', "not JSON ("),
         ('{"text": "x"', "not JSON ("),
         ("{", "not JSON ("),
-        ('["text"]', "each line must be an object"),
-        ('"text"', "each line must be an object"),
+        ('["text"]', "JSON, but not an object: each line must be an object"),
+        ('"text"', "JSON, but not an object: each line must be an object"),
     ],
 )
 def test_lines_that_are_not_unambiguous_json_are_rejected(line: str, message: str, tmp_path: Path) -> None:
@@ -1068,6 +1068,19 @@ def test_a_text_file_that_looks_like_another_format(
     assert len(warnings_of_package()) == 2
 
 
+@pytest.mark.parametrize("kind", OTHER_CONTENT)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.xml", "a.pubtator", "a.tsv"])
+def test_the_first_error_names_the_format_that_a_file_seems_to_have(kind: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(OTHER_CONTENT[kind])
+    found = find_format(name)
+    assert found is not None
+    if found.read == FORMATS[kind].read:
+        pytest.skip("the file is what its name says")
+    with pytest.raises(InputError, match=rf"\(the file looks like {kind}: pass the format {kind}\)$") as error:
+        read(tmp_path / name)
+    assert str(error.value).count("looks like") == 1
+
+
 def test_plain_text_looks_like_nothing_else(
     tmp_path: Path, warnings_of_package: Callable[[], list[str]], data_dir: Path
 ) -> None:
@@ -1096,7 +1109,7 @@ def test_plain_text_looks_like_nothing_else(
 @pytest.mark.parametrize(
     ("content", "advice"),
     [
-        ('{"text": "one"}\n{"text": "two"}\n', "it seems to hold JSON lines: name the file .jsonl, or pass the format"),
+        ('{"text": "one"}\n{"text": "two"}\n', "give a collection, .* \\(the file looks like jsonl: pass the format"),
         (
             '[{"text": "one"}, {"text": "two"}]',
             "it is a list of other objects: write each of them on a line of its own",
