@@ -221,7 +221,13 @@ def long_file(folder: Path, name: str, text: str) -> Path:
         f"<document><id>{number}</id><passage><offset>0</offset><text>{text}</text></passage></document>"
         for number, text in enumerate(texts)
     )
+    full_texts = "".join(
+        f'<article><front><article-meta><article-id pub-id-type="pmid">{number}</article-id><title-group>'
+        f"<article-title>{text}</article-title></title-group></article-meta></front></article>"
+        for number, text in enumerate(texts)
+    )
     content = {
+        "nxml": f"<pmc-articleset>{full_texts}</pmc-articleset>",
         "bioc.xml": f"<collection>{passages}</collection>",
         "txt": "\r\n".join(texts),
         "jsonl": "\n".join(json.dumps({"text": text}) for text in texts),
