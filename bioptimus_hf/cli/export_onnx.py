@@ -8,20 +8,13 @@ Needs the extra `onnx`: pip install 'bioptimus-hf[onnx]'.
 
 from __future__ import annotations
 
-import logging
-from pathlib import Path
-
 from bioptimus_hf.annotation.options import ExportOptions
 
 OPTIONS = (ExportOptions,)
-logger = logging.getLogger(__name__)
 
 
 def execute(options: ExportOptions) -> None:
     """Export the head."""
-    from bioptimus_hf.annotation.engines import ONNX_FILE
     from bioptimus_hf.annotation.onnx_export import export_onnx
 
     export_onnx(options.model, options.output_dir, precision=options.precision)
-    size = (Path(options.output_dir) / ONNX_FILE).stat().st_size / 1e6
-    logger.info("%s has %.1f MB", ONNX_FILE, size)
