@@ -64,8 +64,6 @@ def find_contexts(
         InputError: there are no tokens, a token normalises to nothing or to several words, the column `text` is missing
             or contains invalid UTF-8, `per_token` is below 1, or the tokenizer isn't a BERT tokenizer.
     """
-    if "text" not in dataset.column_names:
-        raise InputError(f"the sentences need a column 'text', not only {', '.join(dataset.column_names) or 'none'}")
     dataset = checked_texts(dataset)
     query = ContextQuery(tokens, tokenizer, per_token, seed)
     columns = [name for name in ("text", "document") if name in dataset.column_names]

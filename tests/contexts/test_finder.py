@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from datasets import Dataset, Features, Value, load_from_disk
+from datasets import Dataset, DatasetDict, Features, Value, load_from_disk
 from helpers import tiny_vocabulary
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import BertTokenizer
@@ -286,10 +286,26 @@ def test_bad_input(sentences: Dataset, tokenizer: BertTokenizer) -> None:
         find_contexts(sentences, [], tokenizer=tokenizer)
     with pytest.raises(InputError, match="per_token must be at least 1, not 0"):
         find_contexts(sentences, ["asthma"], tokenizer=tokenizer, per_token=0)
-    with pytest.raises(InputError, match="column 'text', not only sentence"):
+    with pytest.raises(InputError, match=r"dataset: .* needs a column 'text', and has sentence, document"):
         find_contexts(sentences.rename_column("text", "sentence"), ["asthma"], tokenizer=tokenizer)
     with pytest.raises(InputError, match="column 'text' must contain strings, not int64"):
         find_contexts(Dataset.from_dict({"text": [1]}), ["asthma"], tokenizer=tokenizer)
+
+
+def test_streamed_data_sets_and_all_splits_are_an_error(sentences: Dataset, tokenizer: BertTokenizer) -> None:
+    """They can't be read twice, or are several."""
+    given = {
+        "IterableDataset.*: load it without streaming": sentences.to_iterable_dataset(),
+        "DatasetDict.*: give one of its splits": DatasetDict({"train": sentences}),
+        "not (a )?list": SENTENCES,
+    }
+    for message, dataset in given.items():
+        with pytest.raises(InputError, match=f"^dataset: must be a data set, .*{message}"):
+            find_contexts(dataset, ["asthma"], tokenizer=tokenizer)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match=f"^dataset: must be a data set, .*{message}"):
+            split_sentences(dataset)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"dataset: .* needs a column 'text', and has body"):
+        split_sentences(Dataset.from_dict({"body": SENTENCES}))
 
 
 def test_other_kinds_of_tokenizers_are_an_error(sentences: Dataset, tokenizer: BertTokenizer) -> None:
