@@ -11,7 +11,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -106,6 +106,7 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
         raise InputError(f"cannot write {folder} ({error.strerror}): choose another output_dir") from error
     try:
         yield temporary
+        apply_umask(temporary)
         sync(temporary)
         replace_folder(folder, temporary)
     finally:
@@ -172,6 +173,20 @@ def _kept_folder(folder: Path) -> Path:
     name = f"{folder.name.removesuffix(_REPLACED)}.kept-{datetime.now(UTC):%Y%m%dT%H%M%S}"
     names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
     return next(folder.with_name(name) for name in names if not os.path.lexists(folder.with_name(name)))
+
+
+def apply_umask(folder: Path) -> None:
+    """Give all files in a new folder the permissions that the umask gives to a new file, as it gave them to the folder.
+
+    safetensors writes files that only their owner can read.
+    """
+    mode = folder.stat().st_mode
+    for path in folder.rglob("*"):
+        if not path.is_symlink():
+            missing = mode & (0o777 if path.is_dir() else 0o666) & ~path.stat().st_mode
+            if missing:
+                with suppress(PermissionError):  # a file system without permissions
+                    path.chmod(path.stat().st_mode | missing)
 
 
 def sync(path: Path) -> None:

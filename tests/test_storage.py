@@ -8,12 +8,15 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.storage import (
@@ -260,3 +263,22 @@ def test_a_process_of_before_a_restart_is_dead(tmp_path: Path) -> None:
         record.write_text(json.dumps(before))
     with locked(lock, tmp_path / "x"):
         assert json.loads(record.read_text())["boot"] != "before"
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_every_file_of_a_result_follows_the_umask(tmp_path: Path, umask: int) -> None:
+    """safetensors and temporary files are readable by their owner alone."""
+    before = os.umask(umask)
+    try:
+        with atomic_folder(tmp_path / "result") as folder:
+            save_file({"weights": torch.zeros(2)}, folder / "model.safetensors")
+            inner = Path(tempfile.mkdtemp(dir=folder))
+            (inner / "script").touch(0o700)
+        with atomic_file(tmp_path / "alone.txt") as file:
+            file.write_text("x")
+    finally:
+        os.umask(before)
+    found = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
+    assert found.pop("script") == 0o700 | 0o666 & ~umask
+    assert {found[name] for name in ("model.safetensors", "alone.txt")} == {0o666 & ~umask}
+    assert {found["result"], found[inner.name]} == {0o777 & ~umask}

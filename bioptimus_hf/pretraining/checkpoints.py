@@ -11,7 +11,15 @@ from pathlib import Path
 
 from bioptimus_hf.artifacts import RECORD, write_json
 from bioptimus_hf.errors import InputError
-from bioptimus_hf.storage import damage_of, manifest_of, remove_leftovers, sync, sync_entries, temporary_name
+from bioptimus_hf.storage import (
+    apply_umask,
+    damage_of,
+    manifest_of,
+    remove_leftovers,
+    sync,
+    sync_entries,
+    temporary_name,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +96,7 @@ def complete(checkpoint: Path, folder: Path, *, ranks: int, keep: int | None) ->
             )
     files = [file for file in checkpoint.rglob("*") if file.is_file()]
     write_json(checkpoint / MANIFEST, manifest_of(files, checkpoint))
+    apply_umask(checkpoint)
     sync(checkpoint)
     checkpoint.rename(folder / checkpoint.name)
     sync_entries(folder)
