@@ -14,17 +14,16 @@ until [[ -s $scratch/address ]]; do
     kill -0 "$hub"
     sleep 0.1
 done
-source "$scratch/address"  # HF_ENDPOINT and HF_TOKEN
-export HF_HOME=$scratch/home HF_HUB_OFFLINE=0 HF_HUB_DISABLE_TELEMETRY=1 NO_PROXY=127.0.0.1,localhost
-export HF_HUB_DISABLE_PROGRESS_BARS=1
+source "$scratch/address"  # HF_ENDPOINT, HF_TOKEN, and an HF_HOME of its own
+export HF_HUB_DISABLE_TELEMETRY=1 HF_HUB_DISABLE_PROGRESS_BARS=1
 echo "Publishing to a Hub on loopback, $HF_ENDPOINT:"
 "$python" -m bioptimus_hf.cli publish --recipe bioptimus_hf/recipes/demo.yaml --output_dir "$output" "$@" \
-    --repo_id demo/encoder --push
+    --repo_id me/encoder --push
 "$python" - << 'CODE'
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
-model = AutoModelForMaskedLM.from_pretrained("demo/encoder", revision="v0.2")
-fill = pipeline("fill-mask", model=model, tokenizer=AutoTokenizer.from_pretrained("demo/encoder", revision="v0.2"))
+model = AutoModelForMaskedLM.from_pretrained("me/encoder", revision="v0.2")
+fill = pipeline("fill-mask", model=model, tokenizer=AutoTokenizer.from_pretrained("me/encoder", revision="v0.2"))
 best = fill("Aspirin provoked severe [MASK].")[0]["token_str"]
-print(f"demo/encoder v0.2, loaded from that Hub: Aspirin provoked severe [{best}].")
+print(f"me/encoder v0.2, loaded from that Hub: Aspirin provoked severe [{best}].")
 CODE

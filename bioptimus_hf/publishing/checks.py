@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -32,6 +33,19 @@ _LOCAL_PATH = re.compile(
     rb"(?<![\w.])/(?:home|Users|root|tmp|mnt|scratch|private)/[\w.-]+|[A-Z]:\\\\?Users\b"
     rb"|(?<=\")/[\w.-]+/[\w.-]+"  # any absolute path at the start of a JSON value
 )
+
+
+class MissingFacts(InputError):
+    """The cards state facts that neither the run nor `About` has.
+
+    Args:
+        facts: the fields of `About` that are missing, each with the tasks for which it is missing, if it has tasks.
+    """
+
+    def __init__(self, facts: Mapping[str, Sequence[str]]) -> None:
+        names = [f"{name} (for {', '.join(tasks)})" if tasks else name for name, tasks in facts.items()]
+        super().__init__(f"the model cards state facts that the run doesn't record: give {', '.join(names)}")
+        self.facts = facts
 
 
 def check_repo_id(repo_id: str) -> None:

@@ -22,6 +22,24 @@ from bioptimus_hf.publishing.records import (
 )
 
 
+def missing_facts(run: Path, about: About, heads: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
+    """Return the fields of `about` that the cards need and that are missing, with the tasks for which they are.
+
+    Args:
+        heads: task and version of each head that is published.
+    """
+    missing: dict[str, list[str]] = {
+        name: [] for name in ("license", "language", "corpus", "corpus_license") if not getattr(about, name).strip()
+    }
+    tokenizer = read_record(run / "tokenizer") if (run / "tokenizer" / RECORD).is_file() else None
+    if tokenizer and about.base_model is None and not tokenizer["inputs"]["base_model"].startswith("name:"):
+        missing["base_model"] = []
+    tasks = sorted({name for task, version in heads for name in tests_of(heads_of(run, version)[task].scores[0])})
+    if unlicensed := [task for task in tasks if task not in about.ner_licenses]:
+        missing["ner_licenses"] = unlicensed
+    return missing
+
+
 def encoder_facts(run_dir: str | Path, version: str, repo_id: str, about: About) -> dict[str, Any]:
     """Return the facts that `encoder.md` states.
 
@@ -41,16 +59,15 @@ def encoder_facts(run_dir: str | Path, version: str, repo_id: str, about: About)
         raise InputError(
             f"v{version} has no validation loss, which its model card states: pre-train with eval_strategy=steps"
         )
-    base = base_of(records["tokenizer"], about)
+    common = _common_facts(run, version, repo_id, about, record)
     heads = heads_of(run, version)
     results = [row for task, head in heads.items() if task != JOINT for row in result_rows(head.scores)]
     joint_results = result_rows(heads[JOINT].scores) if JOINT in heads else []
     return {
-        **_common_facts(run, version, repo_id, about, record),
+        **common,
         "phases": record["curriculum"],
         "losses": losses,
         "loss": record["metrics"]["eval_loss"],
-        "base": base,
         "vocabulary": records["tokenizer"]["facts"],
         "contexts": records.get("contexts", {}).get("facts"),
         "distillation": {**records["v0.0"]["settings"], **records["v0.0"]["facts"]},
@@ -61,7 +78,7 @@ def encoder_facts(run_dir: str | Path, version: str, repo_id: str, about: About)
         "joint_results": joint_results,
         "base_results": _alike(base_results(run), [*results, *joint_results]),
         "start": start_of(run, pretraining),
-        "recipe": recipe({**records, "pretraining": pretraining}, base),
+        "recipe": recipe({**records, "pretraining": pretraining}, common["base"]),
         "own_curriculum": own_curriculum(pretraining["settings"]["curriculum"]),
     }
 
@@ -132,6 +149,7 @@ def _common_facts(run: Path, version: str, repo_id: str, about: About, record: M
     folder = run / folder_name(version)
     return {
         "about": about,
+        "base": base_of(read_record(run / "tokenizer"), about),
         "repo_id": repo_id,
         "name": repo_id.partition("/")[2],
         "version": version,

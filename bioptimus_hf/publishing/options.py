@@ -87,10 +87,15 @@ class About:
 class CardOptions:
     """Facts for the model cards that no run records, in the form that a command line can give them."""
 
-    license: str = field(metadata={"help": "Licence of the published weights, as named on the Hub: apache-2.0"})
-    language: str = field(metadata={"help": "Language of the text, as an ISO 639 code: en"})
-    corpus_description: str = field(metadata={"help": "What the pre-training text is and where it comes from"})
-    corpus_license: str = field(metadata={"help": "Terms of use of the pre-training text"})
+    # All are needed, but a missing one is reported by `stage`, together with what else the run needs.
+    license: str = field(
+        default="", metadata={"help": "Licence of the published weights, as named on the Hub: apache-2.0 (needed)"}
+    )
+    language: str = field(default="", metadata={"help": "Language of the text, as an ISO 639 code: en (needed)"})
+    corpus_description: str = field(
+        default="", metadata={"help": "What the pre-training text is and where it comes from (needed)"}
+    )
+    corpus_license: str = field(default="", metadata={"help": "Terms of use of the pre-training text (needed)"})
     ner_licenses: list[str] = field(
         default_factory=list, metadata={"help": "Terms of use of the annotated data, for each task: task=TERMS ..."}
     )

@@ -53,6 +53,8 @@ def make_report(run: Run, text: str | None = None, note: str | None = None) -> s
         f"# {root}",
         *(["", note] if note else []),
         *_problems(root),
+        "",
+        *_sources(root),
         *_counts(stages),
         *_texts(stages),
         *(line for folder in pretrainings for line in _decontamination(folder)),
@@ -79,10 +81,25 @@ def _problems(root: Path) -> list[str]:
     return ["", *(f"- **{finding.result.relative_to(root)}: {finding.problem}**" for finding in found)] if found else []
 
 
+def _sources(root: Path) -> list[str]:
+    """Return lines that name the base model and the corpus of the run."""
+    if not (root / "tokenizer" / RECORD).is_file():
+        return []
+    inputs = read_record(root / "tokenizer")["inputs"]
+    wordings = {"base_model": "base model", "corpus": "corpus"}
+    return [f"- {words}: {_named(inputs[name])}" for name, words in wordings.items() if name in inputs]
+
+
+def _named(identity: str) -> str:
+    """Return how to call an input, of which only the identity is recorded."""
+    kind, _, value = identity.partition(":")
+    return value if kind == "name" else f"local, with the {'hash' if kind == 'sha256' else 'identity'} {value[:16]}"
+
+
 def _counts(stages: Sequence[Path]) -> list[str]:
     """Return the counts of vocabulary, contexts and distillation as a list."""
     facts = {(stage.name, name): fact for stage in stages for name, fact in read_record(stage)["facts"].items()}
-    return ["", *(f"- {wording.format(facts[key])}" for key, wording in _COUNTS.items() if key in facts)]
+    return [f"- {wording.format(facts[key])}" for key, wording in _COUNTS.items() if key in facts]
 
 
 def _texts(stages: Sequence[Path]) -> list[str]:
@@ -112,9 +129,14 @@ def _decontamination(folder: Path) -> list[str]:
             f"- **The text of {folder.name} was not searched for test sentences of the NER data, so the scores may be "
             "too high (set `decontaminate` when you pre-train)**"
         ]
+    names = ", ".join(name for name in found["test_sets"] if name != ".")  # the folder itself
+    data = f"the NER data ({names})" if names else "the NER data"
+    if not found["dropped"]:
+        return [f"- none of the {found['documents']:,} documents of {folder.name} contains a test sentence of {data}"]
+    was, contain = ("was", "it contains") if found["dropped"] == 1 else ("were", "they contain")
     return [
-        f"- {found['dropped']} of {found['documents']} documents were removed from {folder.name} because they contain "
-        f"a test sentence of the NER data ({', '.join(found['test_sets'])}; see `{folder.name}/decontamination.tsv`)"
+        f"- {found['dropped']:,} of {found['documents']:,} documents {was} removed from {folder.name} because "
+        f"{contain} a test sentence of {data}; see `{folder.name}/decontamination.tsv`"
     ]
 
 

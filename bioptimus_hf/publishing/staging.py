@@ -23,12 +23,13 @@ from bioptimus_hf.publishing.checks import (
     MARK,
     MODEL_FILES,
     PLOT,
+    MissingFacts,
     check_about,
     check_folder,
     check_repo_id,
     check_source,
 )
-from bioptimus_hf.publishing.facts import encoder_facts, head_facts
+from bioptimus_hf.publishing.facts import encoder_facts, head_facts, missing_facts
 from bioptimus_hf.publishing.heads import heads_of
 from bioptimus_hf.publishing.options import About, Selection
 from bioptimus_hf.publishing.ownership import Signature, sign
@@ -109,14 +110,16 @@ def stage(
         raise InputError(f"{run} is not a folder: give the folder of a run")
     check_about(run, about)
     chosen = _choose_versions(run, versions)
+    heads = _choose_heads(run, chosen, selection) if selection.what in ("heads", "all") else []
+    if missing := missing_facts(run, about, heads):
+        raise MissingFacts(missing)
     releases = []
     if selection.what in ("encoder", "all"):
         for version in chosen:
             releases.append(stage_encoder(run, Target(repo_id, version, work / "encoder" / version), about))
-    if selection.what in ("heads", "all"):
-        for task, version in _choose_heads(run, chosen, selection):
-            check_repo_id(f"{repo_id}-{task}")
-            releases.append(stage_head(run, task, Target(f"{repo_id}-{task}", version, work / task / version), about))
+    for task, version in heads:
+        check_repo_id(f"{repo_id}-{task}")
+        releases.append(stage_head(run, task, Target(f"{repo_id}-{task}", version, work / task / version), about))
     return releases
 
 

@@ -18,7 +18,7 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from . import collections, downloads, repositories, uploads, xet
+from . import collections, downloads, pages, repositories, uploads, xet
 from .accounts import OrgRole, Role
 from .faults import Fault, Faults, How, Log, Request
 from .store import Store
@@ -69,6 +69,11 @@ class Hub:
         self._thread.join()
         for listener in self._sockets:
             listener.close()
+
+    @property
+    def folder(self) -> Path:
+        """Where the state is stored."""
+        return self._folder
 
     @property
     def endpoint(self) -> str:
@@ -148,7 +153,7 @@ class _Origins:
     def __init__(self, world: World, ports: dict[int, str]) -> None:
         modules = (repositories, uploads, xet, downloads)
         routes: dict[str, list[BaseRoute]] = {
-            "hub": [*collections.ROUTES, *(route for module in modules for route in module.ROUTES)],
+            "hub": [*collections.ROUTES, *(route for module in modules for route in module.ROUTES), *pages.ROUTES],
             "blobs": [*uploads.BLOB_ROUTES, *downloads.BLOB_ROUTES, *xet.BLOB_ROUTES],
             "cas": list(xet.CAS_ROUTES),
         }

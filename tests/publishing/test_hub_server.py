@@ -354,13 +354,20 @@ def test_invalid_xet_uploads_are_rejected() -> None:
 
 
 def test_hub_run_by_hand(tmp_path: Path) -> None:
+    """What it prints is what a shell needs, and it has the owner that the documentation publishes to."""
     command = [sys.executable, "-m", "tests.hub", "--folder", str(tmp_path)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             _, endpoint, token = process.stdout.readline().split()
-            headers = {"Authorization": f"Bearer {token.partition('=')[2]}"}
-            answer = ask(f"{endpoint.partition('=')[2]}/api/whoami-v2", **headers)[2]
-            assert json.loads(answer)["name"] == "demo"
+            endpoint, headers = endpoint.partition("=")[2], {"Authorization": f"Bearer {token.partition('=')[2]}"}
+            assert json.loads(ask(f"{endpoint}/api/whoami-v2", **headers)[2])["name"] == "me"
+            body = json.dumps({"name": "encoder"}).encode()
+            url = json.loads(ask(f"{endpoint}/api/repos/create", "POST", body, **headers)[2])["url"]
+            assert [ask(page)[0] for page in (endpoint, url, f"{url}/tree/main", f"{endpoint}/me")] == [200] * 4
+            assert ask(f"{endpoint}/you/encoder")[0] == 404
+            lines = [process.stdout.readline() for _ in range(4)]
+            assert lines[0].startswith("export HF_HOME=")
+            assert all(line.startswith("# ") for line in lines[1:])
         finally:
             process.terminate()

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -470,9 +471,13 @@ def test_command(hub: Hub, finished: Path, tmp_path: Path, capsys: pytest.Captur
     start, token = len(hub.requests), hub.token("ada")
     assert main(["publish", *options, "--versions", "0.3", "0.4"]) == 0
     plan = capsys.readouterr().out
-    for part in ("## ada/script (private), tag v0.3", "| model.safetensors |", "## ada/script-own (private), tag v0.4"):
-        assert part in plan
-    assert "**v0.3** (this one)" in plan
+    assert len(plan.splitlines()) < 12
+    for repository, version in (("script", "v0.3"), ("script", "v0.4"), ("script-own", "v0.4")):
+        card = finished / "cards" / f"{repository}-{version}.md"
+        assert re.search(rf"\| ada/{repository} \| {version} \| {version} \| \d+ \| \d\.\d MB \| {card} \|", plan)
+        assert card.read_text().startswith("---\n")
+    assert "**v0.3** (this one)" in (finished / "cards" / "script-v0.3.md").read_text()
+    assert "3 versions in 2 private repositories" in plan
     assert "Nothing was sent. Add --push" in plan
     assert len(hub.requests) == start
     (tmp_path / "token").write_text(token)  # as `hf auth login` leaves it
@@ -489,6 +494,9 @@ def test_command(hub: Hub, finished: Path, tmp_path: Path, capsys: pytest.Captur
     commit = refs(hub, "ada/script")["v0.1"]
     assert f"| ada/script | v0.1 | {commit} | {hub.endpoint}/ada/script/tree/v0.1 |" in done.stdout
     assert token not in done.stdout + done.stderr
+    (url,) = re.findall(r"http://\S+", done.stdout)
+    with urllib.request.urlopen(url) as page:
+        assert "ada/script v0.1" in page.read().decode()
     assert "signature=" not in done.stderr
 
 

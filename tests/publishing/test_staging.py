@@ -20,6 +20,7 @@ from publish_clients import ABOUT
 from safetensors.torch import load_file, save_file
 
 from bioptimus_hf.artifacts import read_record
+from bioptimus_hf.cli.__main__ import main
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.publishing.facts import head_facts
 from bioptimus_hf.publishing.heads import heads_of
@@ -181,7 +182,9 @@ def test_invalid_name_of_a_repository_is_rejected(finished: Path, repo_id: str) 
     assert error.value.argument == "repo_id"
 
 
-def test_missing_and_impossible_facts_are_rejected(finished: Path, tmp_path: Path) -> None:
+def test_missing_and_impossible_facts_are_rejected(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(InputError, match="about: the cards state a licence, a language and the text"):
         publish(finished, "ada/encoder")
     (tmp_path / "file").touch()
@@ -193,8 +196,18 @@ def test_missing_and_impossible_facts_are_rejected(finished: Path, tmp_path: Pat
             InputError, match=rf"^{name} can't be the base model \(.* \(About\.base_model, or base_model_id"
         ):
             publish(finished, "ada/encoder", about=replace(ABOUT, base_model=name))
-    with pytest.raises(InputError, match=r"^ner_licenses: the model card states .* of own: add it"):
-        publish(finished, "ada/encoder", selection=Selection("heads"), about=replace(ABOUT, ner_licenses={}))
+    missing = replace(ABOUT, license="", corpus=" ", ner_licenses={})
+    with pytest.raises(InputError, match=r"doesn't record: give license, corpus, ner_licenses \(for own\)$"):
+        publish(finished, "ada/encoder", about=missing)
+    local = shutil.copytree(finished, tmp_path / "local")
+    inputs = read_record(local / "tokenizer")["inputs"]
+    change(local / "tokenizer" / "made.json", inputs=inputs | {"base_model": "folder:0"})
+    options = ["--output_dir", str(local), "--repo_id", "ada/encoder", "--language", "en"]
+    assert main(["publish", *options]) != 0
+    assert (
+        "give --license, --corpus_description, --corpus_license, --base_model_id, --ner_licenses own=TERMS"
+        in capsys.readouterr().err
+    )
     with pytest.raises(InputError, match=r"ner_datasets: ner is not a task; the known tasks are bc2gm, .*, own"):
         publish(finished, "ada/encoder", about=replace(ABOUT, ner_datasets={"ner": "lab/entities"}))
     known = {**ABOUT.ner_licenses, "jnlpba": "terms of a task without a head"}
