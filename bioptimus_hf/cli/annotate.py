@@ -4,9 +4,10 @@
     bioptimus annotate --models HEAD OTHER_HEAD --input pubmed/*.xml.gz --output_dir found --format pubtator
 
 Reads txt (one document per line), JSON lines, parquet, PubMed XML, PubTator, BioC JSON and CoNLL, plain or .gz, with
-texts of any length. Writes one file per input file: JSON lines, PubTator, BioC JSON, CoNLL or an HTML page, with
-offsets in characters. Files are written atomically, and files that are already done are skipped: run the same command
-again to resume.
+texts of any length. Writes one file per input file (a.txt.jsonl for a.txt), in the same sub-folder: JSON lines,
+PubTator, BioC JSON, CoNLL or an HTML page, with offsets in characters. Files are written atomically, and files that are
+already done are skipped: run the same command again to resume. If a file can't be annotated, the others still are, and
+the exit status is 2.
 """
 
 from __future__ import annotations
