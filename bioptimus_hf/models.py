@@ -53,6 +53,7 @@ _POSITIONS_AFTER_PADDING = {
     *("camembert", "data2vec-text", "esm", "ibert", "layoutlmv3", "lilt", "longformer", "luke", "markuplm", "mpnet"),
     *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"),
 }
+_BERT_SETTINGS = {"clean_text": True, "max_input_chars_per_word": 100}  # the defaults
 _HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?(@[\w./-]+)?")
 
 
@@ -165,6 +166,8 @@ def load_by_name(kind: Any, name: str | Path, **arguments: Any) -> Any:
         raise InputError(
             f"{name} has no vocabulary: give a folder with tokenizer.json or vocab.txt, or a name on the Hub"
         )
+    if isinstance(loaded, transformers.BertTokenizer):
+        _restore_settings(loaded, Path(folder) / "tokenizer.json")
     return loaded
 
 
@@ -485,7 +488,8 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> No
     """Save a tokenizer so that `AutoTokenizer` loads it in transformers 4 and 5.
 
     transformers 5 no longer writes the `vocab.txt` of WordPiece, and writes an empty list of extra special tokens,
-    which is an error in version 4.
+    which is an error in version 4. Its `BertTokenizer` has no arguments for some settings, and forgets them when it is
+    loaded; a plain fast tokenizer reads them from `tokenizer.json`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -494,12 +498,52 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> No
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
+    changed = dict(config)
     if config.get("extra_special_tokens") == []:
-        del config["extra_special_tokens"]
-        write_json(path, config)
+        del changed["extra_special_tokens"]
+    description = json.loads(tokenizer.backend_tokenizer.to_str())
+    if config.get("tokenizer_class") == "TokenizersBackend" or (
+        config.get("tokenizer_class") == "BertTokenizer" and _bert_settings(description) not in (None, _BERT_SETTINGS)
+    ):
+        changed["tokenizer_class"] = "PreTrainedTokenizerFast"  # in both versions; the other name is of version 5
+    if changed != config:
+        write_json(path, changed)
     if isinstance(tokenizer.backend_tokenizer.model, WordPiece):
         tokens = "".join(f"{token}\n" for token in tokens_in_order(tokenizer))
         (folder / "vocab.txt").write_text(tokens, encoding="utf-8")
+
+
+def set_bert_settings(tokenizer: PreTrainedTokenizerBase, *, clean_text: bool, max_input_chars_per_word: int) -> None:
+    """Change the settings of a BERT tokenizer that the class of transformers has no arguments for.
+
+    Args:
+        clean_text: whether the normaliser deletes control characters.
+        max_input_chars_per_word: a longer word becomes [UNK].
+    """
+    backend = tokenizer.backend_tokenizer
+    if backend.normalizer.clean_text != clean_text:
+        normalizer = backend.normalizer
+        normalizer.clean_text = clean_text
+        backend.normalizer = normalizer
+    if backend.model.max_input_chars_per_word != max_input_chars_per_word:
+        model = backend.model
+        model.max_input_chars_per_word = max_input_chars_per_word
+        backend.model = model
+
+
+def _restore_settings(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
+    """Set what `tokenizer.json` says and transformers 5 forgets when it loads a BERT tokenizer."""
+    if path.is_file() and (settings := _bert_settings(json.loads(path.read_text(encoding="utf-8")))):
+        set_bert_settings(tokenizer, **settings)
+
+
+def _bert_settings(description: dict[str, Any]) -> dict[str, Any] | None:
+    """Return these settings of a tokenizer described as JSON, or None if it isn't a BERT tokenizer."""
+    normalizer, model = description.get("normalizer") or {}, description["model"]
+    if (normalizer.get("type"), model.get("type")) != ("BertNormalizer", "WordPiece"):
+        return None
+    defaults = {**normalizer, **model}
+    return {name: defaults.get(name, default) for name, default in _BERT_SETTINGS.items()}
 
 
 def tokens_in_order(tokenizer: PreTrainedTokenizerBase) -> list[str]:

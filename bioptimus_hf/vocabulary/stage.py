@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from bioptimus_hf.artifacts import Run, building, is_finished, write_json
 from bioptimus_hf.corpus.dataset import contents_of, load_text, split_validation
@@ -13,7 +13,7 @@ from bioptimus_hf.corpus.options import Corpus
 from bioptimus_hf.models import check_base, find_model, load_by_name, save_tokenizer
 from bioptimus_hf.vocabulary.fertility import report_vocabulary
 from bioptimus_hf.vocabulary.options import VocabularyOptions
-from bioptimus_hf.vocabulary.tokenizer import build_tokenizer, compare_vocabularies, warn_if_cased
+from bioptimus_hf.vocabulary.tokenizer import added_tokens, build_tokenizer, compare_vocabularies, warn_if_cased
 from bioptimus_hf.vocabulary.training import extend_vocabulary, train_vocabulary
 
 logger = logging.getLogger(__name__)
@@ -63,6 +63,7 @@ def _make(folder: Path, run: Run, corpus: Corpus, options: VocabularyOptions) ->
         train = train_vocabulary if options.policy == "replace" else extend_vocabulary
         vocabulary = train(splits["train"]["text"], size=options.size, like=base, min_frequency=options.min_frequency)
         tokenizer = build_tokenizer(vocabulary, like=base)
+        _warn_about_dropped(base, tokenizer)
         save_tokenizer(tokenizer, stage.path)
         difference = compare_vocabularies(base, tokenizer)
         report = report_vocabulary(vocabulary, splits["validation"]["text"], like=base)
@@ -80,8 +81,26 @@ def _make(folder: Path, run: Run, corpus: Corpus, options: VocabularyOptions) ->
             "fertility_before": report.base.fertility,
             "fertility_after": report.by_size[len(tokenizer)].fertility,
         }
+    if stage.facts["fertility_after"] > stage.facts["fertility_before"]:
+        logger.warning(
+            "with the new vocabulary, held-out text is longer than with that of the base: %(fertility_after).3f pieces "
+            "per word instead of %(fertility_before).3f. The corpus is too small to learn a vocabulary from: use more "
+            "text, or keep the vocabulary of the base and extend it (policy)",
+            stage.facts,
+        )
     logger.info(
         "%(tokens)d tokens, %(new)d of them new; pieces per word: %(fertility_before).3f before, "
         "%(fertility_after).3f after",
         stage.facts,
     )
+
+
+def _warn_about_dropped(base: PreTrainedTokenizerBase, tokenizer: PreTrainedTokenizerBase) -> None:
+    kept = {token.content for token in added_tokens(tokenizer)}
+    dropped = [token.content for token in added_tokens(base) if token.content not in kept]
+    if dropped:
+        logger.warning(
+            "%d tokens that were added to the base aren't in the new vocabulary (%s%s): extend the vocabulary to keep "
+            "them (policy)",
+            *(len(dropped), ", ".join(dropped[:3]), ", ..." if dropped[3:] else ""),
+        )

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tokenizers import AddedToken
 from transformers import BertTokenizer, PreTrainedTokenizerBase
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from bioptimus_hf.errors import InputError
-from bioptimus_hf.models import MAX_LENGTH, tokens_in_order
+from bioptimus_hf.models import MAX_LENGTH, set_bert_settings, tokens_in_order
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,8 @@ def build_tokenizer(vocabulary: Sequence[str], *, like: PreTrainedTokenizerBase)
 
     Args:
         vocabulary: tokens sorted by id, from `train_vocabulary` or `extend_vocabulary`.
-        like: tokenizer whose normaliser, special tokens and maximum length are copied.
+        like: tokenizer whose normaliser, special tokens, longest word and maximum length are copied. Tokens that were
+            added to it keep their settings if the vocabulary keeps all of its tokens with their ids.
 
     Raises:
         InputError: a token is duplicated, a special token is missing, or `like` is not a WordPiece tokenizer.
@@ -61,6 +63,13 @@ def build_tokenizer(vocabulary: Sequence[str], *, like: PreTrainedTokenizerBase)
             f"a vocabulary must contain each token once, and all special tokens of the base. "
             f"Duplicates: {', '.join(duplicates[:3]) or 'none'} ({len(duplicates)} in total). "
             f"Missing: {', '.join(missing) or 'none'}"
+        )
+    unusable = unusable_tokens(vocabulary, like=like)
+    if unusable:
+        logger.warning(
+            "%d of %d tokens can never occur, since the tokenizer changes or splits them, or words of that length are "
+            "unknown (%s%s)",
+            *(len(unusable), len(vocabulary), ", ".join(unusable[:3]), ", ..." if unusable[3:] else ""),
         )
     tokenizer = BertTokenizer(
         vocab={token: token_id for token_id, token in enumerate(vocabulary)},
@@ -77,7 +86,46 @@ def build_tokenizer(vocabulary: Sequence[str], *, like: PreTrainedTokenizerBase)
     )
     if len(tokenizer) != len(vocabulary):  # BertTokenizer silently ignores keywords it doesn't know
         raise RuntimeError(f"the tokenizer has {len(tokenizer)} tokens instead of {len(vocabulary)}")
+    # BertTokenizer has no arguments for these.
+    set_bert_settings(
+        tokenizer,
+        clean_text=settings["clean_text"],
+        max_input_chars_per_word=like.backend_tokenizer.model.max_input_chars_per_word,
+    )
+    if all(token in vocabulary[position : position + 1] for token, position in like.get_vocab().items()):  # extended
+        tokenizer.add_tokens(added_tokens(like))
     return tokenizer
+
+
+def unusable_tokens(vocabulary: Sequence[str], *, like: PreTrainedTokenizerBase) -> list[str]:
+    """Return the tokens of a vocabulary that `like` doesn't have and that can never occur in its tokens of a text.
+
+    These are tokens that the normaliser changes (capital letters in an uncased vocabulary), tokens that the
+    pre-tokenizer splits, and tokens that are longer than the longest word.
+    """
+    backend = like.backend_tokenizer
+    normalise, split = backend.normalizer.normalize_str, backend.pre_tokenizer.pre_tokenize_str
+    longest, known = backend.model.max_input_chars_per_word, like.get_vocab()
+    unusable = []
+    for token in vocabulary:
+        if token in known:
+            continue
+        continues = token.startswith(MARK) and len(token) > len(MARK)
+        word = "a" + token.removeprefix(MARK) if continues else token
+        words = [part for part, _ in split(normalise(word))]
+        if words != [word] or len(word) > longest:
+            unusable.append(token)
+    return unusable
+
+
+def added_tokens(tokenizer: PreTrainedTokenizerBase) -> list[AddedToken]:
+    """Return the tokens that were added with `add_tokens`, with their settings, by id; no special tokens."""
+    special = set(tokenizer.all_special_tokens)
+    return [
+        token
+        for _, token in sorted(tokenizer.added_tokens_decoder.items())
+        if not token.special and token.content not in special
+    ]
 
 
 def compare_vocabularies(source: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase) -> VocabularyDiff:

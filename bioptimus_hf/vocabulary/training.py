@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -14,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import tokens_in_order
 from bioptimus_hf.progress import bars_are_drawn, progress_bar
-from bioptimus_hf.vocabulary.tokenizer import MARK, special_tokens, wordpiece_settings
+from bioptimus_hf.vocabulary.tokenizer import MARK, added_tokens, special_tokens, wordpiece_settings
 from bioptimus_hf.whitespace import with_blanks
 
 logger = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ def train_vocabulary(
     untrained.pre_tokenizer = like.backend_tokenizer.pre_tokenizer
     if not bars_are_drawn():  # otherwise the trainer draws its own
         texts = progress_bar(texts, desc="Training the vocabulary", unit=" documents")
-    untrained.train_from_iterator(_batches(texts), trainer=trainer)
+    untrained.train_from_iterator(_batches(_without_long_words(texts, like)), trainer=trainer)
     trained = untrained.get_vocab()
     vocabulary = [*fixed, *sorted(trained.keys() - set(fixed), key=trained.__getitem__)]
     if len(vocabulary) == len(fixed) < size:
@@ -113,11 +114,12 @@ def extend_vocabulary(
     if not counts:
         raise InputError("the corpus contains no text to take words from")
     known = set(old)
+    cutting = _cutting(like)
     saved: dict[str, int] = {}
     for word, count in counts.items():
         if count >= min_frequency and word not in known:
             pieces = [piece.value for piece in like.backend_tokenizer.model.tokenize(word)]
-            if like.unk_token not in pieces:
+            if like.unk_token not in pieces and not any(token in word for token in cutting):
                 saved[word] = count * (len(pieces) - 1)
     if not saved:
         raise _too_rare("word that the base splits", min_frequency)
@@ -179,6 +181,30 @@ def _alphabet(texts: Iterable[str], like: PreTrainedTokenizerBase, min_frequency
     return frequent[:_LARGEST_ALPHABET]
 
 
+def _cutting(like: PreTrainedTokenizerBase) -> list[str]:
+    """Return the tokens that were added to the base and are found inside of words, which they cut."""
+    normalise = like.backend_tokenizer.normalizer.normalize_str
+    tokens = [token for token in added_tokens(like) if not token.single_word]
+    return [normalise(token.content) if token.normalized else token.content for token in tokens]
+
+
+def _without_long_words(texts: Iterable[str], like: PreTrainedTokenizerBase) -> Iterator[str]:
+    """Yield texts without the words that are too long for the tokenizer: they become [UNK], whatever is in them."""
+    backend = like.backend_tokenizer
+    longest = backend.model.max_input_chars_per_word
+    # A character becomes at most four when it is normalised.
+    long_string = re.compile(rf"\S{{{longest // 4 + 1},}}")
+
+    def shortened(match: re.Match[str]) -> str:
+        words = [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(match[0]))]
+        if all(len(word) <= longest for word in words):
+            return match[0]
+        return " ".join(word for word in words if len(word) <= longest)
+
+    for text in texts:
+        yield long_string.sub(shortened, with_blanks(text))
+
+
 def _can_continue(character: str, like: PreTrainedTokenizerBase) -> bool:
     """Return whether a character can be inside a word. Punctuation and Chinese characters are words by themselves."""
     text = like.backend_tokenizer.normalizer.normalize_str("a" + character)
@@ -186,6 +212,6 @@ def _can_continue(character: str, like: PreTrainedTokenizerBase) -> bool:
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    remaining = map(with_blanks, texts)
+    remaining = iter(texts)
     while batch := list(islice(remaining, _TEXTS_PER_BATCH)):
         yield batch

@@ -67,7 +67,10 @@ def test_words_are_counted_as_the_tokenizer_splits_whole_texts(texts: list[str])
     tokenizer = plain_bert()
     normalise = tokenizer.backend_tokenizer.normalizer.normalize_str
     split = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str
-    assert count_words(texts, like=tokenizer) == Counter(word for text in texts for word, _ in split(normalise(text)))
+    # The normaliser of BERT would delete some white space between words.
+    blanks = str.maketrans(dict.fromkeys("\x0b\x0c\x1c\x1d\x1e\x1f\x85", " "))
+    words = Counter(word for text in texts for word, _ in split(normalise(text.translate(blanks))))
+    assert count_words(texts, like=tokenizer) == words
 
 
 def test_a_smaller_vocabulary_is_a_prefix_of_a_larger_one(tokenizer: BertTokenizer) -> None:
