@@ -163,7 +163,10 @@ def read_words(path: str | Path | None) -> list[str]:
         InputError: the file can't be read, isn't UTF-8, or contains no words.
     """
     try:
-        lines = Path(str(path)).read_text(encoding="utf-8-sig").splitlines()
+        content = Path(str(path)).read_bytes()
+        if b"\0" in content:
+            raise InputError(f"{path} has NUL bytes, as in UTF-16: convert it to UTF-8", argument="words")
+        lines = content.decode("utf-8-sig").splitlines()
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}", argument="words") from error
     except UnicodeDecodeError as error:

@@ -85,7 +85,12 @@ def test_contexts_of_words(run: Run, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "words: .*contains no words"), (b"ok\n\xff\n", "not valid UTF-8 at byte 3"), (None, "No such file")],
+    [
+        (b"", "words: .*contains no words"),
+        (b"ok\n\xff\n", "not valid UTF-8 at byte 3"),
+        (None, "No such file"),
+        (b"o\0k\0\n\0", r"words\.txt has NUL bytes, as in UTF-16: convert it to UTF-8"),
+    ],
 )
 def test_bad_word_files(tmp_path: Path, content: bytes | None, message: str) -> None:
     if content is not None:
