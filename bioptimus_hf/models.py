@@ -26,6 +26,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]
 from safetensors import safe_open
 from tokenizers.models import WordPiece
 
+from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.artifacts import RECORD, identity, read_record, remedy, verify, write_json
 from bioptimus_hf.errors import InputError, format_error, lacks_memory
 
@@ -91,6 +92,7 @@ def split_revision(name: str) -> tuple[str, str | None]:
     return name, revision or None
 
 
+@check_call()
 def find_model(name: str | Path) -> Source:
     """Find a model, and download its configuration, tokenizer and weights if they aren't in the cache.
 
@@ -215,6 +217,7 @@ def check_base(name: str | Path) -> Any:
     return config
 
 
+@check_call()
 def load_masked_lm(
     name: str | Path, *, kind: type[BertForMaskedLM] | None = None, seed: int = 0
 ) -> tuple[Any, list[str]]:
@@ -253,6 +256,7 @@ def load_masked_lm(
     return model, initialised
 
 
+@check_call()
 def new_head(base: str | Path, labels: Sequence[str], *, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Put a new linear token-classification head on an encoder; the same seed gives the same head.
 
@@ -388,6 +392,7 @@ def _random_state(seed: int) -> Iterator[None]:
         torch.set_rng_state(state)
 
 
+@check_call()
 def load_token_classifier(name: str | Path, **arguments: Any) -> Any:
     """Load a trained token classifier in float32.
 
@@ -461,6 +466,7 @@ def check_finite(
             raise error(f"{source}: {name} contains NaN or infinity: {advice}")
 
 
+@check_call()
 def save_masked_lm(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -477,6 +483,7 @@ def save_masked_lm(
     save_tokenizer(tokenizer, folder)
 
 
+@check_call()
 def save_head(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
     """Save a token classifier and its tokenizer, so that `pipeline("ner", model=folder)` needs nothing else."""
     model.save_pretrained(folder)
@@ -484,6 +491,7 @@ def save_head(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder
     save_tokenizer(tokenizer, folder)
 
 
+@check_call()
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
     """Save a tokenizer so that `AutoTokenizer` loads it in transformers 4 and 5.
 

@@ -19,6 +19,7 @@ import bioptimus_hf
 PACKAGE = Path(bioptimus_hf.__file__).parent
 ROOMS = (
     "errors",
+    "argument_checks",
     "storage",
     "plots",
     "progress",

@@ -16,6 +16,7 @@ from bioptimus_hf.annotation.annotator import Annotator
 from bioptimus_hf.annotation.inputs import RECORDS, begun, input_files, old_target, record_of, target_files
 from bioptimus_hf.annotation.labels import read_renames
 from bioptimus_hf.annotation.options import AnnotationOptions
+from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.artifacts import differences, identity, is_finished, read_record, verification, verify, write_record
 from bioptimus_hf.corpus.documents import Document
 from bioptimus_hf.corpus.files import no_text, some
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 _SETTINGS = ("format", "input_format", "text_column", "errors", "keep", "bf16")
 
 
+@check_call()
 def annotate_files(options: AnnotationOptions) -> list[Path]:
     """Annotate files of documents that aren't annotated yet.
 

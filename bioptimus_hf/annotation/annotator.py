@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from bioptimus_hf.annotation.engines import Engine, is_exported, load_engine
 from bioptimus_hf.annotation.labels import check_renames, interpret_labels
 from bioptimus_hf.annotation.tokenization import TextTokenizer, TokenizedText
+from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.corpus.documents import Document, Entity
 from bioptimus_hf.corpus.tags import Tag
 from bioptimus_hf.errors import InputError, format_error
@@ -23,6 +24,7 @@ from bioptimus_hf.models import load_by_name
 _TEXTS_AT_ONCE = 256  # held in memory together, so that windows of similar length share a batch
 
 
+@check_call()
 class Annotator:
     """Finds named entities in texts of any length, with one or several heads.
 
@@ -92,6 +94,7 @@ class Annotator:
                 group.heads.append(head)
         check_renames(labels or {}, [head.engine.config.id2label for group in self._groups for head in group.heads])
 
+    @check_call()
     def annotate(self, texts: Iterable[str]) -> Iterator[list[Entity]]:
         """Yield the entities of each text, in the order of the texts; within a text, sorted by offsets and label.
 
@@ -100,8 +103,6 @@ class Annotator:
         Raises:
             InputError: an item isn't a string (its index is named), or `texts` is a single string.
         """
-        if isinstance(texts, str):
-            raise InputError("texts is a single string: pass a list of texts")
         rest = map(_checked, count(), texts)
         while batch := list(islice(rest, _TEXTS_AT_ONCE)):
             found: list[list[Entity]] = [[] for _ in batch]
@@ -111,6 +112,7 @@ class Annotator:
             for entities in found:
                 yield sorted(entities, key=lambda entity: (entity.start, entity.end, entity.label))
 
+    @check_call()
     def annotate_documents(self, documents: Iterable[Document], *, keep: bool = False) -> Iterator[Document]:
         """Yield documents with the entities found in them, which replace previous entities and their relations.
 

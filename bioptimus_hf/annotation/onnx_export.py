@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, BatchEncoding, PretrainedConfig, PreTrai
 
 from bioptimus_hf.annotation.engines import ONNX_FILE, OnnxEngine
 from bioptimus_hf.annotation.extras import require_packages
+from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.artifacts import RECORD, building, fingerprint, is_finished, read_record, verify
 from bioptimus_hf.errors import InputError, format_error
 from bioptimus_hf.models import find_model, load_by_name, load_token_classifier, save_tokenizer
@@ -26,6 +27,7 @@ _EXPORTERS = ("torch.onnx", "onnxscript", "onnx_ir")
 _TYPICAL = 0.99  # quantile of the features' sizes below which they count as typical
 
 
+@check_call()
 def export_onnx(model: str | Path, folder: str | Path, *, precision: Literal["int8", "fp32"] = "int8") -> None:
     """Export a NER head to a folder that `Annotator` loads: an ONNX file, the configuration and the tokenizer.
 

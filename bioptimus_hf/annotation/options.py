@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from bioptimus_hf.annotation.labels import read_renames
+from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.corpus.formats import READABLE, WRITABLE
 from bioptimus_hf.corpus.reading import MAX_DOCUMENT_MEGABYTES, ReadOptions
 from bioptimus_hf.errors import InputError
@@ -21,6 +22,7 @@ LABELS_HELP = (
 )
 
 
+@check_call()
 @dataclass(frozen=True)
 class AnnotationOptions:
     """What is annotated, and how.

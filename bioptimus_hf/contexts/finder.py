@@ -17,6 +17,7 @@ import xxhash
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.contexts import kernels
 from bioptimus_hf.contexts.fetching import ROWS_AT_ONCE, Counts, fetch_contexts, first_copy_is_least, one_chunk
 from bioptimus_hf.contexts.matching import Matcher, utf8_buffers, word_rules
@@ -32,6 +33,7 @@ _MOST_PRIORITIES = 1 << 25  # 256 MB
 _READ_AT_ONCE = 1_000_000  # candidates
 
 
+@check_call(dataset=("text",))
 def find_contexts(
     dataset: Dataset,
     tokens: Collection[str],

@@ -33,6 +33,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, disable_progress_bars
 
+from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.artifacts import (
     RECORD,
     fingerprint,
@@ -62,6 +63,7 @@ _MEMORY_NEEDED = 1 << 28  # bytes that libraries may ask for while they are load
 _NO_MEMORY = (errno.ENOMEM, errno.EAGAIN)  # when a process can't be started
 
 
+@check_call(documents=("text", "document"))
 def search_documents(
     documents: Dataset, query: ContextQuery, *, folder: str | Path, num_proc: int | None = None
 ) -> Found:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from datasets import Dataset
 
+from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.contexts.fetching import ROWS_AT_ONCE, Counts, Found, fetch_contexts
 from bioptimus_hf.contexts.finder import BatchFinder
 from bioptimus_hf.contexts.query import ContextQuery
@@ -38,6 +39,7 @@ _HELD = 1 << 18  # number of sentences at which those of losers are dropped for 
 _SENTENCES = pa.schema([("row", pa.int64()), ("text", pa.large_string()), ("document", pa.int64())])
 
 
+@check_call()
 def find_contexts_on_ray(
     corpus: Corpus,
     query: ContextQuery,

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.errors import InputError
 
 
+@check_call()
 @dataclass(frozen=True)
 class ContextsOptions:
     """Which tokens to search for, and where to run the search."""

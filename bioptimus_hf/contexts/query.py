@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
 
+from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.vocabulary.tokenizer import MARK, wordpiece_settings
 
@@ -32,6 +33,7 @@ class TokenSelection:
     unusable: dict[str, str]
 
 
+@check_call()
 @dataclass(frozen=True)
 class ContextQuery:
     """What to search for, and how many contexts to keep.

@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.artifacts import RECORD, Run, building, digest_of_rows, identity, is_finished, verify
 from bioptimus_hf.contexts.fetching import Found
 from bioptimus_hf.contexts.local import search_documents
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 _PARTS = "contexts.parts"
 
 
+@check_call()
 def make_contexts(run: Run, corpus: Corpus, options: ContextsOptions) -> Path:
     """Find contexts of the new tokens, or of a list of words, and save them; skipped if this was already done.
 

@@ -21,6 +21,7 @@ from datasets import (
     enable_progress_bars,
 )
 
+from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.artifacts import RECORD, differences, identity, read_record
 from bioptimus_hf.corpus.cache import cached
 from bioptimus_hf.corpus.files import CorpusFile, TextCounts, TextOptions, kept_texts, no_text, resolve, texts_of
@@ -63,6 +64,7 @@ class Text:
     facts: dict[str, int]
 
 
+@check_call()
 def load_corpus(
     source: str | Path | Sequence[str | Path],
     *,

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import ahocorasick
 from datasets import Dataset, Features, List, Value
 
+from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.corpus.cache import cached_map
 from bioptimus_hf.corpus.conll import read_words
 from bioptimus_hf.corpus.ner_files import split_file
@@ -42,6 +43,7 @@ class Dropped(NamedTuple):
     sentence: str
 
 
+@check_call(documents=("text", "document"))
 def decontaminate(
     documents: Dataset, test_sentences: Mapping[str, Iterable[str]], *, num_proc: int | None = None
 ) -> tuple[Dataset, list[Dropped]]:
@@ -84,6 +86,7 @@ def decontaminate(
     return documents.select(kept), dropped
 
 
+@check_call()
 def read_test_sentences(folder: str | Path) -> dict[str, list[str]]:
     """Read the test sentences of all NER data sets in a folder.
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, TextIO, cast
 
+from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.corpus import bioc_xml, jats
 from bioptimus_hf.corpus.bioc import bioc_text, read_bioc
 from bioptimus_hf.corpus.conll import conll_text, read_conll_documents
@@ -95,6 +96,7 @@ READABLE_ENDINGS = tuple(ending for name in READABLE for ending in FORMATS[name]
 """How names of files end that can be read."""
 
 
+@check_call()
 class DocumentReader:
     """Reads the documents of a file one at a time.
 
@@ -199,6 +201,7 @@ def _other_format(file: InputFile, given: Format) -> str:
     return "" if other.read == given.read else f" (the file looks like {other.name}: pass the format {other.name})"
 
 
+@check_call()
 def write_documents(path: str | Path, documents: Iterable[Document], *, format: str | None = None) -> int:
     """Write documents one at a time. If anything fails, no file is left, and a file that was there before stays.
 

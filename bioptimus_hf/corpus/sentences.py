@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import sentencex
 
+from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.corpus.sentence_rules import corrected
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.whitespace import with_blanks
@@ -32,6 +33,7 @@ _MASKED = {"(": "{", ")": "}", "<": "=", ">": "="}
 _WITHOUT_PAIRS = str.maketrans(dict.fromkeys("{}[]\"'`“”„‟‘’‚‛«»‹›《》「」•⁃⁌⁍■□▪▫▶▸►◆◇○●◦★☆➢➣➤", " "))
 
 
+@check_call(dataset=("text",))
 def split_sentences(dataset: Dataset, *, num_proc: int | None = None) -> Dataset:
     """Split documents into sentences with sentencex, which knows "e.g.", "Fig. 2" and "et al.".
 

@@ -16,6 +16,7 @@ import torch
 from datasets import Dataset
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.contexts.kernels import hash_texts
 from bioptimus_hf.contexts.matching import utf8_buffers
 from bioptimus_hf.errors import InputError, TrainingDiverged
@@ -43,6 +44,7 @@ class _Span(NamedTuple):
     end: int
 
 
+@check_call(contexts=("token", "text", "start", "end"))
 @torch.no_grad()
 def contextual_embeddings(
     model: PreTrainedModel,

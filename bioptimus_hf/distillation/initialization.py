@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import BertForMaskedLM, PreTrainedTokenizerBase
 
+from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.distillation.options import INITIALIZERS, Initializer
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.vocabulary.tokenizer import MARK, compare_vocabularies, real_ids
@@ -40,6 +41,7 @@ class NewRows:
     seed: int = 0
 
 
+@check_call()
 def initial_rows(
     model: BertForMaskedLM,
     source: PreTrainedTokenizerBase,

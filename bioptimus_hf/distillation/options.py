@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.errors import InputError
 
 Initializer = Literal["random", "subtoken_mean", "contextual_mean", "contextual_mean_scaled", "token_distillation"]
@@ -13,6 +14,7 @@ FROM_CONTEXTS: tuple[Initializer, ...] = INITIALIZERS[2:]
 """Initializers that need contexts of the new tokens."""
 
 
+@check_call()
 @dataclass(frozen=True)
 class RowTraining:
     """How `distill_tokens` trains the rows of new tokens.
@@ -34,6 +36,7 @@ class RowTraining:
             raise InputError(f"must be at least 1, not {self.max_tokens}", argument="max_tokens")
 
 
+@check_call()
 @dataclass(frozen=True)
 class DistillationOptions:
     """How the embeddings of new tokens are made."""

@@ -12,6 +12,7 @@ import torch
 from datasets import Dataset, load_from_disk
 from transformers import AutoTokenizer, BertForMaskedLM, PreTrainedTokenizerBase
 
+from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.artifacts import (
     RECORD,
     Run,
@@ -35,6 +36,7 @@ from bioptimus_hf.models import Source, base_of_run, check_base, load_by_name, l
 logger = logging.getLogger(__name__)
 
 
+@check_call()
 def make_distilled_model(run: Run, options: DistillationOptions) -> Path:
     """Replace the base model's vocabulary with that of the run, and initialise the embeddings of new tokens.
 

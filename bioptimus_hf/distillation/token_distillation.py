@@ -18,6 +18,7 @@ from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.distillation.contextual import DIVERGED, check_layer
 from bioptimus_hf.distillation.options import RowTraining
 from bioptimus_hf.errors import TrainingDiverged
@@ -61,6 +62,7 @@ class _Example(NamedTuple):
     target: torch.Tensor
 
 
+@check_call(contexts=("token", "text", "start", "end"))
 def distill_tokens(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

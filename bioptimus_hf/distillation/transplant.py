@@ -7,12 +7,14 @@ from collections.abc import Mapping
 import torch
 from transformers import BertForMaskedLM, PreTrainedTokenizerBase
 
+from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.distillation.initialization import pieces_of
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import tokens_in_order
 from bioptimus_hf.vocabulary.tokenizer import compare_vocabularies
 
 
+@check_call()
 @torch.no_grad()
 def transplant_vocabulary(
     model: BertForMaskedLM,

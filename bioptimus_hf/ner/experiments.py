@@ -19,6 +19,7 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset, DatasetDict
 from transformers import AutoConfig, AutoTokenizer
 
+from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.artifacts import (
     Run,
     Stage,
@@ -136,6 +137,7 @@ class PlannedHead:
     settings: Mapping[str, Any]
 
 
+@check_call()
 def make_heads(run: Run, options: HeadOptions, training: HeadTraining) -> Path:
     """Train the heads that are missing, score them, and tabulate the results of all finished heads of the run.
 

@@ -26,6 +26,7 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.artifacts import map_processes
 from bioptimus_hf.errors import TrainingDiverged
 from bioptimus_hf.hardware import prepare_for_cpu
@@ -43,6 +44,7 @@ _SCORES = ("precision", "recall", "f1")
 DIVERGED = "training diverged. Nothing was saved; try a lower learning_rate or more warmup_steps"
 
 
+@check_call()
 def finetune(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -105,6 +107,7 @@ def finetune(
     ]
 
 
+@check_call()
 def best_epoch_arguments(output_dir: str | Path, **arguments: Any) -> TrainingArguments:
     """Return arguments for `finetune`, which evaluates after each epoch and restores the best one.
 
@@ -257,6 +260,7 @@ def windows_dataset(
     return cast(Dataset, windows)
 
 
+@check_call()
 @torch.no_grad()
 def predict_tags(
     model: PreTrainedModel,

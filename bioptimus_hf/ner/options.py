@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
+from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.errors import InputError
 
 JOINT = "joint"
@@ -14,6 +15,7 @@ slash, is the label of its joint head.
 """
 
 
+@check_call()
 @dataclass(frozen=True)
 class HeadOptions:
     """Tasks, models and seeds."""
@@ -126,6 +128,7 @@ class HeadOptions:
         return list(range(first, first + self.seeds[0]))
 
 
+@check_call()
 @dataclass(frozen=True)
 class HeadTraining:
     """Training; named as in transformers.TrainingArguments."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.corpus.conll import TAG
 from bioptimus_hf.corpus.tags import OUTSIDE, Tag, parse_tag
 from bioptimus_hf.errors import InputError
@@ -19,6 +20,7 @@ Span = tuple[int, int, str]
 """First word, the word after the last one, entity type."""
 
 
+@check_call()
 def entity_scores(
     gold: list[list[str]], predicted: list[list[str]], *, merged_type: str | None = None
 ) -> dict[str, float]:

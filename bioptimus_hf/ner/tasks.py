@@ -13,6 +13,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
+from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.artifacts import identity, read_yaml
 from bioptimus_hf.corpus.conll import TAG, Sentence, TagConverter, has_types, read_conll, types_of
 from bioptimus_hf.corpus.hub import load_pinned, pin_dataset
@@ -28,6 +29,7 @@ SPLITS = tuple(SPLIT_NAMES)
 _RARE, _RARE_VARIANT = 200, 20  # how many times as often another type occurs, or one with a similar name
 
 
+@check_call()
 @dataclass(frozen=True)
 class NerTask:
     """A task: three CoNLL files or a data set on the Hub, and what is known about them.
@@ -98,6 +100,7 @@ NER_TASKS = {**BLURB_NER, JNLPBA_TYPES.name: JNLPBA_TYPES}
 """Tasks that can be given by name."""
 
 
+@check_call()
 def load_ner(task: str | NerTask, source: str | Path) -> DatasetDict:
     """Read the training, validation and test set of a task, and check the numbers of mentions.
 

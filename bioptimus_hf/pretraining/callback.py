@@ -21,6 +21,7 @@ from transformers import (
 )
 from transformers.trainer_callback import ExportableState
 
+from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.pretraining.curriculum import (
     BIOPTIMUS_CURRICULUM,
@@ -47,6 +48,7 @@ class RunAlreadyFinished(InputError):
     """The checkpoint to resume from is that of the last step of a run."""
 
 
+@check_call()
 class CurriculumCallback(TrainerCallback, ExportableState):
     """Take a `Trainer` through a curriculum, switching phases at exact optimizer steps, and export each version.
 

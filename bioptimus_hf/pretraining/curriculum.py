@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.artifacts import read_yaml
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.pretraining.masking import (
@@ -22,6 +23,7 @@ from bioptimus_hf.recipes import find
 _VERSION = re.compile(r"\w[\w.-]*")  # names a folder
 
 
+@check_call()
 @dataclass(frozen=True)
 class Phase:
     """A section of pre-training that ends with the export of a version.
@@ -213,6 +215,7 @@ def check_same_run(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         )
 
 
+@check_call()
 def follow_curriculum(
     collator: BioptimusDataCollator,
     curriculum: Sequence[Phase] = BIOPTIMUS_CURRICULUM,

@@ -14,6 +14,7 @@ from accelerate.data_loader import DataLoaderDispatcher, SeedableRandomSampler
 from accelerate.utils import DistributedType
 from torch.utils.data import IterableDataset
 
+from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.hardware import warn_if_alone
 from bioptimus_hf.pretraining.callback import innermost_sampler
@@ -36,6 +37,7 @@ from bioptimus_hf.pretraining.versions import (
 logger = logging.getLogger(__name__)
 
 
+@check_call()
 class CurriculumLoop:
     """A curriculum in a training loop without a `Trainer`.
 

@@ -17,6 +17,7 @@ from datasets import Dataset
 from torch.utils.data import get_worker_info
 from transformers import PreTrainedTokenizerBase
 
+from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import IGNORED_LABEL
 from bioptimus_hf.vocabulary.tokenizer import is_continuation, real_ids
@@ -38,6 +39,7 @@ _COLUMNS: dict[str, tuple[int, Callable[[Array, int], Array]]] = {
 }
 
 
+@check_call()
 @dataclass(frozen=True)
 class MaskingStrategy:
     """How masked-language-model training chooses and hides tokens.
@@ -136,6 +138,7 @@ class NumberedBatch(list[Any]):
         return NumberedBatch, (list(self), self.number)
 
 
+@check_call()
 class BioptimusDataCollator:
     """Pad and mask examples, as `data_collator` of a `Trainer` or `collate_fn` of a `DataLoader`.
 
@@ -364,6 +367,7 @@ def _pad(rows: Sequence[Any], length: int, filler: int, kind: type = np.int64) -
     return padded
 
 
+@check_call(blocks=("input_ids",))
 def mask_once(
     blocks: Dataset,
     tokenizer: PreTrainedTokenizerBase,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.errors import InputError
 
 
+@check_call()
 @dataclass(frozen=True)
 class PretrainingOptions:
     """What is trained, and on what."""

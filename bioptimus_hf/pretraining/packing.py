@@ -14,6 +14,7 @@ from datasets.fingerprint import Hasher
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.corpus.cache import cached_map
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.whitespace import with_blanks
@@ -22,6 +23,7 @@ _BYTES_PER_BATCH = 1_000_000  # of text
 _VERSION = 2  # of the tokens; part of the key of the cache, which doesn't see the code of this package
 
 
+@check_call(documents=("text",))
 def tokenize_and_pack(
     documents: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int, num_proc: int | None = None
 ) -> Dataset:

@@ -18,6 +18,7 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
+from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.artifacts import Stage, building, digest_of_rows
 from bioptimus_hf.errors import InputError, Terminated
 from bioptimus_hf.pretraining import checkpoints
@@ -36,6 +37,7 @@ FOLDER = "pretraining"
 """Name of the folder, beside the versions, that holds the record and the history of a run."""
 
 
+@check_call(train=("input_ids",), validation=("input_ids",))
 def pretrain(
     model: BertForMaskedPositions,
     tokenizer: PreTrainedTokenizerBase,

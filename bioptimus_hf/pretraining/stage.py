@@ -13,6 +13,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import AutoTokenizer, TrainingArguments, set_seed
 
+from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.artifacts import RECORD, Run, Stage, check_fresh, identity, is_finished, verify, write_record
 from bioptimus_hf.corpus.dataset import Contents, check_same_text, contents_of, load_text, split_validation
 from bioptimus_hf.corpus.decontamination import (
@@ -81,6 +82,7 @@ class _Request:
         return any(map(Path.exists, places)) or bool(other_runs(self.versions, self.checkpoints, self.provenance))
 
 
+@check_call()
 def make_versions(run: Run, corpus: Corpus, options: PretrainingOptions, arguments: PretrainingArguments) -> Path:
     """Pre-train through a curriculum and export a version at the end of each phase; skipped if this was already done.
 

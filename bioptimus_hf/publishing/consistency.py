@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.artifacts import RECORD, differences, missing_sources, read_record, replaced_sources, verify
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.progress import progress_bar
@@ -33,6 +34,7 @@ class Finding:
     problem: str | None
 
 
+@check_call()
 def check_results(root: Path, *, hashes: bool = True) -> list[Finding]:
     """Check every result in a folder.
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.errors import InputError
 
 What = Literal["encoder", "heads", "all"]
@@ -18,6 +19,7 @@ class RunFolder:
     output_dir: str = field(default="runs/default", metadata={"help": "Folder of the run", "path": "output"})
 
 
+@check_call()
 @dataclass(frozen=True)
 class Selection:
     """What to publish of a run, and where it may go.
@@ -60,6 +62,7 @@ class PublishOptions:
     public: bool = field(default=False, metadata={"help": "Make the repositories public"})
 
 
+@check_call()
 @dataclass(frozen=True)
 class About:
     """Facts for the model cards that no run records.

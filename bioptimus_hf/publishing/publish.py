@@ -16,6 +16,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HTTPError, OIDCError, RepositoryNotFoundError  # type: ignore[attr-defined]
 
+from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.artifacts import sha256_of_file
 from bioptimus_hf.errors import InputError, format_error
 from bioptimus_hf.publishing import load_back as load_back_script
@@ -58,6 +59,7 @@ class PublishedVersion:
     url: str | None = None
 
 
+@check_call()
 def publish(
     run_dir: str | Path,
     repo_id: str,

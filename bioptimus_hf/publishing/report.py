@@ -8,6 +8,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, pipeline
 
+from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.artifacts import RECORD, Run, read_record, verify
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import load_by_name, load_token_classifier
@@ -31,6 +32,7 @@ _COUNTS = {
 """The facts to report, by stage and name, with the wording of each."""
 
 
+@check_call()
 def make_report(run: Run, text: str | None = None, note: str | None = None) -> str:
     """Write `report.md` into the folder of a run, and return its content.
 

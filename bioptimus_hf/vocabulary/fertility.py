@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.plots import save_plot
 from bioptimus_hf.vocabulary.tokenizer import MARK, build_tokenizer
@@ -130,6 +131,7 @@ def segment(words: Mapping[str, int], tokenizer: PreTrainedTokenizerBase) -> Seg
     return Segmentation(words=sum(words.values()), pieces=total, whole=whole, unknown=unknown)
 
 
+@check_call()
 def fertility(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> float:
     """Return the mean number of pieces per word, where words are those of the tokenizer's pre-tokenizer.
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.errors import InputError
 
 Policy = Literal["replace", "extend"]
 
 
+@check_call()
 @dataclass(frozen=True)
 class VocabularyOptions:
     """How the vocabulary is trained."""

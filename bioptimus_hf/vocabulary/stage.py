@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.artifacts import Run, building, is_finished, write_json
 from bioptimus_hf.corpus.dataset import contents_of, load_text, split_validation
 from bioptimus_hf.corpus.options import Corpus
@@ -19,6 +20,7 @@ from bioptimus_hf.vocabulary.training import extend_vocabulary, train_vocabulary
 logger = logging.getLogger(__name__)
 
 
+@check_call()
 def make_tokenizer(run: Run, corpus: Corpus, options: VocabularyOptions) -> Path:
     """Train or extend a vocabulary, and save the tokenizer with a report. Does nothing if that was done before.
 

@@ -16,6 +16,7 @@ from tokenizers import AddedToken
 from transformers import BertTokenizer, PreTrainedTokenizerBase
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
+from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import MAX_LENGTH, set_bert_settings, tokens_in_order
 
@@ -43,6 +44,7 @@ class VocabularyDiff:
     dropped: tuple[str, ...]
 
 
+@check_call()
 def build_tokenizer(vocabulary: Sequence[str], *, like: PreTrainedTokenizerBase) -> BertTokenizer:
     """Build a BERT tokenizer with a new vocabulary and everything else from an existing tokenizer.
 
@@ -128,6 +130,7 @@ def added_tokens(tokenizer: PreTrainedTokenizerBase) -> list[AddedToken]:
     ]
 
 
+@check_call()
 def compare_vocabularies(source: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase) -> VocabularyDiff:
     """List the tokens that `target` shares with `source`, adds to it and drops from it.
 

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, models, trainers
 from tokenizers.normalizers import BertNormalizer
 from transformers import PreTrainedTokenizerBase
 
+from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import tokens_in_order
 from bioptimus_hf.progress import bars_are_drawn, progress_bar
@@ -23,6 +24,7 @@ _LARGEST_ALPHABET = 1000  # as in BERT's own vocabulary; other characters, mostl
 _TEXTS_PER_BATCH = 1000
 
 
+@check_call()
 def train_vocabulary(
     texts: Iterable[str], *, size: int, like: PreTrainedTokenizerBase, min_frequency: int = 2
 ) -> list[str]:
@@ -82,6 +84,7 @@ def train_vocabulary(
     return vocabulary
 
 
+@check_call()
 def extend_vocabulary(
     texts: Iterable[str], *, size: int, like: PreTrainedTokenizerBase, min_frequency: int = 2
 ) -> list[str]:

@@ -328,7 +328,7 @@ def test_an_item_that_is_not_a_string_is_named(wrong: Any) -> None:
 
 
 def test_a_single_string_is_rejected() -> None:
-    with pytest.raises(InputError, match="pass a list of texts"):
+    with pytest.raises(InputError, match="texts: is a single string: give a list"):
         list(ONE_WINDOW.annotate("Aspirin"))
 
 
