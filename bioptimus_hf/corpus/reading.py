@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal, cast, get_args
 
+from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.errors import InputError
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ _UNDECODABLE = "\udcff"  # becomes the byte FF, which UTF-8 never contains
 codecs.register_error("bioptimus_hf.mark", lambda error: (_UNDECODABLE, getattr(error, "end")))  # noqa: B009
 
 
+@check_call()
 @dataclass(frozen=True)
 class ReadOptions:
     """How documents are read, whatever the format of their file.
