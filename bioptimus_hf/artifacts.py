@@ -204,7 +204,18 @@ def is_finished(
         logger.log(level, "%s: already finished with the same inputs and settings, skipped", path)
         return True
     changed = differences(record, inputs, settings)
-    raise InputError(f"{path} was made with different {changed}: choose another output_dir, or use force to redo it")
+    moved = [moved_revision(record["inputs"].get(name, ""), now) for name, now in inputs.items()]
+    advice = "; ".join(["choose another output_dir, or use force to redo it", *filter(None, moved)])
+    raise InputError(f"{path} was made with different {changed}: {advice}")
+
+
+def moved_revision(before: str, now: str) -> str:
+    """Return what happened and what to do if two identities are different commits of one model; otherwise nothing."""
+    (name, _, commit), (new_name, _, new_commit) = (identity.partition("@") for identity in (before, now))
+    if not before.startswith("name:") or name != new_name or "" in (commit, new_commit) or commit == new_commit:
+        return ""
+    name = name.removeprefix("name:")
+    return f"{name} has moved on the Hub from {commit} to {new_commit}: give {name}@{commit} to stay with the first"
 
 
 _verifying = ContextVar("verifying", default=True)

@@ -6,12 +6,14 @@ imported only by functions that load weights, since many users of this module re
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +29,7 @@ from safetensors import safe_open
 from tokenizers.models import WordPiece
 
 from bioptimus_hf.argument_checks import check_call
-from bioptimus_hf.artifacts import RECORD, identity, read_record, remedy, verify, write_json
+from bioptimus_hf.artifacts import RECORD, identity, moved_revision, read_record, remedy, verify, write_json
 from bioptimus_hf.errors import InputError, format_error, lacks_memory
 
 if TYPE_CHECKING:
@@ -55,6 +57,12 @@ _POSITIONS_AFTER_PADDING = {
     *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"),
 }
 _BERT_SETTINGS = {"clean_text": True, "max_input_chars_per_word": 100}  # the defaults
+_HEADS = (
+    _TOKEN_CLASSIFIER,
+    *("ForSequenceClassification", "ForQuestionAnswering", "ForMultipleChoice", "ForNextSentencePrediction"),
+)
+_WEIGHTS_OF_HEADS = ("classifier.", "qa_outputs.")
+_MANY_SPARE = 1000  # embeddings without a token: a few hundred are common, to make their number divisible
 _HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?(@[\w./-]+)?")
 
 
@@ -143,6 +151,8 @@ def base_of_run(run_dir: str | Path, given: str | None = None) -> Source:
     source = find_model(str(given or recorded))
     if adapted and source.identity != adapted:
         advice = f"name {recorded}" if given and recorded else "it may have changed since: name the original model"
+        if moved := moved_revision(str(adapted), source.identity):
+            advice = moved
         raise InputError(
             f"{given or recorded} isn't the model that {folder} was made for; {advice}", argument="base_model"
         )
@@ -181,18 +191,20 @@ def check_bert(name: str | Path, *, length: int = 0) -> Any:
         length: number of tokens that it must be able to read at once.
 
     Raises:
-        InputError: it isn't available, isn't a BERT, has no weights or damaged files, or has too few positions.
+        InputError: it isn't available, isn't a BERT, was fine-tuned for a task, has no weights or damaged files, or has
+            too few positions.
     """
     folder = Path(find_model(name).folder)
     verify(folder)  # it may be a version of another run
     with _one_line(lambda error: _unavailable(str(name), "model", error)):
         config = transformers.AutoConfig.from_pretrained(folder)
         _check_type(name, config)
+        check_encoder(name, config)
         files = [file for pattern in (*_SAFETENSORS, *_PICKLED) for file in folder.glob(pattern)]
         for file in files:
             if file.suffix == ".safetensors":
-                with safe_open(file, "np"):  # compares the size of the file with its header
-                    pass
+                with safe_open(file, "np") as weights:  # compares the size of the file with its header
+                    _check_weights_of_encoder(name, config, weights.keys())
     if not files:
         raise InputError(f"{name} has no weights: give a folder with model.safetensors, or a name on the Hub")
     if length > config.max_position_embeddings:
@@ -234,18 +246,22 @@ def load_masked_lm(
         The model, and the names of the weights that were newly initialised.
 
     Raises:
-        InputError: the model isn't available or isn't a BERT, or a weight of the encoder is missing or not finite.
+        InputError: the model isn't available, isn't a BERT or was fine-tuned for a task, or a weight of the encoder is
+            missing or not finite.
     """
     import torch
 
     folder = find_model(name).folder
     with _one_line(lambda error: _not_loaded(name, "BertForMaskedLM", error)):
-        _check_type(name, transformers.AutoConfig.from_pretrained(folder))
+        config = transformers.AutoConfig.from_pretrained(folder)
+        _check_type(name, config)
+        check_encoder(name, config)
         with _random_state(seed):
             # Without a dtype, transformers would keep that of the file, and half precision trains badly.
             model, info = (kind or transformers.BertForMaskedLM).from_pretrained(
                 folder, dtype=torch.float32, output_loading_info=True
             )
+    _check_weights_of_encoder(name, config, info["unexpected_keys"])
     initialised = sorted(info["missing_keys"])
     missing = [key for key in initialised if not key.startswith("cls.")]
     if missing:
@@ -264,15 +280,15 @@ def new_head(base: str | Path, labels: Sequence[str], *, seed: int) -> tuple[Pre
 
     Args:
         base: local folder or name on the Hub of any encoder that transformers has token classifiers for. A head of
-            another task is replaced.
+            another task is replaced, with a warning: its encoder has been fine-tuned.
         labels: names of the tags, in the order of their ids.
 
     Returns:
         A token classifier in float32, and its tokenizer, which encodes each word as if it followed a blank.
 
     Raises:
-        InputError: the model isn't available, there are no token classifiers of its kind, it has no fast tokenizer, or
-            a weight of the encoder is missing or not finite.
+        InputError: the model isn't available, there are no token classifiers of its kind, it has no fast tokenizer or
+            one with more tokens than it has embeddings, or a weight of the encoder is missing or not finite.
     """
     import torch
 
@@ -294,8 +310,10 @@ def new_head(base: str | Path, labels: Sequence[str], *, seed: int) -> tuple[Pre
     if wrong := [problem for problem in wrong if problem.startswith(f"{model.base_model_prefix}.")]:
         raise InputError(f"{base} can't be loaded as a {type(model).__name__} ({wrong[0]})")
     check_finite(model.named_parameters(), base, "give another model to fine-tune")
+    check_tokenizer(tokenizer, model.config, name=str(base))
     name, output = next((name, getattr(model, name)) for name in _OUTPUT_LAYERS if hasattr(model, name))
     if f"{name}.weight" not in info["missing_keys"]:  # the head of another task, of any size
+        logger.warning("%s has the head of another task, which is replaced; its encoder was fine-tuned for it", base)
         with _random_state(seed):
             torch.nn.init.normal_(output.weight, std=getattr(model.config, "initializer_range", _STANDARD_DEVIATION))
         if output.bias is not None:
@@ -357,6 +375,75 @@ def _load_word_tokenizer(folder: str) -> PreTrainedTokenizerBase:
 def _check_type(name: str | Path, config: Any) -> None:
     if config.model_type != "bert":
         raise InputError(f"{name} is a {config.model_type} model, which can't become a BertForMaskedLM: give a BERT")
+
+
+def check_encoder(name: str | Path, config: Any) -> None:
+    """Raise if a model was fine-tuned for a task, and is therefore not what an adaptation or comparison starts from.
+
+    Args:
+        name: what to call the model in the error.
+        config: its configuration.
+
+    Raises:
+        InputError: it was saved with the head of a task.
+    """
+    for kind in config.architectures or []:
+        if kind.endswith(_HEADS):
+            raise _not_an_encoder(name, kind)
+
+
+def _check_weights_of_encoder(name: str | Path, config: Any, weights: Iterable[str]) -> None:
+    """Raise if a model whose configuration doesn't name its kind has the weights of a task's head."""
+    if not config.architectures and any(key.startswith(_WEIGHTS_OF_HEADS) for key in weights):
+        raise _not_an_encoder(name, "model with the head of a task")
+
+
+def _not_an_encoder(name: str | Path, kind: str) -> InputError:
+    return InputError(
+        f"{name} is a {kind}, fine-tuned for a task: give the encoder that it was made from; or, if you mean to start "
+        f"from the fine-tuned one, save it alone (model.base_model.save_pretrained) and give that folder"
+    )
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: Any, *, name: str = "the model") -> None:
+    """Check that a tokenizer can be that of a model, and warn if it probably isn't.
+
+    Sizes and the padding token are all there is to compare: a cased and an uncased vocabulary of the same size, for
+    instance, can't be told apart.
+
+    Args:
+        config: configuration of the model.
+        name: what to call the model.
+
+    Raises:
+        InputError: the tokenizer has a token that the model has no embedding for.
+    """
+    size = max(tokenizer.get_vocab().values(), default=-1) + 1
+    spare = config.vocab_size - size
+    if spare < 0:
+        raise InputError(
+            f"it has {size} tokens, but {name} has {config.vocab_size} embeddings: give the tokenizer of this model",
+            argument="tokenizer",
+        )
+    if spare >= _MANY_SPARE:
+        _warn_once(
+            f"the tokenizer has {size} tokens, and {name} {config.vocab_size} embeddings: is it another model's?"
+        )
+    pad = getattr(config, "pad_token_id", None)
+    if None not in (pad, tokenizer.pad_token_id) and pad != tokenizer.pad_token_id:
+        _warn_once(
+            f"the tokenizer pads with id {tokenizer.pad_token_id}, and {name} expects {pad}: is it another model's?"
+        )
+
+
+@lru_cache(maxsize=1000)
+def _warn_once(message: str) -> None:
+    logger.warning("%s", message)
+
+
+def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a hash of the tokens and their ids."""
+    return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
 
 
 @contextmanager
@@ -478,14 +565,23 @@ def save_masked_lm(
 
     Args:
         weights: to save instead of those of the model.
+
+    Raises:
+        InputError: the tokenizer has more tokens than the model has embeddings.
     """
+    check_tokenizer(tokenizer, model.config)
     model.save_pretrained(folder, state_dict=weights)
     save_tokenizer(tokenizer, folder)
 
 
 @check_call()
 def save_head(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
-    """Save a token classifier and its tokenizer, so that `pipeline("ner", model=folder)` needs nothing else."""
+    """Save a token classifier and its tokenizer, so that `pipeline("ner", model=folder)` needs nothing else.
+
+    Raises:
+        InputError: the tokenizer has more tokens than the model has embeddings.
+    """
+    check_tokenizer(tokenizer, model.config)
     model.save_pretrained(folder)
     tokenizer.model_max_length = longest_input(model.config)
     save_tokenizer(tokenizer, folder)

@@ -106,6 +106,8 @@ CASES = [
     for parameter in inspect.signature(function).parameters.values()
     if isinstance(parameter.annotation, str) and parameter.kind is not parameter.VAR_KEYWORD
     if parameter.annotation not in ALIASES
+    # Methods with plain values fail at once where these are wrong.
+    if "." not in name or any(kind in parameter.annotation for kind in (*COLLECTIONS, "Dataset", "PreTrained"))
     for number, value in enumerate(mistakes(parameter.annotation))
 ]
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from helpers import build_tiny_bert, build_tiny_head, build_tiny_tokenizer, tiny_vocabulary
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -23,6 +24,7 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
+    BertForQuestionAnswering,
     BertForSequenceClassification,
     BertTokenizer,
     CTRLConfig,
@@ -31,21 +33,32 @@ from transformers import (
 )
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
+from bioptimus_hf import models
 from bioptimus_hf.annotation.annotator import Annotator
 from bioptimus_hf.annotation.onnx_export import export_onnx
-from bioptimus_hf.artifacts import RECORD, identity, write_record
+from bioptimus_hf.artifacts import RECORD, Run, identity, is_finished, write_record
+from bioptimus_hf.distillation.contextual import contextual_embeddings
+from bioptimus_hf.distillation.initialization import initial_rows
+from bioptimus_hf.distillation.token_distillation import distill_tokens
+from bioptimus_hf.distillation.transplant import transplant_vocabulary
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import (
+    Source,
     base_of_run,
     check_base,
+    check_tokenizer,
     is_hub_name,
     load_by_name,
     load_masked_lm,
     load_token_classifier,
     new_head,
     save_head,
+    save_masked_lm,
     save_tokenizer,
 )
+from bioptimus_hf.ner.experiments import find_encoders
+from bioptimus_hf.ner.finetuning import predict_tags
+from bioptimus_hf.ner.options import HeadOptions
 
 
 def test_load_by_name(tokenizer: BertTokenizer, tiny_bert: BertForMaskedLM, tmp_path: Path) -> None:
@@ -167,13 +180,16 @@ def test_only_a_trained_head_is_used_as_one(kind: str, use: Callable[[Path], Any
 
 @pytest.mark.parametrize(
     "load",
-    [lambda folder, seed: load_masked_lm(folder, seed=seed), lambda folder, seed: new_head(folder, "OB", seed=seed)],
+    [
+        lambda folder, seed: load_masked_lm(folder, seed=seed),
+        lambda folder, seed: new_head(folder, ["O", "B-a"], seed=seed),
+    ],
 )
 def test_new_weights_depend_on_the_seed_alone(load: Callable[[Path, int], Any], tmp_path: Path) -> None:
     """Random numbers drawn before and after loading are those of the caller."""
     build_tiny_bert(127).bert.save_pretrained(tmp_path / "encoder")
-    build_tiny_head(layers=1).save_pretrained(tmp_path / "head")
-    for folder in (tmp_path / "encoder", tmp_path / "head"):
+    build_tiny_bert(127, seed=1).bert.save_pretrained(tmp_path / "other")
+    for folder in (tmp_path / "encoder", tmp_path / "other"):
         save_tokenizer(build_tiny_tokenizer(), folder)
 
         def weights(seed: int, folder: Path = folder) -> dict[str, torch.Tensor]:
@@ -414,3 +430,122 @@ def test_a_folder_with_memory_in_its_name_is_read_like_any_other(tmp_path: Path)
     (folder / "config.json").write_text("{")
     with pytest.raises(InputError, match="memory-bert"):
         load_masked_lm(folder)
+
+
+HEADS = {
+    "token classifier": lambda: build_tiny_head(layers=2),
+    "classifier of texts": lambda: BertForSequenceClassification(build_tiny_bert(127).config),
+    "answers to questions": lambda: BertForQuestionAnswering(build_tiny_bert(127).config),
+}
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["named", "without architectures"])
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("use", [check_base, load_masked_lm])
+def test_a_fine_tuned_head_is_no_base(use: Callable[[Path], Any], kind: str, named: bool, tmp_path: Path) -> None:
+    HEADS[kind]().save_pretrained(tmp_path)
+    if not named:
+        config = json.loads((tmp_path / "config.json").read_text())
+        del config["architectures"]
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="fine-tuned for a task: give the encoder that it was made from") as error:
+        use(tmp_path)
+    assert str(error.value).startswith(str(tmp_path))
+
+
+def test_an_encoder_saved_alone_is_a_base(tmp_path: Path) -> None:
+    """The advice of the error works: the encoder of a head may be wanted."""
+    HEADS["token classifier"]().base_model.save_pretrained(tmp_path)
+    check_base(tmp_path)
+    load_masked_lm(tmp_path)
+
+
+def test_heads_are_not_compared_as_encoders(tmp_path: Path, tiny_head: Path) -> None:
+    with pytest.raises(InputError, match=r"x=.* is a BertForTokenClassification, fine-tuned for a task"):
+        find_encoders(Run(str(tmp_path)), HeadOptions(tasks=["mine"], models=[f"x={tiny_head}"]))
+
+
+def test_a_replaced_head_is_said(tiny_head: Path, warnings_of_package: Callable[[], list[str]]) -> None:
+    new_head(tiny_head, ["O", "B-Gene", "I-Gene"], seed=0)
+    assert warnings_of_package() == [
+        f"{tiny_head} has the head of another task, which is replaced; its encoder was fine-tuned for it"
+    ]
+
+
+def larger_tokenizer() -> BertTokenizer:
+    vocabulary = [*tiny_vocabulary(), *(f"word{number}" for number in range(50))]
+    return BertTokenizer(vocab={token: number for number, token in enumerate(vocabulary)}, model_max_length=512)
+
+
+def uses_of_a_tokenizer(folder: Path) -> dict[str, Callable[[Any], Any]]:
+    """Everything that takes a model and a tokenizer, with a model of the tiny tokenizer."""
+    size = len(tiny_vocabulary())
+    bert, head = build_tiny_bert(size), build_tiny_head(layers=1)
+    contexts = Dataset.from_dict({"token": ["asthma"], "text": ["asthma"], "start": [0], "end": [6]})
+    rows = {"asthma": torch.ones(32)}
+    tiny = build_tiny_tokenizer()
+    return {
+        "annotate": lambda tokenizer: Annotator(head, tokenizer),
+        "predict": lambda tokenizer: predict_tags(head, tokenizer, [["asthma"]]),
+        "contextual": lambda tokenizer: contextual_embeddings(bert, tokenizer, contexts),
+        "distill": lambda tokenizer: distill_tokens(bert, tokenizer, contexts, rows),
+        "initialise": lambda tokenizer: initial_rows(bert, tokenizer, tiny, initializer="subtoken_mean"),
+        "transplant": lambda tokenizer: transplant_vocabulary(build_tiny_bert(size), tokenizer, tiny, {}),
+        "save head": lambda tokenizer: save_head(head, tokenizer, folder / "head"),
+        "save": lambda tokenizer: save_masked_lm(bert, tokenizer, folder / "bert"),
+    }
+
+
+@pytest.mark.parametrize("use", uses_of_a_tokenizer(Path()))
+def test_a_tokenizer_must_fit_its_model(use: str, tmp_path: Path) -> None:
+    uses_of_a_tokenizer(tmp_path)[use](build_tiny_tokenizer())
+    larger = larger_tokenizer()
+    with pytest.raises(InputError, match=rf"^tokenizer: it has {len(larger)} tokens, but .* embeddings: give"):
+        uses_of_a_tokenizer(tmp_path)[use](larger)
+
+
+def test_the_tokenizer_beside_a_model_must_fit_it(tmp_path: Path) -> None:
+    build_tiny_head(layers=1).save_pretrained(tmp_path)
+    save_tokenizer(larger_tokenizer(), tmp_path)
+    for use in (Annotator, lambda name: new_head(name, ["O", "B-a"], seed=0)):
+        with pytest.raises(InputError, match=f"tokenizer: .* but {tmp_path} has"):
+            use(tmp_path)
+
+
+def test_a_tokenizer_given_with_a_head_must_be_its_own(tiny_head: Path) -> None:
+    """Of the same size, so that only the folder's own tokenizer shows it."""
+    Annotator(tiny_head, build_tiny_tokenizer())
+    tokens = tiny_vocabulary()
+    tokens[-1], tokens[-2] = tokens[-2], tokens[-1]
+    swapped = BertTokenizer(vocab={token: number for number, token in enumerate(tokens)}, model_max_length=512)
+    with pytest.raises(InputError, match=f"tokenizer: it has other tokens than the tokenizer of {tiny_head}"):
+        Annotator(tiny_head, swapped)
+
+
+@pytest.mark.parametrize(("size", "pad"), [(5000, 0), (127, 3)])
+def test_a_tokenizer_that_probably_belongs_to_another_model_is_noted_once(
+    size: int, pad: int, warnings_of_package: Callable[[], list[str]]
+) -> None:
+    config = BertConfig(vocab_size=size, pad_token_id=pad)
+    name = f"model {size} {pad}"
+    for _ in range(2):
+        check_tokenizer(build_tiny_tokenizer(), config, name=name)
+    (warning,) = warnings_of_package()
+    assert warning.endswith("is it another model's?")
+    assert name in warning
+
+
+def test_a_revision_that_moved_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build_tiny_bert(127).save_pretrained(tmp_path / "new")
+    monkeypatch.setattr(models, "find_model", lambda _: Source(str(tmp_path / "new"), "me/base@bbb"))
+    record = tmp_path / "run" / "tokenizer" / RECORD
+    record.parent.mkdir(parents=True)
+    inputs = {"base_model": "name:me/base@aaa"}
+    write_record(record, inputs, {}, facts={"base_model": "me/base@aaa"}, seconds=0)
+    moved = "me/base has moved on the Hub from aaa to bbb: give me/base@aaa to stay with the first"
+    with pytest.raises(InputError, match=f"^base_model: me/base isn't the model that .* was made for; {moved}$"):
+        base_of_run(tmp_path / "run", "me/base")
+    with pytest.raises(InputError, match=f"choose another output_dir, or use force to redo it; {moved}$"):
+        is_finished(record.parent, {"base_model": "name:me/base@bbb"}, {})
+    with pytest.raises(InputError, match=r"use force to redo it$"):
+        is_finished(record.parent, {"base_model": "name:you/base@bbb"}, {})

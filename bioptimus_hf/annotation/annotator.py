@@ -19,7 +19,7 @@ from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.corpus.documents import Document, Entity
 from bioptimus_hf.corpus.tags import Tag
 from bioptimus_hf.errors import InputError, format_error
-from bioptimus_hf.models import load_by_name
+from bioptimus_hf.models import check_tokenizer, find_model, load_by_name, vocabulary_hash
 
 _TEXTS_AT_ONCE = 256  # held in memory together, so that windows of similar length share a batch
 
@@ -56,8 +56,8 @@ class Annotator:
 
     Raises:
         InputError: there is no such model, or it isn't a trained token classifier; a model object without tokenizer; a
-            tokenizer without offsets; an ONNX file with a `dtype` or a GPU; a batch size below 1; labels that name no
-            type, no label for words outside of entities, or something in `labels` that no model has.
+            tokenizer without offsets or of another model; an ONNX file with a `dtype` or a GPU; a batch size below 1;
+            labels that name no type, no label for words outside of entities, or a key of `labels` that no model has.
     """
 
     def __init__(
@@ -81,10 +81,13 @@ class Annotator:
         if self.batch_size < 1:
             raise InputError(f"batch_size is {self.batch_size}: it must be at least 1")
         self._groups: list[_Group] = []
+        # Pinned: files of one model, loaded one after the other, must not come from different revisions.
+        models = [one if isinstance(one, PreTrainedModel) else find_model(one).pinned for one in models]
         for source in models:
             engine = load_engine(source, self.device, dtype)  # first: it verifies the files of both
             own_tokenizer = tokenizer or _load_tokenizer(source)
             text_tokenizer = TextTokenizer(own_tokenizer, engine.config)
+            _check_tokenizer(own_tokenizer, engine, source, given=tokenizer is not None)
             name = "the model" if isinstance(source, PreTrainedModel) else str(source)
             head = _Head(engine, interpret_labels(engine.config.id2label, labels or {}, name=name))
             group = next((group for group in self._groups if group.tokenizer.is_equivalent_to(text_tokenizer)), None)
@@ -205,6 +208,25 @@ def _checked(index: int, text: Any) -> str:
         raise InputError(f"texts[{index}] is not a valid string: {format_error(error, limit=100)}") from error
     checked: str = text
     return checked
+
+
+def _check_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, engine: Engine, source: str | PreTrainedModel, *, given: bool
+) -> None:
+    """Raise if a tokenizer isn't that of a model, as far as that can be known."""
+    name = "the model" if isinstance(source, PreTrainedModel) else source
+    check_tokenizer(tokenizer, engine.config, name=name)
+    own = engine.vocabulary
+    if own is None and given and not isinstance(source, PreTrainedModel):
+        try:
+            own = vocabulary_hash(_load_tokenizer(source))
+        except InputError:  # a folder may have no tokenizer
+            return
+    if own is not None and own != vocabulary_hash(tokenizer):
+        raise InputError(
+            f"it has other tokens than the tokenizer of {name}, or the same with other ids: give the model's own",
+            argument="tokenizer",
+        )
 
 
 def _load_tokenizer(model: str | Path | PreTrainedModel) -> PreTrainedTokenizerBase:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,9 +24,11 @@ class Engine(Protocol):
 
     Attributes:
         config: the model's configuration; `id2label` names the labels.
+        vocabulary: hash of the vocabulary that the model reads, if its file records it.
     """
 
     config: PretrainedConfig
+    vocabulary: str | None
 
     def logits(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Return logits of shape (windows, pieces, labels).
@@ -57,6 +60,7 @@ class TorchEngine:
             loaded = load_token_classifier(model)
         self.model = loaded.to(device, dtype or loaded.dtype).eval()
         self.config: PretrainedConfig = self.model.config
+        self.vocabulary: str | None = None
         prepare_for_cpu(self.model, device)
 
     def logits(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
@@ -72,7 +76,8 @@ class OnnxEngine:
         folder: a folder written by `export_onnx`.
 
     Raises:
-        InputError: onnxruntime is not installed (extra `onnx`), or the folder can't be loaded.
+        InputError: onnxruntime is not installed (extra `onnx`), the folder can't be loaded, or the labels of its
+            configuration aren't those that the file was exported with.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -92,6 +97,21 @@ class OnnxEngine:
             )
         except Exception as error:  # onnxruntime's errors have no common base class
             raise InputError(f"{path} can't be loaded ({format_error(error)}): export it again") from error
+        self.vocabulary: str | None = None
+        self._check_origin(path)
+
+    def _check_origin(self, path: Path) -> None:
+        """Check that the configuration belongs to the file, and read which vocabulary does."""
+        labels = [label for _, label in sorted(self.config.id2label.items())]
+        origin = self._session.get_modelmeta().custom_metadata_map
+        exported = json.loads(origin["labels"]) if "labels" in origin else labels
+        outputs = self._session.get_outputs()[0].shape[-1]
+        if exported != labels or (isinstance(outputs, int) and outputs != len(labels)):
+            raise InputError(
+                f"{path} has other labels ({outputs}: {', '.join(exported[:9])}) than the config.json beside it "
+                f"({len(labels)}: {', '.join(labels[:9])}): it comes from another export. Export the head again"
+            )
+        self.vocabulary = origin.get("vocabulary")
 
     def logits(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """See `Engine.logits`; the result is float32."""

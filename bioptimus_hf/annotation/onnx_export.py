@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import tempfile
 import warnings
@@ -19,7 +20,14 @@ from bioptimus_hf.annotation.extras import require_packages
 from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.artifacts import RECORD, building, fingerprint, is_finished, read_record, verify
 from bioptimus_hf.errors import InputError, format_error
-from bioptimus_hf.models import find_model, load_by_name, load_token_classifier, save_tokenizer
+from bioptimus_hf.models import (
+    check_tokenizer,
+    find_model,
+    load_by_name,
+    load_token_classifier,
+    save_tokenizer,
+    vocabulary_hash,
+)
 from bioptimus_hf.storage import LOCKS, locked
 
 _TEXTS_MEASURED = 16  # texts of the sample, enough to find the features that are always large
@@ -57,10 +65,12 @@ def _export_once(model: str | Path, folder: Path, precision: str) -> None:
             is_finished(folder, *made_from)  # verifies the sizes of its files
             return
         raise InputError(f"{folder} is not empty: choose another folder for the ONNX file")
+    model = source.pinned
     verify(model)
     # Fused attention would be exported with a check for rows that mask every key, which takes longer than attention.
     head = load_token_classifier(model, attn_implementation="eager").eval()
     tokenizer = load_by_name(AutoTokenizer, model)
+    check_tokenizer(tokenizer, head.config, name=model)
     _check(_Logits(head), tokenizer, head.config, model)
     sources = {} if source.commit else {"model": Path(source.folder)}
     with building(folder, *made_from, sources=sources) as stage, tempfile.TemporaryDirectory() as scratch:
@@ -73,6 +83,7 @@ def _export_once(model: str | Path, folder: Path, precision: str) -> None:
             _quantise(full_precision, stage.path / ONNX_FILE)
         else:
             _export(head, stage.path / ONNX_FILE)
+        _note_origin(stage.path / ONNX_FILE, head.config, tokenizer)
         # An incomplete file can't be loaded.
         _check(OnnxEngine(stage.path).logits, tokenizer, head.config, model)
 
@@ -216,3 +227,16 @@ def _exporters_are_quiet() -> Iterator[None]:
 
 def _is_error(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.ERROR
+
+
+def _note_origin(path: Path, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write into an ONNX file which labels and vocabulary it was exported with, since files of exports get mixed up."""
+    import onnx
+
+    labels = [label for _, label in sorted(config.id2label.items())]
+    try:
+        model = onnx.load(str(path))
+    except Exception as error:  # of protobuf: an incomplete file
+        raise InputError(f"{path} can't be read ({format_error(error)}): free some disk space and try again") from error
+    onnx.helper.set_model_props(model, {"labels": json.dumps(labels), "vocabulary": vocabulary_hash(tokenizer)})
+    onnx.save(model, str(path))

@@ -88,6 +88,7 @@ class AnnotationOptions:
         if self.batch_size is not None and self.batch_size < 1:
             raise InputError(f"must be at least 1, not {self.batch_size}", argument="batch_size")
 
+    @check_call()
     def read_options(self, names: str = "") -> ReadOptions:
         """Return how an input file is read.
 

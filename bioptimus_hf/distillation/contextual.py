@@ -20,7 +20,7 @@ from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.contexts.kernels import hash_texts
 from bioptimus_hf.contexts.matching import utf8_buffers
 from bioptimus_hf.errors import InputError, TrainingDiverged
-from bioptimus_hf.models import check_finite
+from bioptimus_hf.models import check_finite, check_tokenizer
 from bioptimus_hf.progress import progress_bar
 from bioptimus_hf.whitespace import with_blanks
 
@@ -77,6 +77,7 @@ def contextual_embeddings(
         InputError: the model has no such layer, or a context contains no piece between `start` and `end`.
         TrainingDiverged: the hidden states of a token contain NaN or infinity.
     """
+    check_tokenizer(tokenizer, model.config)
     check_layer(model.config, layer)
     encoder = model.base_model.eval()
     # Many tokenizers on the Hub set no limit, for which transformers 5 uses 1e30.

@@ -15,6 +15,7 @@ from transformers import BertForMaskedLM, PreTrainedTokenizerBase
 from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.distillation.options import INITIALIZERS, Initializer
 from bioptimus_hf.errors import InputError
+from bioptimus_hf.models import check_tokenizer
 from bioptimus_hf.vocabulary.tokenizer import MARK, compare_vocabularies, real_ids
 
 
@@ -73,6 +74,7 @@ def initial_rows(
     """
     if initializer not in INITIALIZERS:
         raise InputError(f"{initializer!r} is not one of {', '.join(INITIALIZERS)}", argument="initializer")
+    check_tokenizer(source, model.config)
     new = compare_vocabularies(source, target).new
     vectors = vectors or {}
     table = model.get_input_embeddings().weight.detach()

@@ -22,7 +22,7 @@ from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.distillation.contextual import DIVERGED, check_layer
 from bioptimus_hf.distillation.options import RowTraining
 from bioptimus_hf.errors import TrainingDiverged
-from bioptimus_hf.models import check_finite
+from bioptimus_hf.models import check_finite, check_tokenizer
 from bioptimus_hf.progress import progress_bar
 from bioptimus_hf.whitespace import with_blanks
 
@@ -93,6 +93,7 @@ def distill_tokens(
         TrainingDiverged: an embedding contains NaN or infinity.
     """
     training = training or RowTraining()
+    check_tokenizer(tokenizer, model.config)
     check_layer(model.config, training.layer)
     encoder, limit = model.base_model.eval(), training.max_tokens
     rows: dict[str, torch.Tensor] = {}

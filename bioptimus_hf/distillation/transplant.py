@@ -10,7 +10,7 @@ from transformers import BertForMaskedLM, PreTrainedTokenizerBase
 from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.distillation.initialization import pieces_of
 from bioptimus_hf.errors import InputError
-from bioptimus_hf.models import tokens_in_order
+from bioptimus_hf.models import check_tokenizer, tokens_in_order
 from bioptimus_hf.vocabulary.tokenizer import compare_vocabularies
 
 
@@ -45,6 +45,7 @@ def transplant_vocabulary(
             f"the special tokens of the vocabularies differ: {source.special_tokens_map} "
             f"and {target.special_tokens_map}"
         )
+    check_tokenizer(source, model.config)
     table, decoder = model.get_input_embeddings().weight, model.get_output_embeddings()
     if decoder.weight is not table:
         raise InputError("the model doesn't tie its output embeddings to its input embeddings: use a tied model")

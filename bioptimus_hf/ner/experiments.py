@@ -39,6 +39,7 @@ from bioptimus_hf.errors import InputError, TrainingDiverged
 from bioptimus_hf.models import (
     Source,
     base_of_run,
+    check_encoder,
     find_model,
     load_by_name,
     load_token_classifier,
@@ -266,7 +267,7 @@ def find_encoders(run: Run, options: HeadOptions) -> dict[str, Source]:
     """Find the models to fine-tune, by label.
 
     Raises:
-        InputError: a model isn't available, or has no readable configuration.
+        InputError: a model isn't available, has no readable configuration, or is a head that was fine-tuned for a task.
     """
     encoders = {}
     for given in options.models:
@@ -282,7 +283,7 @@ def find_encoders(run: Run, options: HeadOptions) -> dict[str, Source]:
             source = find_model(name)
         verify(source.folder)
         check_fresh(source.folder)
-        load_by_name(AutoConfig, source.folder)
+        check_encoder(given, load_by_name(AutoConfig, source.folder))
         encoders[label] = source
     return encoders
 

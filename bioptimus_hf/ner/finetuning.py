@@ -26,14 +26,14 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from bioptimus_hf.argument_checks import check_call
+from bioptimus_hf.argument_checks import check_call, check_columns
 from bioptimus_hf.artifacts import map_processes
-from bioptimus_hf.errors import TrainingDiverged
+from bioptimus_hf.errors import InputError, TrainingDiverged
 from bioptimus_hf.hardware import prepare_for_cpu
-from bioptimus_hf.models import IGNORED_LABEL, MAX_LENGTH, check_finite, longest_input
+from bioptimus_hf.models import IGNORED_LABEL, MAX_LENGTH, check_finite, check_tokenizer, longest_input
 from bioptimus_hf.ner.joint import JointData, keep_types, partial_cross_entropy, types_of_labels
 from bioptimus_hf.ner.scores import entity_scores
-from bioptimus_hf.ner.tasks import tags_of
+from bioptimus_hf.ner.tasks import label_names, tags_of
 from bioptimus_hf.ner.windows import sentence_windows
 from bioptimus_hf.progress import progress_bar, progress_of_datasets
 from bioptimus_hf.training_progress import TrainingProgress
@@ -71,8 +71,12 @@ def finetune(
         joint head, these are means over the tasks, and `<task>_f1` is the F1 of each.
 
     Raises:
+        InputError: the model has other labels than the data set, or fewer embeddings than the tokenizer has tokens; or
+            the data set lacks a split or column.
         TrainingDiverged: the loss or a weight is NaN or infinite.
     """
+    check_tokenizer(tokenizer, model.config)
+    _check_labels(model, dataset)
     max_length = min(max_length, longest_input(model.config))
     prepare_for_cpu(model, arguments.device, dropout=_attention_dropout(model.config))
     loss: Callable[..., torch.Tensor]
@@ -105,6 +109,24 @@ def finetune(
         for row in trainer.state.log_history
         if "eval_f1" in row
     ]
+
+
+def _check_labels(model: PreTrainedModel, dataset: DatasetDict | JointData) -> None:
+    if isinstance(dataset, JointData):
+        wanted = list(dataset.tags)
+    else:
+        for split in ("train", "validation"):
+            if split not in dataset:
+                raise InputError(f"it has no split {split!r}, only {', '.join(dataset) or 'none'}", argument="dataset")
+            check_columns(dataset[split], ("tokens", "ner_tags"), argument=f"dataset[{split!r}]")
+        wanted = label_names(dataset["train"])
+    labels = [name for _, name in sorted(model.config.id2label.items())]
+    if labels != wanted:
+        raise InputError(
+            f"it has the labels {', '.join(labels[:9])}, but the data set has {', '.join(wanted[:9])}: make a new head "
+            f"for the labels of the data set",
+            argument="model",
+        )
 
 
 @check_call()
@@ -279,7 +301,11 @@ def predict_tags(
 
     Returns:
         The tags of each sentence, one for each word.
+
+    Raises:
+        InputError: the tokenizer has more tokens than the model has embeddings.
     """
+    check_tokenizer(tokenizer, model.config)
     names = model.config.id2label
     max_length = min(max_length, longest_input(model.config))
     tags: list[list[str]] = [[""] * len(words) for words in sentences]

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArgum
 from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.artifacts import Stage, building, digest_of_rows
 from bioptimus_hf.errors import InputError, Terminated
+from bioptimus_hf.models import check_tokenizer
 from bioptimus_hf.pretraining import checkpoints
 from bioptimus_hf.pretraining.arguments import check_arguments, shaping_settings
 from bioptimus_hf.pretraining.callback import CurriculumCallback, RunAlreadyFinished
@@ -74,6 +75,7 @@ def pretrain(
         Terminated: the process got SIGTERM; there is a checkpoint to resume from.
     """
     check_arguments(arguments)
+    check_tokenizer(tokenizer, model.config)
     check_blocks(train, model, arguments)
     if validation is None and arguments.eval_strategy != "no":
         raise InputError('there is no validation set: give one, or choose eval_strategy="no"')

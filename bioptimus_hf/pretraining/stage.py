@@ -27,7 +27,7 @@ from bioptimus_hf.corpus.decontamination import (
 from bioptimus_hf.corpus.ner_files import TEST_PATTERNS
 from bioptimus_hf.corpus.options import Corpus
 from bioptimus_hf.errors import InputError
-from bioptimus_hf.models import check_bert, find_files, find_model, load_by_name, load_masked_lm
+from bioptimus_hf.models import check_bert, check_tokenizer, find_files, find_model, load_by_name, load_masked_lm
 from bioptimus_hf.pretraining.arguments import PretrainingArguments, check_arguments, shaping_settings
 from bioptimus_hf.pretraining.checkpoints import remove_checkpoints
 from bioptimus_hf.pretraining.curriculum import BIOPTIMUS_CURRICULUM, Phase, read_curriculum, select_phases
@@ -130,6 +130,7 @@ def _make(run: Run, corpus: Corpus, options: PretrainingOptions, arguments: Pret
             for documents in (text.train, text.validation)
         )
     model, _ = load_masked_lm(request.model, kind=BertForMaskedPositions, seed=run.seed)
+    check_tokenizer(tokenizer, model.config, name=request.start)
     check_blocks(train, model, arguments)
     training = Training(
         model,

@@ -11,7 +11,8 @@ from typing import Literal
 import pytest
 import torch
 from conftest import Command
-from helpers import ROOT, build_tiny_head, build_tiny_tokenizer
+from helpers import ROOT, build_head_of_words, build_tiny_head, build_tiny_tokenizer
+from transformers import BertTokenizer
 
 from bioptimus_hf.annotation import extras, onnx_export
 from bioptimus_hf.annotation.annotator import Annotator
@@ -190,3 +191,43 @@ def test_one_process_at_a_time_exports_to_a_folder(tiny_head: Path, tmp_path: Pa
         with pytest.raises(InputError, match="onnx is being written by process"):
             export_onnx(tiny_head, tmp_path / "onnx")
         assert not (tmp_path / "onnx").exists()
+
+
+@pytest.mark.slow
+def test_files_of_two_exports_are_not_mixed(exported: dict[str, Path], tmp_path: Path) -> None:
+    """Whether or not there is still a record with the hashes of the files."""
+    other = build_tiny_head(layers=1, tags=["O", "B-Gene", "I-Gene", "B-Cell", "I-Cell"])  # as many labels
+    other.save_pretrained(tmp_path / "head")
+    vocabulary = [token for token in build_tiny_tokenizer().get_vocab()]
+    swapped = {token: number for number, token in enumerate([*vocabulary[:-2], vocabulary[-1], vocabulary[-2]])}
+    BertTokenizer(vocab=swapped, model_max_length=512).save_pretrained(tmp_path / "head")
+    export_onnx(tmp_path / "head", tmp_path / "other", precision="fp32")
+    Annotator(tmp_path / "other")
+    mistakes = {
+        "config.json": "comes from another export",
+        "tokenizer.json": "tokenizer: it has other tokens",
+        "model.onnx": "comes from another export",
+    }
+    for name, says in mistakes.items():
+        mixed = tmp_path / f"mixed-{name.partition('.')[0]}"
+        shutil.copytree(exported["fp32"], mixed)
+        shutil.copy(tmp_path / "other" / name, mixed)
+        with pytest.raises(InputError, match=f"{name} has changed since it was written: export it again"):
+            Annotator(mixed)
+        (mixed / "made.json").unlink()
+        with pytest.raises(InputError, match=says):
+            Annotator(mixed)
+
+
+@pytest.mark.slow
+def test_an_exported_head_keeps_its_labels(tmp_path: Path) -> None:
+    labels = ["LABEL_0", "LABEL_1", "LABEL_2"]
+    words = {"renal": "LABEL_1", "failure": "LABEL_2"}
+    build_head_of_words(words, labels, other="LABEL_0").save_pretrained(tmp_path / "head")
+    build_tiny_tokenizer().save_pretrained(tmp_path / "head")
+    export_onnx(tmp_path / "head", tmp_path / "onnx", precision="fp32")
+    meant = {"LABEL_0": "O", "LABEL_1": "B-Disease", "LABEL_2": "I-Disease"}
+    (found,) = Annotator(tmp_path / "onnx", labels=meant).annotate(["the renal failure of mice"])
+    assert [(entity.text, entity.label) for entity in found] == [("renal failure", "Disease")]
+    with pytest.raises(InputError, match="labels that name no entity type"):
+        Annotator(tmp_path / "onnx")

@@ -286,7 +286,7 @@ def test_bad_input(sentences: Dataset, tokenizer: BertTokenizer) -> None:
         find_contexts(sentences, [], tokenizer=tokenizer)
     with pytest.raises(InputError, match="per_token must be at least 1, not 0"):
         find_contexts(sentences, ["asthma"], tokenizer=tokenizer, per_token=0)
-    with pytest.raises(InputError, match=r"dataset: .* needs a column 'text', and has sentence, document"):
+    with pytest.raises(InputError, match="dataset: the data set needs a column 'text', and has sentence, document"):
         find_contexts(sentences.rename_column("text", "sentence"), ["asthma"], tokenizer=tokenizer)
     with pytest.raises(InputError, match="column 'text' must contain strings, not int64"):
         find_contexts(Dataset.from_dict({"text": [1]}), ["asthma"], tokenizer=tokenizer)

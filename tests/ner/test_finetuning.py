@@ -213,3 +213,20 @@ def test_the_training_order_depends_on_lengths_and_seed_alone(base: Path, sample
     spread = [max(lengths[row] for row in first[i : i + 8]) - min(lengths[row] for row in first[i : i + 8])
               for i in range(0, len(rows), 8)]  # fmt: skip
     assert sum(spread) / len(spread) < 0.2 * (max(lengths) - min(lengths))
+
+
+def test_the_head_and_the_data_must_be_of_one_task(base: Path, sample: DatasetDict, tmp_path: Path) -> None:
+    arguments = best_epoch_arguments(tmp_path, use_cpu=True)
+    names = label_names(sample["train"])
+    for labels in (["O", "B-Gene", "I-Gene"], names[:-1], [*names[1:], names[0]]):
+        model, tokenizer = new_head(base, labels, seed=0)
+        with pytest.raises(InputError, match=r"^model: it has the labels .*, but the data set has O, B-.*: make"):
+            finetune(model, tokenizer, sample, arguments)
+    model, tokenizer = new_head(base, names, seed=0)
+    with pytest.raises(InputError, match=r"^dataset: it has no split 'validation', only train$"):
+        finetune(model, tokenizer, DatasetDict(train=sample["train"]), arguments)
+    unnamed = DatasetDict({split: rows.rename_column("ner_tags", "labels") for split, rows in sample.items()})
+    with pytest.raises(InputError, match=r"^dataset\['train'\]: the data set needs a column 'ner_tags', and has"):
+        finetune(model, tokenizer, unnamed, arguments)
+    with pytest.raises(InputError, match=r"^sentences\[0\]: is a single string: give a list$"):
+        predict_tags(model, tokenizer, ["Aspirin in asthma"])
