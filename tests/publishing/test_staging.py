@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import socket
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -280,3 +281,18 @@ def test_missing_token_or_network_is_reported_at_once(finished: Path, monkeypatc
             ):
                 push(token="hf_none")
             assert time.monotonic() - started < 30
+
+
+def test_folders_of_killed_publishers_are_removed(run_dir: Path, warnings_of_package: Callable[[], list[str]]) -> None:
+    """One of another host may be in use."""
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    mine = run_dir / f"publishing.partial-{socket.gethostname()}-{dead.pid}"
+    theirs = run_dir / "publishing.partial-elsewhere-1"
+    for folder in (mine, theirs):
+        (folder / "encoder").mkdir(parents=True)
+    publish(run_dir, "ada/encoder", versions=["0.1"], selection=Selection("encoder"), about=ABOUT)
+    assert sorted(run_dir.glob("publishing*")) == [theirs]
+    removed, other = warnings_of_package()
+    assert removed == f"removed {mine}, which a publisher left behind when it was killed"
+    assert other.startswith(f"{theirs} belongs to a publisher elsewhere")
