@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -118,6 +118,19 @@ def ner_test_files(folder: str | Path) -> list[Path]:
     return files
 
 
+def find_within(texts: Iterable[str], sentences: Iterable[str]) -> Iterator[set[str]]:
+    """Yield which sentences each text contains; those with fewer than 40 letters and digits aren't searched for.
+
+    Args:
+        texts: as `normalised` returns them.
+        sentences: as `normalised` returns them.
+    """
+    forms = list(dict.fromkeys(form for form in sentences if len(form) >= SHORTEST))
+    automaton = _build(forms)
+    for text in texts:
+        yield {forms[number] for _, number in automaton.iter(text)} if forms else set()
+
+
 def write_dropped(path: Path, dropped: Iterable[Dropped]) -> None:
     """Write what was found as a tab-separated table: document, sets, sentence."""
     with open(path, "w", encoding="utf-8", newline="\n") as file:
@@ -145,6 +158,10 @@ def _by_form(test_sentences: Mapping[str, Iterable[str]]) -> dict[str, tuple[tup
 
 @lru_cache(maxsize=1)
 def _automaton(forms: tuple[str, ...]) -> ahocorasick.Automaton:
+    return _build(forms)
+
+
+def _build(forms: Iterable[str]) -> ahocorasick.Automaton:
     automaton = ahocorasick.Automaton()
     for number, form in enumerate(forms):
         automaton.add_word(form, number)

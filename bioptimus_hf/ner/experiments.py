@@ -8,7 +8,6 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -169,7 +168,7 @@ def _make_heads(run: Run, options: HeadOptions, training: HeadTraining) -> Path:
     seeds = options.seeds_from(run.seed)
     root = run.root / "ner"
     settings = {**asdict(training), "max_length": options.max_length, "processes": state.num_processes}
-    plan = partial(plan_joint_heads, num_proc=run.num_proc) if options.joint else plan_heads
+    plan = plan_joint_heads if options.joint else plan_heads
     heads = plan(root, tasks, encoders, seeds, settings)
     missing = {
         folder: head
@@ -326,15 +325,13 @@ def plan_joint_heads(
     encoders: Mapping[str, Source],
     seeds: Sequence[int],
     settings: Mapping[str, Any],
-    *,
-    num_proc: int | None = None,
 ) -> dict[Path, PlannedHead]:
     """Return a joint head for each model and seed by the folder it belongs into; see `plan_heads`.
 
     Raises:
         InputError: see `join_tasks`.
     """
-    joined = join_tasks({name: data.splits for name, data in tasks.items()}, num_proc=num_proc)
+    joined = join_tasks({name: data.splits for name, data in tasks.items()})
     data_inputs = {f"{name}/{split}": value for name, data in tasks.items() for split, value in data.inputs.items()}
     of_all = {**settings, "merged_types": {name: data.task.merged_type for name, data in tasks.items()}}
     gold = {name: _gold(data) for name, data in tasks.items()}

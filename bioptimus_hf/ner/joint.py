@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from datasets import Dataset, DatasetDict, Features, List, Value
 
-from bioptimus_hf.corpus.decontamination import Dropped, decontaminate, normalised
+from bioptimus_hf.corpus.decontamination import find_within, normalised
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import IGNORED_LABEL
 from bioptimus_hf.ner.tasks import label_names, tags_of
@@ -44,7 +44,7 @@ class JointData:
     excluded: dict[str, int]
 
 
-def join_tasks(tasks: Mapping[str, DatasetDict], *, num_proc: int | None = None) -> JointData:
+def join_tasks(tasks: Mapping[str, DatasetDict]) -> JointData:
     """Make one training set of those of several tasks.
 
     Types with the same name are one type. Tasks whose training sets have the same sentences with different types, such
@@ -56,7 +56,6 @@ def join_tasks(tasks: Mapping[str, DatasetDict], *, num_proc: int | None = None)
 
     Args:
         tasks: data from `load_ner` by name. Their order doesn't matter.
-        num_proc: number of processes that search for sentences; doesn't change the result.
 
     Raises:
         InputError: all training sentences of a task are in the development or test sets of others.
@@ -67,7 +66,8 @@ def join_tasks(tasks: Mapping[str, DatasetDict], *, num_proc: int | None = None)
     tags = ["O", *(f"{prefix}-{kind}" for kind in all_types for prefix in "BI")]
     groups = _tasks_with_equal_sentences(tasks, types)
     _report_types(types, groups)
-    excluded = _excluded_rows(tasks, groups, num_proc)
+    excluded = _excluded_rows(tasks, groups)
+    _report_excluded(tasks, excluded)
     ids = {tag: number for number, tag in enumerate(tags)}
     outside = {frozenset(all_types): 0}  # the label of O, by the types that the sentence is annotated with
     words: list[list[str]] = []
@@ -161,54 +161,54 @@ def _report_types(types: Mapping[str, Sequence[str]], groups: Sequence[Sequence[
 
 
 def _excluded_rows(
-    tasks: Mapping[str, DatasetDict], groups: Sequence[tuple[str, ...]], num_proc: int | None
+    tasks: Mapping[str, DatasetDict], groups: Sequence[tuple[str, ...]]
 ) -> dict[tuple[str, ...], set[int]]:
     """Return which training sentences of each group are in the development or test set of a task of another group.
 
     Raises:
         InputError: all are.
     """
-    held_out = {
-        name: [" ".join(words) for split in ("validation", "test") for words in data[split]["tokens"][:]]
-        for name, data in tasks.items()
+    tasks_of: dict[str, set[str]] = {}  # by sentences in their development and test sets
+    for name, data in tasks.items():
+        for split in ("validation", "test"):
+            for words in data[split]["tokens"][:]:
+                tasks_of.setdefault(normalised(" ".join(words)), set()).add(name)
+    train = {
+        group: [normalised(" ".join(words)) for words in tasks[group[0]]["train"]["tokens"][:]] for group in groups
     }
+    every = [form for forms in train.values() for form in forms]
+    containing: dict[str, set[str]] = {}  # tasks whose held-out sentences contain a training sentence
+    for form, parts in zip(tasks_of, find_within(tasks_of, every), strict=True):
+        for part in parts:
+            containing.setdefault(part, set()).update(tasks_of[form])
+    contained = find_within(every, tasks_of)
     excluded: dict[tuple[str, ...], set[int]] = {}
-    examples: list[str] = []
-    for group in groups:
-        train = [" ".join(words) for words in tasks[group[0]]["train"]["tokens"][:]]
-        others = {name: sentences for name, sentences in held_out.items() if name not in group}
-        rows = excluded[group] = _overlapping(train, others, num_proc) if others else set()
-        if len(rows) == len(train):
+    for group, forms in train.items():
+        rows = excluded[group] = set()
+        for row, (form, found) in enumerate(zip(forms, contained, strict=False)):  # which goes on with the next group
+            others = containing.get(form, set()).union(*(tasks_of[one] for one in found))
+            if others - set(group):
+                rows.add(row)
+        if len(rows) == len(forms):
             raise InputError(
                 f"all training sentences of {' and '.join(group)} are in the development or test sets of other tasks, "
                 f"so these tasks can't be learned jointly",
                 argument="tasks",
             )
-        examples += [train[row] for row in sorted(rows)[:1]]
-    if examples:
-        counts = ", ".join(f"{len(rows)} of {' and '.join(group)}" for group, rows in excluded.items() if rows)
+    return excluded
+
+
+def _report_excluded(tasks: Mapping[str, DatasetDict], excluded: Mapping[tuple[str, ...], set[int]]) -> None:
+    groups = [group for group, rows in excluded.items() if rows]
+    if groups:
+        counts = ", ".join(f"{len(excluded[group])} of {' and '.join(group)}" for group in groups)
+        example = tasks[groups[0][0]]["train"][min(excluded[groups[0]])]["tokens"]
         logger.warning(
             "training sentences that are in the development or test set of another task are left out: %s; for example: "
             "%s",
             counts,
-            examples[0],
+            " ".join(example),
         )
-    return excluded
-
-
-def _overlapping(train: Sequence[str], others: Mapping[str, Sequence[str]], num_proc: int | None) -> set[int]:
-    """Return the rows of `train` that contain a sentence of `others` or are part of one."""
-
-    def found(documents: Sequence[str], sentences: Mapping[str, Sequence[str]]) -> list[Dropped]:
-        content = {"text": list(documents), "document": list(range(len(documents)))}
-        return decontaminate(Dataset.from_dict(content), sentences, num_proc=num_proc)[1]
-
-    rows = {hit.document for hit in found(train, others)}
-    parts = {
-        normalised(hit.sentence)
-        for hit in found([text for of_task in others.values() for text in of_task], {"": train})
-    }
-    return rows | {row for row, text in enumerate(train) if normalised(text) in parts}
 
 
 def _annotations(rows: Mapping[frozenset[str], Sequence[str]]) -> Iterator[tuple[frozenset[str], list[str]]]:

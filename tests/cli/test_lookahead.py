@@ -190,6 +190,18 @@ def test_heads_of_versions_that_are_there_or_are_made(recipe: Path, base: Path, 
     command("run", recipe, "--dry_run")
 
 
+def test_tasks_that_can_not_be_learned_jointly(recipe: Path, command: Command) -> None:
+    for name in ("one", "two"):
+        shutil.copytree(SAMPLE / "ner", recipe.parent / "ner" / name)
+    change(recipe, "finetune_ner", ner_data="ner", tasks=["one", "two"], models=["base"], joint=True)
+    command("run", recipe, "--dry_run")
+    long = "Aspirin\tB-Chemical\nprovoked\tO\nbronchoconstriction\tO\nin\tO\nsevere\tO\nasthma\tB-Disease\n\n"
+    for file in ("one/train.tsv", "two/test.tsv"):
+        (recipe.parent / "ner" / file).write_text(long)
+    error = command("run", recipe, "--dry_run", status=2).error
+    assert "finetune-ner: --tasks: all training sentences of one are in the development or test sets" in error
+
+
 def test_ner_data_that_can_not_be_read(recipe: Path, command: Command) -> None:
     shutil.copytree(SAMPLE / "ner", recipe.parent / "ner")
     (recipe.parent / "ner" / "test.tsv").write_text("Aspirin\tX-Chemical\n")

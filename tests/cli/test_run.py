@@ -303,3 +303,13 @@ def test_heads_that_are_missing_are_in_the_plan(tmp_path: Path) -> None:
     options = {"tasks": ["all", "mine"], "models": ["base", "v0.4"], "seeds": [5]}
     assert estimates.heads(options) == 60
     assert estimates.heads({**options, "tasks": ["mine"], "seeds": [1, 2]}) == 4
+    assert estimates.heads({**options, "joint": True}) == 10
+    for joint, finished in ((False, "2 of 6"), (True, "1 of 6")):
+        heads = {"ner_data": "ner", "tasks": ["mine"], "models": ["base", "v0.4"], "joint": joint}
+        recipe = write_recipe(tmp_path, finetune_ner=heads)
+        for head in ("mine/base/0", "mine/v0.4/0", "joint/base/0"):
+            write_record(tmp_path / "runs" / "ner" / head / "made.json", {}, {}, facts={}, seconds=30)
+        assert (
+            f"{finished} heads finished before"
+            in Plan(RecipeOptions(recipe, output_dir=str(tmp_path / "runs"))).table()
+        )

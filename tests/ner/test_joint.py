@@ -6,8 +6,11 @@ import itertools
 import json
 import logging
 import math
+import os
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import Command
 from datasets import DatasetDict
 from head_results import save_encoder, write_task
 from safetensors.torch import load_file
@@ -27,7 +31,9 @@ from bioptimus_hf.ner.experiments import chosen_tasks, make_heads
 from bioptimus_hf.ner.finetuning import mean_cross_entropy, predict_tags, predict_tasks, windows_dataset
 from bioptimus_hf.ner.joint import JointData, join_tasks, keep_types, partial_cross_entropy
 from bioptimus_hf.ner.options import HeadOptions, HeadTraining
-from bioptimus_hf.ner.tasks import NerTask, load_ner
+from bioptimus_hf.ner.results import read_results
+from bioptimus_hf.ner.tasks import BLURB_NER, NerTask, load_ner
+from bioptimus_hf.publishing.report import make_report
 
 Sentences = list[list[tuple[str, str]]]
 """Words with their tags."""
@@ -411,6 +417,94 @@ def test_heads_with_other_test_data_are_found_before_training(base: Path, two_ta
     with pytest.raises(InputError, match=r"chem/base/0 and .*joint/base/0 have different test sets"):
         make_heads(run, options, TRAINING)
     assert not (run.root / "ner" / "joint").exists()
+
+
+def test_a_joint_head_annotates_and_is_checked_and_reported_like_any_other(
+    base: Path, two_tasks: Path, tmp_path: Path, command: Command
+) -> None:
+    """All commands, on one run."""
+    folder = tmp_path / "run"
+    given = ("--ner_data", two_tasks, "--tasks", "chem", "dis", "--models", "base", "--base_model", base)
+    trained = ("--seeds", "1", "--num_train_epochs", "6", "--learning_rate", "5e-3", "--output_dir", folder)
+    command("finetune-ner", *given, "--joint", *trained)
+    head = folder / "ner" / "joint" / "base" / "0"
+    text = "the aspirin helps in fever"
+    (tmp_path / "texts.txt").write_text(f"{text}\n")
+    command("annotate", "--models", head, "--input", tmp_path / "texts.txt", "--output_dir", tmp_path / "found")
+    (file,) = (tmp_path / "found").glob("texts*.jsonl")
+    found = {(text[one["start"] : one["end"]], one["label"]) for one in json.loads(file.read_text())["entities"]}
+    assert found == {("aspirin", "Chemical"), ("fever", "Disease")}
+    command("check", folder)
+    assert "| dis | joint/base |" in make_report(Run(str(folder)), text)
+    (head / "predictions-dis.tsv").write_text("aspirin\tO\tO\n\n")
+    assert "predictions-dis.tsv" in command("check", folder, status=2).out
+    with pytest.raises(InputError, match=r"predictions-dis\.tsv"):
+        read_results([head])
+
+
+SCRIPT = """
+import json, sys
+import torch
+from transformers import DataCollatorForTokenClassification, TrainingArguments
+from functools import partial
+from bioptimus_hf.models import new_head
+from bioptimus_hf.ner.finetuning import HeadTrainer, windows_dataset
+from bioptimus_hf.ner.joint import join_tasks, partial_cross_entropy
+from bioptimus_hf.ner.results import read_results
+from bioptimus_hf.ner.tasks import BLURB_NER, NerTask, load_ner
+from bioptimus_hf.publishing.report import make_report
+
+base, data, output, batch, accumulation = sys.argv[1:]
+joined = join_tasks({name: load_ner(NerTask(name), f"{data}/{name}") for name in ("chem", "dis")})
+head, tokenizer = new_head(base, joined.tags, seed=0)
+for module in head.modules():
+    if isinstance(module, torch.nn.Dropout):
+        module.p = 0.0
+arguments = TrainingArguments(
+    output_dir=output, max_steps=1, logging_steps=1, per_device_train_batch_size=int(batch), use_cpu=True,
+    gradient_accumulation_steps=int(accumulation), save_strategy="no", max_grad_norm=1e9, report_to=[],
+    disable_tqdm=True, ddp_find_unused_parameters=False,
+)
+trainer = HeadTrainer(
+    model=head, args=arguments, train_dataset=windows_dataset(joined.train, tokenizer).select(range(18, 30)),
+    data_collator=DataCollatorForTokenClassification(tokenizer), max_length=64,
+    compute_loss_func=partial(partial_cross_entropy, compatible=joined.compatible),
+)
+trainer.train()
+if arguments.process_index == 0:
+    log = trainer.state.log_history[0]
+    print("RESULT", json.dumps([log["loss"], log["grad_norm"]]))
+"""
+
+
+def test_loss_and_gradient_do_not_depend_on_accumulation_and_processes(
+    base: Path, two_tasks: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+
+    def first_update(batch: int, accumulation: int, ranks: int) -> list[float]:
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks > 1 else []
+        done = subprocess.run(
+            [sys.executable, *launcher, str(script), str(base), str(two_tasks), str(tmp_path), str(batch),
+             str(accumulation)],
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+            capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return list(json.loads(done.stdout.partition("RESULT ")[2].splitlines()[0]))
+
+    alone = first_update(12, 1, 1)
+    assert first_update(3, 2, 2) == pytest.approx(alone, rel=1e-4)
+
+
+def test_the_sets_of_blurb_overlap(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    joined = join_tasks({name: load_ner(name, data_dir / "ner") for name in BLURB_NER})
+    assert joined.excluded == {"bc2gm": 25, "bc5-chem and bc5-disease": 0, "jnlpba": 27, "ncbi-disease": 0}
+    assert len(joined.train) == 12574 + 4560 + 16807 + 5424 - 25 - 27  # no word of BC5 has entities of both types
+    assert len(joined.compatible) == len(joined.tags) + 4
+    assert "types that several tasks share: Disease (bc5-disease, ncbi-disease)" in caplog.text
 
 
 def test_windows_of_all_sets_have_the_labels_of_their_words(base: Path, tmp_path: Path) -> None:
