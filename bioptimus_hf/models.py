@@ -365,9 +365,9 @@ def _load_word_tokenizer(folder: str) -> PreTrainedTokenizerBase:
     """
     from bioptimus_hf.word_pieces import begin_words_with_blank, begins_words_with_blank
 
-    tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer: PreTrainedTokenizerBase = load_by_name(transformers.AutoTokenizer, folder)
     if not begins_words_with_blank(tokenizer):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, add_prefix_space=True)
+        tokenizer = load_by_name(transformers.AutoTokenizer, folder, add_prefix_space=True)
         begin_words_with_blank(tokenizer)
     return tokenizer
 
