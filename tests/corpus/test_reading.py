@@ -53,6 +53,7 @@ def packed(content: bytes, name: str) -> bytes:
         (b"Aspirin.\n", "is not a complete gzip file (Not a gzipped file (b'As')): fetch it again"),
         (gzip.compress(gzip.compress(b"Aspirin.\n")), "is compressed once more (gzip): decompress it"),
     ],
+    ids=["empty", "plain", "twice"],
 )
 def test_what_is_no_gzip_file(ending: str, content: bytes, problem: str, on_error: str, tmp_path: Path) -> None:
     file = tmp_path / f"a{ending}"
