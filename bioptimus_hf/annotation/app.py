@@ -163,7 +163,7 @@ def save_downloads(document: Document) -> list[str]:
 
     Path(get_upload_folder()).mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=get_upload_folder()))
-    paths = [folder / f"entities{FORMATS[format].suffixes[0]}" for format in DOWNLOADS]
+    paths = [folder / f"entities{FORMATS[format].suffix}" for format in DOWNLOADS]
     for path in paths:
         write_documents(path, [document])
     return [str(path) for path in paths]

@@ -68,7 +68,7 @@ def target_files(files: Mapping[Path, Path], output_dir: Path, format: str) -> d
     """
     sources: dict[Path, Path] = {}
     for file, relative in files.items():
-        target = output_dir / relative.with_name(f"{relative.name}{FORMATS[format].suffixes[0]}")
+        target = output_dir / relative.with_name(f"{relative.name}{FORMATS[format].suffix}")
         if target in sources:
             raise InputError(
                 f"{sources[target]} and {file} would both become {target}: name the folder that contains both, or "
@@ -80,7 +80,7 @@ def target_files(files: Mapping[Path, Path], output_dir: Path, format: str) -> d
 
 def old_target(file: Path, target: Path, format: str) -> Path | None:
     """Return the result of a file that an older version named without the file's own suffix, if there is one."""
-    old = target.parent / f"{stem_of(file)}{FORMATS[format].suffixes[0]}"
+    old = target.parent / f"{stem_of(file)}{FORMATS[format].suffix}"
     return old if old != target and old.is_file() and record_of(old).is_file() else None
 
 

@@ -317,13 +317,18 @@ def _row(document: Document) -> str:
     fields = document.extra.get("fields", {})
     others = dict(zip(fields, field_texts(fields), strict=True))
     members = [text for name, text in others.items() if name not in _WRITTEN]
-    rest = {"infons": document.extra.get("infons", {}), "passages": _passages(document), "relations": []}
+    rest = {"infons": document.extra.get("infons", {}), "passages": passage_rows(document), "relations": []}
     return object_text(
         [member_text("id", document.id), *members, *(member_text(name, value) for name, value in rest.items())]
     )
 
 
-def _passages(document: Document) -> list[dict[str, Any]]:
+def passage_rows(document: Document) -> list[dict[str, Any]]:
+    """Return the passages of a document with their annotations as the objects of BioC JSON.
+
+    Raises:
+        InputError: an entity doesn't lie within one passage.
+    """
     passages = document.passages or (Passage(0, len(document.text), 0),)
     homes: list[list[Entity]] = [[] for _ in passages]
     for entity in document.entities:

@@ -1,15 +1,21 @@
-"""Read BioC XML (`collection`) like BioC JSON: its elements become the objects that BioC JSON has in their place."""
+"""Read and write BioC XML (`collection`) like BioC JSON, whose objects its elements stand for."""
 
 from __future__ import annotations
 
+import logging
 import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from xml.parsers import expat
 
-from bioptimus_hf.corpus.bioc import bioc_document
+from bioptimus_hf.corpus.bioc import bioc_document, passage_rows
+from bioptimus_hf.corpus.documents import Document
+from bioptimus_hf.corpus.json_text import json_text
 from bioptimus_hf.corpus.reading import InputFile
 from bioptimus_hf.corpus.xml_parsing import XmlHandler
-from bioptimus_hf.errors import InputError
+from bioptimus_hf.errors import InputError, counted
+
+logger = logging.getLogger(__name__)
 
 ROOT = "collection"
 """The root element of BioC XML."""
@@ -25,6 +31,101 @@ _OBJECTS = {
 _STRINGS = ("id", "text", "source", "date", "key")
 _NUMBERS = ("offset", "length")
 _NUMBER = re.compile(r"\s*-?[0-9]{1,15}\s*")
+_INVALID = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # in XML 1.0
+# A carriage return that isn't escaped is read as a line feed, and in attributes every blank as a space.
+_ESCAPED = str.maketrans(
+    {"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "\r": "&#13;", "\n": "&#10;", "\t": "&#9;"}
+)
+_IN_TEXT = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "\r": "&#13;"})
+
+
+def bioc_xml_text(documents: Iterable[Document]) -> Iterator[str]:
+    """Yield a collection of documents as BioC XML, valid under BioC.dtd (unless there is none, which it doesn't allow).
+
+    A document without passages becomes one passage. Source, date, key and infons of the collection are those of the
+    first document's. Each character that XML can't hold, such as a control character, becomes U+FFFD, so that offsets
+    stay the same, and a warning says how many there were. Fields that only BioC JSON has are left out.
+
+    Raises:
+        InputError: an entity doesn't lie within one passage, or an infon can't be written.
+    """
+    writer = _Writer()
+    first = True
+    for document in documents:
+        if first:
+            yield writer.opening(document.extra.get("collection", {}))
+        first = False
+        try:
+            yield writer.document(document)
+        except InputError as error:
+            raise InputError(f"document {document.id!a}: {error}") from error
+    if first:
+        yield writer.opening({})
+    yield f"</{ROOT}>\n"
+    writer.report()
+
+
+class _Writer:
+    """Turns documents into elements, in the order that BioC.dtd requires, and counts what XML can't hold."""
+
+    def __init__(self) -> None:
+        self._invalid = 0
+        self._fields: dict[str, int] = {}
+
+    def opening(self, collection: Mapping[str, Any]) -> str:
+        """Return what precedes the documents."""
+        texts = "".join(self._element(name, _shown(collection.get(name, ""))) for name in ("source", "date", "key"))
+        infons = collection.get("infons")
+        return (
+            f'<?xml version="1.0" encoding="UTF-8"?>\n<{ROOT}>{texts}'
+            f"{self._infons(infons if isinstance(infons, dict) else {})}\n"
+        )
+
+    def document(self, document: Document) -> str:
+        """Return a document on a line of its own, unless its text has line breaks."""
+        for name in document.extra.get("fields", {}):
+            self._fields[name] = self._fields.get(name, 0) + 1
+        passages = "".join(map(self._passage, passage_rows(document)))
+        infons = self._infons(document.extra.get("infons", {}))
+        return f"<{_DOCUMENT}>{self._element('id', document.id)}{infons}{passages}</{_DOCUMENT}>\n"
+
+    def report(self) -> None:
+        """Say what was replaced or left out."""
+        if self._invalid:
+            logger.warning("XML can't hold %s, replaced by U+FFFD", counted(self._invalid, "control character"))
+        if self._fields:
+            names = ", ".join(list(self._fields)[:5])
+            logger.warning("BioC XML has no other fields: left out %d (%s)", sum(self._fields.values()), names)
+
+    def _passage(self, row: Mapping[str, Any]) -> str:
+        annotations = "".join(map(self._annotation, row["annotations"]))
+        offset, text = self._element("offset", str(row["offset"])), self._element("text", row["text"])
+        return f"<passage>{self._infons(row['infons'])}{offset}{text}{annotations}</passage>"
+
+    def _annotation(self, row: Mapping[str, Any]) -> str:
+        (place,) = row["locations"]
+        location = f'<location offset="{place["offset"]}" length="{place["length"]}"/>'
+        infons, text = self._infons(row["infons"]), self._element("text", row["text"])
+        return f'<annotation id="{row["id"]}">{infons}{location}{text}</annotation>'
+
+    def _infons(self, infons: Mapping[str, Any]) -> str:
+        return "".join(
+            f'<infon key="{self._valid(str(key)).translate(_ESCAPED)}">'
+            f"{self._valid(_shown(value)).translate(_IN_TEXT)}</infon>"
+            for key, value in infons.items()
+        )
+
+    def _element(self, name: str, text: str) -> str:
+        return f"<{name}>{self._valid(text).translate(_IN_TEXT)}</{name}>"
+
+    def _valid(self, text: str) -> str:
+        valid, replaced = _INVALID.subn("\ufffd", text)
+        self._invalid += replaced
+        return valid
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json_text(value)
 
 
 class BiocXmlHandler(XmlHandler):

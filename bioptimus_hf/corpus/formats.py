@@ -13,14 +13,16 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal, TextIO, cast
+from typing import BinaryIO, Literal, cast
 
 from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.corpus import bioc_xml, jats
 from bioptimus_hf.corpus.bioc import bioc_text, read_bioc
 from bioptimus_hf.corpus.conll import conll_text, read_conll_documents
 from bioptimus_hf.corpus.documents import Document
+from bioptimus_hf.corpus.entity_table import csv_text, tsv_text
 from bioptimus_hf.corpus.html import html_text
+from bioptimus_hf.corpus.parquet_rows import parquet_bytes
 from bioptimus_hf.corpus.pubmed import PubmedHandler
 from bioptimus_hf.corpus.pubtator import pubtator_text, read_pubtator
 from bioptimus_hf.corpus.reading import InputFile, NotUtf8Error, ReadOptions, TooLongError, open_input, size_over
@@ -31,6 +33,8 @@ from bioptimus_hf.errors import InputError, counted
 from bioptimus_hf.storage import atomic_file
 
 logger = logging.getLogger(__name__)
+
+_BUFFER = 1 << 16  # bytes
 
 
 class UnwritableError(InputError):
@@ -46,15 +50,23 @@ class Format:
         suffixes: how names of such files end, in lower case; the first one is given to files that we write.
         read: yields the documents of a file, and an error in place of each document that can't be read; raises
             InputError if the rest of the file can't be read either. None if the format can only be written.
-        write: yields documents as pieces of text. None if the format can only be read.
+        write: yields documents as pieces of text, or of bytes. None if the format can't be written to a single file.
         gzip: whether files may be compressed, with `.gz` after the suffix.
+        written_suffix: how the names of files that we write end, if not in the first of the suffixes, because another
+            format has it.
     """
 
     name: str
     suffixes: tuple[str, ...]
     read: Callable[[InputFile], Iterator[Document | InputError]] | None = None
-    write: Callable[[Iterable[Document]], Iterator[str]] | None = None
+    write: Callable[[Iterable[Document]], Iterator[str] | Iterator[bytes]] | None = None
     gzip: bool = True
+    written_suffix: str = ""
+
+    @property
+    def suffix(self) -> str:
+        """How the names of files end that we write."""
+        return self.written_suffix or self.suffixes[0]
 
     @property
     def endings(self) -> tuple[str, ...]:
@@ -77,11 +89,13 @@ FORMATS = {
     for format in (
         Format("txt", (".txt",), read_txt),
         Format("jsonl", (".jsonl",), read_jsonl, jsonl_text),
-        Format("parquet", (".parquet",), read_parquet, gzip=False),
+        Format("csv", (".csv",), write=csv_text),
+        Format("tsv", (), write=tsv_text, written_suffix=".tsv"),
+        Format("parquet", (".parquet",), read_parquet, parquet_bytes, gzip=False),
         Format("pubmed", (".xml",), read_xml),
         Format("pubtator", (".pubtator", ".pubtator.txt"), read_pubtator, pubtator_text),
         Format("bioc", (".json",), read_bioc, bioc_text),
-        Format("bioc_xml", (".bioc.xml",), read_xml),
+        Format("bioc_xml", (".bioc.xml",), read_xml, bioc_xml.bioc_xml_text),
         Format("jats", (".nxml",), read_xml),
         Format("conll", (".conll", ".tsv", ".iob", ".iob2", ".bio"), read_conll_documents, conll_text),
         Format("html", (".html",), write=html_text),
@@ -206,7 +220,9 @@ def write_documents(path: str | Path, documents: Iterable[Document], *, format: 
     """Write documents one at a time. If anything fails, no file is left, and a file that was there before stays.
 
     - `jsonl`: `id`, the other fields of the line that was read, `text`, `entities`.
-    - `pubtator`, `bioc`, `conll`: see the modules of these names.
+    - `csv`, `tsv`: a row per entity, with its sentence; see `entity_table`.
+    - `parquet`: a row per document; see `parquet_rows`.
+    - `pubtator`, `bioc`, `bioc_xml`, `conll`: see the modules of these names.
     - `html`: a page for people.
 
     Args:
@@ -226,7 +242,9 @@ def write_documents(path: str | Path, documents: Iterable[Document], *, format: 
     counted = _Counted(documents)
     try:
         with atomic_file(path) as partial, _created(partial, packed=path.name.lower().endswith(".gz")) as file:
-            file.writelines(write(counted))
+            for piece in write(counted):
+                # Half a surrogate pair can occur only in other fields of JSON, where this is the right escape.
+                file.write(piece if isinstance(piece, bytes) else piece.encode("utf-8", "backslashreplace"))
     except InputError as error:
         if counted.given:  # otherwise it is an error of the source, which names its own file
             raise InputError(f"{path}: {error}") from error
@@ -288,11 +306,10 @@ class _Counted:
 
 
 @contextmanager
-def _created(path: Path, *, packed: bool) -> Iterator[TextIO]:
+def _created(path: Path, *, packed: bool) -> Iterator[BinaryIO]:
     with (
         open(path, "wb") as raw,
         gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if packed else nullcontext(raw) as file,
-        # Half a surrogate pair can occur only in other fields of JSON, where this is the right escape.
-        io.TextIOWrapper(cast(BinaryIO, file), "utf-8", errors="backslashreplace", newline="") as text,
+        io.BufferedWriter(cast(io.RawIOBase, file), _BUFFER) as buffered,
     ):
-        yield text
+        yield buffered
