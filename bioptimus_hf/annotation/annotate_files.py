@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,18 @@ import torch
 
 from bioptimus_hf.annotation.annotator import Annotator
 from bioptimus_hf.annotation.inputs import RECORDS, begun, input_files, old_target, record_of, target_files
+from bioptimus_hf.annotation.jobs import Job, Provenance, annotate_file, size_of
 from bioptimus_hf.annotation.labels import read_renames
 from bioptimus_hf.annotation.options import AnnotationOptions
 from bioptimus_hf.argument_checks import check_call
-from bioptimus_hf.artifacts import differences, identity, is_finished, read_record, verification, verify, write_record
-from bioptimus_hf.corpus.documents import Document
+from bioptimus_hf.artifacts import differences, is_finished, read_record, verification, verify
 from bioptimus_hf.corpus.files import no_text, some
-from bioptimus_hf.corpus.formats import READABLE, DocumentReader, UnwritableError, format_of, write_documents
+from bioptimus_hf.corpus.formats import READABLE, UnwritableError, format_of
 from bioptimus_hf.corpus.reading import codec_name
 from bioptimus_hf.errors import InputError, counted
 from bioptimus_hf.models import find_model
 from bioptimus_hf.progress import progress_bar
-from bioptimus_hf.storage import locked, remove_leftovers
+from bioptimus_hf.storage import locked
 
 logger = logging.getLogger(__name__)
 
@@ -69,15 +69,15 @@ def _annotate_all(root: Path, options: AnnotationOptions) -> list[Path]:
     settings["encoding"] = codec_name(options.encoding)
     if options.labels:  # records of files that were annotated without have no such key
         settings["labels"] = read_renames(options.labels)
-    provenance = _Provenance({f"model {number}": model.identity for number, model in enumerate(models)}, settings)
+    provenance = Provenance({f"model {number}": model.identity for number, model in enumerate(models)}, settings)
     options = replace(options, models=[model.pinned for model in models])  # what the records say is what is loaded
     outcome = _Outcome(targets)
-    rest: list[_Job] = []
+    rest: list[Job] = []
     for file, target in targets.items():
         with outcome.noting(file):
             facts = _finished(file, target, provenance, options)
             if facts is None:
-                rest.append(_Job(file, target, f"{found[file].as_posix()}:"))
+                rest.append(Job(file, target, f"{found[file].as_posix()}:"))
             else:
                 outcome.facts[file] = facts
     if outcome.facts:
@@ -87,35 +87,6 @@ def _annotate_all(root: Path, options: AnnotationOptions) -> list[Path]:
         _annotate(rest, provenance, options, outcome)
     outcome.report()
     return list(targets.values())
-
-
-@dataclass(frozen=True)
-class _Job:
-    """A file to annotate.
-
-    Attributes:
-        file: the input.
-        target: the result.
-        names: what precedes the number in the ids of documents that have none.
-    """
-
-    file: Path
-    target: Path
-    names: str
-
-
-@dataclass(frozen=True)
-class _Provenance:
-    """The models and settings that all files of a call share."""
-
-    models: Mapping[str, str]
-    settings: Mapping[str, Any]
-
-    def inputs(self, file: Path) -> dict[str, str]:
-        try:
-            return {"file": identity(file), **self.models}
-        except OSError as error:
-            raise InputError(f"{file} can't be read ({error.strerror or error})") from error
 
 
 class _OtherResultsError(InputError):
@@ -178,9 +149,7 @@ class _Outcome:
             raise no_text(list(self._targets))
 
 
-def _finished(
-    file: Path, target: Path, provenance: _Provenance, options: AnnotationOptions
-) -> Mapping[str, Any] | None:
+def _finished(file: Path, target: Path, provenance: Provenance, options: AnnotationOptions) -> Mapping[str, Any] | None:
     """Return the facts about a result that is in place, None if the file is still to be annotated.
 
     Raises:
@@ -219,7 +188,7 @@ def _finished(
     return facts
 
 
-def _warn_of_old_names(jobs: Sequence[_Job], format: str) -> None:
+def _warn_of_old_names(jobs: Sequence[Job], format: str) -> None:
     pairs = [(job, old) for job in jobs if (old := old_target(job.file, job.target, format))]
     if pairs:
         logger.warning(
@@ -228,18 +197,18 @@ def _warn_of_old_names(jobs: Sequence[_Job], format: str) -> None:
         )
 
 
-def _annotate(jobs: Sequence[_Job], provenance: _Provenance, options: AnnotationOptions, outcome: _Outcome) -> None:
+def _annotate(jobs: Sequence[Job], provenance: Provenance, options: AnnotationOptions, outcome: _Outcome) -> None:
     dtype = torch.bfloat16 if options.bf16 else None
     annotator = Annotator(
         options.models, batch_size=options.batch_size, labels=read_renames(options.labels), dtype=dtype
     )
     replaced: dict[Path, int] = {}
-    size = sum(_size(job.file) for job in jobs)
+    size = sum(size_of(job.file) for job in jobs)
     with progress_bar(total=size, unit="B", unit_scale=True, desc="Annotating") as bar:
-        progress = Progress(bar)
+        progress = _Progress(bar)
         for job in jobs:
             with outcome.noting(job.file):
-                facts = _annotate_file(job, annotator, provenance, options, progress)
+                facts = annotate_file(job, annotator, provenance, options, progress)
                 outcome.facts[job.file] = facts
                 if facts["replaced"]:
                     replaced[job.file] = facts["replaced"]
@@ -257,94 +226,7 @@ def _annotate(jobs: Sequence[_Job], provenance: _Provenance, options: Annotation
     )
 
 
-def _annotate_file(
-    job: _Job, annotator: Annotator, provenance: _Provenance, options: AnnotationOptions, progress: Progress
-) -> Mapping[str, Any]:
-    """Annotate a file and return the facts of its record."""
-    started, entities_before = time.monotonic(), progress.entities
-    inputs = provenance.inputs(job.file)
-    reader = DocumentReader(
-        job.file,
-        format=options.input_format,
-        on_error=options.on_error,
-        options=options.read_options(job.names),
-        content=inputs["file"],
-    )
-    given = _Given(reader)
-    annotated = annotator.annotate_documents(given, keep=options.keep)
-    documents = progress.watch(reader, _size(job.file), annotated)
-    with _replacing(job.target, Path(options.output_dir)) as record:
-        number = write_documents(job.target, documents, format=options.format)
-        if not number and not reader.skipped:
-            logger.warning("%s has no documents", job.file)
-        facts = {
-            "documents": number,
-            "entities": progress.entities - entities_before,
-            "skipped": reader.skipped,
-            "replaced": 0 if options.keep else given.entities,
-        }
-        seconds = time.monotonic() - started
-        write_record(record, inputs, provenance.settings, facts=facts, seconds=seconds, files=[job.target])
-    return facts
-
-
-def _size(file: Path) -> int:
-    """Return the size of a file for the progress bar; 0 if it can't be read, which is an error later."""
-    try:
-        return file.stat().st_size
-    except OSError:
-        return 0
-
-
-@contextmanager
-def _replacing(target: Path, root: Path) -> Iterator[Path]:
-    """Yield the place of the record of a result that is written in a `with` block.
-
-    After a kill, no record describes a file that replaced the recorded one.
-    """
-    record, mark = record_of(target), begun(target)
-    try:
-        record.parent.mkdir(parents=True, exist_ok=True)
-        mark.touch()
-        remove_leftovers(target)
-        record.unlink(missing_ok=True)
-    except OSError as error:
-        raise UnwritableError(f"can't write {target} ({error.strerror or error}): choose another output_dir") from error
-    try:
-        yield record
-    except BaseException:
-        if not target.exists():
-            mark.unlink()
-            _remove_empty_folders(record.parent, root)
-        raise
-    mark.unlink()
-
-
-def _remove_empty_folders(folder: Path, root: Path) -> None:
-    while folder != root and not any(folder.iterdir()):
-        folder.rmdir()
-        folder = folder.parent
-
-
-class _Given:
-    """Passes on the documents of a file, counts their annotations, and notes ids that occur twice."""
-
-    def __init__(self, reader: DocumentReader) -> None:
-        self.entities = 0
-        self._reader = reader
-
-    def __iter__(self) -> Iterator[Document]:
-        ids: set[int] = set()
-        for document in self._reader:
-            self.entities += len(document.entities)
-            key = hash(document.id)  # much smaller than the id
-            if key in ids:
-                self._reader.note("documents with an id that another one has", repr(document.id))
-            ids.add(key)
-            yield document
-
-
-class Progress:
+class _Progress:
     """Counts documents and entities, and shows how many bytes of the files have been read.
 
     Args:
@@ -361,19 +243,11 @@ class Progress:
         """Average speed so far."""
         return self.documents / (time.monotonic() - self._began)
 
-    def watch(self, reader: DocumentReader, size: int, documents: Iterable[Document]) -> Iterator[Document]:
-        """Yield the documents of a file and update the bar.
-
-        Args:
-            reader: reader of the file.
-            size: size of the file in bytes.
-            documents: its annotated documents.
-        """
-        start = self._bar.n
-        for document in documents:
-            self.documents += 1
-            self.entities += len(document.entities)
-            self._bar.set_postfix_str(f"{self.documents:,} documents, {self.documents_per_second:.1f}/s", refresh=False)
-            self._bar.update(max(start + reader.position - self._bar.n, 0))
-            yield document
-        self._bar.update(start + size - self._bar.n)
+    def add(self, documents: int, entities: int, size: int) -> None:
+        """See `jobs.Progress.add`."""
+        self.documents += documents
+        self.entities += entities
+        if documents:
+            speed = f"{self.documents_per_second:.1f}/s"
+            self._bar.set_postfix_str(f"{self.documents:,} documents, {speed}", refresh=False)
+        self._bar.update(size)

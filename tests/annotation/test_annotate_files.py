@@ -20,6 +20,7 @@ from helpers import ROOT, assert_same_entities, run_until_killed
 from tqdm import tqdm
 
 from bioptimus_hf.annotation import annotate_files as module
+from bioptimus_hf.annotation import jobs
 from bioptimus_hf.annotation.annotate_files import annotate_files
 from bioptimus_hf.annotation.annotator import Annotator
 from bioptimus_hf.annotation.inputs import RECORDS, record_of
@@ -98,7 +99,7 @@ def test_a_file_that_changes_while_it_is_read(tiny_head: Path, tmp_path: Path, m
     """The record would state the hash of another file than was annotated."""
     file, out = tmp_path / "a.txt", tmp_path / "out"
     file.write_text("\n".join(TEXTS))
-    identity = module.identity
+    identity = jobs.identity
 
     def appended(path: Path) -> str:
         found = identity(path)
@@ -106,7 +107,7 @@ def test_a_file_that_changes_while_it_is_read(tiny_head: Path, tmp_path: Path, m
             opened.write("\nAnother document.")
         return found
 
-    monkeypatch.setattr(module, "identity", appended)
+    monkeypatch.setattr(jobs, "identity", appended)
     with pytest.raises(InputError, match=r"a\.txt changed while it was being read: run the same command again"):
         annotate(tiny_head, file, out)
     assert not (out / "a.txt.jsonl").exists()
@@ -254,10 +255,10 @@ def test_progress_shows_documents_speed_and_remaining_time(monkeypatch: pytest.M
     size, shown, clock = 36, io.StringIO(), count()
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(clock)))  # one second per document
     bar = tqdm(total=2 * size, file=shown, unit="B")
-    progress = module.Progress(bar)
+    progress = module._Progress(bar)
     for files in (1, 2):
         reader = DocumentReader(tmp_path / "a.txt")
-        assert len(list(progress.watch(reader, size, reader))) == 4
+        assert len(list(jobs._Found(reader, reader, size, progress))) == 4
         bar.refresh()
         line = shown.getvalue().rpartition("\r")[2]
         remaining = r"\[\d\d:\d\d<\d\d:\d\d, "
@@ -277,7 +278,7 @@ def test_a_kill_leaves_no_record_of_a_replaced_file(
 
     annotate(tiny_head, source, out)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "write_record", interrupt)
+        patch.setattr(jobs, "write_record", interrupt)
         with pytest.raises(KeyboardInterrupt):
             annotate(other, source, out, force=True)
     assert names(out) == ["a.txt.jsonl"]
@@ -412,7 +413,7 @@ def test_files_that_change(
     text = "\n".join(TEXTS * 200)  # more than one buffer
     for name in ("a.txt", "b.txt"):
         (source / name).write_text(text, encoding="utf-8")
-    hashed, read = module.identity, Annotator.annotate_documents
+    hashed, read = jobs.identity, Annotator.annotate_documents
     done: list[Path] = []
 
     def identity(path: Path) -> str:
@@ -429,7 +430,7 @@ def test_files_that_change(
                 change(source / "a.txt")
             yield document
 
-    monkeypatch.setattr(module, "identity", identity)
+    monkeypatch.setattr(jobs, "identity", identity)
     monkeypatch.setattr(Annotator, "annotate_documents", annotated)
     if moment == "while it is read" and change in (renamed, removed):  # the open file is still the old one
         annotate(tiny_head, source, out)
