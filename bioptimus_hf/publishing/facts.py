@@ -9,7 +9,8 @@ from typing import Any
 from bioptimus_hf.artifacts import RECORD, read_json, read_record
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.ner.options import JOINT
-from bioptimus_hf.ner.results import single_model, tests_of
+from bioptimus_hf.ner.results import predictions_file, single_model, tests_of
+from bioptimus_hf.ner.tasks import NER_TASKS
 from bioptimus_hf.pretraining.versions import folder_name
 from bioptimus_hf.publishing.heads import base_results, heads_of, result_rows
 from bioptimus_hf.publishing.options import About
@@ -20,6 +21,8 @@ from bioptimus_hf.publishing.records import (
     read_version,
     start_of,
 )
+
+_LENGTHS = range(6, 16)  # words of an example
 
 
 def missing_facts(run: Path, about: About, heads: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
@@ -112,6 +115,7 @@ def head_facts(run_dir: str | Path, task: str, version: str, repo_id: str, about
         "tasks": tasks,
         "joint": task == JOINT,
         "encoder": repo_id.removesuffix(f"-{task}"),
+        "example": _example(head.folder, tasks[0]),
         "labels": sorted({label.partition("-")[2] for label in config["label2id"]} - {""}),
         "rows": rows,
         "scores": [
@@ -128,6 +132,22 @@ def head_facts(run_dir: str | Path, task: str, version: str, repo_id: str, about
         "base_results": _alike(base_results(run), rows),
         "single_results": single,
     }
+
+
+def _example(folder: Path, task: str) -> str | None:
+    """Return a sentence of a public test set whose mentions a head finds; other texts may be confidential."""
+    name = predictions_file(task) if folder.parts[-3] == JOINT else "predictions.tsv"
+    if task not in NER_TASKS or not (folder / name).is_file():
+        return None
+    for block in (folder / name).read_text(encoding="utf-8").split("\n\n"):
+        rows = [line.split("\t") for line in block.splitlines()]
+        if (
+            len(rows) in _LENGTHS
+            and all(gold == found for _, gold, found in rows)
+            and any(tag != "O" for *_, tag in rows)
+        ):
+            return " ".join(token for token, *_ in rows)
+    return None
 
 
 def _alike(rows: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -21,7 +21,7 @@ from bioptimus_hf.errors import InputError
 from bioptimus_hf.ner.options import HeadTraining
 from bioptimus_hf.pretraining.curriculum import BIOPTIMUS_CURRICULUM, read_curriculum
 from bioptimus_hf.publishing.cards import encoder_card, head_card, render
-from bioptimus_hf.publishing.facts import encoder_facts, head_facts
+from bioptimus_hf.publishing.facts import _example, encoder_facts, head_facts
 from bioptimus_hf.publishing.recipe import NOT_OPTIONS, SECTIONS
 
 
@@ -181,3 +181,23 @@ def test_a_missing_fact_is_an_error(finished: Path) -> None:
     for name in sorted(set(facts) - {"masking"}):  # only the card of a head states the masking
         with pytest.raises((InputError, KeyError)):
             encoder_card({key: value for key, value in facts.items() if key != name})
+
+
+def test_the_example_of_a_head_is_a_sentence_of_a_public_test_set(tmp_path: Path) -> None:
+    """Texts of other tasks may be confidential."""
+    short = "Asthma\tB-D\tB-D\n"
+    wrong = "a\tO\tB-D\n" * 7
+    right = "Nobody\tO\tO\nexpects\tO\tO\nthat\tO\tO\nit\tO\tO\nis\tO\tO\n" + 'severe\tO\tO\n"asthma\tB-D\tB-D\n'
+    for task in ("ncbi-disease", "mine"):
+        folder = tmp_path / task / "v0.4" / "0"
+        folder.mkdir(parents=True)
+        assert _example(folder, task) is None
+        (folder / "predictions.tsv").write_text("\n".join([short, wrong, right]))
+    assert (
+        _example(tmp_path / "ncbi-disease" / "v0.4" / "0", "ncbi-disease") == 'Nobody expects that it is severe "asthma'
+    )
+    assert _example(tmp_path / "mine" / "v0.4" / "0", "mine") is None
+    joint = tmp_path / "joint" / "v0.4" / "0"
+    joint.mkdir(parents=True)
+    (joint / "predictions-ncbi-disease.tsv").write_text(right)
+    assert _example(joint, "ncbi-disease")
