@@ -31,6 +31,7 @@ SUBSTITUTIONS = (  # what a test runs in place of what the pages say; the first 
     ("google-bert/bert-base-uncased", "base"),  # a BERT with random weights
     ("ncbi-disease", "task-a"),  # the sample's NER set twice, since the mentions of the real tasks are counted
     ("bc5-disease", "task-b"),
+    ("--tasks all --joint", "--tasks task-a task-b --joint"),
     ("size: 30522", "size: 1200"),
     ("size=3000", "size=1200"),
     ("per_token: 64", "per_token: 4"),

@@ -6,7 +6,8 @@
 Writes each head to OUTPUT_DIR/ner/TASK/MODEL/SEED (a model for pipeline("ner"), scores.json, predictions.tsv), and the
 tables to OUTPUT_DIR/ner (results.md, results.json, versions.png): mean and standard deviation over seeds, and paired
 differences from the first model with 95 % bootstrap intervals. Finished heads are skipped. Cross-tests, which score
-heads on the test set of another task, go to OUTPUT_DIR/cross_test in the same way.
+heads on the test set of another task, go to OUTPUT_DIR/cross_test in the same way. With --joint, one head learns the
+types of all tasks (OUTPUT_DIR/ner/joint/MODEL/SEED); its scores stand beside those of single heads.
 """
 
 from __future__ import annotations
