@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
 from bioptimus_hf.artifacts import Run
-from bioptimus_hf.errors import InputError
+from bioptimus_hf.errors import InputError, TrainingDiverged
 from bioptimus_hf.models import IGNORED_LABEL, new_head
 from bioptimus_hf.ner.experiments import chosen_tasks, make_heads
 from bioptimus_hf.ner.finetuning import mean_cross_entropy, predict_tags, predict_tasks, windows_dataset
@@ -408,6 +408,16 @@ def test_what_joint_heads_cannot_do_is_refused(base: Path, two_tasks: Path, tmp_
         chosen_tasks(["joint"])
     with pytest.raises(InputError, match="tasks: x/joint: the folder joint is that of joint heads"):
         chosen_tasks(["x/joint"])
+
+
+def test_a_joint_head_that_diverges_is_a_gap(base: Path, two_tasks: Path, tmp_path: Path) -> None:
+    run, options = Run(str(tmp_path / "run")), options_of(two_tasks, base, "chem", "dis")
+    with pytest.raises(TrainingDiverged, match="1 of 1 heads are missing in the tables"):
+        make_heads(run, options, replace(TRAINING, learning_rate=1e38))
+    assert not (run.root / "ner/joint/base/0").exists()
+    assert "- joint/base/0 is missing: " in (run.root / "ner/results.md").read_text()
+    make_heads(run, options, TRAINING)
+    assert "is missing" not in (run.root / "ner/results.md").read_text()
 
 
 def test_heads_with_other_test_data_are_found_before_training(base: Path, two_tasks: Path, tmp_path: Path) -> None:
