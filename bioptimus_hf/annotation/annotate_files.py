@@ -20,7 +20,7 @@ from bioptimus_hf.annotation.options import AnnotationOptions
 from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.artifacts import differences, is_finished, read_record, verification, verify
 from bioptimus_hf.corpus.files import no_text, some
-from bioptimus_hf.corpus.formats import READABLE, UnwritableError, format_of
+from bioptimus_hf.corpus.formats import UnwritableError, written_files
 from bioptimus_hf.corpus.reading import codec_name
 from bioptimus_hf.errors import InputError, counted
 from bioptimus_hf.models import find_model
@@ -37,8 +37,9 @@ def annotate_files(options: AnnotationOptions) -> list[Path]:
     """Annotate files of documents that aren't annotated yet.
 
     Each input file becomes one file in `options.output_dir`, in the same sub-folder and named after it (`a.txt` becomes
-    `a.txt.jsonl`). It is written atomically, with a record of models and settings in `.records`. Files with a matching
-    record are skipped. If a file can't be annotated, the others still are, and the error comes at the end.
+    `a.txt.jsonl`). In the format `brat` it becomes a folder (`a.jsonl.brat`), or two files if it is a document of brat
+    (`a.txt` and `a.ann`). It is written atomically, with a record of models and settings in `.records`. Files with a
+    matching record are skipped. If a file can't be annotated, the others still are, and the error comes at the end.
 
     Documents without an id are named by their file and number (`sub/a.txt:12`), so that ids are unique in all files.
 
@@ -61,9 +62,7 @@ def annotate_files(options: AnnotationOptions) -> list[Path]:
 
 def _annotate_all(root: Path, options: AnnotationOptions) -> list[Path]:
     found = input_files(options.input, root, any_name=options.input_format is not None)
-    targets = target_files(found, root, options.format)
-    for file in targets:
-        format_of(file, options.input_format, READABLE)
+    targets = target_files(found, root, options.format, options.input_format)
     models = [find_model(model) for model in options.models]
     settings: dict[str, Any] = {name: getattr(options, name) for name in _SETTINGS}
     settings["encoding"] = codec_name(options.encoding)
@@ -160,14 +159,15 @@ def _finished(file: Path, target: Path, provenance: Provenance, options: Annotat
     aside = f"move {target} and {record} away, and run the same command again"
     if record.is_dir():
         raise InputError(f"{record} is a folder, not the record of {file}: {aside}")
-    if target.exists() and not record.is_file() and not begun(target).is_file():
-        raise InputError(f"{target} exists but wasn't annotated here: move it away, or choose another output_dir")
-    if options.force or not target.is_file() or not record.is_file():
+    present = next((path for path in (target, *written_files(target, options.format)) if path.exists()), None)
+    if present and not record.is_file() and not begun(target).is_file():
+        raise InputError(f"{present} exists but wasn't annotated here: move it away, or choose another output_dir")
+    if options.force or not target.exists() or not record.is_file():
         return None
     try:
         then = read_record(record)
         skipped = then["facts"]["skipped"]
-        shared = {name: value for name, value in then["inputs"].items() if name != "file"}
+        shared = {name: value for name, value in then["inputs"].items() if name not in ("file", "annotations")}
         if changed := differences({**then, "inputs": shared}, provenance.models, provenance.settings):
             advice = "choose another output_dir, or use force to redo all files"
             raise _OtherResultsError(f"{record} was made with different {changed}: {advice}")

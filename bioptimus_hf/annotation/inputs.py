@@ -7,8 +7,9 @@ import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from bioptimus_hf.corpus.brat import ANNOTATIONS, TEXT
 from bioptimus_hf.corpus.files import is_hidden, readable_files
-from bioptimus_hf.corpus.formats import FORMATS, READABLE, stem_of
+from bioptimus_hf.corpus.formats import FORMATS, READABLE, format_to_read, stem_of
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.storage import is_partial
 
@@ -57,18 +58,25 @@ def input_files(patterns: Iterable[str], output_dir: Path, *, any_name: bool = F
     return dict(sorted(files.items()))
 
 
-def target_files(files: Mapping[Path, Path], output_dir: Path, format: str) -> dict[Path, Path]:
+def target_files(
+    files: Mapping[Path, Path], output_dir: Path, format: str, input_format: str | None = None
+) -> dict[Path, Path]:
     """Return the annotated file of each input file: its whole name, followed by the suffix of the format.
+
+    A text of brat that is annotated in this format keeps its name.
 
     Args:
         files: from `input_files`; sub-folders are the same in `output_dir`.
+        input_format: the format of all input files; by default that of each.
 
     Raises:
-        InputError: two input files would have the same annotated file.
+        InputError: an input file has an unknown format, or two would have the same annotated file.
     """
     sources: dict[Path, Path] = {}
     for file, relative in files.items():
-        target = output_dir / relative.with_name(f"{relative.name}{FORMATS[format].suffix}")
+        keeps_name = format_to_read(file, input_format) == "brat" == format and file.suffix == TEXT
+        suffix = "" if keeps_name else FORMATS[format].suffix
+        target = output_dir / relative.with_name(f"{relative.name}{suffix}")
         if target in sources:
             raise InputError(
                 f"{sources[target]} and {file} would both become {target}: name the folder that contains both, or "
@@ -126,4 +134,6 @@ def _without_results(folder: Path, files: Iterable[Path], output_dir: Path) -> l
 
 
 def _is_result(file: Path) -> bool:
-    return record_of(file).exists() or begun(file).exists() or is_partial(file)
+    text = file.with_suffix(TEXT) if file.suffix == ANNOTATIONS else file
+    paths = (file, text, *file.parents)  # a result of brat is a folder
+    return any(record_of(path).exists() or begun(path).exists() or is_partial(path) for path in paths)

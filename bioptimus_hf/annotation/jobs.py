@@ -14,8 +14,15 @@ from bioptimus_hf.annotation.annotator import Annotator
 from bioptimus_hf.annotation.inputs import begun, record_of
 from bioptimus_hf.annotation.options import AnnotationOptions
 from bioptimus_hf.artifacts import identity, write_record
+from bioptimus_hf.corpus.brat import ANNOTATIONS
 from bioptimus_hf.corpus.documents import Document
-from bioptimus_hf.corpus.formats import DocumentReader, UnwritableError, write_documents
+from bioptimus_hf.corpus.formats import (
+    DocumentReader,
+    UnwritableError,
+    format_to_read,
+    write_documents,
+    written_files,
+)
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.storage import remove_leftovers
 
@@ -50,13 +57,16 @@ class Provenance:
     settings: Mapping[str, Any]
 
     def inputs(self, file: Path) -> dict[str, str]:
-        """Return what a result is made from: the identities of the file and of the models.
+        """Return what a result is made from: identities of the file, of kept annotations beside it, and of the models.
 
         Raises:
             InputError: the file can't be read.
         """
+        found = {"file": file}
+        if self.settings["keep"] and format_to_read(file, self.settings["input_format"]) == "brat":
+            found["annotations"] = file.with_suffix(ANNOTATIONS)
         try:
-            return {"file": identity(file), **self.models}
+            return {**{name: identity(path) for name, path in found.items()}, **self.models}
         except OSError as error:
             raise InputError(f"{file} can't be read ({error.strerror or error})") from error
 
@@ -93,6 +103,9 @@ def annotate_file(
     found = _Found(annotator.annotate_documents(given, keep=options.keep), reader, size_of(job.file), progress)
     with _replacing(job.target, Path(options.output_dir)) as record:
         number = write_documents(job.target, found, format=options.format)
+        beside = job.file.with_suffix(ANNOTATIONS)  # the reader compares the file itself
+        if "annotations" in inputs and identity(beside) != inputs["annotations"]:
+            raise InputError(f"{beside} changed while it was being read: run the same command again")
         if not number and not reader.skipped:
             logger.warning("%s has no documents", job.file)
         facts = {
@@ -102,7 +115,8 @@ def annotate_file(
             "replaced": 0 if options.keep else given.entities,
         }
         seconds = time.monotonic() - started
-        write_record(record, inputs, provenance.settings, facts=facts, seconds=seconds, files=[job.target])
+        files = written_files(job.target, options.format)
+        write_record(record, inputs, provenance.settings, facts=facts, seconds=seconds, files=files)
     return facts
 
 

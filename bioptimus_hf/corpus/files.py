@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass, field, replace
 from pathlib import Path
 
+from bioptimus_hf.corpus.brat import belongs_to_text
 from bioptimus_hf.corpus.documents import Document
 from bioptimus_hf.corpus.formats import READABLE_ENDINGS, read_open_file
 from bioptimus_hf.corpus.reading import ReadOptions, open_input
@@ -170,13 +171,13 @@ def _files(source: str | Path, *, report: bool) -> list[Path]:
 
 
 def readable_files(found: Iterable[Path], source: str | Path, *, report: bool = True) -> list[Path]:
-    """Return the files among some paths whose format is known, in order.
+    """Return the files among some paths whose format is known, in order; not what belongs to texts of brat.
 
     Args:
         source: where they were found, for the warning.
         report: warn about the files of other formats.
     """
-    files = sorted(file for file in found if file.is_file())
+    files = sorted(file for file in found if file.is_file() and not belongs_to_text(file))
     ignored = [str(file) for file in files if not _is_readable(file)]
     if ignored and report:
         logger.warning("%s: left out, since the format is unknown: %s", source, some(ignored))

@@ -11,12 +11,12 @@ import io
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Literal, cast
 
 from bioptimus_hf.argument_checks import check_call
-from bioptimus_hf.corpus import bioc_xml, jats
+from bioptimus_hf.corpus import bioc_xml, brat, jats
 from bioptimus_hf.corpus.bioc import bioc_text, read_bioc
 from bioptimus_hf.corpus.conll import conll_text, read_conll_documents
 from bioptimus_hf.corpus.documents import Document
@@ -51,6 +51,8 @@ class Format:
         read: yields the documents of a file, and an error in place of each document that can't be read; raises
             InputError if the rest of the file can't be read either. None if the format can only be written.
         write: yields documents as pieces of text, or of bytes. None if the format can't be written to a single file.
+        write_files: writes documents to several files, all or none of them, at the path that stands for them. None if
+            the format has one file.
         gzip: whether files may be compressed, with `.gz` after the suffix.
         written_suffix: how the names of files that we write end, if not in the first of the suffixes, because another
             format has it.
@@ -60,6 +62,7 @@ class Format:
     suffixes: tuple[str, ...]
     read: Callable[[InputFile], Iterator[Document | InputError]] | None = None
     write: Callable[[Iterable[Document]], Iterator[str] | Iterator[bytes]] | None = None
+    write_files: Callable[[Path, Iterable[Document]], None] | None = None
     gzip: bool = True
     written_suffix: str = ""
 
@@ -97,6 +100,7 @@ FORMATS = {
         Format("bioc", (".json",), read_bioc, bioc_text),
         Format("bioc_xml", (".bioc.xml",), read_xml, bioc_xml.bioc_xml_text),
         Format("jats", (".nxml",), read_xml),
+        Format("brat", (".brat",), brat.read_brat, write_files=brat.write_brat, gzip=False),
         Format("conll", (".conll", ".tsv", ".iob", ".iob2", ".bio"), read_conll_documents, conll_text),
         Format("html", (".html",), write=html_text),
     )
@@ -104,7 +108,7 @@ FORMATS = {
 """All formats by name."""
 READABLE = tuple(name for name, format in FORMATS.items() if format.read)
 """The formats that can be read."""
-WRITABLE = tuple(name for name, format in FORMATS.items() if format.write)
+WRITABLE = tuple(name for name, format in FORMATS.items() if format.write or format.write_files)
 """The formats that can be written."""
 READABLE_ENDINGS = tuple(ending for name in READABLE for ending in FORMATS[name].endings)
 """How names of files end that can be read."""
@@ -118,10 +122,11 @@ class DocumentReader:
     - `jsonl`: an object per line with the text, and optionally `id` and `entities` as `write_documents` writes them;
       all other fields are kept in `extra["fields"]`, and written exactly as they were read.
     - `parquet`: a document per row, with the text and optionally `id`.
+    - `brat`: a text with a file `.ann` beside it is a document; in a folder named `.brat`, all of them are.
     - `pubmed`, `pubtator`, `bioc`, `bioc_xml`, `conll`: see the modules of these names.
 
     Args:
-        path: a file, plain or `.gz`.
+        path: a file, plain or `.gz`, or a folder of brat.
         format: one of `READABLE`; by default what the name of the file ends in.
         on_error: what to do about a document that can't be read: `raise`, or `skip` it with a warning. An error after
             which no next document can be found (a truncated file, for instance) is raised in any case.
@@ -148,7 +153,7 @@ class DocumentReader:
         self.skipped: list[str] = []
         self._content = content
         self._path = Path(path)
-        self._format = format_of(path, format, READABLE)
+        self._format = format_to_read(path, format)
         self._options = options or ReadOptions()
         self._skip = on_error == "skip"
         self._file: InputFile | None = None
@@ -165,18 +170,27 @@ class DocumentReader:
 
     def __iter__(self) -> Iterator[Document]:
         self.skipped.clear()
-        with open_input(self._path, self._options, content=self._content) as file:
-            self._file = file
-            for document in read_open_file(file, self._format):
-                if isinstance(document, Document):
-                    yield document
-                elif self._skip:
-                    self.skipped.append(str(document))
-                else:
-                    raise document
+        for path, options in self._files():
+            with open_input(path, options, content=self._content) as file:
+                self._file = file
+                for document in read_open_file(file, self._format):
+                    if isinstance(document, Document):
+                        yield document
+                    elif self._skip:
+                        self.skipped.append(str(document))
+                    else:
+                        raise document
         if self.skipped:
             skipped = counted(len(self.skipped), "document")
             logger.warning("%s: skipped %s that can't be read; the first: %s", self._path, skipped, self.skipped[0])
+
+    def _files(self) -> Iterator[tuple[Path, ReadOptions]]:
+        """Yield the files to read, of which only a folder of brat has several."""
+        if self._format != "brat" or not self._path.is_dir():
+            yield self._path, self._options
+            return
+        for path in brat.texts_in(self._path):
+            yield path, replace(self._options, names=f"{path.relative_to(self._path).as_posix()}:")
 
 
 def read_open_file(file: InputFile, format: str | None = None) -> Iterator[Document | InputError]:
@@ -185,7 +199,7 @@ def read_open_file(file: InputFile, format: str | None = None) -> Iterator[Docum
     Raises:
         InputError: the format is unknown, or the rest of the file can't be read.
     """
-    given = FORMATS[format_of(file.path, format, READABLE)]
+    given = FORMATS[format_to_read(file.path, format)]
     assert given.read  # as it is among the readable ones
     advice = _other_format(file, given)
     try:
@@ -222,11 +236,13 @@ def write_documents(path: str | Path, documents: Iterable[Document], *, format: 
     - `jsonl`: `id`, the other fields of the line that was read, `text`, `entities`.
     - `csv`, `tsv`: a row per entity, with its sentence; see `entity_table`.
     - `parquet`: a row per document; see `parquet_rows`.
+    - `brat`: a folder with two files for each document; see `brat.write_brat`.
     - `pubtator`, `bioc`, `bioc_xml`, `conll`: see the modules of these names.
     - `html`: a page for people.
 
     Args:
-        path: the file, compressed if its name ends in `.gz`.
+        path: the file, compressed if its name ends in `.gz`. A folder of brat that is there already is kept under
+            another name.
         format: one of `WRITABLE`; by default what the name of the file ends in.
 
     Returns:
@@ -237,12 +253,15 @@ def write_documents(path: str | Path, documents: Iterable[Document], *, format: 
             `UnwritableError`).
     """
     path = Path(path)
-    write = FORMATS[format_of(path, format, WRITABLE)].write
-    assert write  # as it is among the writable ones
+    given = FORMATS[format_of(path, format, WRITABLE)]
     counted = _Counted(documents)
     try:
+        if given.write_files:
+            given.write_files(path, counted)
+            return counted.number
+        assert given.write  # as it is among the writable ones
         with atomic_file(path) as partial, _created(partial, packed=path.name.lower().endswith(".gz")) as file:
-            for piece in write(counted):
+            for piece in given.write(counted):
                 # Half a surrogate pair can occur only in other fields of JSON, where this is the right escape.
                 file.write(piece if isinstance(piece, bytes) else piece.encode("utf-8", "backslashreplace"))
     except InputError as error:
@@ -267,6 +286,21 @@ def stem_of(path: str | Path) -> str:
     found = find_format(path)
     endings = found.endings if found else (".gz",)
     return name[: len(name) - max(len(end) for end in (*endings, "") if name.lower().endswith(end))]
+
+
+def format_to_read(path: str | Path, given: str | None = None) -> str:
+    """Return the name of the format in which a file is read; a text with annotations beside it is one of brat.
+
+    Raises:
+        InputError: the format is unknown.
+    """
+    name = format_of(path, given, READABLE)
+    return "brat" if given is None and name == "txt" and brat.has_annotations(Path(path)) else name
+
+
+def written_files(path: Path, format: str) -> list[Path]:
+    """Return the files that `write_documents` has written to a path."""
+    return brat.files_of(path) if FORMATS[format].write_files else [path]
 
 
 def format_of(path: str | Path, given: str | None, known: Iterable[str]) -> str:

@@ -662,3 +662,91 @@ def test_speed_leaves_out_the_time_to_load_models(
     annotate(tiny_head, tmp_path / "a.txt", tmp_path / "out")
     assert "annotated 1 document with 1 entity in" in caplog.text
     assert "0.5 documents per second" in caplog.text
+
+
+def put_brat(folder: Path) -> Path:
+    """Write a folder of brat with two documents, one of them in a sub-folder, and a configuration."""
+    (folder / "sub").mkdir(parents=True)
+    for name, text in (("x", TEXTS[0]), ("sub/y z", TEXTS[1])):
+        (folder / f"{name}.txt").write_text(f"{text}\r\n", encoding="utf-8", newline="")
+        (folder / f"{name}.ann").write_text(f"T1\tOld 0 4\t{text[:4]}\n", encoding="utf-8")
+    (folder / "annotation.conf").write_text("[entities]\nOld\n", encoding="utf-8")
+    return folder
+
+
+def test_a_folder_of_brat_keeps_its_names(tiny_head: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source, out = put_brat(tmp_path / "in"), tmp_path / "out"
+    written = annotate(tiny_head, source, out, format="brat")
+    names = ["sub/y z.ann", "sub/y z.txt", "x.ann", "x.txt"]
+    assert [path.relative_to(out).as_posix() for path in written] == ["sub/y z.txt", "x.txt"]
+    found = [path for path in out.rglob("*") if path.is_file() and ".records" not in path.parts]
+    assert sorted(path.relative_to(out).as_posix() for path in found) == names
+    assert (out / "x.txt").read_bytes() == (source / "x.txt").read_bytes()
+    assert [document.id for document in DocumentReader(out / "x.txt")] == ["x"]
+    assert any("replaced 2 annotations of 2 input files" in message for message in caplog.messages)
+    assert not any(".conf" in message or ".ann" in message for message in caplog.messages)
+    caplog.clear()
+    before = {path: path.stat().st_mtime_ns for path in found}
+    annotate(tiny_head, source, out, format="brat")
+    assert {path: path.stat().st_mtime_ns for path in found} == before
+    with open(out / "x.ann", "a", encoding="utf-8") as file:
+        file.write("T99\tMine 0 4\tbyhand\n")
+    with pytest.raises(InputError, match=r"x\.ann has [\d,]+ bytes instead of"):
+        annotate(tiny_head, source, out, format="brat")
+    # Nothing that someone has edited is overwritten unasked.
+    (out / "x.txt").unlink()
+    record_of(out / "x.txt").unlink()
+    with pytest.raises(InputError, match=r"x\.ann exists but wasn't annotated here"):
+        annotate(tiny_head, source, out, format="brat")
+    with pytest.raises(InputError, match=r"x\.txt exists but wasn't annotated here"):
+        annotate(tiny_head, source, source, format="brat")
+
+
+def test_kept_annotations_of_brat_belong_to_the_input(tiny_head: Path, tmp_path: Path) -> None:
+    source = put_brat(tmp_path / "in")
+    for keep in (False, True):
+        out = tmp_path / f"out-{keep}"
+        annotate(tiny_head, source, out, format="jsonl", keep=keep)
+        (document,) = DocumentReader(out / "x.txt.jsonl")
+        assert ("Old" in {entity.label for entity in document.entities}) == keep
+        assert document.id == "x"
+    (source / "x.ann").write_text("", encoding="utf-8")
+    annotate(tiny_head, source, tmp_path / "out-False", format="jsonl")
+    with pytest.raises(InputError, match="annotations"):
+        annotate(tiny_head, source, tmp_path / "out-True", format="jsonl", keep=True)
+
+
+def test_a_file_of_documents_becomes_a_folder_of_brat(
+    tiny_head: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, out = tmp_path / "a.txt", tmp_path / "out"
+    file.write_text("\n".join(TEXTS), encoding="utf-8")
+    (folder,) = annotate(tiny_head, file, out, format="brat")
+    assert folder == out / "a.txt.brat"
+    documents = list(DocumentReader(folder))
+    assert {document.text for document in documents} == set(TEXTS)
+    assert {document.id for document in documents} == {f"a.txt:{number + 1}" for number in range(len(TEXTS))}
+    assert sum(len(document.entities) for document in documents) > 10
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    annotate(tiny_head, file, out, format="brat")
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    first = next(path for path in sorted(before) if path.suffix == ".ann" and path.stat().st_size)
+    content = first.read_bytes()
+    first.write_bytes(content[:-2] + b"x\n")
+    with pytest.raises(InputError, match="has changed since it was written"):
+        annotate(tiny_head, file, out, format="brat")
+    # What someone has edited is kept.
+    annotate(tiny_head, file, out, format="brat", force=True)
+    (kept,) = out.glob("a.txt.brat.kept-*")
+    assert (kept / first.name).read_bytes() == content[:-2] + b"x\n"
+    assert first.read_bytes() == content
+    # Results within the input are no inputs.
+    caplog.clear()
+    assert annotate(tiny_head, tmp_path, out, format="brat") == [folder]
+
+
+def test_a_type_that_brat_cannot_hold(tiny_head: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(TEXTS[0], encoding="utf-8")
+    with pytest.raises(InputError, match="'my type' can't be a type in brat"):
+        annotate(tiny_head, tmp_path / "a.txt", tmp_path / "out", format="brat", labels=["Chemical=my type"])
+    assert not list((tmp_path / "out").rglob("*.brat*"))

@@ -244,7 +244,7 @@ def long_file(folder: Path, name: str, text: str) -> Path:
     return file
 
 
-OF_SEVERAL = [f"a{FORMATS[name].suffixes[0]}" for name in READABLE if name != "jats"]
+OF_SEVERAL = [f"a{FORMATS[name].suffixes[0]}" for name in READABLE if name not in ("jats", "brat")]
 """A name in each format whose files may have several documents."""
 
 
