@@ -68,6 +68,8 @@ def _annotate_all(root: Path, options: AnnotationOptions) -> list[Path]:
     settings["encoding"] = codec_name(options.encoding)
     if options.labels:  # records of files that were annotated without have no such key
         settings["labels"] = read_renames(options.labels)
+    if options.min_score:
+        settings["min_score"] = options.min_score
     provenance = Provenance({f"model {number}": model.identity for number, model in enumerate(models)}, settings)
     options = replace(options, models=[model.pinned for model in models])  # what the records say is what is loaded
     outcome = _Outcome(targets)
@@ -200,7 +202,11 @@ def _warn_of_old_names(jobs: Sequence[Job], format: str) -> None:
 def _annotate(jobs: Sequence[Job], provenance: Provenance, options: AnnotationOptions, outcome: _Outcome) -> None:
     dtype = torch.bfloat16 if options.bf16 else None
     annotator = Annotator(
-        options.models, batch_size=options.batch_size, labels=read_renames(options.labels), dtype=dtype
+        options.models,
+        batch_size=options.batch_size,
+        labels=read_renames(options.labels),
+        min_score=options.min_score,
+        dtype=dtype,
     )
     replaced: dict[Path, int] = {}
     size = sum(size_of(job.file) for job in jobs)

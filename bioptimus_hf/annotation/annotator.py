@@ -13,7 +13,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from bioptimus_hf.annotation.engines import Engine, is_exported, load_engine
-from bioptimus_hf.annotation.labels import check_renames, interpret_labels
+from bioptimus_hf.annotation.labels import check_renames, check_score, interpret_labels
 from bioptimus_hf.annotation.tokenization import TextTokenizer, TokenizedText
 from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.corpus.documents import Document, Entity
@@ -50,14 +50,17 @@ class Annotator:
         batch_size: windows per batch, at least 1; by default the fastest in our measurements: 8 on a CPU, 64 on a GPU.
         labels: what labels of the models mean, and how to rename types. A label becomes a type, a tag such as
             `B-Chemical`, or `O` (outside of entities); a type becomes another type, or `O` to leave it out. For example
-            `{"LABEL_0": "O", "LABEL_1": "B-Chemical", "LABEL_2": "I-Chemical"}` or `{"Gene": "O"}`.
+            `{"LABEL_0": "O", "LABEL_1": "B-Chemical", "LABEL_2": "I-Chemical"}` or `{"Gene": "O"}`. The key `*` stands
+            for all other types: `{"Chemical": "Chemical", "*": "O"}` keeps chemicals alone.
+        min_score: leave out entities with a score below this, between 0 and 1.
         dtype: data type of the weights; by default float32. `torch.bfloat16` is faster where the hardware supports it.
         device: where the models run; by default the accelerator if there is one and no model is an ONNX file.
 
     Raises:
         InputError: there is no such model, or it isn't a trained token classifier; a model object without tokenizer; a
             tokenizer without offsets or of another model; an ONNX file with a `dtype` or a GPU; a batch size below 1;
-            labels that name no type, no label for words outside of entities, or a key of `labels` that no model has.
+            a score that isn't between 0 and 1; labels that name no type, no label for words outside of entities, or a
+            key of `labels` that no model has.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class Annotator:
         *,
         batch_size: int | None = None,
         labels: Mapping[str, str] | None = None,
+        min_score: float = 0.0,
         dtype: torch.dtype | None = None,
         device: str | torch.device | None = None,
     ) -> None:
@@ -80,6 +84,8 @@ class Annotator:
         self.batch_size = (8 if self.device.type == "cpu" else 64) if batch_size is None else batch_size
         if self.batch_size < 1:
             raise InputError(f"batch_size is {self.batch_size}: it must be at least 1")
+        check_score(min_score)
+        self._min_score = min_score
         self._groups: list[_Group] = []
         # Pinned: files of one model, loaded one after the other, must not come from different revisions.
         models = [one if isinstance(one, PreTrainedModel) else find_model(one).pinned for one in models]
@@ -113,7 +119,8 @@ class Annotator:
                 for entities, more in zip(found, self._annotate_batch(batch, group), strict=True):
                     entities += more
             for entities in found:
-                yield sorted(entities, key=lambda entity: (entity.start, entity.end, entity.label))
+                kept = (entity for entity in entities if entity.score >= self._min_score)
+                yield sorted(kept, key=lambda entity: (entity.start, entity.end, entity.label))
 
     @check_call()
     def annotate_documents(self, documents: Iterable[Document], *, keep: bool = False) -> Iterator[Document]:

@@ -11,25 +11,47 @@ from bioptimus_hf.errors import InputError
 
 logger = logging.getLogger(__name__)
 
+OTHERS = "*"
+"""Stands for all labels and types that aren't named."""
 _SHOWN = 12  # labels in a message
 _NUMBERED = re.compile(r"LABEL_\d+")  # how transformers calls labels that have no names
 _SPECIAL = re.compile(r"\[\w+\]|</?\w+>|X|PAD", re.IGNORECASE)  # for special tokens and further pieces of words
 _WANTED_TAG = re.compile(r"[BIELSUM]-\S.*")
 
 
+def check_score(score: float) -> None:
+    """Raise InputError for a score that isn't between 0 and 1."""
+    if not 0 <= score <= 1:
+        raise InputError(f"must be between 0 and 1, not {score:g}", argument="min_score")
+
+
 def read_renames(pairs: Iterable[str]) -> dict[str, str]:
-    """Read `FOUND=WANTED` pairs.
+    """Read `FOUND=WANTED` pairs, and names of labels or types to keep, which leave out all types that aren't given.
+
+    Returns:
+        What each label or type becomes. The key `OTHERS` stands for all others.
 
     Raises:
-        InputError: a pair has no `=`, a side is empty, or a label is given twice.
+        InputError: a side of a pair is empty, or a label is given twice.
     """
     renames: dict[str, str] = {}
+    keeps = False
     for pair in pairs:
         found, equals, wanted = map(str.strip, pair.rpartition("="))
-        if not (found and equals and wanted):
-            raise InputError(f"{pair!r} must be FOUND=WANTED, such as LABEL_1=B-Chemical or Gene=O", argument="labels")
+        if not equals:
+            found, keeps = wanted, True
+        if not (found and wanted):
+            raise InputError(
+                f"{pair!r} must be a type to keep, such as Chemical, or FOUND=WANTED, such as LABEL_1=B-Chemical or "
+                f"Gene=O",
+                argument="labels",
+            )
         if renames.setdefault(found, wanted) != wanted:
             raise InputError(f"{found} is given twice, as {renames[found]} and {wanted}", argument="labels")
+    if keeps and renames.setdefault(OTHERS, OUTSIDE) != OUTSIDE:
+        raise InputError(
+            f"names of types to keep leave out all others: remove {OTHERS}={renames[OTHERS]}", argument="labels"
+        )
     return renames
 
 
@@ -44,7 +66,8 @@ def interpret_labels(
     Args:
         labels: label by id, from the model's configuration.
         renames: what labels and types mean. A label becomes a type, a tag such as `B-Chemical`, or `O`; a type becomes
-            another type or `O`. Keys that occur nowhere are ignored; see `check_renames`.
+            another type or `O`. `OTHERS` stands for those that aren't named. Keys that occur nowhere are ignored; see
+            `check_renames`.
         name: what to call the model in errors.
 
     Raises:
@@ -82,7 +105,7 @@ def check_renames(renames: Mapping[str, str], labels_of_models: Iterable[Mapping
     for labels in labels_of_models:
         known |= dict.fromkeys(labels.values()) | {tag.type: None for _, tag in _parse(labels).values() if tag.type}
     for found in renames:
-        if found not in known:
+        if found not in known and found != OTHERS:
             raise InputError(f"{found} is neither a label nor a type; there are {_shown(known)}", argument="labels")
 
 
@@ -117,7 +140,8 @@ def _tag(label: str, tag: Tag | None, special: set[str]) -> Tag:
 
 
 def _renamed(label: str, tag: Tag, renames: Mapping[str, str]) -> Tag:
-    wanted = renames.get(label) or renames.get(tag.type)
+    others = renames.get(OTHERS) if tag.mark != OUTSIDE else None
+    wanted = renames.get(label) or renames.get(tag.type) or others
     if wanted is None:
         return tag
     if wanted == OUTSIDE:

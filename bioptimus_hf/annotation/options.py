@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from bioptimus_hf.annotation.labels import read_renames
+from bioptimus_hf.annotation.labels import check_score, read_renames
 from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.corpus.formats import READABLE, WRITABLE
 from bioptimus_hf.corpus.reading import MAX_DOCUMENT_MEGABYTES, ReadOptions
@@ -17,8 +17,8 @@ MODELS_VARIABLE = "BIOPTIMUS_MODELS"
 """Environment variable with the models of the web page, separated by whitespace."""
 
 LABELS_HELP = (
-    "FOUND=WANTED pairs that say what labels of the models mean or rename types: LABEL_0=O LABEL_1=B-Chemical, "
-    "Chemical=Drug, or Gene=O to leave a type out"
+    "Types to keep, such as Chemical Disease; and FOUND=WANTED pairs that say what labels of the models mean or rename "
+    "types: LABEL_0=O LABEL_1=B-Chemical, Chemical=Drug, or Gene=O to leave a type out"
 )
 
 
@@ -47,6 +47,9 @@ class AnnotationOptions:
         default="text", metadata={"help": "Field or column with the text in JSON lines and parquet files"}
     )
     labels: list[str] = field(default_factory=list, metadata={"help": LABELS_HELP})
+    min_score: float = field(
+        default=0.0, metadata={"help": "Leave out entities that are found with a score below this, from 0 to 1"}
+    )
     on_error: Literal["raise", "skip"] = field(
         default="raise",
         metadata={"help": "A document that can't be read: leave out its file, or only the document, which is recorded"},
@@ -85,6 +88,7 @@ class AnnotationOptions:
         _check_choice("on_error", self.on_error, ("raise", "skip"))
         self.read_options()
         read_renames(self.labels)
+        check_score(self.min_score)
         if self.batch_size is not None and self.batch_size < 1:
             raise InputError(f"must be at least 1, not {self.batch_size}", argument="batch_size")
 

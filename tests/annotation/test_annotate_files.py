@@ -750,3 +750,22 @@ def test_a_type_that_brat_cannot_hold(tiny_head: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="'my type' can't be a type in brat"):
         annotate(tiny_head, tmp_path / "a.txt", tmp_path / "out", format="brat", labels=["Chemical=my type"])
     assert not list((tmp_path / "out").rglob("*.brat*"))
+
+
+def test_the_least_score_is_a_setting(tiny_head: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("\n".join(TEXTS), encoding="utf-8")
+    (path,) = annotate(tiny_head, tmp_path / "a.txt", tmp_path / "out")
+    scores = [entity.score for document in DocumentReader(path) for entity in document.entities]
+    least = sorted(scores)[len(scores) // 2]
+    (path,) = annotate(tiny_head, tmp_path / "a.txt", tmp_path / "some", min_score=least)
+    kept = [entity.score for document in DocumentReader(path) for entity in document.entities]
+    assert kept == [score for score in scores if score >= least]
+    assert read_record(record_of(path))["settings"]["min_score"] == least
+    with pytest.raises(InputError, match="was made with different min_score"):
+        annotate(tiny_head, tmp_path / "a.txt", tmp_path / "some", min_score=1.0)
+    # Kept annotations of the input have no score to be judged by.
+    (again,) = annotate(tiny_head, path, tmp_path / "kept", keep=True, min_score=1.0)
+    assert [entity.score for document in DocumentReader(again) for entity in document.entities] == kept
+    for wrong in (-1.0, 1.5, float("nan")):
+        with pytest.raises(InputError, match=r"^min_score: must be between 0 and 1"):
+            annotate(tiny_head, tmp_path / "a.txt", tmp_path / "out", min_score=wrong)

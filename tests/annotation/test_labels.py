@@ -84,6 +84,11 @@ def test_labels_are_judged_together(labels: list[str], tags: str) -> None:
         (["O", "Lymphocyte"], "Lymphocyte=I-B-cell", "O I-B-cell"),
         (["O", "B-T", "I-T"], "T=B-cell", "O B-B-cell I-B-cell"),  # what a type becomes is a type
         (["O", "X-a"], "X-a=O", "O O"),
+        (["O", "B-a", "I-a", "B-b", "I-b", "B-c"], "a", "O B-a I-a O O O"),
+        (["O", "B-a", "I-a", "B-b", "I-b", "B-c"], "c b=Drug", "O O O B-Drug I-Drug B-c"),
+        (["O", "a", "b"], "b", "O O I-b"),
+        (["LABEL_0", "LABEL_1", "LABEL_2"], "LABEL_1=a *=O", "O I-a O"),
+        (["O", "B-a", "I-a", "B-b"], "b=b *=Other", "O B-Other I-Other B-b"),
     ],
 )
 def test_labels_and_types_can_be_renamed(labels: list[str], renames: str, tags: str) -> None:
@@ -120,12 +125,36 @@ def test_what_is_renamed_must_be_there() -> None:
         Annotator(two, build_tiny_tokenizer(), labels={"Genes": "O"})
 
 
-@pytest.mark.parametrize("pair", ["LABEL_1", "=O", "LABEL_1=", ""])
+@pytest.mark.parametrize("pair", ["=O", "LABEL_1=", "", "="])
 def test_a_pair_needs_two_sides(pair: str) -> None:
-    with pytest.raises(InputError, match="must be FOUND=WANTED"):
+    with pytest.raises(InputError, match="must be a type to keep, such as Chemical, or FOUND=WANTED"):
         read_renames([pair])
+    with pytest.raises(InputError, match=r"leave out all others: remove \*=b"):
+        read_renames(["a", "*=b"])
     with pytest.raises(InputError, match="a is given twice, as b and c"):
         read_renames(["a=b", "a=c"])
+
+
+def test_types_to_keep_are_kept_and_must_be_there() -> None:
+    head = build_head_of_words({"aspirin": "B-Chemical", "asthma": "B-Disease"}, ["O", "B-Chemical", "B-Disease"])
+    annotator = Annotator(head, build_tiny_tokenizer(), labels=read_renames(["Disease"]))
+    assert [[entity.text for entity in found] for found in annotator.annotate(["aspirin for asthma"])] == [["asthma"]]
+    with pytest.raises(InputError, match="Gene is neither a label nor a type"):
+        Annotator(head, build_tiny_tokenizer(), labels=read_renames(["Disease", "Gene"]))
+
+
+def test_entities_below_a_score_are_left_out() -> None:
+    head, tokenizer = build_tiny_head(layers=1), build_tiny_tokenizer()
+    texts = [TEXT, "", "aspirin"]
+    found = [entity for entities in Annotator(head, tokenizer).annotate(texts) for entity in entities]
+    scores = sorted({entity.score for entity in found})
+    assert len(scores) > 2
+    for least in (0.0, scores[0], scores[1], scores[-1], 1.0):
+        kept = [e for entities in Annotator(head, tokenizer, min_score=least).annotate(texts) for e in entities]
+        assert kept == [entity for entity in found if entity.score >= least]
+    for wrong in (-0.1, 1.1, float("nan")):
+        with pytest.raises(InputError, match="min_score: must be between 0 and 1, not"):
+            Annotator(head, tokenizer, min_score=wrong)
 
 
 def test_what_was_read_differently_is_said(caplog: pytest.LogCaptureFixture) -> None:
