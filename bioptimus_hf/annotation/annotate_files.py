@@ -19,9 +19,9 @@ from bioptimus_hf.annotation.labels import read_renames
 from bioptimus_hf.annotation.options import AnnotationOptions
 from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.artifacts import differences, is_finished, read_record, verification, verify
-from bioptimus_hf.corpus.files import no_text, some
+from bioptimus_hf.corpus.files import check_unit, no_text, some
 from bioptimus_hf.corpus.formats import UnwritableError, written_files
-from bioptimus_hf.corpus.reading import codec_name
+from bioptimus_hf.corpus.reading import codec_name, named_columns
 from bioptimus_hf.errors import InputError, counted
 from bioptimus_hf.models import find_model
 from bioptimus_hf.progress import progress_bar
@@ -63,10 +63,15 @@ def annotate_files(options: AnnotationOptions) -> list[Path]:
 def _annotate_all(root: Path, options: AnnotationOptions) -> list[Path]:
     found = input_files(options.input, root, any_name=options.input_format is not None)
     targets = target_files(found, root, options.format, options.input_format)
+    check_unit(targets, options.unit, format=options.input_format)
     models = [find_model(model) for model in options.models]
     settings: dict[str, Any] = {name: getattr(options, name) for name in _SETTINGS}
-    settings["encoding"] = codec_name(options.encoding)
-    if options.labels:  # records of files that were annotated without have no such key
+    settings |= {"encoding": codec_name(options.encoding), "text_column": named_columns(options.text_column)}
+    # Records of files that were annotated without these have no such keys.
+    settings |= {
+        name: given for name in ("id_column", "unit") if (given := getattr(options, name)) not in (None, "line")
+    }
+    if options.labels:
         settings["labels"] = read_renames(options.labels)
     if options.min_score:
         settings["min_score"] = options.min_score
@@ -78,7 +83,7 @@ def _annotate_all(root: Path, options: AnnotationOptions) -> list[Path]:
         with outcome.noting(file):
             facts = _finished(file, target, provenance, options)
             if facts is None:
-                rest.append(Job(file, target, f"{found[file].as_posix()}:"))
+                rest.append(Job(file, target, found[file].as_posix()))
             else:
                 outcome.facts[file] = facts
     if outcome.facts:

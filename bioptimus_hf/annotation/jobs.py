@@ -36,12 +36,12 @@ class Job:
     Attributes:
         file: the input.
         target: the result.
-        names: what precedes the number in the ids of documents that have none.
+        place: path of the input among the others; ids of documents that have none begin with it.
     """
 
     file: Path
     target: Path
-    names: str
+    place: str
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def annotate_file(
         job.file,
         format=options.input_format,
         on_error=options.on_error,
-        options=options.read_options(job.names),
+        options=options.read_options(job.place),
         content=inputs["file"],
     )
     given = _Given(reader)

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 from bioptimus_hf.annotation.labels import check_score, read_renames
 from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.corpus.formats import READABLE, WRITABLE
+from bioptimus_hf.corpus.options import TEXT_COLUMN_HELP, UNIT_HELP
 from bioptimus_hf.corpus.reading import MAX_DOCUMENT_MEGABYTES, ReadOptions
 from bioptimus_hf.errors import InputError
 
@@ -41,11 +42,16 @@ class AnnotationOptions:
     format: str = field(default="jsonl", metadata={"help": f"Format of the annotated files: {', '.join(WRITABLE)}"})
     input_format: str | None = field(
         default=None,
-        metadata={"help": f"Format of the input files: {', '.join(READABLE)}; by default recognised by their names"},
+        metadata={
+            "help": f"Format of the input files: {', '.join(READABLE)}; by default recognised by name and content"
+        },
     )
-    text_column: str = field(
-        default="text", metadata={"help": "Field or column with the text in JSON lines and parquet files"}
+    text_column: str | list[str] = field(default="text", metadata={"help": TEXT_COLUMN_HELP, "several": True})
+    id_column: str | None = field(
+        default=None,
+        metadata={"help": "Field or column with the id, strings or integers; by default id, if there is one"},
     )
+    unit: Literal["line", "file"] | None = field(default=None, metadata={"help": UNIT_HELP})
     labels: list[str] = field(default_factory=list, metadata={"help": LABELS_HELP})
     min_score: float = field(
         default=0.0, metadata={"help": "Leave out entities that are found with a score below this, from 0 to 1"}
@@ -93,18 +99,20 @@ class AnnotationOptions:
             raise InputError(f"must be at least 1, not {self.batch_size}", argument="batch_size")
 
     @check_call()
-    def read_options(self, names: str = "") -> ReadOptions:
+    def read_options(self, place: str = "") -> ReadOptions:
         """Return how an input file is read.
 
         Args:
-            names: what precedes the number in the ids of documents that have none.
+            place: path of the file among the others; ids of documents that have none begin with it.
         """
         return ReadOptions(
             text_column=self.text_column,
             errors=self.errors,
             encoding=self.encoding,
             max_document_megabytes=self.max_document_megabytes,
-            names=names,
+            place=place,
+            id_column=self.id_column,
+            unit=self.unit or "line",
             annotations="needed" if self.keep else "optional",
         )
 

@@ -245,12 +245,14 @@ def _named(stage: str) -> Iterator[None]:
 
 
 def _read_first_documents(values: Mapping[str, Any]) -> None:
-    from bioptimus_hf.corpus.files import CorpusFile, TextCounts, TextOptions, resolve, texts_of
+    from bioptimus_hf.corpus.files import CorpusFile, TextCounts, TextOptions, check_unit, resolve, texts_of
     from bioptimus_hf.corpus.options import Corpus
 
     found = resolve(values["corpus"])
     if not isinstance(found, str):
-        options = TextOptions(build(Corpus, values).read_options())
+        corpus = build(Corpus, values)
+        check_unit(found, corpus.unit)
+        options = TextOptions(corpus.read_options())
         for _ in islice(texts_of(CorpusFile(found[0]), options, TextCounts()), _DOCUMENTS_READ):
             pass
 

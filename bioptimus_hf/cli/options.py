@@ -184,7 +184,7 @@ def _argument(field: dataclasses.Field[Any], hint: Any) -> dict[str, Any] | None
     settings["default"] = None if required else default.value if isinstance(default, Enum) else default
     kinds = _alternatives(hint)
     lists = [kind for kind in kinds if get_origin(kind) is list]
-    if lists and str not in kinds:
+    if lists and (str not in kinds or field.metadata.get("several")):
         settings |= {"nargs": "+", **_converter(get_args(lists[0])[0])}
     elif kinds == [bool]:
         settings |= {"type": _to_bool, "nargs": "?", "const": True, "metavar": "true|false"}

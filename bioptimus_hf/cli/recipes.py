@@ -34,6 +34,7 @@ COMMON = (
     "base_model",
     "corpus",
     "text_column",
+    "unit",
     "max_megabytes",
     "errors",
     "encoding",

@@ -27,7 +27,7 @@ from bioptimus_hf.contexts.query import ContextQuery
 from bioptimus_hf.contexts.ray_session import check_attempts, connected, run_tasks
 from bioptimus_hf.contexts.sampling import FIELDS, Candidates, Reservoir, Rows, first_row, from_table, part_of
 from bioptimus_hf.corpus.dataset import Contents, check_splits, is_held_out
-from bioptimus_hf.corpus.files import CorpusFile, TextCounts, TextOptions, corpus_files, no_text, texts_of
+from bioptimus_hf.corpus.files import CorpusFile, TextCounts, TextOptions, check_unit, corpus_files, no_text, texts_of
 from bioptimus_hf.corpus.options import Corpus
 from bioptimus_hf.corpus.sentences import sentences_of
 from bioptimus_hf.errors import InputError
@@ -253,8 +253,11 @@ class _SentenceBatches:
 
 def _files(corpus: Corpus, contents: Contents | None) -> Sequence[CorpusFile]:
     if contents is None or isinstance(contents.source, str):
-        return [CorpusFile(file) for file in corpus_files(corpus.corpus)]
-    return contents.source
+        files: Sequence[CorpusFile] = [CorpusFile(file) for file in corpus_files(corpus.corpus)]
+    else:
+        files = contents.source
+    check_unit([file.path for file in files], corpus.unit)
+    return files
 
 
 def _search_files(search: _FileSearch, files: Sequence[CorpusFile], num_proc: int | None) -> Generator[_Result]:

@@ -159,7 +159,7 @@ def _rows(file: InputFile, source: _Lines) -> Iterator[tuple[Any, dict[str, Any]
 def _not_bioc(file: InputFile, listed: bool) -> InputError:
     advice = "give a collection, or a document with its passages"
     if listed:
-        advice = "it is a list of other objects: write each of them on a line of its own, and name the file .jsonl"
+        advice = "it is a list of something else: give documents of BioC, or objects with the text under text_column"
     return InputError(f"{file.path} has no BioC document: {advice}")
 
 

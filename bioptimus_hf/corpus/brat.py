@@ -119,7 +119,7 @@ def _text(file: InputFile) -> str:
 
 
 def _id(file: InputFile) -> str:
-    place = file.options.names.removesuffix(":") or file.path.name
+    place = file.options.place or file.path.name
     folder, slash, name = place.rpartition("/")
     stem = name.removesuffix(TEXT)
     return f"{folder}{slash}{unquote(stem) if stem != _EMPTY else ''}"

@@ -24,16 +24,26 @@ from datasets import (
 from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.artifacts import RECORD, differences, identity, read_record
 from bioptimus_hf.corpus.cache import cached
-from bioptimus_hf.corpus.files import CorpusFile, TextCounts, TextOptions, kept_texts, no_text, resolve, texts_of
+from bioptimus_hf.corpus.files import (
+    CorpusFile,
+    TextCounts,
+    TextOptions,
+    check_unit,
+    kept_texts,
+    no_text,
+    resolve,
+    texts_of,
+)
 from bioptimus_hf.corpus.hub import load_pinned, pin_dataset
 from bioptimus_hf.corpus.options import Corpus
-from bioptimus_hf.corpus.reading import MAX_DOCUMENT_MEGABYTES, ReadOptions, TooLongError, size_over
+from bioptimus_hf.corpus.reading import MAX_DOCUMENT_MEGABYTES, ReadOptions, TooLongError, Unit, size_over
 from bioptimus_hf.errors import InputError, format_error
 from bioptimus_hf.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
 _SCHEMA = pa.schema({"text": pa.string()})
+_DEFAULTS = {"encoding": "utf-8", "unit": "line"}  # of settings that a record doesn't name
 _ROWS_AT_ONCE = 1000  # of a file
 _CHARACTERS_AT_ONCE = 1 << 26  # whole books may be too much for one Arrow array
 
@@ -68,7 +78,8 @@ class Text:
 def load_corpus(
     source: str | Path | Sequence[str | Path],
     *,
-    text_column: str = "text",
+    text_column: str | Sequence[str] = "text",
+    unit: Unit | None = None,
     max_megabytes: float | None = None,
     errors: str = "strict",
     encoding: str = "utf-8",
@@ -76,15 +87,17 @@ def load_corpus(
 ) -> Dataset:
     """Load the documents of a corpus.
 
-    Files may have any format that `DocumentReader` reads, and end in its suffix: plain text (`.txt`, a document per
-    line), JSON lines (`.jsonl`), Parquet (`.parquet`), PubMed XML (`.xml`), PubTator (`.pubtator`), BioC (`.json`) or
-    CoNLL (`.conll`, `.tsv`, a document per sentence); all but Parquet may be compressed (`.gz`). A folder stands for
-    all such files in it and its subfolders, except hidden ones. Annotations are ignored and empty documents left out.
+    Files may have any format that `DocumentReader` reads, and end in its suffix: plain text (`.txt`), JSON lines
+    (`.jsonl`), a JSON array or BioC (`.json`), CSV (`.csv`), TSV or CoNLL (`.tsv`), Parquet (`.parquet`), PubMed, JATS
+    or BioC XML (`.xml`), PubTator (`.pubtator`) and others; all but Parquet may be compressed (`.gz`). A folder stands
+    for all such files in it and its subfolders, except hidden ones. Annotations are ignored and empty documents left
+    out.
 
     Args:
         source: a file, a folder, a pattern of files, a list of these, or the name of a Hub data set (`name` or
             `name@revision`, optionally followed by `:split`; the default split is `train`).
-        text_column: name of the text in JSON lines, Parquet and Hub data sets.
+        text_column: name of the text in JSON, CSV, TSV, Parquet and Hub data sets. Several are joined by line breaks.
+        unit: what is a document in plain text: a `line` (the default) or a `file`. Must be given for many small files.
         max_megabytes: stop after this much text, in 10^6 bytes of UTF-8.
         errors: what to do about bytes that can't be decoded: `strict` raises, `replace` reads them as U+FFFD and logs
             how many there are.
@@ -102,8 +115,10 @@ def load_corpus(
     """
     if max_megabytes is not None and not max_megabytes > 0:
         raise InputError(f"must be above 0, not {max_megabytes:g}", argument="max_megabytes")
-    options = ReadOptions(text_column, errors, encoding, max_document_megabytes)
-    return _load(contents_of(source), TextOptions(options), max_megabytes).documents
+    options = ReadOptions(text_column, errors, encoding, max_document_megabytes, unit=unit or "line")
+    contents = contents_of(source)
+    _check_unit(contents, unit)
+    return _load(contents, TextOptions(options), max_megabytes).documents
 
 
 def load_text(corpus: Corpus, contents: Contents | None = None) -> Text:
@@ -114,7 +129,14 @@ def load_text(corpus: Corpus, contents: Contents | None = None) -> Text:
         contents: from `contents_of`, if the corpus must still contain this.
     """
     options = TextOptions(corpus.read_options())
-    return _load(contents or contents_of(corpus.corpus), options, corpus.max_megabytes)
+    contents = contents or contents_of(corpus.corpus)
+    _check_unit(contents, corpus.unit)
+    return _load(contents, options, corpus.max_megabytes)
+
+
+def _check_unit(contents: Contents, unit: str | None) -> None:
+    if not isinstance(contents.source, str):
+        check_unit([file.path for file in contents.source], unit)
 
 
 def contents_of(source: str | Path | Sequence[str | Path]) -> Contents:
@@ -158,10 +180,10 @@ def check_same_text(root: Path, corpus: Corpus, identity: str) -> None:
     record = read_record(folder) if (folder / RECORD).is_file() else None
     if record is None or "corpus" not in record["inputs"]:
         return
-    settings = {"encoding": "utf-8", **corpus.settings()}
+    settings = {**_DEFAULTS, **corpus.settings()}
     if corpus.other_text:
         settings = {"validation_share": settings["validation_share"]}
-    then = {name: record["settings"].get(name, "utf-8" if name == "encoding" else None) for name in settings}
+    then = {name: record["settings"].get(name, _DEFAULTS.get(name)) for name in settings}
     inputs = {} if corpus.other_text else {"corpus": identity}
     before = {"inputs": {name: record["inputs"][name] for name in inputs}, "settings": then}
     if changed := differences(before, inputs, settings):

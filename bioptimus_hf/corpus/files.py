@@ -10,12 +10,15 @@ from pathlib import Path
 
 from bioptimus_hf.corpus.brat import belongs_to_text
 from bioptimus_hf.corpus.documents import Document
-from bioptimus_hf.corpus.formats import READABLE_ENDINGS, read_open_file
+from bioptimus_hf.corpus.formats import READABLE_ENDINGS, format_to_read, read_open_file
 from bioptimus_hf.corpus.reading import ReadOptions, open_input
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import is_hub_name
 
 logger = logging.getLogger(__name__)
+
+_MANY_FILES = 10
+_SMALL_FILE = 1 << 16  # bytes
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,33 @@ def corpus_files(source: str | Path | Sequence[str | Path]) -> list[Path]:
             f"`to_parquet`) and name those"
         )
     return found
+
+
+def check_unit(files: Iterable[Path], unit: str | None, *, format: str | None = None) -> None:
+    """Raise if it can't be known whether a line or a file of plain text is a document.
+
+    That is so for ten or more files of on average less than 64 KiB: they may be the parts of a corpus, or notes.
+
+    Args:
+        files: of any format.
+        unit: `line` or `file` if the user has said so.
+        format: of all files; by default that of their names.
+
+    Raises:
+        InputError: there are many small files and nobody has said so.
+    """
+    texts = [file for file in files if format_to_read(file, format) == "txt"]
+    if unit or len(texts) < 2:
+        return
+    size = sum(file.stat().st_size for file in texts if file.is_file()) / len(texts)
+    if len(texts) < _MANY_FILES or size >= _SMALL_FILE:
+        logger.info("%d files of plain text are read as a document per line: set unit to change that", len(texts))
+        return
+    raise InputError(
+        f"{len(texts)} small files of plain text (on average {size / 1000:,.1f} kB, for example {texts[0]}): say line "
+        f"if each line is a document, or file if each file is one",
+        argument="unit",
+    )
 
 
 @dataclass(frozen=True)

@@ -17,17 +17,20 @@ from typing import BinaryIO, Literal, cast
 
 from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.corpus import bioc_xml, brat, jats
+from bioptimus_hf.corpus.arrow_tables import read_parquet
 from bioptimus_hf.corpus.bioc import bioc_text, read_bioc
 from bioptimus_hf.corpus.conll import conll_text, read_conll_documents
+from bioptimus_hf.corpus.csv_tables import read_csv
 from bioptimus_hf.corpus.documents import Document
 from bioptimus_hf.corpus.entity_table import csv_text, tsv_text
 from bioptimus_hf.corpus.html import html_text
+from bioptimus_hf.corpus.json_array import read_json_array
 from bioptimus_hf.corpus.parquet_rows import parquet_bytes
 from bioptimus_hf.corpus.pubmed import PubmedHandler
 from bioptimus_hf.corpus.pubtator import pubtator_text, read_pubtator
 from bioptimus_hf.corpus.reading import InputFile, NotUtf8Error, ReadOptions, TooLongError, open_input, size_over
 from bioptimus_hf.corpus.recognition import HEAD, recognise
-from bioptimus_hf.corpus.rows import jsonl_text, read_jsonl, read_parquet, read_txt
+from bioptimus_hf.corpus.rows import jsonl_text, read_jsonl, read_txt
 from bioptimus_hf.corpus.xml_parsing import parse_xml
 from bioptimus_hf.errors import InputError, counted
 from bioptimus_hf.storage import atomic_file
@@ -54,8 +57,6 @@ class Format:
         write_files: writes documents to several files, all or none of them, at the path that stands for them. None if
             the format has one file.
         gzip: whether files may be compressed, with `.gz` after the suffix.
-        written_suffix: how the names of files that we write end, if not in the first of the suffixes, because another
-            format has it.
     """
 
     name: str
@@ -64,12 +65,11 @@ class Format:
     write: Callable[[Iterable[Document]], Iterator[str] | Iterator[bytes]] | None = None
     write_files: Callable[[Path, Iterable[Document]], None] | None = None
     gzip: bool = True
-    written_suffix: str = ""
 
     @property
     def suffix(self) -> str:
         """How the names of files end that we write."""
-        return self.written_suffix or self.suffixes[0]
+        return self.suffixes[0]
 
     @property
     def endings(self) -> tuple[str, ...]:
@@ -92,25 +92,26 @@ FORMATS = {
     for format in (
         Format("txt", (".txt",), read_txt),
         Format("jsonl", (".jsonl",), read_jsonl, jsonl_text),
-        Format("csv", (".csv",), write=csv_text),
-        Format("tsv", (), write=tsv_text, written_suffix=".tsv"),
+        Format("csv", (".csv",), read_csv, csv_text),
         Format("parquet", (".parquet",), read_parquet, parquet_bytes, gzip=False),
         Format("pubmed", (".xml",), read_xml),
         Format("pubtator", (".pubtator", ".pubtator.txt"), read_pubtator, pubtator_text),
         Format("bioc", (".json",), read_bioc, bioc_text),
+        Format("json", (".json",), read_json_array),
         Format("bioc_xml", (".bioc.xml",), read_xml, bioc_xml.bioc_xml_text),
         Format("jats", (".nxml",), read_xml),
         Format("brat", (".brat",), brat.read_brat, write_files=brat.write_brat, gzip=False),
         Format("conll", (".conll", ".tsv", ".iob", ".iob2", ".bio"), read_conll_documents, conll_text),
+        Format("tsv", (".tsv",), read_csv, tsv_text),
         Format("html", (".html",), write=html_text),
     )
 }
-"""All formats by name."""
+"""All formats by name. Where two have the same suffix, the first is meant unless the content shows the second."""
 READABLE = tuple(name for name, format in FORMATS.items() if format.read)
 """The formats that can be read."""
 WRITABLE = tuple(name for name, format in FORMATS.items() if format.write or format.write_files)
 """The formats that can be written."""
-READABLE_ENDINGS = tuple(ending for name in READABLE for ending in FORMATS[name].endings)
+READABLE_ENDINGS = tuple(dict.fromkeys(ending for name in READABLE for ending in FORMATS[name].endings))
 """How names of files end that can be read."""
 
 
@@ -118,19 +119,21 @@ READABLE_ENDINGS = tuple(ending for name in READABLE for ending in FORMATS[name]
 class DocumentReader:
     """Reads the documents of a file one at a time.
 
-    - `txt`: a document per line; blank lines are left out.
-    - `jsonl`: an object per line with the text, and optionally `id` and `entities` as `write_documents` writes them;
-      all other fields are kept in `extra["fields"]`, and written exactly as they were read.
-    - `parquet`: a document per row, with the text and optionally `id`.
+    - `txt`: a document per line; blank lines are left out. Or the whole file, if it is the unit.
+    - `jsonl`, `json`: an object per line, or in an array, with the text, and optionally `id` and `entities` as
+      `write_documents` writes them; all other fields are kept in `extra["fields"]`, and written exactly as they were
+      read.
+    - `csv`, `tsv`, `parquet`: a document per row, with the text and optionally `id`; other columns are kept likewise.
     - `brat`: a text with a file `.ann` beside it is a document; in a folder named `.brat`, all of them are.
     - `pubmed`, `pubtator`, `bioc`, `bioc_xml`, `conll`: see the modules of these names.
 
     Args:
         path: a file, plain or `.gz`, or a folder of brat.
-        format: one of `READABLE`; by default what the name of the file ends in.
+        format: one of `READABLE`; by default what the name of the file ends in and, if that fits several, the content
+            shows.
         on_error: what to do about a document that can't be read: `raise`, or `skip` it with a warning. An error after
             which no next document can be found (a truncated file, for instance) is raised in any case.
-        options: how to read the file: name of the text in `jsonl` and `parquet`, encoding, limit of a document.
+        options: how to read the file: names of text and id in formats with columns, encoding, limit of a document.
         content: what the file must contain, an identity from `artifacts.identity`; by default, this isn't checked.
 
     Attributes:
@@ -153,7 +156,8 @@ class DocumentReader:
         self.skipped: list[str] = []
         self._content = content
         self._path = Path(path)
-        self._format = format_to_read(path, format)
+        format_to_read(path, format)  # raises if it is unknown
+        self._format = format
         self._options = options or ReadOptions()
         self._skip = on_error == "skip"
         self._file: InputFile | None = None
@@ -186,11 +190,11 @@ class DocumentReader:
 
     def _files(self) -> Iterator[tuple[Path, ReadOptions]]:
         """Yield the files to read, of which only a folder of brat has several."""
-        if self._format != "brat" or not self._path.is_dir():
+        if format_to_read(self._path, self._format) != "brat" or not self._path.is_dir():
             yield self._path, self._options
             return
         for path in brat.texts_in(self._path):
-            yield path, replace(self._options, names=f"{path.relative_to(self._path).as_posix()}:")
+            yield path, replace(self._options, place=path.relative_to(self._path).as_posix())
 
 
 def read_open_file(file: InputFile, format: str | None = None) -> Iterator[Document | InputError]:
@@ -199,7 +203,7 @@ def read_open_file(file: InputFile, format: str | None = None) -> Iterator[Docum
     Raises:
         InputError: the format is unknown, or the rest of the file can't be read.
     """
-    given = FORMATS[format_to_read(file.path, format)]
+    given = FORMATS[format_to_read(file.path, format or _by_content(file))]
     assert given.read  # as it is among the readable ones
     advice = _other_format(file, given)
     try:
@@ -222,10 +226,25 @@ def read_open_file(file: InputFile, format: str | None = None) -> Iterator[Docum
         raise InputError(f"{error}{advice}") from error
 
 
+def _by_content(file: InputFile) -> str | None:
+    """Return the format that the content of a file shows, if its name fits several."""
+    fitting = [format.name for format in _fitting(file.path)]
+    if len(fitting) < 2:
+        return None
+    try:
+        head = cast(io.BufferedReader, file.utf8).peek(HEAD)[:HEAD]
+    except NotUtf8Error:  # the reader will say so
+        return None
+    seen = recognise(head, file.options.text_columns)
+    return seen if seen in fitting else None
+
+
 def _other_format(file: InputFile, given: Format) -> str:
     """Return what to add to the first error of a file that looks like one of another format."""
-    seen = recognise(file.binary.peek(HEAD)[:HEAD])
+    seen = recognise(file.binary.peek(HEAD)[:HEAD], file.options.text_columns)
     other = FORMATS[seen] if seen else given
+    if seen is None and given.name == "conll" and file.path.name.lower().endswith(FORMATS["tsv"].endings):
+        return " (if it is a table, set text_column to a name in its first line)"
     return "" if other.read == given.read else f" (the file looks like {other.name}: pass the format {other.name})"
 
 
@@ -274,10 +293,16 @@ def write_documents(path: str | Path, documents: Iterable[Document], *, format: 
 
 
 def find_format(path: str | Path) -> Format | None:
-    """Return the format that the name of a file ends in, None if it is unknown."""
+    """Return the format that the name of a file ends in, the first of those with this ending; None if it is unknown."""
+    return next(iter(_fitting(path)), None)
+
+
+def _fitting(path: str | Path) -> list[Format]:
+    """Return the formats with the longest ending that the name of a file has: `.pubtator.txt` is longer than `.txt`."""
     name = Path(path).name.lower()
-    found = [(len(end), format.name) for format in FORMATS.values() for end in format.endings if name.endswith(end)]
-    return FORMATS[max(found)[1]] if found else None  # `.pubtator.txt` is longer than `.txt`
+    found = [(len(end), format) for format in FORMATS.values() for end in format.endings if name.endswith(end)]
+    longest = max((length for length, _ in found), default=0)
+    return [format for length, format in found if length == longest]
 
 
 def stem_of(path: str | Path) -> str:
@@ -312,7 +337,7 @@ def format_of(path: str | Path, given: str | None, known: Iterable[str]) -> str:
     found = find_format(path)
     name = given or (found.name if found else "")
     if name not in known:
-        ends = ", ".join(suffix for kind in known for suffix in FORMATS[kind].suffixes)
+        ends = ", ".join(dict.fromkeys(suffix for kind in known for suffix in FORMATS[kind].suffixes))
         problem = f"the format {name!r} can't be used here"
         if not name:
             ending = Path(path).suffix

@@ -54,7 +54,7 @@ def parse_object(text: str) -> dict[str, tuple[str, Any]]:
     try:
         return _parsed(_members, text, _STRICT)
     except InputError as error:
-        raise InputError(f"{error}: each line must be an object") from error
+        raise InputError(f"{error}: each document must be an object") from error
 
 
 def parse_leniently(text: str) -> Any:

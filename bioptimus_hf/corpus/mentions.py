@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from bioptimus_hf.corpus.documents import Entity, check_entity
-from bioptimus_hf.corpus.reading import InputFile
+from bioptimus_hf.corpus.reading import Source
 from bioptimus_hf.errors import InputError
 
 UNREADABLE = "annotations that can't be read and are left out"
@@ -34,7 +34,7 @@ _TO_LATIN = str.maketrans(_LETTERS, "abgdezhqiklmnxoprstufcyw")
 _TO_NAMES = str.maketrans(dict(zip(_LETTERS, _GREEK.split(), strict=True)))
 
 
-def read_entities(file: InputFile, where: str, text: str, found: Iterable[Entity | InputError]) -> list[Entity]:
+def read_entities(file: Source, where: str, text: str, found: Iterable[Entity | InputError]) -> list[Entity]:
     """Return the entities of a text as the text spells them, and note mentions that are spelt differently.
 
     Args:

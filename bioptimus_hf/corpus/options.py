@@ -11,8 +11,17 @@ from bioptimus_hf.corpus.reading import (
     check_encoding,
     check_limit,
     codec_name,
+    named_columns,
 )
 from bioptimus_hf.errors import InputError
+
+TEXT_COLUMN_HELP = (
+    "Field or column with the text in JSON, CSV, TSV, Parquet and Hub data sets; of several, such as title abstract, "
+    "each becomes a passage"
+)
+UNIT_HELP = (
+    "What is a document in plain text: a line or a file; must be given for many small .txt files (default: line)"
+)
 
 
 @dataclass(frozen=True)
@@ -26,15 +35,14 @@ class Corpus:
     corpus: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Files (text, JSON lines, Parquet, PubMed XML, PubTator, BioC or CoNLL, as their names end), "
+            "help": "Files of any format that can be annotated (text, JSON, CSV, Parquet, PubMed, JATS and others), "
             "folders or glob patterns, or the name of one data set on the Hub (name, name@revision, with :split "
             "appended if it isn't train)",
             "path": True,
         },
     )
-    text_column: str = field(
-        default="text", metadata={"help": "Name of the text in JSON lines, Parquet and Hub data sets"}
-    )
+    text_column: str | list[str] = field(default="text", metadata={"help": TEXT_COLUMN_HELP, "several": True})
+    unit: Literal["line", "file"] | None = field(default=None, metadata={"help": UNIT_HELP})
     max_megabytes: float | None = field(default=None, metadata={"help": "Read at most this much text (10^6 bytes)"})
     errors: Literal["strict", "replace"] = field(
         default="strict",
@@ -65,6 +73,7 @@ class Corpus:
             raise InputError(f"must be above 0 and below 1e9, not {self.max_megabytes:g}", argument="max_megabytes")
         if self.errors not in ("strict", "replace"):
             raise InputError(f"must be strict or replace, not {self.errors!r}", argument="errors")
+        self.read_options()
         check_encoding(self.encoding)
         check_limit(self.max_document_megabytes)
         if not 0 < self.validation_share < 1:
@@ -72,15 +81,18 @@ class Corpus:
 
     def read_options(self) -> ReadOptions:
         """Return how each file is read."""
-        return ReadOptions(self.text_column, self.errors, self.encoding, self.max_document_megabytes)
+        return ReadOptions(
+            self.text_column, self.errors, self.encoding, self.max_document_megabytes, unit=self.unit or "line"
+        )
 
     def settings(self) -> dict[str, Any]:
-        """Return the settings that shape the text, for records: the encoding only if it isn't the default one."""
+        """Return the settings that shape the text, for records: encoding and unit only if they aren't the default."""
         encoding = codec_name(self.encoding)
         return {
-            "text_column": self.text_column,
+            "text_column": named_columns(self.text_column),
             "max_megabytes": self.max_megabytes,
             "errors": self.errors,
             "validation_share": self.validation_share,
             **({} if encoding == "utf-8" else {"encoding": encoding}),
+            **({} if self.unit in (None, "line") else {"unit": self.unit}),
         }

@@ -42,6 +42,11 @@ def parquet_bytes(documents: Iterable[Document]) -> Iterator[bytes]:
         yield _taken(file)
 
 
+def is_ours(schema: pa.Schema) -> bool:
+    """Return whether a table has the columns that `parquet_bytes` writes."""
+    return bool(_schema().equals(schema))
+
+
 def _schema() -> pa.Schema:
     import pyarrow as pa
 

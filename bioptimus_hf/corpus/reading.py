@@ -14,10 +14,10 @@ import logging
 import os
 import zlib
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE, BOM_UTF32_BE, BOM_UTF32_LE, getincrementaldecoder
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO, Literal, cast, get_args
 
 from bioptimus_hf.argument_checks import check_call
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Annotations = Literal["needed", "optional", "ignored"]
+Unit = Literal["line", "file"]
 _REPLACEMENT = "\ufffd"
 _BUFFER = 1 << 16  # bytes
 _HEAD = 1 << 12  # bytes that are looked at before a file is read
@@ -60,27 +61,38 @@ class ReadOptions:
     """How documents are read, whatever the format of their file.
 
     Attributes:
-        text_column: name of the field or column that holds the text, in formats whose rows have several.
+        text_column: name of the field or column that holds the text, in formats whose rows have several. Of several
+            names, each becomes a passage, and line breaks separate them.
         errors: what to do about bytes that can't be decoded: `strict` raises, `replace` puts U+FFFD in their place.
         encoding: of text files, any text encoding that Python knows. XML declares its own, and Parquet has one.
         max_document_megabytes: the limit of a document, in 10^6 bytes. Longer ones are errors.
-        names: what precedes the number in the ids of documents that have none of their own.
+        place: path of the file among others, such as `sub/a.txt`. Ids of documents that have none of their own begin
+            with it.
         annotations: what becomes of annotations in the file. `needed`: one that can't be read is an error of its
             document. `optional`: one that can't be read is left out and noted, see `InputFile.note`; for files whose
             annotations are going to be replaced. `ignored`: they aren't read at all; for corpora.
         type_name: the type of entities in CoNLL files whose tags carry none (`B` and `I`).
+        id_column: name of the field or column that holds the id; by default `id`, where there is one.
+        unit: what a document is in plain text: a `line`, or the whole `file`.
 
     Raises:
         InputError: a value is none of these.
     """
 
-    text_column: str = "text"
+    text_column: str | Sequence[str] = "text"
     errors: str = "strict"
     encoding: str = "utf-8"
     max_document_megabytes: float = MAX_DOCUMENT_MEGABYTES
-    names: str = ""
+    place: str = ""
     annotations: Annotations = "needed"
     type_name: str | None = None
+    id_column: str | None = None
+    unit: Unit = "line"
+
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        """The names of the fields or columns that hold the text."""
+        return text_columns(self.text_column)
 
     @property
     def limit(self) -> int:
@@ -100,6 +112,30 @@ class ReadOptions:
             raise InputError(f"must be one of {allowed}, not {self.annotations!r}", argument="annotations")
         if self.errors not in ("strict", "replace"):
             raise InputError(f"must be strict or replace, not {self.errors!r}", argument="errors")
+        if self.unit not in get_args(Unit):
+            raise InputError(f"must be line or file, not {self.unit!r}", argument="unit")
+        if self.id_column in self.text_columns:
+            raise InputError(f"{self.id_column!r} is the text, which can't be the id, too", argument="id_column")
+
+
+def text_columns(given: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the columns with the text, of which one may be given alone.
+
+    Raises:
+        InputError: there is none, or one of them is empty or given twice.
+    """
+    columns = (given,) if isinstance(given, str) else tuple(given)
+    if not columns or not all(columns):
+        raise InputError("is empty: name the field or column with the text", argument="text_column")
+    if len(set(columns)) < len(columns):
+        raise InputError(f"names a column twice: {', '.join(columns)}", argument="text_column")
+    return columns
+
+
+def named_columns(given: str | Sequence[str]) -> str | list[str]:
+    """Return the names of the columns with the text for records: a string if there is only one."""
+    columns = text_columns(given)
+    return columns[0] if len(columns) == 1 else list(columns)
 
 
 def check_encoding(encoding: str) -> None:
@@ -173,27 +209,20 @@ class Notes:
         self._notes.clear()
 
 
-class InputFile(Notes):
-    """An open file, decompressed, as the readers of all formats take it.
+class Source(Notes):
+    """Where documents come from, as the readers of rows take it.
 
     Attributes:
-        path: where the file is, for error messages.
+        path: the file, or the name of a data set, for error messages.
         options: how to read it.
-        binary: the decompressed bytes as they are in the file, whatever its encoding.
         replaced: how many undecodable bytes or sequences have been replaced so far.
-        blank: how many blank lines the reader has left out so far, in formats where a document is a line.
     """
 
-    def __init__(self, path: Path, binary: io.BufferedReader, raw: BinaryIO, options: ReadOptions) -> None:
+    def __init__(self, path: str | Path, options: ReadOptions) -> None:
         super().__init__(path)
-        self.path = path
+        self.path = Path(path)
         self.options = options
-        self.binary = binary
-        self.replaced = self.blank = 0
-        self._raw = raw
-        self._packed = raw is not binary
-        self._decoder = getincrementaldecoder("utf-8")("replace")
-        self._utf8: BinaryIO | None = None
+        self.replaced = 0
 
     def name(self, number: int) -> str:
         """Return the id of a document that has none of its own.
@@ -201,7 +230,49 @@ class InputFile(Notes):
         Args:
             number: of its line, row or sentence, counted from 1.
         """
-        return f"{self.options.names}{number}"
+        return f"{self.options.place}:{number}" if self.options.place else str(number)
+
+    def decode(self, content: bytes) -> str:
+        """Decode UTF-8 and count what is replaced.
+
+        Raises:
+            UnicodeDecodeError: some bytes are not UTF-8, and `errors` is `strict`.
+        """
+        try:
+            return content.decode()
+        except UnicodeDecodeError:
+            if self.options.errors == "strict":
+                raise
+        text = content.decode(errors="replace")
+        self._count(text, content)
+        return text
+
+    def _count(self, text: str, content: bytes) -> None:
+        self.replaced += text.count(_REPLACEMENT) - content.count(_REPLACEMENT.encode())
+
+
+class InputFile(Source):
+    """An open file, decompressed, as the readers of all formats take it.
+
+    Attributes:
+        binary: the decompressed bytes as they are in the file, whatever its encoding.
+        blank: how many blank lines the reader has left out so far, in formats where a document is a line.
+    """
+
+    def __init__(self, path: Path, binary: io.BufferedReader, raw: BinaryIO, options: ReadOptions) -> None:
+        super().__init__(path, options)
+        self.binary = binary
+        self.blank = 0
+        self._raw = raw
+        self._packed = raw is not binary
+        self._decoder = getincrementaldecoder("utf-8")("replace")
+        self._utf8: BinaryIO | None = None
+
+    @property
+    def stem(self) -> str:
+        """The path of the file without its last suffix and `.gz`; the id of a document that is a whole file."""
+        place = self.options.place or self.path.name
+        return str(PurePosixPath(place[:-3] if place.lower().endswith(".gz") else place).with_suffix(""))
 
     @property
     def position(self) -> int:
@@ -255,7 +326,28 @@ class InputFile(Notes):
             try:
                 yield number, self.decode(content)
             except UnicodeDecodeError as error:
-                yield number, self._undecodable(number, start + error.start)
+                yield number, self.undecodable(number, start + error.start)
+
+    def text(self) -> str:
+        """Return the whole text without its byte order mark. Line ends stay as they are.
+
+        Raises:
+            InputError: it is longer than the limit of a document or can't be decoded; see also `utf8`.
+        """
+        content = self.utf8.read(self.options.limit + len(BOM_UTF8) + 1)
+        start = len(BOM_UTF8) if content.startswith(BOM_UTF8) else 0
+        if len(content) - start > self.options.limit:
+            size = len(content) - start
+            while more := self.utf8.read(_BUFFER):
+                size += len(more)
+            raise TooLongError(str(self.path), size, self.options)
+        if _is_laden(content):
+            raise InputError(f"{self.path}: mostly NUL bytes, not text: fetch the file again")
+        try:
+            return self.decode(content[start:])
+        except UnicodeDecodeError as error:
+            line = content.count(b"\n", 0, start + error.start) + 1
+            raise self.undecodable(line, start + error.start) from error
 
     def _skip_line(self) -> int:
         """Read to the end of a line, and return the number of bytes."""
@@ -266,28 +358,18 @@ class InputFile(Notes):
                 break
         return size
 
-    def _undecodable(self, line: int, place: int) -> NotUtf8Error:
+    def undecodable(self, line: int, place: int) -> NotUtf8Error:
+        """Return the error that a line can't be decoded.
+
+        Args:
+            place: of the first such byte in the decompressed file.
+        """
         if not self.options.is_utf8:
             problem = f"not valid {self.options.encoding}"
         else:
             problem = f"not valid UTF-8 at byte {place} of the {'decompressed ' if self._packed else ''}file"
         advice = "set encoding, or set errors to replace"
         return NotUtf8Error(f"{self.path}, line {line}: {problem}: convert the file", advice)
-
-    def decode(self, content: bytes) -> str:
-        """Decode UTF-8 and count what is replaced.
-
-        Raises:
-            UnicodeDecodeError: some bytes are not UTF-8, and `errors` is `strict`.
-        """
-        try:
-            return content.decode()
-        except UnicodeDecodeError:
-            if self.options.errors == "strict":
-                raise
-        text = content.decode(errors="replace")
-        self._count(text, content)
-        return text
 
     def read(self, size: int) -> bytes:
         """Read about this many bytes, for parsers that decode UTF-8 themselves; nothing at the end of the file.
@@ -306,9 +388,6 @@ class InputFile(Notes):
             self._count(text, content[: len(content) - len(after)])
             if text or not chunk:
                 return text.encode()
-
-    def _count(self, text: str, content: bytes) -> None:
-        self.replaced += text.count(_REPLACEMENT) - content.count(_REPLACEMENT.encode())
 
 
 class TooLongError(InputError):

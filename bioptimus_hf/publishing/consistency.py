@@ -15,7 +15,7 @@ from bioptimus_hf.progress import progress_bar
 
 LOCK_RECORD = "annotation.json"
 """Name of the file that says which process is annotating, beside the records of annotated files."""
-_TEXT_SETTINGS = ("text_column", "max_megabytes", "errors", "encoding", "validation_share")
+_TEXT_SETTINGS = ("text_column", "max_megabytes", "errors", "encoding", "unit", "validation_share")
 _UNFINISHED = re.compile(r"\.partial-|\.replaced$")  # what is being written, or was being replaced
 
 

@@ -324,10 +324,10 @@ def test_hidden_and_unknown_files_of_a_folder(
 ) -> None:
     source = tmp_path / "in"
     source.mkdir()
-    for name in ("a.txt", ".hidden.txt", "b.csv"):
+    for name in ("a.txt", ".hidden.txt", "b.rst"):
         (source / name).write_text("asthma")
     assert annotate(tiny_head, source, tmp_path / "out") == [tmp_path / "out" / "a.txt.jsonl"]
-    assert f"left out, since the format is unknown: {source / 'b.csv'}" in caplog.text
+    assert f"left out, since the format is unknown: {source / 'b.rst'}" in caplog.text
 
 
 def bad_record(record: Path, kind: str) -> None:
@@ -511,14 +511,14 @@ def test_files_without_documents(tiny_head: Path, tmp_path: Path, caplog: pytest
 
 def test_sub_folders_are_mirrored(tiny_head: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source, out = tmp_path / "in", tmp_path / "in" / "results"
-    places = ["a.txt", "a.jsonl", "x/a.txt", "x/y/a.txt", "x/y/a.txt.gz", ".hidden/a.txt", "x/.a.txt", "x/y/z.csv"]
+    places = ["a.txt", "a.jsonl", "x/a.txt", "x/y/a.txt", "x/y/a.txt.gz", ".hidden/a.txt", "x/.a.txt", "x/y/z.rst"]
     for place in places:
         (source / place).parent.mkdir(parents=True, exist_ok=True)
         content = b'{"text": "Aspirin."}' if place.endswith("jsonl") else b"Aspirin."
         (source / place).write_bytes(gzip.compress(content) if place.endswith("gz") else content)
     expected = [out / f"{place}.jsonl" for place in ("a.jsonl", "a.txt", "x/a.txt", "x/y/a.txt", "x/y/a.txt.gz")]
     assert annotate(tiny_head, source, out) == expected
-    assert f"left out, since the format is unknown: {source / 'x/y/z.csv'}" in caplog.text
+    assert f"left out, since the format is unknown: {source / 'x/y/z.rst'}" in caplog.text
     ids = [document.id for path in expected for document in DocumentReader(path)]
     assert ids == ["a.jsonl:1", "a.txt:1", "x/a.txt:1", "x/y/a.txt:1", "x/y/a.txt.gz:1"]
     for path in expected:

@@ -347,12 +347,12 @@ def test_what_is_read_and_left_out_is_counted(tmp_path: Path) -> None:
 
 def test_copies_and_unknown_files_in_a_folder(tmp_path: Path, warnings_of_package: Callable[[], list[str]]) -> None:
     """Nothing is silently read twice, or not at all."""
-    for name in ("a.txt", "B.TXT", ".hidden/a.txt", "deep/c.txt.bz2", "deep/d.csv"):
+    for name in ("a.txt", "B.TXT", ".hidden/a.txt", "deep/c.txt.bz2", "deep/d.docx"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write_txt(tmp_path / name, ["the same"])
     assert load_corpus(tmp_path)["text"][:] == ["the same", "the same"]
     assert warnings_of_package() == [
-        f"{tmp_path}: left out, since the format is unknown: {tmp_path / 'deep/c.txt.bz2'}, {tmp_path / 'deep/d.csv'}",
+        f"{tmp_path}: left out, since the format is unknown: {tmp_path / 'deep/c.txt.bz2'}, {tmp_path / 'deep/d.docx'}",
         f"the same documents are read 2 times: {tmp_path / 'B.TXT'}, {tmp_path / 'a.txt'}",
     ]
     assert load_corpus(str(tmp_path / "**" / "*.txt"))["text"][:] == ["the same"]

@@ -234,6 +234,8 @@ def long_file(folder: Path, name: str, text: str) -> Path:
         "jsonl": "\n".join(json.dumps({"text": text}) for text in texts),
         "pubtator": "\n".join(f"{number}|t|{text}\n" for number, text in enumerate(texts)),
         "json": json.dumps({"documents": bioc}),
+        "csv": "id,text\n" + "\n".join(f"{number},{text}" for number, text in enumerate(texts)),
+        "tsv": "id\ttext\n" + "\n".join(f"{number}\t{text}" for number, text in enumerate(texts)),
         "conll": "\n\n".join(f"{text}\tO" for text in texts),
         "xml": f"<PubmedArticleSet>{articles}</PubmedArticleSet>",
     }
