@@ -323,7 +323,7 @@ def test_invalid_arguments_are_rejected() -> None:
 
 @pytest.mark.parametrize("wrong", ["\ud83d", None, b"bytes", 3])
 def test_an_item_that_is_not_a_string_is_named(wrong: Any) -> None:
-    with pytest.raises(InputError, match=r"texts\[1\] is not a valid string"):
+    with pytest.raises(InputError, match=r"texts\[1\](: must be a string| is not a valid string)"):
         list(ONE_WINDOW.annotate(["Aspirin", wrong]))
 
 
