@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import glob
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from bioptimus_hf.corpus.brat import ANNOTATIONS, TEXT
-from bioptimus_hf.corpus.files import is_hidden, readable_files
+from bioptimus_hf.corpus.files import is_hidden, looks_like_hub_name, readable_files
 from bioptimus_hf.corpus.formats import FORMATS, READABLE, format_to_read, stem_of
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.storage import is_partial
@@ -25,8 +26,10 @@ def input_files(patterns: Iterable[str], output_dir: Path, *, any_name: bool = F
     In folders, and among what matches a pattern, hidden files are left out, a warning names files of unknown formats,
     and results in `output_dir` are no inputs.
 
+    A data set on the Hub is one input, with the path `owner/name@commit:split`.
+
     Args:
-        patterns: files, folders and glob patterns.
+        patterns: files, folders, glob patterns, and data sets on the Hub with or without revision and split.
         output_dir: folder of the results.
         any_name: take whatever matches a pattern, because the format is given.
 
@@ -34,7 +37,7 @@ def input_files(patterns: Iterable[str], output_dir: Path, *, any_name: bool = F
         For each file its path relative to the folder, or to the part of the pattern that has no wildcard.
 
     Raises:
-        InputError: a name, pattern or folder yields no file.
+        InputError: a name, pattern or folder yields no file, or a data set isn't available.
     """
     files: dict[Path, Path] = {}
     for pattern in patterns:
@@ -49,13 +52,28 @@ def input_files(patterns: Iterable[str], output_dir: Path, *, any_name: bool = F
             folder = _fixed_part(pattern)
             others = _without_results(folder, map(Path, glob.glob(pattern, recursive=True)), output_dir)
             kept = sorted(filter(Path.is_file, others)) if any_name else readable_files(others, pattern)
-            found = {file: file.relative_to(folder) for file in kept}
+            found = {file: file.relative_to(folder) for file in kept} or _hub_split(pattern)
         if not found:
             raise InputError(
                 f"no documents at {pattern}: name a file, a pattern, or a folder of {', '.join(READABLE)} files"
             )
         files = {**found, **files}
     return dict(sorted(files.items()))
+
+
+def _hub_split(name: str) -> dict[Path, Path]:
+    """Return the split of a data set on the Hub and what its results are named after; nothing for other names."""
+    if not looks_like_hub_name(name):
+        return {}
+    from bioptimus_hf.corpus.hub import pin_source  # here: it imports datasets
+
+    try:
+        pinned, _, split = pin_source(name).partition(":")
+    except InputError as error:
+        raise InputError(f"no documents at {name}: {error}") from error
+    split = split or "train"
+    named = re.sub(r"[^\w.+-]", "_", f"{name.partition('@')[0].partition(':')[0].replace('/', '--')}--{split}")
+    return {Path(f"{pinned}:{split}"): Path(named)}
 
 
 def target_files(

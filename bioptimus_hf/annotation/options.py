@@ -36,7 +36,11 @@ class AnnotationOptions:
         metadata={"help": "Folders or Hub names of NER heads; folders of exported ONNX files work too", "path": True}
     )
     input: list[str] = field(
-        metadata={"help": "Files, folders with all their sub-folders, or glob patterns", "path": True}
+        metadata={
+            "help": "Files, folders with all their sub-folders, glob patterns, or data sets on the Hub (name, "
+            "name@revision, with :split appended if it isn't train)",
+            "path": True,
+        }
     )
     output_dir: str = field(metadata={"help": "Folder for the annotated files", "path": "output"})
     format: str = field(default="jsonl", metadata={"help": f"Format of the annotated files: {', '.join(WRITABLE)}"})

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -32,12 +31,13 @@ from bioptimus_hf.corpus.files import (
     kept_texts,
     no_text,
     resolve,
+    text_of,
     texts_of,
 )
-from bioptimus_hf.corpus.hub import load_pinned, pin_dataset
+from bioptimus_hf.corpus.hub import pin_source, read_hub
 from bioptimus_hf.corpus.options import Corpus
-from bioptimus_hf.corpus.reading import MAX_DOCUMENT_MEGABYTES, ReadOptions, TooLongError, Unit, size_over
-from bioptimus_hf.errors import InputError, format_error
+from bioptimus_hf.corpus.reading import MAX_DOCUMENT_MEGABYTES, ReadOptions, Source, Unit
+from bioptimus_hf.errors import InputError
 from bioptimus_hf.progress import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -147,7 +147,10 @@ def contents_of(source: str | Path | Sequence[str | Path]) -> Contents:
     """
     found = resolve(source, report=True)
     if isinstance(found, str):
-        pinned = _pinned(found)
+        try:
+            pinned = pin_source(found)
+        except InputError as error:
+            raise InputError(f"no corpus at {found}: {error}") from error
         return Contents(pinned, identity(pinned))
     files = tuple(CorpusFile(file, _hash(file)) for file in found)
     _report_copies(files)
@@ -320,28 +323,13 @@ def _load_from_hub(source: str, options: TextOptions) -> tuple[Dataset, TextCoun
     name = source.partition("@")[0]
 
     def texts(counts: TextCounts) -> Iterator[str]:
-        pinned, _, split = source.partition(":")
-        dataset = cast(Dataset, load_pinned(pinned, split or "train"))
-        column = options.read.text_column
-        if column not in dataset.column_names:
-            columns = ", ".join(dataset.column_names)
-            raise InputError(f"{name} has no column {column!r}: it has {columns}", argument="text_column")
-        if dataset.features[column].dtype not in ("string", "large_string"):
-            raise InputError(f"{name}: the column {column!r} isn't a string column", argument="text_column")
-        yield from kept_texts(_short_enough(name, dataset[column], options.read), options, counts)
+        documents = read_hub(source, Source(name, replace(options.read, annotations="ignored")))
+        yield from kept_texts(map(text_of, documents), options, counts)
 
     documents, counts = _cached_texts({"source": source}, options, texts)
     if not counts.documents:
         raise InputError(f"no text in {name}: every document is empty")
     return documents, counts
-
-
-def _short_enough(name: str, texts: Iterable[str | None], options: ReadOptions) -> Iterator[str | None]:
-    """Yield texts, and raise InputError for one that is longer than the limit."""
-    for number, text in enumerate(texts, start=1):
-        if text is not None and (size := size_over(text, options)):
-            raise TooLongError(f"{name}, row {number}", size, options)
-        yield text
 
 
 def _cached_texts(
@@ -370,13 +358,3 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
             yield batch
             batch, size = [], 0
     yield batch
-
-
-def _pinned(source: str) -> str:
-    """Return a Hub data set as `name@commit`, followed by `:split` if the source is."""
-    name, colon, split = source.partition(":")
-    try:
-        return f"{pin_dataset(name)}{colon}{split}"
-    except InputError as error:
-        problem = f"not a local file and not an available Hub data set ({format_error(error)})"
-        raise InputError(f"no corpus at {source}: {problem}") from error

@@ -78,7 +78,7 @@ def resolve(source: str | Path | Sequence[str | Path], *, report: bool = False) 
     files: list[Path] = []
     for given in sources:
         found = _files(given, report=report)
-        if not found and len(sources) == 1 and not Path(given).exists() and _looks_like_hub_name(str(given)):
+        if not found and len(sources) == 1 and not Path(given).exists() and looks_like_hub_name(str(given)):
             return str(given)
         if not found:
             raise InputError(
@@ -160,7 +160,7 @@ def texts_of(file: CorpusFile, options: TextOptions, counts: TextCounts) -> Iter
         InputError: the file can't be read (where in it), or has changed.
     """
     with open_input(file.path, replace(options.read, annotations="ignored"), content=file.content) as opened:
-        yield from kept_texts(map(_text_of, read_open_file(opened)), options, counts)
+        yield from kept_texts(map(text_of, read_open_file(opened)), options, counts)
         counts.empty += opened.blank
         counts.replaced += opened.replaced
 
@@ -214,7 +214,8 @@ def readable_files(found: Iterable[Path], source: str | Path, *, report: bool = 
     return [file for file in files if _is_readable(file)]
 
 
-def _text_of(document: Document | InputError) -> str:
+def text_of(document: Document | InputError) -> str:
+    """Return the text of a document, or raise the error in its place."""
     if isinstance(document, InputError):
         raise document
     return document.text
@@ -251,6 +252,7 @@ def _known_endings() -> str:
     return f"{', '.join(plain)} (all but {', '.join(uncompressed)} may be followed by .gz)"
 
 
-def _looks_like_hub_name(source: str) -> bool:
+def looks_like_hub_name(source: str) -> bool:
+    """Return whether a source is no path and may be the name of a data set on the Hub, also with revision and split."""
     name = source.partition(":")[0]
     return is_hub_name(name) and not _is_readable(Path(name.partition("@")[0]))

@@ -28,7 +28,16 @@ from bioptimus_hf.corpus.json_array import read_json_array
 from bioptimus_hf.corpus.parquet_rows import parquet_bytes
 from bioptimus_hf.corpus.pubmed import PubmedHandler
 from bioptimus_hf.corpus.pubtator import pubtator_text, read_pubtator
-from bioptimus_hf.corpus.reading import InputFile, NotUtf8Error, ReadOptions, TooLongError, open_input, size_over
+from bioptimus_hf.corpus.reading import (
+    InputFile,
+    NotUtf8Error,
+    ReadOptions,
+    Source,
+    TooLongError,
+    is_hub_split,
+    open_input,
+    size_over,
+)
 from bioptimus_hf.corpus.recognition import HEAD, recognise
 from bioptimus_hf.corpus.rows import jsonl_text, read_jsonl, read_txt
 from bioptimus_hf.corpus.xml_parsing import parse_xml
@@ -107,6 +116,8 @@ FORMATS = {
     )
 }
 """All formats by name. Where two have the same suffix, the first is meant unless the content shows the second."""
+HUB = "hub"
+"""What a data set on the Hub is called in place of a format."""
 READABLE = tuple(name for name, format in FORMATS.items() if format.read)
 """The formats that can be read."""
 WRITABLE = tuple(name for name, format in FORMATS.items() if format.write or format.write_files)
@@ -160,33 +171,42 @@ class DocumentReader:
         self._format = format
         self._options = options or ReadOptions()
         self._skip = on_error == "skip"
-        self._file: InputFile | None = None
+        self._source: Source | None = None
 
     def note(self, what: str, example: str) -> None:
         """Count something that the reader's user converts or leaves out, while it reads; see `InputFile.note`."""
-        if self._file:
-            self._file.note(what, example)
+        if self._source:
+            self._source.note(what, example)
 
     @property
     def position(self) -> int:
         """The number of bytes of the file read so far, before decompression."""
-        return self._file.position if self._file else 0
+        return self._source.position if isinstance(self._source, InputFile) else 0
 
     def __iter__(self) -> Iterator[Document]:
         self.skipped.clear()
-        for path, options in self._files():
-            with open_input(path, options, content=self._content) as file:
-                self._file = file
-                for document in read_open_file(file, self._format):
-                    if isinstance(document, Document):
-                        yield document
-                    elif self._skip:
-                        self.skipped.append(str(document))
-                    else:
-                        raise document
+        for document in self._documents():
+            if isinstance(document, Document):
+                yield document
+            elif self._skip:
+                self.skipped.append(str(document))
+            else:
+                raise document
         if self.skipped:
             skipped = counted(len(self.skipped), "document")
             logger.warning("%s: skipped %s that can't be read; the first: %s", self._path, skipped, self.skipped[0])
+
+    def _documents(self) -> Iterator[Document | InputError]:
+        if is_hub_split(self._path):
+            from bioptimus_hf.corpus.hub import read_hub  # here: it imports datasets
+
+            self._source = Source(str(self._path).partition("@")[0], self._options)
+            yield from read_hub(str(self._path), self._source)
+            return
+        for path, options in self._files():
+            with open_input(path, options, content=self._content) as file:
+                self._source = file
+                yield from read_open_file(file, self._format)
 
     def _files(self) -> Iterator[tuple[Path, ReadOptions]]:
         """Yield the files to read, of which only a folder of brat has several."""
@@ -316,9 +336,13 @@ def stem_of(path: str | Path) -> str:
 def format_to_read(path: str | Path, given: str | None = None) -> str:
     """Return the name of the format in which a file is read; a text with annotations beside it is one of brat.
 
+    The split of a data set on the Hub has the name `HUB`, whatever is given.
+
     Raises:
         InputError: the format is unknown.
     """
+    if is_hub_split(path):
+        return HUB
     name = format_of(path, given, READABLE)
     return "brat" if given is None and name == "txt" and brat.has_annotations(Path(path)) else name
 

@@ -66,6 +66,8 @@ def _elements(file: InputFile) -> Iterator[tuple[int, bytes]]:
                 raise InputError(f"{file.path}, line {first_line()}: something follows the array: give one array")
             else:
                 ended = scanner.depth == 0
+                if ended and chunk[cut] != ord("]"):
+                    raise InputError(f"{file.path}, line {first_line()}: the array isn't closed by ]: fix the file")
                 if pending.strip(_BLANK) or not ended or number:
                     number += 1
                     yield first_line(), bytes(pending)

@@ -12,6 +12,7 @@ import io
 import itertools
 import logging
 import os
+import re
 import zlib
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE, BOM_UTF32_BE, BOM_UTF32_LE, getincrementaldecoder
 from collections.abc import Iterator, Sequence
@@ -37,6 +38,7 @@ _NUL_SHARE = 0.1
 MAX_DOCUMENT_MEGABYTES = 10.0
 """Default limit of a document. Tokenizing needs a hundred times the memory of the text."""
 
+_HUB_SPLIT = re.compile(r"[^@:]+@[^@:/]+:[^/]+")
 _MARKS = (
     (BOM_UTF32_LE, "utf-32"),  # begins with the mark of UTF-16
     (BOM_UTF32_BE, "utf-32"),
@@ -166,6 +168,11 @@ def size_over(text: str, options: ReadOptions) -> int:
     """Return the size of a text in bytes of UTF-8 if it is over the limit, otherwise 0."""
     longest = 4 * len(text)
     return size if longest > options.limit and (size := len(text.encode())) > options.limit else 0
+
+
+def is_hub_split(path: str | Path) -> bool:
+    """Return whether a path stands for a split of a data set on the Hub at a commit, `owner/name@commit:split`."""
+    return _HUB_SPLIT.fullmatch(str(path)) is not None and not Path(path).exists()
 
 
 class NotUtf8Error(InputError):
