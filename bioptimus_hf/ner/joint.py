@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from datasets import Dataset, DatasetDict, Features, List, Value
 
+from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.corpus.decontamination import find_within, normalised
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import IGNORED_LABEL
@@ -44,6 +45,7 @@ class JointData:
     excluded: dict[str, int]
 
 
+@check_call()
 def join_tasks(tasks: Mapping[str, DatasetDict]) -> JointData:
     """Make one training set of those of several tasks.
 
