@@ -49,16 +49,15 @@ def check_call(**columns: Iterable[str]) -> Callable[[_Checked], _Checked]:
 
 
 def _wrap(function: Callable[..., Any], columns: Mapping[str, Iterable[str]]) -> Callable[..., Any]:
-    signature = inspect.signature(function)
-    annotations = {
-        name: ast.parse(parameter.annotation, mode="eval").body
-        for name, parameter in signature.parameters.items()
-        if isinstance(parameter.annotation, str) and parameter.kind is not parameter.VAR_KEYWORD
-    }
-    annotations = {name: node for name, node in annotations.items() if not _has_alias(node, function.__globals__)}
+    @functools.cache
+    def declared() -> tuple[inspect.Signature, dict[str, ast.expr]]:
+        # Read at the first call: reading those of all public functions takes longer than the help of a command.
+        signature = inspect.signature(function)
+        return signature, _checked_annotations(signature, function.__globals__)
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
+        signature, annotations = declared()
         try:
             given = signature.bind(*args, **kwargs).arguments
         except TypeError:  # an argument is missing or unknown: Python's own message says which
@@ -72,6 +71,20 @@ def _wrap(function: Callable[..., Any], columns: Mapping[str, Iterable[str]]) ->
         return function(*args, **kwargs)
 
     return wrapper
+
+
+def _checked_annotations(signature: inspect.Signature, names: Mapping[str, Any]) -> dict[str, ast.expr]:
+    """Return the annotations that are checked, by argument.
+
+    Args:
+        names: what is defined in the module of the function.
+    """
+    parsed = {
+        name: ast.parse(parameter.annotation, mode="eval").body
+        for name, parameter in signature.parameters.items()
+        if isinstance(parameter.annotation, str) and parameter.kind is not parameter.VAR_KEYWORD
+    }
+    return {name: node for name, node in parsed.items() if not _has_alias(node, names)}
 
 
 def check_columns(dataset: Any, needed: Iterable[str], *, argument: str) -> None:

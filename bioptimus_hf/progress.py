@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import Any
 
-from tqdm.auto import tqdm
-
 logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LINES = 60.0
@@ -38,6 +36,8 @@ def progress_bar(iterable: Iterable[Any] | None = None, *, desc: str, **options:
         options: for tqdm. `unit` begins with a blank and is a plural, or is "B" for bytes.
     """
     if bars_are_drawn():
+        from tqdm.auto import tqdm  # takes longer to import than the rest of `bioptimus --help`
+
         return tqdm(iterable, desc=desc, dynamic_ncols=True, disable=False, **options)
     return ProgressLines(iterable, desc=desc, **options)
 
@@ -138,7 +138,7 @@ class ProgressLines:
         """Log how long the step took, if it was mentioned before and wasn't interrupted."""
         if self._mentioned:
             self._mentioned = False
-            self._log(f"finished in {tqdm.format_interval(self._clock() - self._began)}")
+            self._log(f"finished in {_clock_time(self._clock() - self._began)}")
 
     def _log(self, state: str) -> None:
         if _is_first_process():
@@ -156,12 +156,19 @@ class ProgressLines:
             speed = self._amount(per_second * seconds)
             parts.append(f"{speed}{' MB' if self._scale > 1 else ''} per {period}")
             if self.total:
-                parts.append(f"{tqdm.format_interval((self.total - self.n) / per_second)} left")
+                parts.append(f"{_clock_time((self.total - self.n) / per_second)} left")
         return ", ".join([*parts, *([self._postfix] if self._postfix else [])])
 
     def _amount(self, units: float) -> str:
         scaled = units / self._scale
         return f"{scaled:,.1f}" if scaled < 100 and scaled != int(scaled) else f"{scaled:,.0f}"
+
+
+def _clock_time(seconds: float) -> str:
+    """Return a duration as tqdm writes it, such as `1:02:03` or `02:03`."""
+    from tqdm import tqdm
+
+    return str(tqdm.format_interval(seconds))
 
 
 def _is_first_process() -> bool:

@@ -31,7 +31,7 @@ _OBJECTS = {
 _STRINGS = ("id", "text", "source", "date", "key")
 _NUMBERS = ("offset", "length")
 _NUMBER = re.compile(r"\s*-?[0-9]{1,15}\s*")
-_INVALID = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # in XML 1.0
+_INVALID = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")  # in XML 1.0
 # A carriage return that isn't escaped is read as a line feed, and in attributes every blank as a space.
 _ESCAPED = str.maketrans(
     {"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "\r": "&#13;", "\n": "&#10;", "\t": "&#9;"}

@@ -20,6 +20,7 @@ from bioptimus_hf.cli.__main__ import COMMANDS, main
 from bioptimus_hf.errors import InputError, Terminated
 
 HEAVY = {"torch", "transformers", "datasets", "sklearn", "matplotlib", "pyarrow", "numpy", "evaluate", "gradio", "ray"}
+HEAVY |= {"tqdm", "asyncio"}
 
 
 def raising(error: BaseException) -> Callable[[], None]:
