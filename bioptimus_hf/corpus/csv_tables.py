@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 
 from bioptimus_hf.corpus.columns import check_columns, row_document
 from bioptimus_hf.corpus.documents import Document
+from bioptimus_hf.corpus.entity_table import COLUMNS
 from bioptimus_hf.corpus.reading import InputFile
 from bioptimus_hf.errors import InputError, counted, format_error
 
@@ -32,11 +33,17 @@ def read_csv(file: InputFile) -> Iterator[Document | InputError]:
     are left out. Columns other than text and id are kept in `extra["fields"]`.
 
     Raises:
-        InputError: the header lacks a column or has one twice, or a quote isn't closed or is followed by something.
+        InputError: the header lacks a column or has one twice, or is that of a table of entities that we wrote; or a
+            quote isn't closed or is followed by something.
     """
     lines = _Lines(file)
     header, delimiter = header_of(lines.header(), file.options.text_columns)
     id_column = file.options.id_column
+    if tuple(header) == COLUMNS and file.options.text_columns == ("text",):
+        raise InputError(
+            f"{file.path} is a table of entities, each of which is its text: give the documents in which they were "
+            f"found, or set text_column to sentence"
+        )
     check_columns(file.path, header, file.options.text_columns)
     check_columns(file.path, header, [id_column] if id_column else [], argument="id_column")
     rows = csv.reader(lines, delimiter=delimiter, strict=True)

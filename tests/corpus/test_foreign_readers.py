@@ -20,6 +20,7 @@ from lxml import etree
 
 from bioptimus_hf.corpus.documents import Document, Entity, join_passages
 from bioptimus_hf.corpus.formats import DocumentReader, write_documents
+from bioptimus_hf.corpus.reading import ReadOptions
 from bioptimus_hf.errors import InputError
 
 SECTIONS = [("Naloxone, β-Blockers.", None, {"type": "title"}), ("Clonidine 🧬 and more.", None, {"type": "abstract"})]
@@ -223,6 +224,16 @@ def test_the_sentence_of_an_entity_is_whole(tmp_path: Path) -> None:
     entity = Entity(13, 17, "Next", "x")
     write_documents(tmp_path / "a.csv", [Document("1", joined, (entity,), passages)])
     assert pd.read_csv(tmp_path / "a.csv")["sentence"].tolist() == ["Next passage"]
+
+
+@pytest.mark.parametrize("format", ["csv", "tsv"])
+def test_a_table_of_entities_is_not_one_of_documents(format: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a.{format}"
+    write_documents(path, [DOCUMENT], format=format)
+    with pytest.raises(InputError, match=rf"a\.{format} is a table of entities, .* set text_column to sentence"):
+        list(DocumentReader(path, format=format))
+    sentences = DocumentReader(path, format=format, options=ReadOptions(text_column="sentence", id_column="document"))
+    assert [(document.id, document.text) for document in sentences][-1] == ("227508", "Clonidine 🧬 and more.")
 
 
 def test_identifiers_that_a_table_has_not_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
