@@ -37,9 +37,10 @@ def annotate_files(options: AnnotationOptions) -> list[Path]:
     """Annotate files of documents that aren't annotated yet.
 
     Each input file becomes one file in `options.output_dir`, in the same sub-folder and named after it (`a.txt` becomes
-    `a.txt.jsonl`). In the format `brat` it becomes a folder (`a.jsonl.brat`), or two files if it is a document of brat
-    (`a.txt` and `a.ann`). It is written atomically, with a record of models and settings in `.records`. Files with a
-    matching record are skipped. If a file can't be annotated, the others still are, and the error comes at the end.
+    `a.txt.jsonl`). In the format `brat` it becomes a folder (`a.jsonl.brat`), or two files if it is a text that is one
+    document (`a.txt` and `a.ann`). It is written atomically, with a record of models and settings in `.records`. Files
+    with a matching record are skipped. If a file can't be annotated, the others still are, and the error comes at the
+    end.
 
     Documents without an id are named by their file and number (`sub/a.txt:12`), so that ids are unique in all files.
 
@@ -62,7 +63,7 @@ def annotate_files(options: AnnotationOptions) -> list[Path]:
 
 def _annotate_all(root: Path, options: AnnotationOptions) -> list[Path]:
     found = input_files(options.input, root, any_name=options.input_format is not None)
-    targets = target_files(found, root, options.format, options.input_format)
+    targets = target_files(found, root, options.format, options.input_format, options.unit)
     check_unit(targets, options.unit, format=options.input_format)
     models = [find_model(model) for model in options.models]
     settings: dict[str, Any] = {name: getattr(options, name) for name in _SETTINGS}

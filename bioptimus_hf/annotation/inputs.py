@@ -77,22 +77,24 @@ def _hub_split(name: str) -> dict[Path, Path]:
 
 
 def target_files(
-    files: Mapping[Path, Path], output_dir: Path, format: str, input_format: str | None = None
+    files: Mapping[Path, Path], output_dir: Path, format: str, input_format: str | None = None, unit: str | None = None
 ) -> dict[Path, Path]:
     """Return the annotated file of each input file: its whole name, followed by the suffix of the format.
 
-    A text of brat that is annotated in this format keeps its name.
+    In brat's format, a text that is one document keeps its name.
 
     Args:
         files: from `input_files`; sub-folders are the same in `output_dir`.
         input_format: the format of all input files; by default that of each.
+        unit: what a document is in plain text, `line` (default) or `file`.
 
     Raises:
         InputError: an input file has an unknown format, or two would have the same annotated file.
     """
     sources: dict[Path, Path] = {}
     for file, relative in files.items():
-        keeps_name = format_to_read(file, input_format) == "brat" == format and file.suffix == TEXT
+        is_document = format_to_read(file, input_format) in ("brat", *(["txt"] if unit == "file" else []))
+        keeps_name = format == "brat" and is_document and file.suffix == TEXT
         suffix = "" if keeps_name else FORMATS[format].suffix
         target = output_dir / relative.with_name(f"{relative.name}{suffix}")
         if target in sources:

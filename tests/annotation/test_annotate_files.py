@@ -745,6 +745,16 @@ def test_a_file_of_documents_becomes_a_folder_of_brat(
     assert annotate(tiny_head, tmp_path, out, format="brat") == [folder]
 
 
+def test_texts_that_are_documents_become_pairs_of_brat(tiny_head: Path, tmp_path: Path) -> None:
+    for number in range(2):
+        (tmp_path / f"{number}.txt").write_text("\n".join(TEXTS[number : number + 3]), encoding="utf-8")
+    written = annotate(tiny_head, f"{tmp_path}/*.txt", tmp_path / "out", format="brat", unit="file")
+    assert names(tmp_path / "out") == ["0.ann", "0.txt", "1.ann", "1.txt"]
+    assert [document.text for path in written for document in DocumentReader(path)] == [
+        "\n".join(TEXTS[number : number + 3]) for number in range(2)
+    ]
+
+
 def test_a_type_that_brat_cannot_hold(tiny_head: Path, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(TEXTS[0], encoding="utf-8")
     with pytest.raises(InputError, match="'my type' can't be a type in brat"):
