@@ -6,7 +6,7 @@ from __future__ import annotations
 # most of them for control characters and deletes them.
 SEPARATORS = "\x0b\x0c\x1c\x1d\x1e\x1f\x85\u2028\u2029"
 
-_ASCII_SEPARATORS = [character for character in SEPARATORS if character.isascii()]
+ASCII_SEPARATORS = "".join(filter(str.isascii, SEPARATORS))
 
 
 def with_blanks(text: str) -> str:
@@ -15,7 +15,7 @@ def with_blanks(text: str) -> str:
     Spaces, tabs and line breaks stay as they are: every tokenizer knows them.
     """
     # One search per character is ten times faster than a regular expression or `str.translate`.
-    for separator in _ASCII_SEPARATORS if text.isascii() else SEPARATORS:
+    for separator in ASCII_SEPARATORS if text.isascii() else SEPARATORS:
         if separator in text:
             text = text.replace(separator, " ")
     return text

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterator
-from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, chain, pairwise
+from typing import TYPE_CHECKING
 
+import numpy as np
 import sentencex
 
 from bioptimus_hf.argument_checks import check_call
-from bioptimus_hf.corpus.sentence_rules import corrected
+from bioptimus_hf.corpus.sentence_rules import Offsets, corrected, stops_of_texts
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.whitespace import with_blanks
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset
 
 # An argument of the `map` step, because the cache sees neither our code nor that of the library.
@@ -61,7 +63,7 @@ def split_sentences(dataset: Dataset, *, num_proc: int | None = None) -> Dataset
     if not len(dataset):  # `map` would return the documents themselves
         return Dataset.from_dict({name: [] for name in features}, features=features).with_format(form)
     sentences = cached_map(
-        dataset.select_columns(["text", "document"] if numbered else ["text"]).with_format(None),
+        dataset.select_columns(["text", "document"] if numbered else ["text"]).with_format("arrow"),
         _sentences if numbered else _sentences_of_rows,
         kind="sentences",
         fn_kwargs={"splitter": SPLITTER},
@@ -102,7 +104,7 @@ def checked_texts(dataset: Dataset) -> Dataset:
 
 
 def sentences_of(text: str) -> Iterator[str]:
-    """Yield the sentences of a document, stripped."""
+    """Yield the sentences of a document, stripped. For many documents, `split_sentences` is faster."""
     start = 0
     for end in _sentence_ends(text):
         if stripped := text[start:end].strip():
@@ -115,36 +117,89 @@ def sentence_starts(text: str) -> list[int]:
     return [0, *_sentence_ends(text)][:-1]
 
 
-def _sentences_of_rows(batch: dict[str, list[Any]], rows: list[int], splitter: str) -> dict[str, list[Any]]:
-    return _sentences({**batch, "document": rows}, splitter)
+def _sentences_of_rows(batch: pa.Table, rows: list[int], splitter: str) -> pa.Table:
+    import pyarrow as pa
+
+    return _sentences(batch.append_column("document", pa.array(rows, pa.int64())), splitter)
 
 
-def _sentences(batch: dict[str, list[Any]], splitter: str) -> dict[str, list[Any]]:
-    rows: dict[str, list[Any]] = {"text": [], "document": []}
-    for text, document in zip(batch["text"], batch["document"], strict=True):
-        sentences = list(sentences_of(text or ""))
-        rows["text"] += sentences
-        rows["document"] += [document] * len(sentences)
-    return rows
+def _sentences(batch: pa.Table, splitter: str) -> pa.Table:
+    """Return a row for each sentence. They are cut out of the texts in Arrow, without a Python string for each."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    texts = [text or "" for text in batch["text"].to_pylist()]
+    encoded = list(map(str.encode, texts))
+    data = b"".join(encoded)
+    text_ends = np.cumsum(list(map(len, encoded)), dtype=np.int64)
+    ends = _ends_in_bytes(texts, data, text_ends)
+    offsets = np.concatenate([[0], ends])
+    pieces = pa.LargeStringArray.from_buffers(len(ends), pa.py_buffer(offsets), pa.py_buffer(data))
+    sentences = pc.utf8_trim_whitespace(pieces)  # like `str.strip`
+    documents = batch["document"].combine_chunks().take(pa.array(np.searchsorted(text_ends, ends)))
+    filled = pc.greater(pc.binary_length(sentences), 0)
+    return pa.table({"text": sentences.filter(filled), "document": documents.filter(filled)})
+
+
+def _ends_in_bytes(texts: Sequence[str], data: bytes, text_ends: Offsets) -> Offsets:
+    """Return the offsets at which the sentences of texts end.
+
+    Args:
+        texts: the texts.
+        data: the texts in UTF-8, one after the other.
+        text_ends: the offset in `data` at which each text ends.
+    """
+    sizes: list[int] = []
+    firsts = []  # number of the first sentence of each text
+    for text in texts:
+        firsts.append(len(sizes))
+        sizes += _split(_masked(_with_spaces(text))) if text.isascii() else _sizes_in_bytes(text)
+    firsts.append(len(sizes))
+    ends = np.cumsum(sizes, dtype=np.int64)
+    pieces, done = [], 0
+    for number, stops in sorted(stops_of_texts(data, ends, text_ends).items()):
+        text, first, after = texts[number], firsts[number], firsts[number + 1]
+        as_split = list(accumulate(sizes[first:after]))
+        if text.isascii() and (right := corrected(_with_spaces(text), as_split, stops)) is not as_split:
+            pieces += [ends[done:first], np.array(right) + (text_ends[number] - len(text))]
+            done = after
+    return np.concatenate([*pieces, ends[done:]])
+
+
+def _sizes_in_bytes(text: str) -> list[int]:
+    return [len(text[start:end].encode()) for start, end in pairwise([0, *_sentence_ends(text)])]
 
 
 def _sentence_ends(text: str) -> list[int]:
     """Return the offsets at which the sentences of a text end; the last one is the length of the text."""
-    text = with_blanks(text)  # stays as long as it is, like the masked text
+    text = _with_spaces(text)
+    return corrected(text, list(accumulate(_split(_masked(text)))))
+
+
+def _with_spaces(text: str) -> str:
+    """Replace separators and rare spaces by spaces. The text keeps its length."""
+    text = with_blanks(text)
     for space in _WIDE_SPACES if not text.isascii() else "\t":
         text = text.replace(space, " ")
-    masked = text
+    return text
+
+
+def _masked(text: str) -> str:
     for character, harmless in _MASKED.items():
-        masked = masked.replace(character, harmless)
-    parts = sentencex.segment("en", masked)
-    if len(text) > _LONG_SENTENCE and len(max(parts, key=len)) > _LONG_SENTENCE:
-        # sentencex ends no sentence between an opening and a closing bracket or quotation mark, however far apart.
-        parts = [piece for part in parts for piece in _pieces(part)]
-    return corrected(text, list(accumulate(map(len, parts))))
+        text = text.replace(character, harmless)
+    return text
 
 
-def _pieces(part: str) -> list[str]:
-    if len(part) <= _LONG_SENTENCE:
-        return [part]
-    pieces: list[str] = sentencex.segment("en", part.translate(_WITHOUT_PAIRS))
-    return pieces
+def _split(masked: str) -> list[int]:
+    """Return the lengths of the sentences that sentencex finds in a masked text."""
+    sizes = list(map(len, sentencex.segment("en", masked)))
+    if len(masked) <= _LONG_SENTENCE or max(sizes) <= _LONG_SENTENCE:
+        return sizes
+    # sentencex ends no sentence between an opening and a closing bracket or quotation mark, however far apart.
+    parts: Iterable[list[int]] = (
+        [size]
+        if size <= _LONG_SENTENCE
+        else list(map(len, sentencex.segment("en", masked[end - size : end].translate(_WITHOUT_PAIRS))))
+        for size, end in zip(sizes, accumulate(sizes), strict=True)
+    )
+    return list(chain.from_iterable(parts))

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
+from itertools import accumulate
 
+import numpy as np
+import pytest
+import sentencex
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bioptimus_hf.corpus.sentence_rules import _CANDIDATE, _ENDINGS, corrected, stops_of_texts
 from bioptimus_hf.corpus.sentences import sentence_starts, sentences_of
 
 # A bar marks the boundary between two sentences.
@@ -135,3 +142,29 @@ def test_any_whitespace_lies_between_sentences(first: str, second: str, blank: s
 def test_any_whitespace_follows_an_abbreviation(blank: str) -> None:
     text = f"It was isolated from pv.{blank}tomato, subsp.{blank}alba and approx.{blank}3 spp.{blank}of moss."
     assert len(list(sentences_of(text))) == 1
+
+
+# Short pieces, so that every class of characters is met on either side of a full stop.
+_PIECES = [*" \n.aAbZ09()]/[=é,", ". ", ".A", ".1", ". a", " A.", *(f"{ending}. " for ending in _ENDINGS.split("|"))]
+_TEXTS = st.lists(st.lists(st.sampled_from(_PIECES), min_size=1, max_size=15).map("".join), min_size=1, max_size=5)
+
+
+@settings(max_examples=300, deadline=None)
+@given(_TEXTS)
+def test_the_same_full_stops_are_found_in_many_texts_at_once(texts: list[str]) -> None:
+    ends_of_texts = [list(accumulate(map(len, sentencex.segment("en", text)))) for text in texts]
+    sizes = [len(text.encode()) for text in texts]
+    ends = [
+        start + len(text[:end].encode())
+        for start, text, own in zip(accumulate(sizes, initial=0), texts, ends_of_texts, strict=False)
+        for end in own
+    ]
+    found = stops_of_texts("".join(texts).encode(), np.array(ends), np.cumsum(sizes))
+    for number, (text, own) in enumerate(zip(texts, ends_of_texts, strict=True)):
+        if text.isascii():
+            missed = {match.start() for match in _CANDIDATE.finditer(text)} - set(found.get(number, ()))
+            for stop in missed:  # before a lower-case letter or a number, where no sentence ends
+                assert text[stop + 1] in " \n"
+                assert text[stop + 2] in "abvhrcpsumiegtvonldxz09/"
+                assert not {stop + 1, stop + 2} & set(own)
+            assert corrected(text, own, found.get(number, [])) == corrected(text, own)

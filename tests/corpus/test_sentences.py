@@ -7,6 +7,8 @@ from typing import Any
 from unittest import mock
 
 import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import sentencex
 from datasets import Dataset, Features, Value
@@ -62,10 +64,74 @@ PROSE = st.lists(
 @given(PROSE, st.sampled_from([5, 1000]))
 def test_sentences_lose_no_character(text: str, long_sentence: int) -> None:
     with mock.patch.object(bioptimus_hf.corpus.sentences, "_LONG_SENTENCE", long_sentence):
-        rows = bioptimus_hf.corpus.sentences._sentences({"text": [text], "document": [3]}, splitter="")
+        rows = sentences_of_batch([text])
     assert "".join("".join(rows["text"]).split()) == "".join(text.split())
-    assert rows["document"] == [3] * len(rows["text"])
+    assert rows["document"] == [0] * len(rows["text"])
     assert all(sentence and sentence == sentence.strip() for sentence in rows["text"])
+
+
+def sentences_of_batch(texts: list[str | None]) -> dict[str, list[Any]]:
+    """Return what the step of `map` makes of texts, numbered from 0."""
+    batch = pa.table({"text": pa.array(texts, pa.string()), "document": range(len(texts))})
+    return bioptimus_hf.corpus.sentences._sentences(batch, splitter="").to_pydict()
+
+
+# Texts with many full stops for the rules to look at, some of which begin or end a text.
+_WORDS = [
+    *[
+        "protein kinase A.",
+        "i.v.",
+        "U.S.",
+        "E. coli",
+        "sp.",
+        "approx.",
+        "\thr.",
+        " hr.",
+        "min.",
+        "etc.",
+        "pv.",
+        "5 mg.",
+    ],
+    *[
+        "cells.12",
+        "P =.04",
+        "1. ",
+        "12",
+        "Patients",
+        "The",
+        "grew",
+        "lysed.Then",
+        "(n = 5).",
+        "[12]",
+        ".)",
+        ".",
+        ". ",
+        "a",
+    ],
+    *["\n", "\t", "\x1c", "\r", " ", "  ", "\x00", "/", "é", "\u2028", "\u00a0", "“", "🙂"],
+]
+MANY_STOPS = st.lists(st.sampled_from(_WORDS), max_size=12)
+TEXTS_OF_A_BATCH = st.lists(st.none() | st.builds(str.join, st.sampled_from(["", " "]), MANY_STOPS) | PROSE, max_size=8)
+
+
+@settings(max_examples=300, deadline=None)
+@given(TEXTS_OF_A_BATCH)
+def test_texts_split_together_have_the_sentences_of_each(texts: list[str | None]) -> None:
+    expected = [(text, number) for number, whole in enumerate(texts) for text in sentences_of(whole or "")]
+    rows = sentences_of_batch(texts)
+    assert list(zip(rows["text"], rows["document"], strict=True)) == expected
+
+
+def test_real_texts_split_together_have_the_sentences_of_each(data_dir: Path) -> None:
+    for path in sorted((data_dir / "corpus").glob("*.txt.gz")):
+        texts = list(load_corpus(path, max_megabytes=0.5)["text"])
+        assert sentences_of_batch(texts)["text"] == [text for whole in texts for text in sentences_of(whole)]
+
+
+def test_arrow_strips_what_python_strips() -> None:
+    characters = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
+    stripped = pc.utf8_trim_whitespace(pa.array(characters)).to_pylist()
+    assert stripped == [character.strip() for character in characters]
 
 
 @pytest.mark.parametrize(
