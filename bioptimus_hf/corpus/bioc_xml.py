@@ -28,6 +28,7 @@ _OBJECTS = {
     "location": "locations",
     "relation": "relations",
 }
+_STRUCTURE = {*_OBJECTS.values(), "infons"}  # fields that no attribute can hold
 _STRINGS = ("id", "text", "source", "date", "key")
 _NUMBERS = ("offset", "length")
 _NUMBER = re.compile(r"\s*-?[0-9]{1,15}\s*")
@@ -145,7 +146,7 @@ class BiocXmlHandler(XmlHandler):
             self._open.append({})
         elif name in _OBJECTS and self._holder is not None:
             self._seen = True
-            values = {key: _value(key, value) for key, value in attributes.items()}
+            values = {key: _value(key, value) for key, value in attributes.items() if key not in _STRUCTURE}
             if name == _DOCUMENT:
                 self._line = self.parser.CurrentLineNumber
             else:

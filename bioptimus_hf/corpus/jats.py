@@ -83,7 +83,7 @@ class JatsHandler(XmlHandler):
 
     def start(self, name: str, attributes: dict[str, str]) -> None:
         """Open an element, and a passage if it is one."""
-        if self._left_out or name in _LEFT_OUT:
+        if self._left_out or name in _LEFT_OUT or (name == _ARTICLE and name in self._open):
             self._left_out += 1
             return
         self._open.append(name)
@@ -114,7 +114,7 @@ class JatsHandler(XmlHandler):
             self._references.pop()
         elif name == "sup" and self._raised:
             self._reading[-1].drop_citations_from(self._raised.pop())
-        elif name in ("body", "back"):
+        elif name in _SECTIONS and self._is_in_main_section():
             self._section = ""
         elif name == _ARTICLE:
             self.finished.append(self._article())
@@ -154,9 +154,11 @@ class JatsHandler(XmlHandler):
 
     def _is_main_heading(self) -> bool:
         """Tell whether the title that ends is that of a main section of the text."""
-        if "abstract" in self._open:
-            return False
-        return self._open[-2] in _SECTIONS and sum(name in _SECTIONS for name in self._open) == 1
+        return "abstract" not in self._open and self._open[-2] in _SECTIONS and self._is_in_main_section()
+
+    def _is_in_main_section(self) -> bool:
+        """Tell whether a main section is open, and no section within it."""
+        return sum(name in _SECTIONS for name in self._open) == 1
 
     def _article(self) -> Document | InputError:
         ids = {kind: text.strip() for kind, text in self._ids.items() if text.strip()}

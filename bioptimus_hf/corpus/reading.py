@@ -54,7 +54,8 @@ _COMPRESSED = (
     (b"PK\x03\x04", "zip"),
 )
 _UNDECODABLE = "\udcff"  # becomes the byte FF, which UTF-8 never contains
-codecs.register_error("bioptimus_hf.mark", lambda error: (_UNDECODABLE, getattr(error, "end")))  # noqa: B009
+_MARKED = "bioptimus_hf.mark"
+codecs.register_error(_MARKED, lambda error: (_UNDECODABLE, getattr(error, "end")))  # noqa: B009
 
 
 @check_call()
@@ -141,9 +142,12 @@ def named_columns(given: str | Sequence[str]) -> str | list[str]:
 
 
 def check_encoding(encoding: str) -> None:
-    """Raise InputError if Python doesn't know this text encoding."""
+    """Raise InputError if Python can't read text files of this encoding."""
     try:
-        b"a".decode(encoding)  # rejects "hex" and the like, which codecs.lookup doesn't
+        b"a".decode(encoding)  # rejects "hex" and the like, whose results aren't text
+        getincrementaldecoder(encoding)(_MARKED).decode(
+            b"a"
+        )  # rejects "punycode" and the like, which is only for names
     except UnicodeDecodeError:
         pass  # "a" alone isn't UTF-16
     except (LookupError, ValueError) as error:
@@ -311,19 +315,19 @@ class InputFile(Source):
         """
         offset = 0
         for number in itertools.count(1):
-            line = self.utf8.readline(self.options.limit + 2)
+            line = self.utf8.readline(self.options.limit + len(BOM_UTF8) + 2)
             if not line:
                 return
             content = line.rstrip(b"\r\n")
             start = offset
             offset += len(line)
+            if not start and content.startswith(BOM_UTF8):
+                start, content = len(BOM_UTF8), content.removeprefix(BOM_UTF8)
             if len(content) > self.options.limit:
                 size = offset - start + (0 if line.endswith(b"\n") else self._skip_line())
                 offset = start + size
                 yield number, TooLongError(f"{self.path}, line {number}", size, self.options)
                 continue
-            if not start and content.startswith(BOM_UTF8):
-                start, content = len(BOM_UTF8), content.removeprefix(BOM_UTF8)
             if b"\0" in content and _is_laden(content):
                 yield (
                     number,
@@ -412,7 +416,7 @@ class _Converted(io.RawIOBase):
 
     def __init__(self, binary: BinaryIO, encoding: str) -> None:
         self._binary = binary
-        self._decoder = getincrementaldecoder(encoding)("bioptimus_hf.mark")
+        self._decoder = getincrementaldecoder(encoding)(_MARKED)
         self._rest = b""
 
     def readable(self) -> bool:

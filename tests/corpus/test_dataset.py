@@ -447,7 +447,8 @@ def test_no_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             corpus_identity(nothing)
     with pytest.raises(
         InputError,
-        match=r"notes\.md has an unknown format: .* \.txt, .*, \.bio \(all but \.parquet, \.brat may be followed by \.gz\)",
+        match=r"notes\.md has an unknown format: .* \.txt, .*, \.bio "
+        r"\(all but \.parquet, \.brat may be followed by \.gz\)",
     ):
         load_corpus("notes.md")
     with pytest.raises(InputError, match="no corpus at missing: "):  # only a single source can be a Hub data set

@@ -342,6 +342,18 @@ def test_bioc_xml_is_read_like_json(tmp_path: Path) -> None:
     assert "document that begins in line 19: id 6: offset is missing or not an integer" in str(error)
 
 
+def test_attributes_of_bioc_xml_are_no_lists(tmp_path: Path) -> None:
+    (tmp_path / "a.xml").write_text(
+        "<collection><document passages='1' infons='2' id='a'><infon key='b'>c</infon><passage annotations='3' "
+        "offset='0'><text>one</text><annotation id='1' locations='4'><infon key='type'>D</infon><location offset='0' "
+        "length='3'/><text>one</text></annotation></passage></document></collection>"
+    )
+    (document,) = read(tmp_path / "a.xml")
+    assert isinstance(document, Document)
+    assert (document.id, document.text, document.extra["infons"]) == ("a", "one", {"b": "c"})
+    assert [entity.label for entity in document.entities] == ["D"]
+
+
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
@@ -362,10 +374,10 @@ def test_memory_does_not_grow_with_bioc_xml(tmp_path: Path) -> None:
     document = rest.partition("  <document>")[0]
     with open(tmp_path / "a.xml", "w") as file:
         file.write(start)
-        file.writelines(f"  <document>{document}" for _ in range(4000))
+        file.writelines(f"  <document>{document}" for _ in range(1500))
         file.write("</collection>")
     tracemalloc.start()
     with open_input(tmp_path / "a.xml") as opened:
-        assert sum(isinstance(found, Document) for found in read_open_file(opened)) == 4000
+        assert sum(isinstance(found, Document) for found in read_open_file(opened)) == 1500
     assert tracemalloc.get_traced_memory()[1] < 1_000_000 < (tmp_path / "a.xml").stat().st_size
     tracemalloc.stop()

@@ -90,6 +90,21 @@ def test_articles_of_a_set(tmp_path: Path) -> None:
     assert not list(DocumentReader(file))
 
 
+def test_a_section_without_a_heading_and_an_article_within_the_article(tmp_path: Path) -> None:
+    body = (
+        "<sec><title>One</title><sec><title>Deeper</title><p>a</p></sec><p>b</p></sec><sec><p>c</p></sec>"
+        "<p>d<xref ref-type='bibr'><article><article-id pub-id-type='pmc'>2</article-id><p>left out</p></article>"
+        "</xref></p>"
+    )
+    (tmp_path / "a.nxml").write_text(
+        f"<article><front><article-id pub-id-type='pmc'>1</article-id></front><body>{body}</body></article>"
+    )
+    (document,) = DocumentReader(tmp_path / "a.nxml")
+    assert document.id == "PMC1"
+    sections = [(document.text[part.start : part.end], part.infons.get("section")) for part in document.passages]
+    assert sections == [("One", None), ("Deeper", "One"), ("a", "One"), ("b", "One"), ("c", None), ("d", None)]
+
+
 @pytest.mark.parametrize(
     ("content", "error"),
     [

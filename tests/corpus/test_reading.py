@@ -6,6 +6,7 @@ import bz2
 import gzip
 import json
 import lzma
+from codecs import BOM_UTF8
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +176,7 @@ def test_undecodable_bytes_of_other_encodings(tmp_path: Path) -> None:
 
 
 def test_encodings_that_python_does_not_know() -> None:
-    for encoding in ("", "klingon", "hex", "rot13", "utf-8\0"):
+    for encoding in ("", "klingon", "hex", "rot13", "utf-8\0", "idna", "punycode"):
         for make in (lambda: ReadOptions(encoding=encoding), lambda: Corpus(["a.txt"], encoding=encoding)):  # noqa: B023
             with pytest.raises(InputError, match=r"^encoding: unknown encoding .*: give one that Python knows"):
                 make()
@@ -264,6 +265,8 @@ def test_the_limit_itself_is_allowed(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"a" * 1000 + b"\r\n" + b"b" * 1001 + b"\n" + b"c" * 100_000 + b"\nend")
     found = read(tmp_path / "a.txt", "skip", max_document_megabytes=0.001)
     assert [(document.id, len(document.text)) for document in found] == [("1", 1000), ("4", 3)]
+    (tmp_path / "a.txt").write_bytes(BOM_UTF8 + b"a" * 1000 + b"\r\n" + b"b" * 1000)
+    assert len(read(tmp_path / "a.txt", max_document_megabytes=0.001)) == 2
 
 
 def test_a_corpus_has_the_same_limit(tmp_path: Path) -> None:
