@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # what editors and type checkers see of the names below
     from bioptimus_hf.annotation.annotator import Annotator as Annotator
     from bioptimus_hf.annotation.onnx_export import export_onnx as export_onnx
     from bioptimus_hf.annotation.options import AnnotationOptions as AnnotationOptions
+    from bioptimus_hf.annotation.options import RunnerOptions as RunnerOptions
     from bioptimus_hf.artifacts import Run as Run
     from bioptimus_hf.contexts.finder import find_contexts as find_contexts
     from bioptimus_hf.contexts.local import search_documents as search_documents
@@ -156,6 +157,7 @@ _PUBLIC = {
     "predict_tags": "ner.finetuning",
     "make_heads": "ner.experiments",
     "AnnotationOptions": "annotation.options",
+    "RunnerOptions": "annotation.options",
     "Annotator": "annotation.annotator",
     "annotate_files": "annotation.annotate_files",
     "export_onnx": "annotation.onnx_export",

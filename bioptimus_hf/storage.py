@@ -231,8 +231,13 @@ def replace_folder(folder: Path, temporary: Path) -> None:
         remove_result(replaced)
 
 
-def remove_leftovers(path: Path) -> list[Path]:
+def remove_leftovers(path: Path, *, everywhere: bool = False) -> list[Path]:
     """Remove what dead processes left of a file or folder they were writing, and restore what they were replacing.
+
+    Args:
+        path: the file or folder.
+        everywhere: remove also what processes of other machines left, of which it isn't known whether they are dead:
+            for whoever holds the lock that keeps them from writing.
 
     Returns:
         What they were writing, which is removed.
@@ -244,7 +249,8 @@ def remove_leftovers(path: Path) -> list[Path]:
     pattern = f"{glob.escape(path.name + _PARTIAL)}*"
     for leftover in path.parent.glob(pattern) if path.parent.is_dir() else ():
         host, _, pid = leftover.name.rpartition(_PARTIAL)[2].rpartition("-")
-        if host == socket.gethostname() and pid.isdigit() and not _writes(int(pid), leftover):
+        here = host == socket.gethostname()
+        if pid.isdigit() and (not _writes(int(pid), leftover) if here else everywhere):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
             removed.append(leftover)
     return removed
@@ -296,6 +302,13 @@ class Holder:
         return f"process {self.pid} on {self.host} since {self.since}"
 
 
+def holder_of(lock: Path) -> Holder | None:
+    """Return the process that holds a lock; None if there is none, or if it can't be read."""
+    with suppress(OSError):
+        return _holder(_record_of(lock))
+    return None
+
+
 @contextmanager
 def locked(lock: Path, protected: Path, *, take_over: bool = False) -> Iterator[None]:
     """Keep other processes from writing a result for the time of a `with` block.
@@ -311,7 +324,7 @@ def locked(lock: Path, protected: Path, *, take_over: bool = False) -> Iterator[
     Raises:
         InputError: another process holds the lock, or the lock can't be written.
     """
-    record = lock.with_suffix(".json")
+    record = _record_of(lock)
     this = Holder.this_process()
     new = [folder for folder in (lock.parent, *lock.parent.parents) if not folder.exists()]
     try:
@@ -384,7 +397,9 @@ def _writes(pid: int, leftover: Path) -> bool:
     import psutil
 
     try:
-        return bool(psutil.Process(pid).create_time() <= leftover.stat().st_mtime)
+        process = psutil.Process(pid)
+        dead = process.status() == psutil.STATUS_ZOMBIE  # its parent hasn't noticed yet
+        return not dead and bool(process.create_time() <= leftover.stat().st_mtime)
     except (psutil.Error, OSError):
         return False
 
@@ -406,6 +421,10 @@ def _read(path: str) -> str:
         return Path(path).read_text(encoding="utf-8").strip()
     except OSError:
         return ""
+
+
+def _record_of(lock: Path) -> Path:
+    return lock.with_suffix(".json")
 
 
 def _holder(record: Path) -> Holder | None:

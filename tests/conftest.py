@@ -8,9 +8,11 @@ import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["RAY_AUTH_MODE"] = "disabled"  # otherwise Ray writes a token into the home folder
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="bioptimus-tests-")  # so that no run sees another's cache
 
 import pytest
@@ -135,6 +137,26 @@ def hub() -> Iterator[Hub]:
         yield hub
         assert not hub.leaks
         assert not hub.outside
+
+
+@pytest.fixture(scope="module")
+def machines() -> Iterator[Any]:
+    """Start a Ray cluster of two nodes with one processor each."""
+    utils = pytest.importorskip("ray.cluster_utils")
+    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # pytest's paths are too long for sockets
+    with pytest.MonkeyPatch.context() as patch:
+        # With an argument instead, Ray would announce the cluster to all processes of the machine.
+        patch.setenv("RAY_TMPDIR", str(folder))
+        # By default, the death of a node is noticed after 15 seconds. After 1 second, a busy node counts as dead.
+        settings = {"health_check_period_ms": 300, "health_check_failure_threshold": 10}
+        arguments = {"num_cpus": 1, "include_dashboard": False, "_system_config": settings}
+        cluster = utils.Cluster(initialize_head=True, head_node_args=arguments)
+        try:
+            cluster.add_node(num_cpus=1)
+            yield cluster
+        finally:
+            cluster.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from dataclasses import replace
 from importlib import util
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -140,3 +141,8 @@ def assert_same_entities(found: Sequence[Entity], expected: Sequence[Entity], *,
     """
     assert [replace(one, score=0.0) for one in found] == [replace(one, score=0.0) for one in expected]
     assert [one.score for one in found] == pytest.approx([one.score for one in expected], abs=tolerance)
+
+
+def address_of(machines: Any) -> str:
+    """Return the address of a cluster of Ray on this machine."""
+    return f"127.0.0.1:{machines.address.rpartition(':')[2]}"

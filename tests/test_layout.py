@@ -25,6 +25,7 @@ ROOMS = (
     "progress",
     "training_progress",
     "hardware",
+    "ray_session",
     "artifacts",
     "whitespace",
     "word_pieces",

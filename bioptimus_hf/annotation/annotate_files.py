@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from bioptimus_hf.annotation.annotator import Annotator
 from bioptimus_hf.annotation.inputs import RECORDS, begun, input_files, old_target, record_of, target_files
-from bioptimus_hf.annotation.jobs import Job, Provenance, annotate_file, size_of
+from bioptimus_hf.annotation.jobs import (
+    Job,
+    Progress,
+    Provenance,
+    annotate_file,
+    load_annotator,
+    remove_empty_folders,
+    size_of,
+)
 from bioptimus_hf.annotation.labels import read_renames
-from bioptimus_hf.annotation.options import AnnotationOptions
+from bioptimus_hf.annotation.on_ray import annotate_on_ray
+from bioptimus_hf.annotation.options import AnnotationOptions, RunnerOptions
 from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.artifacts import differences, is_finished, read_record, verification, verify
 from bioptimus_hf.corpus.files import check_unit, no_text, some
@@ -33,7 +39,7 @@ _SETTINGS = ("format", "input_format", "text_column", "errors", "keep", "bf16")
 
 
 @check_call()
-def annotate_files(options: AnnotationOptions) -> list[Path]:
+def annotate_files(options: AnnotationOptions, runner: RunnerOptions | None = None) -> list[Path]:
     """Annotate files of documents that aren't annotated yet.
 
     Each input file becomes one file in `options.output_dir`, in the same sub-folder and named after it (`a.txt` becomes
@@ -46,6 +52,7 @@ def annotate_files(options: AnnotationOptions) -> list[Path]:
 
     Args:
         options: input files, models, formats and the folder of the results.
+        runner: where the work is done; by default in this process.
 
     Returns:
         The annotated files, including those that were finished before, in the order of the input files.
@@ -54,14 +61,16 @@ def annotate_files(options: AnnotationOptions) -> list[Path]:
         InputError: there are no input files, or two would have the same result; the folder can't be written, or
             contains results of other models or settings and `force` is false. At the end: some files can't be annotated
             (which ones, and why), fewer than half of a file's documents could be read, or there was no document at all.
+            With Ray, see `RunnerOptions`.
     """
     root = Path(options.output_dir)
     lock = root / RECORDS / "annotation.lock"
     with verification(not options.no_verify), locked(lock, root, take_over=options.take_over):
-        return _annotate_all(root, options)
+        return _annotate_all(options, runner or RunnerOptions(), lock)
 
 
-def _annotate_all(root: Path, options: AnnotationOptions) -> list[Path]:
+def _annotate_all(options: AnnotationOptions, runner: RunnerOptions, lock: Path) -> list[Path]:
+    root = Path(options.output_dir)
     found = input_files(options.input, root, any_name=options.input_format is not None)
     targets = target_files(found, root, options.format, options.input_format, options.unit)
     check_unit(targets, options.unit, format=options.input_format)
@@ -91,7 +100,7 @@ def _annotate_all(root: Path, options: AnnotationOptions) -> list[Path]:
         logger.info("%d of %d files are already annotated", len(outcome.facts), len(targets))
     _warn_of_old_names(rest, options.format)
     if rest:
-        _annotate(rest, provenance, options, outcome)
+        _annotate(rest, provenance, options, outcome, runner, lock)
     outcome.report()
     return list(targets.values())
 
@@ -132,7 +141,9 @@ class _Outcome:
         Raises:
             InputError: some files couldn't be annotated, or so few documents could be read that it is no success.
         """
-        skipped = {file: len(facts["skipped"]) for file, facts in self.facts.items() if facts["skipped"]}
+        # In the order of the input, whatever the order in which the files were finished.
+        done = {file: self.facts[file] for file in self._targets if file in self.facts}
+        skipped = {file: len(facts["skipped"]) for file, facts in done.items() if facts["skipped"]}
         if skipped:
             number, files = counted(sum(skipped.values()), "document"), counted(len(skipped), "file")
             records = [str(record_of(self._targets[file])) for file in skipped]
@@ -145,7 +156,7 @@ class _Outcome:
                     f"{record_of(self._targets[file])} says: fix the file, or give its format and encoding"
                 )
         if self._failures:
-            failures = list(self._failures.values())
+            failures = [self._failures[file] for file in self._targets if file in self._failures]
             if len(self._targets) == 1:
                 raise InputError(failures[0])
             more = f" (and {len(failures) - 3} more)" if failures[3:] else ""
@@ -205,30 +216,35 @@ def _warn_of_old_names(jobs: Sequence[Job], format: str) -> None:
         )
 
 
-def _annotate(jobs: Sequence[Job], provenance: Provenance, options: AnnotationOptions, outcome: _Outcome) -> None:
-    dtype = torch.bfloat16 if options.bf16 else None
-    annotator = Annotator(
-        options.models,
-        batch_size=options.batch_size,
-        labels=read_renames(options.labels),
-        min_score=options.min_score,
-        dtype=dtype,
-    )
+def _annotate(
+    jobs: Sequence[Job],
+    provenance: Provenance,
+    options: AnnotationOptions,
+    outcome: _Outcome,
+    runner: RunnerOptions,
+    lock: Path,
+) -> None:
     replaced: dict[Path, int] = {}
     size = sum(size_of(job.file) for job in jobs)
     with progress_bar(total=size, unit="B", unit_scale=True, desc="Annotating") as bar:
         progress = _Progress(bar)
-        for job in jobs:
-            with outcome.noting(job.file):
-                facts = annotate_file(job, annotator, provenance, options, progress)
-                outcome.facts[job.file] = facts
-                if facts["replaced"]:
-                    replaced[job.file] = facts["replaced"]
+        if runner.runner == "ray":
+            results = annotate_on_ray(jobs, provenance, options, runner, lock, progress)
+        else:
+            results = _annotate_here(jobs, provenance, options, progress)
+        with closing(results), _removing_empty_folders(jobs, options):
+            for job, result in results:
+                with outcome.noting(job.file):
+                    if isinstance(result, InputError):
+                        raise result
+                    outcome.facts[job.file] = result
+                    if result["replaced"]:
+                        replaced[job.file] = result["replaced"]
     if replaced:
         logger.warning(
             "replaced %s of %s, for example of %s: use keep to keep them",
             counted(sum(replaced.values()), "annotation"),
-            *(counted(len(replaced), "input file"), next(iter(replaced))),
+            *(counted(len(replaced), "input file"), next(job.file for job in jobs if job.file in replaced)),
         )
     logger.info(
         "annotated %s with %s in %s, %.1f documents per second",
@@ -236,6 +252,31 @@ def _annotate(jobs: Sequence[Job], provenance: Provenance, options: AnnotationOp
         f"{progress.entities:,} {'entity' if progress.entities == 1 else 'entities'}",
         *(options.output_dir, progress.documents_per_second),
     )
+
+
+def _annotate_here(
+    jobs: Iterable[Job], provenance: Provenance, options: AnnotationOptions, progress: Progress
+) -> Generator[tuple[Job, Mapping[str, Any] | InputError]]:
+    """Annotate files one after the other, and yield each with the facts of its record, or with its error."""
+    annotator = load_annotator(options)
+    progress.begin()
+    for job in jobs:
+        try:
+            result: Mapping[str, Any] | InputError = annotate_file(job, annotator, provenance, options, progress)
+        except InputError as error:
+            result = error
+        yield job, result
+
+
+@contextmanager
+def _removing_empty_folders(jobs: Iterable[Job], options: AnnotationOptions) -> Iterator[None]:
+    """Remove the folders that were created for results, at the end of a `with` block, if nothing is in them."""
+    try:
+        yield
+    finally:
+        for job in jobs:
+            if not job.target.exists():
+                remove_empty_folders(job.target, Path(options.output_dir))
 
 
 class _Progress:
@@ -254,6 +295,11 @@ class _Progress:
     def documents_per_second(self) -> float:
         """Average speed so far."""
         return self.documents / (time.monotonic() - self._began)
+
+    def begin(self) -> None:
+        """See `jobs.Progress.begin`."""
+        if not self.documents:
+            self._began = time.monotonic()
 
     def add(self, documents: int, entities: int, size: int) -> None:
         """See `jobs.Progress.add`."""

@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from bioptimus_hf.annotation.annotator import Annotator
 from bioptimus_hf.annotation.inputs import begun, record_of
+from bioptimus_hf.annotation.labels import read_renames
 from bioptimus_hf.annotation.options import AnnotationOptions
 from bioptimus_hf.artifacts import identity, write_record
 from bioptimus_hf.corpus.brat import ANNOTATIONS
@@ -37,11 +40,13 @@ class Job:
         file: the input.
         target: the result.
         place: path of the input among the others; ids of documents that have none begin with it.
+        readable: whether the file could be read where the job was given to another machine.
     """
 
     file: Path
     target: Path
     place: str
+    readable: bool = True
 
 
 @dataclass(frozen=True)
@@ -71,8 +76,25 @@ class Provenance:
             raise InputError(f"{file} can't be read ({error.strerror or error})") from error
 
 
+def load_annotator(options: AnnotationOptions, device: str | None = None) -> Annotator:
+    """Load the models of a call; for the device and errors, see `Annotator`."""
+    dtype = torch.bfloat16 if options.bf16 else None
+    return Annotator(
+        options.models,
+        batch_size=options.batch_size,
+        labels=read_renames(options.labels),
+        min_score=options.min_score,
+        dtype=dtype,
+        device=device,
+    )
+
+
 class Progress(Protocol):
     """What is told how far the work is."""
+
+    def begin(self) -> None:
+        """Start the clock: the models are loaded."""
+        ...
 
     def add(self, documents: int, entities: int, size: int) -> None:
         """Add to the numbers of documents, of entities in them, and of bytes of the input that have been read."""
@@ -101,7 +123,7 @@ def annotate_file(
     )
     given = _Given(reader)
     found = _Found(annotator.annotate_documents(given, keep=options.keep), reader, size_of(job.file), progress)
-    with _replacing(job.target, Path(options.output_dir)) as record:
+    with _replacing(job.target) as record:
         number = write_documents(job.target, found, format=options.format)
         beside = job.file.with_suffix(ANNOTATIONS)  # the reader compares the file itself
         if "annotations" in inputs and identity(beside) != inputs["annotations"]:
@@ -129,7 +151,7 @@ def size_of(file: Path) -> int:
 
 
 @contextmanager
-def _replacing(target: Path, root: Path) -> Iterator[Path]:
+def _replacing(target: Path) -> Iterator[Path]:
     """Yield the place of the record of a result that is written in a `with` block.
 
     After a kill, no record describes a file that replaced the recorded one.
@@ -138,22 +160,32 @@ def _replacing(target: Path, root: Path) -> Iterator[Path]:
     try:
         record.parent.mkdir(parents=True, exist_ok=True)
         mark.touch()
-        remove_leftovers(target)
+        remove_leftovers(target, everywhere=True)
         record.unlink(missing_ok=True)
     except OSError as error:
         raise UnwritableError(f"can't write {target} ({error.strerror or error}): choose another output_dir") from error
     try:
         yield record
     except BaseException:
-        if not target.exists():
-            mark.unlink()
-            _remove_empty_folders(record.parent, root)
+        discard(target)
         raise
-    mark.unlink()
+    mark.unlink(missing_ok=True)
 
 
-def _remove_empty_folders(folder: Path, root: Path) -> None:
-    while folder != root and not any(folder.iterdir()):
+def discard(target: Path) -> None:
+    """Remove what is left of a result that isn't going to be finished, for whoever holds the lock of the folder."""
+    remove_leftovers(target, everywhere=True)
+    if not target.exists():
+        begun(target).unlink(missing_ok=True)
+
+
+def remove_empty_folders(target: Path, root: Path) -> None:
+    """Remove the folders that were created for a result and its record, if nothing is in them.
+
+    Not while other results are being written: their folders may be empty yet.
+    """
+    folder = record_of(target).parent
+    while folder != root and folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
         folder = folder.parent
 

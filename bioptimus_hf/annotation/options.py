@@ -121,6 +121,60 @@ class AnnotationOptions:
         )
 
 
+@check_call()
+@dataclass(frozen=True)
+class RunnerOptions:
+    """Where the files are annotated.
+
+    With Ray, an actor annotates one file at a time with models that it loads once. All machines of the cluster must see
+    the input, local models and the output folder under the same paths, and have the same version of this package.
+
+    Raises:
+        InputError: a value is out of range, or concerns Ray while the runner is local.
+    """
+
+    runner: Literal["local", "ray"] = field(
+        default="local",
+        metadata={
+            "help": "Annotate in this process, or with Ray on any number of machines, one task per file "
+            "(pip install 'bioptimus-hf[ray]'); doesn't change the result"
+        },
+    )
+    address: str | None = field(
+        default=None,
+        metadata={
+            "help": "Ray cluster to use: host:port, or auto on a machine of the cluster; by default Ray is started on "
+            "this machine"
+        },
+    )
+    num_actors: int | None = field(
+        default=None,
+        metadata={
+            "help": "Number of files annotated at a time with Ray; by default as many as the cluster has room for"
+        },
+    )
+    cpus_per_actor: int | None = field(
+        default=None,
+        metadata={"help": "Processors, and threads, of each Ray actor; by default 1, or more if there are fewer files"},
+    )
+    gpus_per_actor: float | None = field(
+        default=None,
+        metadata={"help": "GPUs of each Ray actor, such as 0.5 for two actors per GPU; by default 1 if there are any"},
+    )
+
+    def __post_init__(self) -> None:
+        _check_choice("runner", self.runner, ("local", "ray"))
+        for name in ("address", "num_actors", "cpus_per_actor", "gpus_per_actor"):
+            value = getattr(self, name)
+            if value is not None and self.runner == "local":
+                raise InputError(f"{value} is for Ray: set runner to ray", argument=name)
+        for name in ("num_actors", "cpus_per_actor"):
+            if (number := getattr(self, name)) is not None and number < 1:
+                raise InputError(f"must be at least 1, not {number}", argument=name)
+        if (gpus := self.gpus_per_actor) is not None and not (0 <= gpus <= 1 or gpus in range(2, 65)):
+            raise InputError(f"must be between 0 and 1, or a whole number, not {gpus:g}", argument="gpus_per_actor")
+
+
 @dataclass(frozen=True)
 class ExportOptions:
     """What is exported, and where to.

@@ -7,18 +7,18 @@ Reads txt (one document per line), JSON lines, parquet, PubMed XML, PubTator, Bi
 texts of any length. Writes one file per input file (a.txt.jsonl for a.txt), in the same sub-folder: JSON lines,
 PubTator, BioC JSON, CoNLL or an HTML page, with offsets in characters. Files are written atomically, and files that are
 already done are skipped: run the same command again to resume. If a file can't be annotated, the others still are, and
-the exit status is 2.
+the exit status is 2. With --runner ray, the files are annotated on any number of machines, with the same result.
 """
 
 from __future__ import annotations
 
-from bioptimus_hf.annotation.options import AnnotationOptions
+from bioptimus_hf.annotation.options import AnnotationOptions, RunnerOptions
 
-OPTIONS = (AnnotationOptions,)
+OPTIONS = (AnnotationOptions, RunnerOptions)
 
 
-def execute(options: AnnotationOptions) -> None:
+def execute(options: AnnotationOptions, runner: RunnerOptions) -> None:
     """Annotate the files."""
     from bioptimus_hf.annotation.annotate_files import annotate_files
 
-    annotate_files(options)
+    annotate_files(options, runner)

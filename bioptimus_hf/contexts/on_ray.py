@@ -24,7 +24,6 @@ from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.contexts.fetching import ROWS_AT_ONCE, Counts, Found, fetch_contexts
 from bioptimus_hf.contexts.finder import BatchFinder
 from bioptimus_hf.contexts.query import ContextQuery
-from bioptimus_hf.contexts.ray_session import check_attempts, connected, run_tasks
 from bioptimus_hf.contexts.sampling import FIELDS, Candidates, Reservoir, Rows, first_row, from_table, part_of
 from bioptimus_hf.corpus.dataset import Contents, check_splits, is_held_out
 from bioptimus_hf.corpus.files import CorpusFile, TextCounts, TextOptions, check_unit, corpus_files, no_text, texts_of
@@ -32,6 +31,7 @@ from bioptimus_hf.corpus.options import Corpus
 from bioptimus_hf.corpus.sentences import sentences_of
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.progress import progress_bar
+from bioptimus_hf.ray_session import check_attempts, connected, run_tasks
 
 logger = logging.getLogger(__name__)
 

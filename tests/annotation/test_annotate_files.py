@@ -655,7 +655,7 @@ def test_speed_leaves_out_the_time_to_load_models(
             clock["now"] += 2
             return super().annotate_documents(*arguments, **options)
 
-    monkeypatch.setattr(module, "Annotator", Slow)
+    monkeypatch.setattr(jobs, "Annotator", Slow)
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock["now"]))
     (tmp_path / "a.txt").write_text("The patients.")
     caplog.set_level("INFO")

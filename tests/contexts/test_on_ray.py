@@ -7,7 +7,6 @@ import importlib
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,19 +19,18 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-os.environ["RAY_AUTH_MODE"] = "disabled"  # otherwise Ray writes a token into the home folder
-
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 from datasets import Dataset, load_from_disk
-from helpers import ROOT, build_tiny_bert, tiny_vocabulary
+from helpers import ROOT, address_of, build_tiny_bert, tiny_vocabulary
 from transformers import BertTokenizer
 
+from bioptimus_hf import ray_session
 from bioptimus_hf.artifacts import Run, digest_of_rows, read_record
 from bioptimus_hf.cli.__main__ import main
 from bioptimus_hf.contexts import on_ray as module
-from bioptimus_hf.contexts import ray_session, sampling
+from bioptimus_hf.contexts import sampling
 from bioptimus_hf.contexts.fetching import Found
 from bioptimus_hf.contexts.finder import find_contexts
 from bioptimus_hf.contexts.on_ray import find_contexts_on_ray
@@ -241,30 +239,6 @@ def test_connected_elsewhere(corpus: Path, tokenizer: BertTokenizer, monkeypatch
     monkeypatch.setattr(pytest.importorskip("ray"), "is_initialized", lambda: True)
     with pytest.raises(InputError, match="address: this process is already connected to Ray: omit auto"):
         on_ray(corpus, tokenizer, address="auto")
-
-
-@pytest.fixture(scope="module")
-def machines() -> Iterator[Any]:
-    """Start a Ray cluster of two nodes with one processor each."""
-    utils = pytest.importorskip("ray.cluster_utils")
-    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # pytest's paths are too long for sockets
-    with pytest.MonkeyPatch.context() as patch:
-        # With an argument instead, Ray would announce the cluster to all processes of the machine.
-        patch.setenv("RAY_TMPDIR", str(folder))
-        # By default, the death of a node is noticed after 15 seconds. After 1 second, a busy node counts as dead.
-        settings = {"health_check_period_ms": 300, "health_check_failure_threshold": 10}
-        arguments = {"num_cpus": 1, "include_dashboard": False, "_system_config": settings}
-        cluster = utils.Cluster(initialize_head=True, head_node_args=arguments)
-        try:
-            cluster.add_node(num_cpus=1)
-            yield cluster
-        finally:
-            cluster.shutdown()
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def address_of(machines: Any) -> str:
-    return f"127.0.0.1:{machines.address.rpartition(':')[2]}"
 
 
 @pytest.mark.slow

@@ -83,10 +83,7 @@ def run_tasks(
         for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             yield from (batch.slice(row, 1) for row in range(len(batch)))
     except ray.exceptions.RayError as error:
-        reason = str(error).strip().splitlines()[-1]
-        if not reason.startswith(("ImportError", "ModuleNotFoundError")):
-            raise
-        raise InputError(f"{reason}: install the same bioptimus-hf[ray] on all machines of the cluster") from error
+        raise missing_package(error) or error from None
     finally:
         # If the iteration is interrupted, Ray Data doesn't wait for its threads. When one of them calls Ray after
         # `ray.shutdown`, Ray ends the whole process silently.
@@ -94,6 +91,14 @@ def run_tasks(
         for thread in threading.enumerate():
             if thread not in before:
                 thread.join(max(0.0, deadline - time.monotonic()))
+
+
+def missing_package(error: Exception) -> InputError | None:
+    """Return what to say if an error of Ray is that a worker can't import a package; None for any other error."""
+    reason = str(error).strip().splitlines()[-1]
+    if not reason.startswith(("ImportError", "ModuleNotFoundError")):
+        return None
+    return InputError(f"{reason}: install the same bioptimus-hf[ray] on all machines of the cluster")
 
 
 def check_attempts(item: object) -> None:
@@ -143,12 +148,20 @@ def _check_address(address: str) -> None:
 
 @contextmanager
 def _restored() -> Iterator[None]:
-    """Undo what `ray.init` changes in this process and `ray.shutdown` doesn't restore."""
+    """Undo what `ray.init` changes in this process and `ray.shutdown` doesn't restore.
+
+    Meanwhile, Ray doesn't print when a worker or machine dies, which is for the caller to report or to ignore.
+    """
+    from ray._private import worker
+
+    printing = worker.print_to_stdstream
+    worker.print_to_stdstream = lambda *_, **__: None
     variables = {name: os.environ.get(name) for name in ("PYTHONBREAKPOINT", "RAY_USAGE_STATS_ENABLED")}
     handler = signal.getsignal(signal.SIGTERM)
     try:
         yield
     finally:
+        worker.print_to_stdstream = printing
         for name, value in variables.items():
             os.environ.pop(name, None)
             if value is not None:
@@ -161,7 +174,8 @@ def _restored() -> Iterator[None]:
 @contextmanager
 def _quiet(name: str) -> Iterator[None]:
     """Keep a logger from writing to the screen; it still writes to its file."""
-    handlers = [handler for handler in logging.getLogger(name).handlers if isinstance(handler, logging.StreamHandler)]
+    own = [handler for handler in logging.getLogger(name).handlers if handler not in logging.getLogger().handlers]
+    handlers = [handler for handler in own if isinstance(handler, logging.StreamHandler)]
     levels = [handler.level for handler in handlers]
     for handler in handlers:
         handler.setLevel(logging.CRITICAL + 1)
