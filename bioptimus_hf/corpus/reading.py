@@ -13,6 +13,7 @@ import itertools
 import logging
 import os
 import re
+import unicodedata
 import zlib
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE, BOM_UTF32_BE, BOM_UTF32_LE, getincrementaldecoder
 from collections.abc import Iterator, Sequence
@@ -35,6 +36,10 @@ _REPLACEMENT = "\ufffd"
 _BUFFER = 1 << 16  # bytes
 _HEAD = 1 << 12  # bytes that are looked at before a file is read
 _NUL_SHARE = 0.1
+_WIDE = ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be")
+_BLANKS = " \t\r\n"
+_NO_TEXT = ("Cc", "Cn", "Co", "Cs")  # categories of control characters, and of those that aren't assigned
+_ODD_SHARE = 0.02  # of characters of these categories in a text
 MAX_DOCUMENT_MEGABYTES = 10.0
 """Default limit of a document. Tokenizing needs a hundred times the memory of the text."""
 
@@ -557,12 +562,11 @@ def _check_head(path: Path, head: bytes, encoding: str) -> None:
         if head and not marked and family == codecs.lookup(encoding).name:
             advice = f"or set encoding to {family}-le or {family}-be"
             raise NotUtf8Error(f"{path}: {family.upper()} text needs a byte order mark: convert the file", advice)
-    elif _is_laden(head):
-        likely = _guess_encoding(head)
-        if likely is None:
-            raise InputError(f"{path}: laden with NUL bytes, not text: fetch it again")
+    elif likely := _guess_encoding(head):
         problem = f"{path}: {likely.upper()} text without byte order mark: convert the file"
         raise NotUtf8Error(problem, f"or set encoding to {likely}")
+    elif _is_laden(head):
+        raise InputError(f"{path}: laden with NUL bytes, not text: fetch it again")
 
 
 def _family(encoding: str) -> str:
@@ -585,12 +589,23 @@ def _is_laden(content: bytes) -> bool:
 
 
 def _guess_encoding(head: bytes) -> str | None:
-    """Return the encoding that puts NUL bytes where they are in Latin text; None if none does."""
-    even, odd = head[0::2].count(0), head[1::2].count(0)
-    if even + odd == len(head):
+    """Return the encoding with wide characters in which the beginning of a file is text; None if there is none.
+
+    Only bytes with NUL can be such text. In UTF-16 of scripts other than Latin, that may be just blanks and line ends.
+    """
+    if b"\0" not in head:
         return None
-    if even + odd > 0.7 * len(head):
-        return "utf-32-be" if head.startswith(b"\0") else "utf-32-le"
-    if max(even, odd) > 4 * min(even, odd):
-        return "utf-16-be" if even > odd else "utf-16-le"
-    return None
+    blanks = {encoding: _count_blanks(head, encoding) for encoding in _WIDE}
+    best = max(_WIDE, key=lambda encoding: blanks[encoding])
+    return best if blanks[best] else None
+
+
+def _count_blanks(head: bytes, encoding: str) -> int:
+    """Return the number of ASCII blanks and line ends of a text; 0 if the bytes aren't text in this encoding."""
+    try:
+        text = getincrementaldecoder(encoding)().decode(head)
+    except UnicodeDecodeError:
+        return 0
+    blanks = sum(map(text.count, _BLANKS))
+    odd = sum(unicodedata.category(character) in _NO_TEXT for character in text if character not in _BLANKS)
+    return blanks if odd <= _ODD_SHARE * len(text) else 0

@@ -175,6 +175,33 @@ def test_undecodable_bytes_of_other_encodings(tmp_path: Path) -> None:
     assert [document.text for document in read(file, encoding="cp1252", errors="replace")] == ["café", "\ufffd"]
 
 
+SCRIPTS = {
+    "Latin": "Aspirin causes asthma.\nTwo.\n",
+    "Greek": "Η ασπιρίνη προκαλεί άσθμα.\nΔύο.\n",
+    "Cyrillic": "Аспирин вызывает астму.\nДва.\n",  # these bytes are valid UTF-8, with control characters
+    "Devanagari": "एस्पिरिन से अस्थमा होता है।\nदो।\n",
+    "Arabic": "الأسبرين يسبب الربو.\nاثنان.\n",
+    "Chinese": "阿司匹林引起哮喘。\n二。\n",
+    "Thai": "แอสไพรินทำให้เกิดโรคหืด\nสอง\n",
+}
+
+
+@pytest.mark.parametrize("encoding", [name for name in WIDE if name[-2:] in ("le", "be")])
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("repeats", [1, 500])
+def test_wide_text_of_any_script_needs_its_encoding(script: str, encoding: str, repeats: int, tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_bytes((SCRIPTS[script] * repeats).encode(encoding))
+    message = (
+        rf"a\.txt: {encoding.upper()} text without byte order mark: convert the file, or set encoding to {encoding}$"
+    )
+    for on_error in ("raise", "skip"):
+        with pytest.raises(InputError, match=message):
+            read(file, on_error)
+    texts = [document.text for document in read(file, encoding=encoding)]
+    assert texts == SCRIPTS[script].splitlines() * repeats
+
+
 def test_encodings_that_python_does_not_know() -> None:
     for encoding in ("", "klingon", "hex", "rot13", "utf-8\0", "idna", "punycode"):
         for make in (lambda: ReadOptions(encoding=encoding), lambda: Corpus(["a.txt"], encoding=encoding)):  # noqa: B023
