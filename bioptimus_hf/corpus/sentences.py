@@ -104,7 +104,7 @@ def checked_texts(dataset: Dataset) -> Dataset:
 
 
 def sentences_of(text: str) -> Iterator[str]:
-    """Yield the sentences of a document, stripped. For many documents, `split_sentences` is faster."""
+    """Yield the sentences of a document, stripped."""
     start = 0
     for end in _sentence_ends(text):
         if stripped := text[start:end].strip():
