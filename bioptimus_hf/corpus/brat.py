@@ -17,7 +17,7 @@ from bioptimus_hf.corpus.documents import Document, Entity
 from bioptimus_hf.corpus.mentions import UNREADABLE, read_entities
 from bioptimus_hf.corpus.reading import InputFile, NotUtf8Error, TooLongError, open_input
 from bioptimus_hf.errors import InputError
-from bioptimus_hf.storage import atomic_file, atomic_folder
+from bioptimus_hf.storage import atomic_file, atomic_folder, remove_leftovers
 
 logger = logging.getLogger(__name__)
 
@@ -225,6 +225,7 @@ def _write(path: Path, document: Document, lost: Counter[str], *, atomic: bool =
         raise InputError(f"document {document.id!a}: half a surrogate pair outside of its text: fix it") from error
     for place, content in contents.items():
         if atomic:
+            remove_leftovers(place)
             with atomic_file(place) as partial:
                 partial.write_bytes(content)
         else:
