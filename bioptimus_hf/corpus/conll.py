@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 from bioptimus_hf.corpus.documents import Document, Entity, join_passages, without_overlaps
 from bioptimus_hf.corpus.reading import InputFile, NotUtf8Error, ReadOptions, open_input
-from bioptimus_hf.corpus.sentences import sentences_of
 from bioptimus_hf.corpus.tags import OUTSIDE, Tag, parse_tag, to_iob2
 from bioptimus_hf.errors import InputError
 
@@ -497,6 +496,8 @@ def _cut(text: str, tokens: Iterable[tuple[int, int]], entities: Iterable[Entity
 
 def _sentence_ends(text: str, entities: Sequence[Entity]) -> Iterator[int]:
     """Yield where sentences end, except within an entity."""
+    from bioptimus_hf.corpus.sentences import sentences_of  # loads numpy, which the help of a command must not
+
     entity = end = 0
     for sentence in sentences_of(text):
         end = text.index(sentence, end) + len(sentence)

@@ -8,7 +8,6 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 
 from bioptimus_hf.corpus.documents import Document, Passage
-from bioptimus_hf.corpus.sentences import sentence_starts
 from bioptimus_hf.errors import counted
 
 logger = logging.getLogger(__name__)
@@ -58,6 +57,8 @@ class _Sentences:
     """The sentences of a document; none of them crosses the edge of a passage."""
 
     def __init__(self, document: Document) -> None:
+        from bioptimus_hf.corpus.sentences import sentence_starts  # loads numpy, which the help of a command must not
+
         self._text = document.text
         passages = document.passages or (Passage(0, len(document.text), 0),)
         self._starts = [
