@@ -17,7 +17,6 @@ from bioptimus_hf.errors import InputError
 _READ_AT_ONCE = 1 << 16
 _BLANK = b" \t\r\n"
 _OUTSIDE = re.compile(rb'["\[\]{},]')
-_IN_STRING = re.compile(rb'["\\]')
 _BREAKS = re.compile(rb"[\r\n]+[ \t]*")  # in JSON, never within a string
 
 
@@ -32,7 +31,8 @@ def read_json_array(file: InputFile) -> Iterator[Document | InputError]:
     for number, (line, element) in enumerate(_elements(file), start=1):
         where = f"element {number}, line {line}"
         try:
-            text = file.decode(_BREAKS.sub(b" ", element))
+            on_one_line = _BREAKS.sub(b" ", element) if b"\n" in element or b"\r" in element else element
+            text = file.decode(on_one_line)
             yield json_document(file, number, where, text)
         except UnicodeDecodeError:
             encoding = "UTF-8" if file.options.is_utf8 else file.options.encoding
@@ -109,13 +109,15 @@ class _Scanner:
         """Yield the places of the brackets and commas of the array itself."""
         place = int(self._escaped)
         self._escaped = False
-        while found := (_IN_STRING if self._in_string else _OUTSIDE).search(chunk, place):
+        while True:
+            if self._in_string:
+                place = self._end_of_string(chunk, place)
+            found = None if self._in_string else _OUTSIDE.search(chunk, place)
+            if found is None:
+                return
             place, mark = found.end(), found[0]
-            if mark == b"\\":
-                place += 1
-                self._escaped = place > len(chunk)
-            elif mark == b'"':
-                self._in_string = not self._in_string
+            if mark == b'"':
+                self._in_string = True
             elif mark == b",":
                 if self.depth == 1:
                     yield place - 1
@@ -123,3 +125,21 @@ class _Scanner:
                 self.depth += 1 if mark in b"[{" else -1
                 if self.depth == (1 if mark in b"[{" else 0):
                     yield place - 1
+
+    def _end_of_string(self, chunk: bytes, place: int) -> int:
+        """Go to the end of the string that is open, if the chunk has it, and return the place after it."""
+        while (quote := chunk.find(b'"', place)) >= 0:
+            if _backslashes(chunk, place, quote) % 2 == 0:
+                self._in_string = False
+                return quote + 1
+            place = quote + 1
+        self._escaped = _backslashes(chunk, place, len(chunk)) % 2 == 1
+        return place
+
+
+def _backslashes(chunk: bytes, start: int, end: int) -> int:
+    """Return how many backslashes there are right before `end`, back to `start` at most."""
+    first = end
+    while first > start and chunk[first - 1] == ord("\\"):
+        first -= 1
+    return end - first

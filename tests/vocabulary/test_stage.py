@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import escape
 
 import datasets
 import pytest
@@ -98,6 +101,52 @@ def test_the_command_writes_then_skips_then_refuses_then_redoes(
     assert main(command(tmp_path, "--size", "1600", "--force")) == 0
     assert len(AutoTokenizer.from_pretrained(folder)) == 1600
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["tokenizer"]
+
+
+def as_corpus(kind: str, rows: list[dict[str, Any]], folder: Path) -> list[str]:
+    """Write rows of title and body in a format, and return the options with which they are read."""
+    file = folder / f"corpus.{kind}"
+    if kind == "txt":
+        for row in rows:
+            (folder / f"{row['pmid']}.txt").write_text(f"{row['title']}\n{row['body']}", encoding="utf-8")
+        return ["--corpus", str(folder), "--unit", "file"]
+    if kind == "xml.gz":
+        article = (
+            "<PubmedArticle><MedlineCitation><PMID>{}</PMID><Article><ArticleTitle>{}</ArticleTitle><Abstract>"
+            "<AbstractText>{}</AbstractText></Abstract></Article></MedlineCitation></PubmedArticle>"
+        )
+        articles = "".join(article.format(*(escape(str(value)) for value in row.values())) for row in rows)
+        file.write_bytes(gzip.compress(f"<PubmedArticleSet>{articles}</PubmedArticleSet>".encode()))
+        return ["--corpus", str(file)]
+    if kind in ("csv", "tsv"):
+        with open(file, "w", encoding="utf-8", newline="") as opened:
+            writer = csv.DictWriter(opened, list(rows[0]), delimiter="," if kind == "csv" else "\t")
+            writer.writeheader()
+            writer.writerows(rows)
+    elif kind == "parquet":
+        datasets.Dataset.from_list(rows).to_parquet(file)
+    else:
+        content = json.dumps(rows) if kind == "json" else "\n".join(map(json.dumps, rows))
+        file.write_text(content, encoding="utf-8")
+    return ["--corpus", str(file), "--text_column", "title", "body"]
+
+
+def test_the_same_text_in_any_format_gives_the_same_vocabulary(base: BertTokenizer, tmp_path: Path) -> None:
+    words = [line.split() for line in Path(SAMPLE).read_text(encoding="utf-8").splitlines()]
+    rows = [{"pmid": number, "title": " ".join(own[:4]), "body": " ".join(own[4:])} for number, own in enumerate(words)]
+    found: dict[str, tuple[bytes, Any]] = {}
+    for kind in ("jsonl", "json", "csv", "tsv", "parquet", "xml.gz", "txt"):
+        (tmp_path / kind).mkdir()
+        folder = tmp_path / "runs" / kind / "tokenizer"
+        where = ["--base_model", str(tmp_path / "base"), "--output_dir", str(folder.parent)]
+        options = ["--validation_share", "0.1", "--size", "700", *as_corpus(kind, rows, tmp_path / kind)]
+        assert main(["train-vocabulary", *where, *options]) == 0, kind
+        record = read_record(folder)
+        text = {name: record["facts"]["text"][name] for name in ("documents", "words", "bytes")}
+        found[kind] = ((folder / "vocab.txt").read_bytes(), text)
+        assert record["settings"]["text_column"] == (["title", "body"] if "--text_column" in options else "text")
+        assert record["settings"].get("unit") == ("file" if kind == "txt" else None)
+    assert all(result == found["jsonl"] for result in found.values())
 
 
 def test_bad_input_ends_with_one_line_and_leaves_nothing_half_written(
