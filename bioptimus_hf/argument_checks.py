@@ -130,6 +130,9 @@ def _check_items(place: str, value: Any, annotation: ast.expr) -> None:
     if name == "Mapping" and isinstance(inner, ast.Tuple):
         for key, item in value.items():
             _check(f"{place}[{key!r}]", item, inner.elts[1])
+    elif name in _COLLECTIONS and _name(inner) == "str" and _classes(value) & {"Dataset", "IterableDataset"}:
+        advice = "give one of its columns, such as dataset['text']"
+        raise InputError(f"must be a list of strings, not a data set: {advice}", argument=place)
     elif name in _COLLECTIONS and isinstance(value, list | tuple):
         if isinstance(inner, ast.Tuple):  # tuple[str, ...]
             inner = inner.elts[0]

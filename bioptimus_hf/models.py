@@ -525,9 +525,18 @@ def check_token_classifier(name: str | Path, model: Any) -> None:
     Raises:
         InputError: it is of another kind, or a weight is NaN or infinite.
     """
+    check_labels_tokens(name, model)
+    check_finite(model.state_dict().items(), name, "training diverged. Give another head, or train it again")
+
+
+def check_labels_tokens(name: str | Path, model: Any) -> None:
+    """Raise if a model isn't a token classifier.
+
+    Raises:
+        InputError: it is of another kind.
+    """
     if not any(kind.__name__.endswith(_TOKEN_CLASSIFIER) for kind in type(model).__mro__):
         raise InputError(f"{name} is a {type(model).__name__}, not a token classifier: give a fine-tuned NER head")
-    check_finite(model.state_dict().items(), name, "training diverged. Give another head, or train it again")
 
 
 def check_finite(
@@ -579,8 +588,9 @@ def save_head(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder
     """Save a token classifier and its tokenizer, so that `pipeline("ner", model=folder)` needs nothing else.
 
     Raises:
-        InputError: the tokenizer has more tokens than the model has embeddings.
+        InputError: the model isn't a token classifier, or the tokenizer has more tokens than it has embeddings.
     """
+    check_labels_tokens("the model", model)
     check_tokenizer(tokenizer, model.config)
     model.save_pretrained(folder)
     tokenizer.model_max_length = longest_input(model.config)

@@ -150,6 +150,10 @@ def example(
         ({"words": ["a", 3]}, "words[1]: must be a string, not 3"),
         ({"words": ["a", ["b"]]}, "words[1]: must be a string, not a list"),
         ({"words": None}, "words: must be a list, not None"),
+        (
+            {"words": Dataset.from_dict({"text": ["a"]})},
+            "words: must be a list of strings, not a data set: give one of its columns, such as dataset['text']",
+        ),
         ({"words": [], "rows": ["ab"]}, "rows[0]: is a single string: give a list"),
         ({"words": [], "sets": {"a": "small"}}, "sets['a']: is a single string: give a list"),
         ({"words": [], "sets": ["small"]}, "sets: must be a dictionary or None, not a list"),

@@ -422,6 +422,8 @@ def test_a_saved_head_reads_as_much_as_its_encoder(tokenizer: BertTokenizer, tmp
     tokenizer.model_max_length = VERY_LARGE_INTEGER  # as for many models on the Hub
     save_head(head, tokenizer, tmp_path)
     assert AutoTokenizer.from_pretrained(tmp_path).model_max_length == positions
+    with pytest.raises(InputError, match=r"^the model is a BertForMaskedLM, not a token classifier"):
+        save_head(build_tiny_bert(len(tokenizer)), tokenizer, tmp_path)
 
 
 def test_a_folder_with_memory_in_its_name_is_read_like_any_other(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.distillation.contextual import DIVERGED, check_layer
 from bioptimus_hf.distillation.options import RowTraining
-from bioptimus_hf.errors import TrainingDiverged
+from bioptimus_hf.errors import InputError, TrainingDiverged
 from bioptimus_hf.models import check_finite, check_tokenizer
 from bioptimus_hf.progress import progress_bar
 from bioptimus_hf.whitespace import with_blanks
@@ -89,12 +89,15 @@ def distill_tokens(
         which the token consists of whole pieces that the base knows.
 
     Raises:
-        InputError: the model has no such layer.
+        InputError: the model has no such layer, or an embedding in `start` hasn't its size.
         TrainingDiverged: an embedding contains NaN or infinity.
     """
     training = training or RowTraining()
     check_tokenizer(tokenizer, model.config)
     check_layer(model.config, training.layer)
+    size = model.get_input_embeddings().weight.shape[1]
+    if wrong := [token for token, row in start.items() if row.shape != (size,)]:
+        raise InputError(f"the embedding of {wrong[0]!r} hasn't the model's size, {size}", argument="start")
     encoder, limit = model.base_model.eval(), training.max_tokens
     rows: dict[str, torch.Tensor] = {}
     rows_of_token = _rows_by_token(contexts, start, training.seed)

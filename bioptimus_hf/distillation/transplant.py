@@ -47,13 +47,14 @@ def transplant_vocabulary(
         )
     check_tokenizer(source, model.config)
     table, decoder = model.get_input_embeddings().weight, model.get_output_embeddings()
-    if decoder.weight is not table:
+    if decoder is None or decoder.weight is not table:
         raise InputError("the model doesn't tie its output embeddings to its input embeddings: use a tied model")
     new = compare_vocabularies(source, target).new
-    unusable = [token for token in new if not _is_usable(new_rows.get(token))]
+    size = table.shape[1]
+    unusable = [token for token in new if not _is_usable(new_rows.get(token), size)]
     if unusable:
         raise InputError(
-            f"{len(unusable)} new tokens have no usable embedding (missing, zero or not finite): "
+            f"{len(unusable)} new tokens have no usable embedding (missing, zero, not finite or not of size {size}): "
             f"{', '.join(unusable[:5])}"
         )
     rows, bias = _merge(table.clone(), decoder.bias.clone(), source, target, new_rows)
@@ -87,5 +88,5 @@ def _merge(
     return torch.stack(rows), torch.stack(bias)
 
 
-def _is_usable(row: torch.Tensor | None) -> bool:
-    return row is not None and bool(torch.isfinite(row).all()) and bool(row.any())
+def _is_usable(row: torch.Tensor | None, size: int) -> bool:
+    return row is not None and row.shape == (size,) and bool(torch.isfinite(row).all()) and bool(row.any())

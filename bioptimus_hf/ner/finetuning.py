@@ -26,14 +26,21 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from bioptimus_hf.argument_checks import check_call, check_columns
+from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.artifacts import map_processes
 from bioptimus_hf.errors import InputError, TrainingDiverged
 from bioptimus_hf.hardware import prepare_for_cpu
-from bioptimus_hf.models import IGNORED_LABEL, MAX_LENGTH, check_finite, check_tokenizer, longest_input
+from bioptimus_hf.models import (
+    IGNORED_LABEL,
+    MAX_LENGTH,
+    check_finite,
+    check_labels_tokens,
+    check_tokenizer,
+    longest_input,
+)
 from bioptimus_hf.ner.joint import JointData, keep_types, partial_cross_entropy, types_of_labels
 from bioptimus_hf.ner.scores import entity_scores
-from bioptimus_hf.ner.tasks import label_names, tags_of
+from bioptimus_hf.ner.tasks import check_splits, label_names, tags_of
 from bioptimus_hf.ner.windows import sentence_windows
 from bioptimus_hf.progress import progress_bar, progress_of_datasets
 from bioptimus_hf.training_progress import TrainingProgress
@@ -115,10 +122,7 @@ def _check_labels(model: PreTrainedModel, dataset: DatasetDict | JointData) -> N
     if isinstance(dataset, JointData):
         wanted = list(dataset.tags)
     else:
-        for split in ("train", "validation"):
-            if split not in dataset:
-                raise InputError(f"it has no split {split!r}, only {', '.join(dataset) or 'none'}", argument="dataset")
-            check_columns(dataset[split], ("tokens", "ner_tags"), argument=f"dataset[{split!r}]")
+        check_splits(dataset, ("train", "validation"), argument="dataset")
         wanted = label_names(dataset["train"])
     labels = [name for _, name in sorted(model.config.id2label.items())]
     if labels != wanted:
@@ -303,8 +307,9 @@ def predict_tags(
         The tags of each sentence, one for each word.
 
     Raises:
-        InputError: the tokenizer has more tokens than the model has embeddings.
+        InputError: the model isn't a token classifier, or the tokenizer has more tokens than it has embeddings.
     """
+    check_labels_tokens("the model", model)
     check_tokenizer(tokenizer, model.config)
     names = model.config.id2label
     max_length = min(max_length, longest_input(model.config))

@@ -19,7 +19,7 @@ from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.corpus.decontamination import find_within, normalised
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import IGNORED_LABEL
-from bioptimus_hf.ner.tasks import label_names, tags_of
+from bioptimus_hf.ner.tasks import SPLITS, check_splits, label_names, tags_of
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +60,13 @@ def join_tasks(tasks: Mapping[str, DatasetDict]) -> JointData:
         tasks: data from `load_ner` by name. Their order doesn't matter.
 
     Raises:
-        InputError: all training sentences of a task are in the development or test sets of others.
+        InputError: there is no task, or one lacks a split or column; or all training sentences of a task are in the
+            development or test sets of others.
     """
+    if not tasks:
+        raise InputError("there is no task to join", argument="tasks")
+    for name, data in tasks.items():
+        check_splits(data, SPLITS, argument=f"tasks[{name!r}]")
     tasks = {name: tasks[name] for name in sorted(tasks)}
     types = {name: types_of_labels(data["train"]) for name, data in tasks.items()}
     all_types = list(dict.fromkeys(kind for of_task in types.values() for kind in of_task))

@@ -13,7 +13,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
-from bioptimus_hf.argument_checks import check_call
+from bioptimus_hf.argument_checks import check_call, check_columns
 from bioptimus_hf.artifacts import identity, read_yaml
 from bioptimus_hf.corpus.conll import TAG, Sentence, TagConverter, has_types, read_conll, types_of
 from bioptimus_hf.corpus.hub import load_pinned, pin_dataset
@@ -219,6 +219,18 @@ def task_files(task: str | NerTask, source: str | Path) -> dict[str, Path]:
             )
         files[split] = found
     return files
+
+
+def check_splits(dataset: DatasetDict, splits: Iterable[str], *, argument: str) -> None:
+    """Raise if a data set isn't like one from `load_ner`.
+
+    Raises:
+        InputError: it lacks one of the splits, or a split lacks a column.
+    """
+    for split in splits:
+        if split not in dataset:
+            raise InputError(f"it has no split {split!r}, only {', '.join(dataset) or 'none'}", argument=argument)
+        check_columns(dataset[split], ("tokens", "ner_tags"), argument=f"{argument}[{split!r}]")
 
 
 def label_names(dataset: Dataset) -> list[str]:

@@ -252,6 +252,9 @@ class BioptimusDataCollator:
         length = -(-max(lengths) // (self.pad_to_multiple_of or 1)) * (self.pad_to_multiple_of or 1)
         ids = _pad([row["input_ids"] for row in rows], length, self.tokenizer.pad_token_id)
         given = {name: self._column(name, rows, lengths, length) for name in columns if name != "input_ids"}
+        if ids.max(initial=0) >= len(self._special):
+            tokens = len(self._special)
+            raise InputError(f"a row has the id {ids.max()}, but the tokenizer has {tokens} tokens: give its tokenizer")
         special = given.pop("special_tokens_mask", None)
         attention = given.setdefault("attention_mask", (ids != self.tokenizer.pad_token_id).astype(np.int64))
         batch = {"input_ids": ids, **given}

@@ -35,7 +35,7 @@ class Finding:
 
 
 @check_call()
-def check_results(root: Path, *, hashes: bool = True) -> list[Finding]:
+def check_results(root: str | Path, *, hashes: bool = True) -> list[Finding]:
     """Check every result in a folder.
 
     Args:
@@ -45,6 +45,7 @@ def check_results(root: Path, *, hashes: bool = True) -> list[Finding]:
     Raises:
         InputError: there is no result.
     """
+    root = Path(root)
     annotated = {record for record in root.rglob(".records/*.json") if record.name != LOCK_RECORD}
     records = sorted({*root.rglob(RECORD), *annotated})
     records = [record for record in records if not any(map(_UNFINISHED.search, record.relative_to(root).parts))]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from helpers import build_tiny_bert, tiny_vocabulary
+from helpers import build_tiny_bert, build_tiny_head, tiny_vocabulary
 from transformers import AutoConfig, AutoTokenizer, BertForMaskedLM, BertModel, BertTokenizer, RobertaConfig
 
 from bioptimus_hf.distillation import contextual
@@ -302,6 +302,9 @@ def test_unusable_rows_are_refused(tiny_bert: BertForMaskedLM, tokenizer: BertTo
     del rows["cardiopathy"]
     with pytest.raises(InputError, match=r"3 new tokens have no usable embedding .*cardiopathy, activ, ##itides"):
         transplant_vocabulary(tiny_bert, tokenizer, target, rows)
+    rows = {token: torch.ones(33) for token in NEW}
+    with pytest.raises(InputError, match=rf"{len(NEW)} new tokens have no usable embedding .* not of size 32\)"):
+        transplant_vocabulary(tiny_bert, tokenizer, target, rows)
 
 
 def test_different_special_tokens_are_refused(tiny_bert: BertForMaskedLM, tokenizer: BertTokenizer) -> None:
@@ -315,6 +318,8 @@ def test_an_untied_model_is_refused(tokenizer: BertTokenizer, target: BertTokeni
     model.get_output_embeddings().weight = torch.nn.Parameter(model.get_input_embeddings().weight.clone())
     with pytest.raises(InputError, match="doesn't tie"):
         transplant_vocabulary(model, tokenizer, target, {token: torch.ones(32) for token in NEW})
+    with pytest.raises(InputError, match="doesn't tie"):  # a head has no output embeddings
+        transplant_vocabulary(build_tiny_head(layers=1), tokenizer, target, {})
 
 
 def test_a_base_without_a_head_gets_one_and_it_is_logged(

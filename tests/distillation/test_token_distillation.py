@@ -174,6 +174,11 @@ def test_a_layer_out_of_range_is_refused(tiny_bert: BertForMaskedLM, tokenizer: 
         distill_tokens(tiny_bert, tokenizer, contexts_of("asthma"), {"asthma": torch.zeros(32)}, RowTraining(layer=3))
 
 
+def test_embeddings_of_another_size_are_refused(tiny_bert: BertForMaskedLM, tokenizer: BertTokenizer) -> None:
+    with pytest.raises(InputError, match=r"^start: the embedding of 'asthma' hasn't the model's size, 32$"):
+        distill_tokens(tiny_bert, tokenizer, contexts_of("asthma"), {"asthma": torch.zeros(3)})
+
+
 def test_bf16_gives_nearly_the_same_rows(tiny_bert: BertForMaskedLM, tokenizer: BertTokenizer) -> None:
     arguments: tuple[Any, ...] = (tiny_bert, tokenizer, contexts_of("cardiopathy"), {"cardiopathy": torch.zeros(32)})
     full, half = (distill_tokens(*arguments, RowTraining(bf16=bf16))["cardiopathy"] for bf16 in (False, True))

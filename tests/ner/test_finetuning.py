@@ -228,5 +228,7 @@ def test_the_head_and_the_data_must_be_of_one_task(base: Path, sample: DatasetDi
     unnamed = DatasetDict({split: rows.rename_column("ner_tags", "labels") for split, rows in sample.items()})
     with pytest.raises(InputError, match=r"^dataset\['train'\]: the data set needs a column 'ner_tags', and has"):
         finetune(model, tokenizer, unnamed, arguments)
+    with pytest.raises(InputError, match=r"^the model is a BertForMaskedLM, not a token classifier: give a fine-tuned"):
+        predict_tags(build_tiny_bert(len(tokenizer)), tokenizer, [["Aspirin"]])
     with pytest.raises(InputError, match=r"^sentences\[0\]: is a single string: give a list$"):
         predict_tags(model, tokenizer, ["Aspirin in asthma"])

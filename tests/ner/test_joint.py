@@ -159,6 +159,12 @@ def test_sentences_that_another_task_is_evaluated_on_are_left_out(
     alone = DatasetDict({**a, "train": a["train"].select([0, 1])})
     with pytest.raises(InputError, match="tasks: all training sentences of a are in the development or test sets"):
         join_tasks({"a": alone, "b": b})
+    with pytest.raises(InputError, match="tasks: there is no task to join"):
+        join_tasks({})
+    with pytest.raises(InputError, match=r"^tasks\['b'\]: it has no split 'test', only train, validation$"):
+        join_tasks({"a": a, "b": DatasetDict({split: b[split] for split in ("train", "validation")})})
+    with pytest.raises(InputError, match=r"^tasks\['b'\]\['train'\]: the data set needs a column 'ner_tags', and has"):
+        join_tasks({"a": a, "b": b.remove_columns("ner_tags")})
 
 
 def test_sentences_of_a_set_read_as_one_are_not_held_out_by_its_other_half(tmp_path: Path) -> None:

@@ -374,6 +374,7 @@ def test_plain_lists_and_tensors_of_ids(tokenizer: BertTokenizer) -> None:
         ({"input_ids": [2, 20, 3], "document": 1}, "1 of 2 rows have no document: give it to all rows, or to none"),
         ({"input_ids": [2, 20, 3], "labels": [2, 20, 3]}, "1 of 2 rows have no labels"),
         ({"text": "asthma"}, "a row has no column input_ids: tokenise the data set first"),
+        ({"input_ids": [2, 9999, 3]}, "a row has the id 9999, but the tokenizer has"),
     ],
 )
 def test_columns_that_fit_no_batch_are_named(tokenizer: BertTokenizer, row: dict[str, Any], message: str) -> None:

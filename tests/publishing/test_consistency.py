@@ -144,7 +144,7 @@ def test_records_of_annotated_files(tmp_path: Path) -> None:
 
 def test_a_folder_without_results(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="contains no results: name the folder of a run, or of annotated files"):
-        check_results(tmp_path)
+        check_results(str(tmp_path))
 
 
 def test_a_stage_that_lost_its_record_or_its_folder_is_found(run: Path) -> None:
