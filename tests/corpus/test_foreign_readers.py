@@ -13,7 +13,7 @@ import bioc
 import pandas as pd
 import pyarrow.parquet
 import pytest
-from bioc import biocjson, biocxml, pubtator
+from bioc import biocjson, biocxml, brat, pubtator
 from bioc.validator import BioCValidator
 from datasets import load_dataset
 from lxml import etree
@@ -280,3 +280,18 @@ def test_half_a_surrogate_pair_outside_of_the_text(tmp_path: Path) -> None:
     assert pd.read_csv(tmp_path / "a.csv")["document"].tolist() == ["\\ud800"]
     write_documents(tmp_path / "a.bioc.xml", [document])
     assert [found.id for found in DocumentReader(tmp_path / "a.bioc.xml")] == ["\ufffd"]
+
+
+def test_bioc_reads_our_brat(tmp_path: Path) -> None:
+    across = mention("Blockers.\nClonidine", "Both")
+    write_documents(tmp_path / "a.brat", [replace(DOCUMENT, entities=(*ENTITIES, across))])
+    text, annotations = (tmp_path / "a.brat" / f"227508.{end}" for end in ("txt", "ann"))
+    with open(text, encoding="utf-8") as text_file, open(annotations, encoding="utf-8") as annotation_file:
+        found = brat.load(text_file, annotation_file)
+    assert found.text == TEXT
+    *plain, last = sorted(found.entities, key=lambda entity: int(entity.id[1:]))
+    assert [(*e.total_span, e.text, e.type) for e in plain] == SPANS
+    line_break = TEXT.index("\n")
+    places = [(across.start, line_break), (line_break + 1, across.end)]
+    assert [(place.begin, place.end) for place in sorted(last.locations)] == places
+    assert last.text == "Blockers. Clonidine"
