@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -442,7 +443,7 @@ MALFORMED: dict[str, dict[str, tuple[str, str | bytes, str | int]]] = {
         ),
     },
     "brat": {
-        "truncated": ("a.txt", "One é", "the line .*|1"),
+        "truncated": ("a.txt", "One é", r"a\.ann, line 1: "),
         "empty": ("a.txt", "", 1),
         "wrong encoding": ("a.txt", latin("One é"), NOT_UTF8),
         "duplicate": ("a.txt", "One", "a.ann, line 2: a second annotation T1"),
@@ -612,3 +613,36 @@ def test_every_format_is_a_corpus(format: str, tmp_path: Path) -> None:
     assert len(load_corpus(file)) == expected
     texts = load_corpus(file)["text"][:]
     assert {text.replace(" é", "") for text in texts} == {"One"}
+
+
+def test_an_element_over_the_limit_is_an_error_of_the_document(tmp_path: Path) -> None:
+    file = put(tmp_path / "a.json", json.dumps([{"text": "one"}, {"text": "é" * 1000}, {"text": "two"}], indent=1))
+    with pytest.raises(InputError, match=r"a\.json, document 2: a document of 0\.0 MB, more than the limit of 0\.001"):
+        read(file, max_document_megabytes=0.001)
+    assert [one.text for one in read(file, "skip", max_document_megabytes=0.001)] == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "where"),
+    [
+        ("a.csv", 'text\nfine\n"' + "never closed\n" * 20_000, "row that begins in line 3"),
+        ("a.json", '[{"text": "fine"},\n{"text": "' + "never closed " * 20_000, "element that begins in line 2"),
+    ],
+)
+def test_a_quote_that_is_never_closed_does_not_fill_the_memory(
+    name: str, content: str, where: str, tmp_path: Path
+) -> None:
+    file = put(tmp_path / name, content)
+    with pytest.raises(InputError, match=f"{where}: more than twice the limit of a document: close its quotes"):
+        read(file, max_document_megabytes=0.001)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.json"])
+def test_memory_does_not_grow_with_the_file(name: str, tmp_path: Path) -> None:
+    file = write_rows(tmp_path / name, [{"text": "é, " * 300, "n": str(number)} for number in range(4000)])
+    assert file.stat().st_size > 4_000_000
+    tracemalloc.start()
+    assert sum(1 for _ in DocumentReader(file)) == 4000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_000_000
