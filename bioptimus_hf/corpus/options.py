@@ -8,8 +8,6 @@ from typing import Any, Literal
 from bioptimus_hf.corpus.reading import (
     MAX_DOCUMENT_MEGABYTES,
     ReadOptions,
-    check_encoding,
-    check_limit,
     codec_name,
     named_columns,
 )
@@ -71,11 +69,7 @@ class Corpus:
             raise InputError("name files, folders or a data set on the Hub", argument="corpus")
         if self.max_megabytes is not None and not 0 < self.max_megabytes < 1e9:
             raise InputError(f"must be above 0 and below 1e9, not {self.max_megabytes:g}", argument="max_megabytes")
-        if self.errors not in ("strict", "replace"):
-            raise InputError(f"must be strict or replace, not {self.errors!r}", argument="errors")
-        self.read_options()
-        check_encoding(self.encoding)
-        check_limit(self.max_document_megabytes)
+        self.read_options()  # checks the other fields
         if not 0 < self.validation_share < 1:
             raise InputError(f"must be between 0 and 1, not {self.validation_share}", argument="validation_share")
 

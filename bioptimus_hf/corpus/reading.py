@@ -113,8 +113,12 @@ class ReadOptions:
         return _family(self.encoding) == "utf-8"
 
     def __post_init__(self) -> None:
-        check_encoding(self.encoding)
-        check_limit(self.max_document_megabytes)
+        _check_encoding(self.encoding)
+        if not 1e-6 <= self.max_document_megabytes <= 1000:
+            raise InputError(
+                f"must be above 0 and at most 1000, not {self.max_document_megabytes:g}",
+                argument="max_document_megabytes",
+            )
         if self.annotations not in get_args(Annotations):
             allowed = ", ".join(get_args(Annotations))
             raise InputError(f"must be one of {allowed}, not {self.annotations!r}", argument="annotations")
@@ -146,7 +150,7 @@ def named_columns(given: str | Sequence[str]) -> str | list[str]:
     return columns[0] if len(columns) == 1 else list(columns)
 
 
-def check_encoding(encoding: str) -> None:
+def _check_encoding(encoding: str) -> None:
     """Raise InputError if Python can't read text files of this encoding."""
     try:
         b"a".decode(encoding)  # rejects "hex" and the like, whose results aren't text
@@ -165,12 +169,6 @@ def check_encoding(encoding: str) -> None:
 def codec_name(encoding: str) -> str:
     """Return Python's own name of a known encoding, for records."""
     return codecs.lookup(encoding).name
-
-
-def check_limit(megabytes: float) -> None:
-    """Raise InputError for a limit of documents that isn't between a byte and 1 GB."""
-    if not 1e-6 <= megabytes <= 1000:
-        raise InputError(f"must be above 0 and at most 1000, not {megabytes:g}", argument="max_document_megabytes")
 
 
 def size_over(text: str, options: ReadOptions) -> int:

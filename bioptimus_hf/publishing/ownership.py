@@ -93,8 +93,8 @@ class Owner:
 
     def __init__(self, api: HfApi, repo_id: str, run: Path, architecture: str) -> None:
         self._api, self._repo_id, self._run, self._architecture = api, repo_id, run, architecture
-        folders = [folder for folder in run.glob("v*") if is_version(folder)]
-        self._own = {signature.version: signature for folder in folders if (signature := sign(run, folder.name[1:]))}
+        versions = [folder.name[1:] for folder in run.glob("v*") if is_version(folder)]
+        self._own = {version: sign(run, version) for version in versions}
         self._marks: dict[str, dict[str, Any]] = {}
 
     def made(self, signature: Signature | None) -> bool:
