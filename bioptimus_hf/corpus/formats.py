@@ -261,10 +261,14 @@ def _by_content(file: InputFile) -> str | None:
 
 def _other_format(file: InputFile, given: Format) -> str:
     """Return what to add to the first error of a file that looks like one of another format."""
-    seen = recognise(file.binary.peek(HEAD)[:HEAD], file.options.text_columns)
+    head = file.binary.peek(HEAD)[:HEAD]
+    seen = recognise(head, file.options.text_columns)
     other = FORMATS[seen] if seen else given
     if seen is None and given.name == "conll" and file.path.name.lower().endswith(FORMATS["tsv"].endings):
-        return " (if it is a table, set text_column to a name in its first line)"
+        columns = ", ".join(
+            head.decode("utf-8", "replace").lstrip("\ufeff").partition("\n")[0][:200].strip().split("\t")
+        )
+        return f" (if it is a table, set text_column to one of its columns: {columns})"
     return "" if other.read == given.read else f" (the file looks like {other.name}: pass the format {other.name})"
 
 

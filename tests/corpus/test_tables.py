@@ -358,7 +358,7 @@ MALFORMED: dict[str, dict[str, tuple[str, str | bytes, str | int]]] = {
         "duplicate": ("a.tsv", "id\ttext\n1\tOne\n1\tOne\n", 2),
         "duplicate column": ("a.tsv", "text\tid\tid\nOne\t1\t1\n", "two columns with the name 'id'"),
         "beyond": ("a.tsv", "id\ttext\tend\n1\tOne\t9\n", 1),  # has no offsets
-        "no text": ("a.tsv", "pmid\tabstract\n1\tOne\n", "if it is a table, set text_column to a name in its first l"),
+        "no text": ("a.tsv", "pmid\tabstract\n1\tOne\n", "set text_column to one of its columns: pmid, abstract"),
         "more columns": (
             "a.tsv",
             "id\ttext\n1\tOne\ttwo\n",
