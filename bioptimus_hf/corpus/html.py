@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import jinja2
 
@@ -77,10 +78,17 @@ def html_text(documents: Iterable[Document]) -> Iterator[str]:
     yield page.legend() + _FOOT
 
 
-def html_fragment(document: Document) -> str:
-    """Return a document as `html_text` shows it, but without its id, for a page that has `STYLE` and the colours."""
+def html_fragment(document: Document, start: int = 0, end: int | None = None) -> str:
+    """Return a document as `html_text` shows it, but without its id, for a page that has `STYLE` and the colours.
+
+    Args:
+        start: the first character to show.
+        end: the character after the last one to show, by default the whole rest. No entity may extend over either.
+    """
     page = _Page()
-    article = page.article(document, heading="")
+    end = len(document.text) if end is None else end
+    within = [entity for entity in document.entities if start <= entity.start and entity.end <= end]
+    article = page.article(replace(document, entities=within), heading="", start=start, end=end)
     return page.legend() + article
 
 
@@ -92,14 +100,14 @@ class _Page:
         self._hues: dict[str, float] = {}
         self._counts: Counter[str] = Counter()
 
-    def article(self, document: Document, *, heading: str) -> str:
-        """Return a document with its entities highlighted."""
+    def article(self, document: Document, *, heading: str, start: int = 0, end: int | None = None) -> str:
+        """Return the text of a document, from one place to another, with its entities highlighted."""
         shown = without_overlaps(document.entities)
         for entity in shown:
             self._hues.setdefault(entity.label, round(205 + len(self._hues) * _STEP) % 360)
             self._counts[entity.label] += 1
         hidden = len(document.entities) - len(shown)
-        pieces = _pieces(document.text, shown, self._hues)
+        pieces = _pieces(document.text[:end], shown, self._hues, start)
         return self._article.render(heading=heading, pieces=pieces, hidden=hidden)
 
     def legend(self) -> str:
@@ -107,9 +115,10 @@ class _Page:
         return _ENVIRONMENT.from_string(_LEGEND).render(counts=self._counts, hues=self._hues)
 
 
-def _pieces(text: str, entities: list[Entity], hues: dict[str, float]) -> Iterator[tuple[str, Entity | None, float]]:
-    """Yield the text of each entity, with its hue, and the text before, between and after them."""
-    end = 0
+def _pieces(
+    text: str, entities: list[Entity], hues: dict[str, float], end: int
+) -> Iterator[tuple[str, Entity | None, float]]:
+    """Yield the text of each entity, with its hue, and the text before, between and after them, from a place on."""
     for entity in entities:
         yield text[end : entity.start], None, 0
         yield entity.text, entity, hues[entity.label]
