@@ -95,7 +95,7 @@ def run_tasks(
 
 def missing_package(error: Exception) -> InputError | None:
     """Return what to say if an error of Ray is that a worker can't import a package; None for any other error."""
-    reason = str(error).strip().splitlines()[-1]
+    reason = str(error).strip().rpartition("\n")[2]
     if not reason.startswith(("ImportError", "ModuleNotFoundError")):
         return None
     return InputError(f"{reason}: install the same bioptimus-hf[ray] on all machines of the cluster")

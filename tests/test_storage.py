@@ -25,6 +25,7 @@ from bioptimus_hf.storage import (
     atomic_folder,
     find_damage,
     hash_of_file,
+    holder_of,
     locked,
     manifest_of,
     remove_leftovers,
@@ -282,3 +283,34 @@ def test_every_file_of_a_result_follows_the_umask(tmp_path: Path, umask: int) ->
     assert found.pop("script") == 0o700 | 0o666 & ~umask
     assert {found[name] for name in ("model.safetensors", "alone.txt")} == {0o666 & ~umask}
     assert {found["result"], found[inner.name]} == {0o777 & ~umask}
+
+
+def test_leftovers_of_other_machines_are_for_the_holder_of_the_lock(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    elsewhere, here = (tmp_path / f"a.txt.partial-{host}-{os.getpid()}" for host in ("elsewhere", socket.gethostname()))
+    other, no_process = tmp_path / "b.txt.partial-elsewhere-1", tmp_path / "a.txt.partial-elsewhere-x"
+    for leftover in (elsewhere, here, other, no_process):
+        leftover.touch()
+    assert remove_leftovers(file) == []
+    assert remove_leftovers(file, everywhere=True) == [elsewhere]
+    assert sorted(tmp_path.iterdir()) == sorted([here, other, no_process])  # this process may be writing
+
+
+def test_a_dead_process_that_its_parent_has_not_noticed_writes_nothing(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it stays a zombie
+        leftover = tmp_path / f"a.txt.partial-{socket.gethostname()}-{process.pid}"
+        leftover.touch()
+        assert remove_leftovers(tmp_path / "a.txt") == [leftover]
+
+
+def test_the_holder_of_a_lock(tmp_path: Path) -> None:
+    lock = tmp_path / "folder" / "a.lock"
+    assert holder_of(lock) is None
+    with locked(lock, tmp_path):
+        holder = holder_of(lock)
+        assert holder is not None
+        assert (holder.pid, holder.host) == (os.getpid(), socket.gethostname())
+        (tmp_path / "file").touch()
+        assert holder_of(tmp_path / "file" / "a.lock") is None  # can't be read
+    assert holder_of(lock) is None

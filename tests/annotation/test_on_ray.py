@@ -120,7 +120,11 @@ def test_results_records_and_messages_are_those_of_one_machine(
 @pytest.mark.slow
 @pytest.mark.usefixtures("connection")
 def test_actors_that_die(
-    tiny_head: Path, shards: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tiny_head: Path,
+    shards: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """One file costs an actor once, in the middle, and is annotated by another; one file costs every actor."""
     out, local, once = shards.parent / "out", shards.parent / "local", shards.parent / "once"
@@ -150,6 +154,7 @@ def test_actors_that_die(
     caplog.set_level("INFO")
     with pytest.raises(InputError, match=expected):
         annotate(tiny_head, shards, out, RunnerOptions("ray"))
+    assert capfd.readouterr().out == ""  # Ray would print that a worker died
     assert_same(out, local, without=("b.txt",))
     tried_again = [record.getMessage() for record in caplog.records if "tried again" in record.getMessage()]
     assert sorted(Path(line.partition(":")[0]).name for line in tried_again) == ["b.txt", "d.txt"]
@@ -220,10 +225,10 @@ def test_a_machine_is_lost() -> None:
 
 
 def check_that_the_files_of_a_lost_machine_are_annotated_elsewhere(
-    machines: Any, tiny_head: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+    machines: Any, tiny_head: Path, shards: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The machine is lost in the middle of a file."""
-    out, local, stalled = shards.parent / "out", shards.parent / "local", shards.parent / "stalled"
+    out, local, stalled, lost = (shards.parent / name for name in ("out", "local", "stalled", "lost"))
     annotate(tiny_head, shards, local)
     (doomed,) = machines.worker_nodes
     doomed_id = doomed.node_id
@@ -236,18 +241,21 @@ def check_that_the_files_of_a_lost_machine_are_annotated_elsewhere(
             if ray.get_runtime_context().get_node_id() == doomed_id:
                 stalled.touch()
                 time.sleep(600)
+            while not lost.exists():  # so that the other machine has time to start
+                time.sleep(0.05)
 
     def lose() -> None:
         while not stalled.exists():
             time.sleep(0.05)
         machines.remove_node(doomed, allow_graceful=False)
+        lost.touch()
 
     monkeypatch.setattr(module, "_Worker", Stalling)
-    loser = threading.Thread(target=lose, daemon=True)
-    loser.start()
+    threading.Thread(target=lose, daemon=True).start()
     annotate(tiny_head, shards, out, RunnerOptions("ray", address_of(machines), num_actors=2))
-    loser.join()
+    assert lost.exists()
     assert_same(out, local)
+    assert [message.endswith("died: tried again") for message in messages(caplog, out)] == [True]
 
 
 @pytest.fixture
