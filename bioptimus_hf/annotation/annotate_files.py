@@ -307,5 +307,5 @@ class _Progress:
         self.entities += entities
         if documents:
             speed = f"{self.documents_per_second:.1f}/s"
-            self._bar.set_postfix_str(f"{self.documents:,} documents, {speed}", refresh=False)
+            self._bar.set_postfix_str(f"{counted(self.documents, 'document')}, {speed}", refresh=False)
         self._bar.update(size)

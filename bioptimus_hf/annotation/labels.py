@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 OTHERS = "*"
 """Stands for all labels and types that aren't named."""
 _SHOWN = 12  # labels in a message
-_NUMBERED = re.compile(r"LABEL_\d+")  # how transformers calls labels that have no names
+_NUMBERED = re.compile(r"(?:LABEL_)?\d+", re.IGNORECASE)  # transformers calls labels without names LABEL_0 and so on
 _SPECIAL = re.compile(r"\[\w+\]|</?\w+>|X|PAD", re.IGNORECASE)  # for special tokens and further pieces of words
 _WANTED_TAG = re.compile(r"[BIELSUM]-\S.*")
 

@@ -121,7 +121,7 @@ _SENTENCE_BEFORE = re.compile(r"(?:^|[.?!])\s*$")
 _REACH = 48  # characters that the rules see on each side of a boundary
 _CITED = r"\d{1,3}(?:\s?[,–-]\s?\d{1,3})*"
 _CITATION = re.compile(rf"(?:{_CITED}|[⁰¹²³⁴-⁹]+(?:[,˒⁻–][⁰¹²³⁴-⁹]+)*)\s+(?=[A-Z(\[\"“])")
-_CITATION_IN_BRACKETS = re.compile(rf"\({_CITED}\)\s+(?=[A-Z])")
+_CITATION_IN_BRACKETS = re.compile(rf"(?:\({_CITED}\)|\[{_CITED}\])\s+(?=[A-Z])")
 # A decimal without its zero follows these: "values were.5 Higher".
 _BEFORE_DECIMALS = _words(
     "and are between beyond below above from least most over than the was were with about under equal equals "
@@ -136,7 +136,7 @@ _NEVER_CITED = _BEFORE_DECIMALS | _JOURNALS | _UNITS
 _ENDINGS = "min|sec|etc| hr|bsp|ssp| pv| bv| cv|ser|rov|var|ppl|upp|rox|viz|deg"
 _CANDIDATE = re.compile(
     r"\.(?:"
-    r"[A-Z()\]¹²³⁰⁴-⁹]|[0-9](?<=[^0-9]\..)"
+    r"[A-Z()\[\]¹²³⁰⁴-⁹]|[0-9](?<=[^0-9]\..)"
     rf"|[ \n](?:[a-z0-9/ \n]|(?<=[^A-Za-z][A-Za-z]\.[ \n])|(?<=(?:{_ENDINGS})\.[ \n]))"
     r")"
 )
@@ -148,7 +148,7 @@ def _table(characters: str) -> npt.NDArray[np.bool_]:
 
 
 _LETTER, _DIGIT, _BLANK = _table(ascii_letters), _table(digits), _table(" \n\t" + ASCII_SEPARATORS)
-_NEXT_TO_STOP = _table(ascii_uppercase + "()]")
+_NEXT_TO_STOP = _table(ascii_uppercase + "()[]")
 # Before one of these and after a blank, `corrected` ends no sentence that the splitter hasn't ended.
 _NEVER_SPLIT = _table(ascii_lowercase + digits + "/")
 _ENDING_CODES = [int.from_bytes(ending.encode(), "big") for ending in _ENDINGS.split("|")]

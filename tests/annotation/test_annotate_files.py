@@ -263,6 +263,8 @@ def test_progress_shows_documents_speed_and_remaining_time(monkeypatch: pytest.M
         line = shown.getvalue().rpartition("\r")[2]
         remaining = r"\[\d\d:\d\d<\d\d:\d\d, "
         assert re.search(rf" {files * 36}/72 {remaining}.*, {files * 4} documents, 1\.0/s\]", line), line
+    module._Progress(bar).add(documents=1, entities=0, size=0)
+    assert bar.postfix.startswith("1 document, ")
 
 
 def test_a_kill_leaves_no_record_of_a_replaced_file(

@@ -89,6 +89,8 @@ TEXTS = {
         "The same had been seen before.3, 4 |Others disagree.",
         "The same had been seen before.¹² |We repeat it here.",
         "The same had been seen before.[12] |We repeat it here.",
+        "The same had been seen before.[3,4] |We repeat it here.",
+        "The same had been seen before.[3-5] |We repeat it here.",
         "The same had been seen before.(12) |We repeat it here.",
         "The same had been seen before (12). |We repeat it here.",
         "The cells (n = 5).7 |We repeat it here.",
