@@ -94,10 +94,7 @@ def finetune(
         sentences, validation = dataset["train"], dataset["validation"]
         trainer_class, loss = HeadTrainer, mean_cross_entropy
     train = windows_dataset(sentences, tokenizer, max_length=max_length, num_proc=num_proc)
-    updates = math.ceil(
-        len(train) / (arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size)
-    )
-    if updates == 1:
+    if len(train) <= arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size:
         logger.warning("an epoch has a single update: the %d windows of text fit into one batch", len(train))
     trainer = trainer_class(
         model=model,
