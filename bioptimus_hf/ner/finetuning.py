@@ -86,13 +86,12 @@ def finetune(
     _check_labels(model, dataset)
     max_length = min(max_length, longest_input(model.config))
     prepare_for_cpu(model, arguments.device, dropout=_attention_dropout(model.config))
-    loss: Callable[..., torch.Tensor]
+    loss: Callable[..., torch.Tensor] = mean_cross_entropy
     if isinstance(dataset, JointData):
-        sentences, validation = dataset.train, dataset.validation
-        trainer_class, loss = JointTrainer, partial(partial_cross_entropy, compatible=dataset.compatible)
+        sentences, validation, trainer_class = dataset.train, dataset.validation, JointTrainer
+        loss = partial(partial_cross_entropy, compatible=dataset.compatible)
     else:
-        sentences, validation = dataset["train"], dataset["validation"]
-        trainer_class, loss = HeadTrainer, mean_cross_entropy
+        sentences, validation, trainer_class = dataset["train"], dataset["validation"], HeadTrainer
     train = windows_dataset(sentences, tokenizer, max_length=max_length, num_proc=num_proc)
     if len(train) <= arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size:
         logger.warning("an epoch has a single update: the %d windows of text fit into one batch", len(train))
