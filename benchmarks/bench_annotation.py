@@ -1,14 +1,18 @@
 #!/usr/bin/env python
-"""Compare annotation in several precisions with the stock pipeline, on the same texts and weights.
+"""Compare annotation on all engines with the stock pipeline, on the same texts and weights.
 
-    python benchmarks/bench_annotation.py --corpus abstracts.txt.gz --long fulltext_bio.txt.gz \
-        --model runs/mine/ner/ncbi-disease/v0.4/0 --test data/ner/NCBI-disease/test.tsv --work runs/bench
+    python benchmarks/bench_annotation.py --corpus abstracts.txt.gz --model runs/mine/ner/ncbi-disease/v0.4/0 \
+        --test data/ner/NCBI-disease/test.tsv --work runs/bench
 
-Loading is not counted. On a CPU, every row runs in its own process. The first table is for abstracts that fit into one
-window; longer ones are left out, because the pipeline would truncate them. "Bare forward passes" run the model on
-batches prepared in advance. F1 counts exact offsets and types in the sentences of the test file, read as text. The
-second table is for interleaved sentences, abstracts and full texts, which the pipeline reads completely only with a
-stride. If there is a GPU, all rows run on it, and those of ONNX are left out.
+Loading is not counted. On a CPU, every row runs in its own process, with `--threads` threads. The first table is for
+abstracts that fit into one window; longer ones are left out, because the pipeline would truncate them. "Bare forward
+passes" run the model on batches prepared in advance. F1 counts exact offsets and types in the sentences of the test
+file, read as text. Then follows where the time outside the forward passes goes. With `--long`, another table is for
+interleaved sentences, abstracts and full texts, which the pipeline reads completely only with a stride.
+
+Each row is kept in WORK/rows: an interrupted run resumes, and another WORK starts again. With `--repeats`, all rows are
+measured in turn several times, and the tables give the fastest time of each. If there is a GPU, all rows run on it,
+and those of ONNX and OpenVINO are left out.
 """
 
 from __future__ import annotations
@@ -17,24 +21,33 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import datasets
 import torch
 from transformers import AutoTokenizer, pipeline
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from bioptimus_hf.annotation.annotator import _TEXTS_AT_ONCE, Annotator
-from bioptimus_hf.annotation.engines import ONNX_FILE, TorchEngine
-from bioptimus_hf.annotation.onnx_export import export_onnx
+from bioptimus_hf.annotation.engine_choice import CHOICES
+from bioptimus_hf.annotation.engines import TorchEngine
+from bioptimus_hf.annotation.onnx_export import cached_export
+from bioptimus_hf.annotation.options import Weights
 from bioptimus_hf.cli.launch import keep_freed_memory
 from bioptimus_hf.corpus.conll import read_conll
 from bioptimus_hf.corpus.dataset import load_corpus
-from bioptimus_hf.corpus.formats import DocumentReader
+from bioptimus_hf.corpus.documents import Document
+from bioptimus_hf.corpus.formats import DocumentReader, write_documents
 from bioptimus_hf.corpus.sentences import sentences_of
+from bioptimus_hf.hardware import describe_hardware
+from bioptimus_hf.storage import atomic_file
 
 Spans = list[list[tuple[int, int, str]]]
 """Start, end and label of the entities in each text."""
@@ -42,12 +55,14 @@ Spans = list[list[tuple[int, int, str]]]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BATCH_SIZES = {"cpu": (1, 4, 8, 16, 32), "cuda": (8, 16, 32, 64, 128)}[DEVICE]  # tried for the pipeline
 STRIDE = 128
+PROFILED = 300  # abstracts
+FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8")
 
 
 def ours(options: argparse.Namespace, texts: list[str], **arguments: Any) -> tuple[float, Spans]:
     """Annotate with `Annotator`, in a process prepared like that of the command."""
     prepare_process()
-    annotator = Annotator(arguments.pop("folder", options.model), **arguments)
+    annotator = Annotator(options.model, **arguments)
     list(annotator.annotate(texts[:8]))  # warm-up
     start = time.perf_counter()
     spans = [[(entity.start, entity.end, entity.label) for entity in found] for found in annotator.annotate(texts)]
@@ -118,10 +133,7 @@ ROWS: dict[str, Callable[[argparse.Namespace, list[str]], tuple[float, Spans]]] 
     ),
     "bare forward passes, one text at a time": lambda options, texts: bare(options, texts, own_batches=False),
     "bare forward passes, our batches": lambda options, texts: bare(options, texts, own_batches=True),
-    "ours, fp32": lambda options, texts: ours(options, texts),
-    "ours, bf16": lambda options, texts: ours(options, texts, dtype=torch.bfloat16),
-    "ours, ONNX fp32": lambda options, texts: ours(options, texts, folder=options.work / "onnx-fp32"),
-    "ours, ONNX int8": lambda options, texts: ours(options, texts, folder=options.work / "onnx-int8"),
+    **{f"ours, {choice}": partial(ours, engine=choice.engine, precision=choice.precision) for choice in CHOICES},
 }
 LONG_ROWS: dict[str, Callable[[argparse.Namespace, list[str]], tuple[float, Spans]]] = {
     "pipeline, default": lambda options, texts: stock(options, texts, best=False),
@@ -129,13 +141,11 @@ LONG_ROWS: dict[str, Callable[[argparse.Namespace, list[str]], tuple[float, Span
     f"pipeline, stride {STRIDE}, its best batch size": lambda options, texts: stock(
         options, texts, best=True, stride=STRIDE
     ),
-    "ours, fp32": ROWS["ours, fp32"],
-    "ours, bf16": ROWS["ours, bf16"],
-    "ours, ONNX int8": ROWS["ours, ONNX int8"],
+    **{label: row for label, row in ROWS.items() if label.startswith("ours, ")},
 }
 if DEVICE == "cuda":
-    ROWS = {label: work for label, work in ROWS.items() if "ONNX" not in label}
-    LONG_ROWS = {label: work for label, work in LONG_ROWS.items() if "ONNX" not in label}
+    ROWS = {label: work for label, work in ROWS.items() if "onnx" not in label and "openvino" not in label}
+    LONG_ROWS = {label: work for label, work in LONG_ROWS.items() if "onnx" not in label and "openvino" not in label}
 
 
 def abstracts(options: argparse.Namespace) -> list[str]:
@@ -177,12 +187,22 @@ def measure(options: argparse.Namespace, name: str) -> dict[str, Any]:
 
 
 def measure_apart(options: argparse.Namespace, name: str) -> dict[str, Any]:
-    """Measure a row in its own process; on a GPU, where a start takes long, in this one."""
-    if DEVICE == "cuda":
-        return measure(options, name)
-    ended = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--row", name], check=True, stdout=subprocess.PIPE)
-    result: dict[str, Any] = json.loads(ended.stdout.decode().rpartition("RESULT")[2])
-    return result
+    """Measure a row in its own process, or on a GPU, where a start takes long, in this one; keep the result."""
+    results = []
+    for repeat in range(options.repeats):
+        file = options.work / "rows" / f"{name} {options.documents} {repeat}.json".replace(":", " ")
+        if not file.is_file():
+            result = measure(options, name) if DEVICE == "cuda" else _measure_in_process(name)
+            with atomic_file(file) as temporary:
+                temporary.write_text(json.dumps(result), encoding="utf-8")
+        results.append(json.loads(file.read_text(encoding="utf-8")))
+    return min(results, key=lambda result: float(result["seconds"]))
+
+
+def _measure_in_process(name: str) -> Any:
+    command = [sys.executable, __file__, *sys.argv[1:], "--row", name]
+    ended = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+    return json.loads(ended.stdout.decode().rpartition("RESULT")[2])
 
 
 def differing(found: Spans, reference: Spans) -> str:
@@ -191,15 +211,59 @@ def differing(found: Spans, reference: Spans) -> str:
     return f"{sum(len(one ^ other) for one, other in pairs)} of {sum(len(other) for _, other in pairs)}"
 
 
-def export(options: argparse.Namespace) -> dict[str, float]:
-    """Export the head to ONNX, unless this was done before; return the sizes of the files in MB."""
-    sizes = {}
-    for precision in ("fp32", "int8"):
-        file = options.work / f"onnx-{precision}" / ONNX_FILE
-        if not file.is_file():
-            export_onnx(options.model, file.parent, precision=precision)
-        sizes[precision] = file.stat().st_size / 1e6
-    return sizes
+def print_machine(options: argparse.Namespace) -> None:
+    """Print the processor, the instructions it has for fewer bits, and the threads."""
+    information = Path("/proc/cpuinfo")
+    flags = information.read_text(encoding="utf-8").split() if information.is_file() else []
+    names = [name for name in FLAGS if name in flags]
+    machine = describe_hardware()
+    print(f"{machine['cpu']} ({', '.join(names)}), {machine['cores']} cores, {options.threads} threads, {DEVICE}\n")
+
+
+def print_profile(options: argparse.Namespace) -> None:
+    """Print where the time of annotation goes on the fastest engine, in milliseconds of one thread per document."""
+    texts = abstracts(options)[:PROFILED]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "texts.jsonl"
+        write_documents(file, [Document(str(number), text) for number, text in enumerate(texts)])
+        annotator = Annotator(options.model, device="cpu")
+        (group,) = annotator._groups
+        steps = [("reading JSON lines", documents := timed(lambda: list(DocumentReader(file))))]
+        steps.append(("tokenizer", timed(lambda: list(group.tokenizer._encoder.encode_texts(texts)))))
+        steps.append(("tokenizer and windows", tokenized := timed(lambda: group.tokenizer.tokenize(texts))))
+        windows = [window for text in tokenized[1] for window in text.windows]
+        batches = [windows[at : at + 8] for at in range(0, len(windows), 8)]
+        steps.append(("padding", timed(lambda: [group.tokenizer.pad(batch) for batch in batches])))
+        silent = [replace(head, engine=_NoEngine(head.engine)) for head in group.heads]
+        annotator._groups = [replace(group, heads=silent)]
+        steps.append(("all but forward passes", timed(lambda: list(annotator.annotate(texts)))))
+        steps.append(("writing JSON lines", timed(lambda: write_documents(Path(folder) / "out.jsonl", documents[1]))))
+    print("\n| step | ms per document |\n| --- | --- |")
+    for name, (seconds, _) in steps:
+        print(f"| {name} | {1000 * seconds / len(texts):.3f} |")
+
+
+class _NoEngine:
+    """Stands for an engine that takes no time: every word is outside of entities."""
+
+    def __init__(self, engine: Any) -> None:
+        self.config, self.vocabulary = engine.config, engine.vocabulary
+        self._outside = torch.zeros(64, 512, len(engine.config.id2label))
+        self._outside[..., engine.config.label2id.get("O", 0)] = 9
+
+    def logits(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        rows, length = attention_mask.shape
+        return self._outside[:rows, :length]
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Return the least CPU time of three calls, and what the last one returned."""
+    seconds = []
+    for _ in range(3):
+        start = time.process_time()
+        result = work()
+        seconds.append(time.process_time() - start)
+    return min(seconds), result
 
 
 def print_short_table(options: argparse.Namespace) -> None:
@@ -236,10 +300,12 @@ def parse_options() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", required=True, help="abstracts")
-    parser.add_argument("--long", required=True, help="full texts")
+    parser.add_argument("--long", help="full texts, for a second table")
     parser.add_argument("--model", required=True, help="NER head")
     parser.add_argument("--test", required=True, help="test file of the head's task")
-    parser.add_argument("--work", type=Path, required=True, help="folder for the ONNX files")
+    parser.add_argument("--work", type=Path, required=True, help="folder for finished rows and exported heads")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--repeats", type=int, default=1, help="measurements of each row")
     parser.add_argument("--documents", type=int, default=1000, help="abstracts in the first table")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -250,13 +316,20 @@ def main() -> None:
     options = parse_options()
     disable_progress_bar()
     set_verbosity_error()
+    torch.set_num_threads(options.threads)
+    datasets.config.HF_DATASETS_CACHE = str(options.work / "cache")  # of exported heads
     if options.row:
         print("RESULT", json.dumps(measure(options, options.row)))
         return
-    sizes = export(options) if DEVICE == "cpu" else {}
+    (options.work / "rows").mkdir(parents=True, exist_ok=True)
+    if DEVICE == "cpu":
+        for precision in get_args(Weights):
+            cached_export(options.model, precision)  # not while the clock runs
+    print_machine(options)
     print_short_table(options)
-    print("".join(f"\nONNX, {precision}: {size:.1f} MB" for precision, size in sizes.items()))
-    print_long_table(options)
+    print_profile(options)
+    if options.long:
+        print_long_table(options)
 
 
 if __name__ == "__main__":

@@ -162,7 +162,8 @@ def test_metadata(facts: Message, installed: Path) -> None:
     assert facts["License-File"] == "LICENSE"
     assert facts["Requires-Python"] == "<3.14,>=3.11"
     assert set(facts.get_all("Provides-Extra", [])) == {
-        "app", "bench", "browser", "docs", "hub", "onnx", "plots", "ray", "style", "test"
+        "app", "bench", "browser", "docs", "hub", "onnx",
+        "openvino", "plots", "ray", "style", "test"
     }  # fmt: skip
     (licence,) = installed.glob("*.dist-info/licenses/LICENSE")
     assert "Apache License" in (text := licence.read_text(encoding="utf-8"))

@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bioptimus_hf.annotation.engine_choice import record_engine, recorded_engine
+from bioptimus_hf.annotation.engines import is_exported
 from bioptimus_hf.annotation.inputs import RECORDS, begun, input_files, old_target, record_of, target_files
 from bioptimus_hf.annotation.jobs import (
     Job,
@@ -26,7 +28,7 @@ from bioptimus_hf.annotation.options import AnnotationOptions, RunnerOptions
 from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.artifacts import differences, is_finished, read_record, verification, verify
 from bioptimus_hf.corpus.files import check_unit, no_text, some
-from bioptimus_hf.corpus.formats import UnwritableError, written_files
+from bioptimus_hf.corpus.formats import DocumentReader, UnwritableError, written_files
 from bioptimus_hf.corpus.reading import codec_name, named_columns
 from bioptimus_hf.errors import InputError, counted
 from bioptimus_hf.models import find_model
@@ -35,7 +37,7 @@ from bioptimus_hf.storage import locked
 
 logger = logging.getLogger(__name__)
 
-_SETTINGS = ("format", "input_format", "text_column", "errors", "keep", "bf16")
+_SETTINGS = ("format", "input_format", "text_column", "errors", "keep")
 
 
 @check_call()
@@ -75,6 +77,8 @@ def _annotate_all(options: AnnotationOptions, runner: RunnerOptions, lock: Path)
     targets = target_files(found, root, options.format, options.input_format, options.unit)
     check_unit(targets, options.unit, format=options.input_format)
     models = [find_model(model) for model in options.models]
+    options = replace(options, models=[model.pinned for model in models])  # what the records say is what is loaded
+    options = _with_engine(targets, options)
     settings: dict[str, Any] = {name: getattr(options, name) for name in _SETTINGS}
     settings |= {"encoding": codec_name(options.encoding), "text_column": named_columns(options.text_column)}
     # Records of files that were annotated without these have no such keys.
@@ -85,8 +89,8 @@ def _annotate_all(options: AnnotationOptions, runner: RunnerOptions, lock: Path)
         settings["labels"] = read_renames(options.labels)
     if options.min_score:
         settings["min_score"] = options.min_score
+    settings |= record_engine(options.engine, options.precision, exported=all(map(is_exported, options.models)))
     provenance = Provenance({f"model {number}": model.identity for number, model in enumerate(models)}, settings)
-    options = replace(options, models=[model.pinned for model in models])  # what the records say is what is loaded
     outcome = _Outcome(targets)
     rest: list[Job] = []
     for file, target in targets.items():
@@ -103,6 +107,47 @@ def _annotate_all(options: AnnotationOptions, runner: RunnerOptions, lock: Path)
         _annotate(rest, provenance, options, outcome, runner, lock)
     outcome.report()
     return list(targets.values())
+
+
+def _with_engine(targets: Mapping[Path, Path], options: AnnotationOptions) -> AnnotationOptions:
+    """Put the engine of the files that are already annotated, or else the fastest, in place of `auto`."""
+    if options.engine != "auto":
+        return options
+    recorded = None if options.force else next(_recorded_settings(targets.values()), None)
+    if recorded is not None:
+        exported = all(map(is_exported, options.models))
+        choice = recorded_engine(recorded, exported=exported)
+        logger.info(
+            "engine auto: %s, as in the files that are already annotated", choice or "that of the exported file"
+        )
+        engine, precision = (choice.engine, choice.precision) if choice else (None, options.precision)
+        if options.precision != "fast" and precision == "fast":
+            engine, precision = ("torch", "exact")  # which the files don't have, and that is said
+    else:
+        annotator = load_annotator(replace(options, engine=None, precision=None))
+        chosen = annotator.fastest_engine(options.precision or "exact", _first_texts(targets, options))
+        engine, precision = chosen.engine, chosen.precision
+    return replace(options, engine=engine, precision=precision)
+
+
+def _recorded_settings(targets: Iterable[Path]) -> Iterator[Mapping[str, Any]]:
+    """Yield the settings in records of results; what is wrong with a record is said when its file is annotated."""
+    for target in targets:
+        try:
+            if record_of(target).is_file():
+                yield read_record(record_of(target))["settings"]
+        except InputError:
+            continue
+
+
+def _first_texts(files: Iterable[Path], options: AnnotationOptions) -> Iterator[str]:
+    """Yield the texts of files; what is wrong with a file is said when it is annotated."""
+    for file in files:
+        try:
+            for document in DocumentReader(file, format=options.input_format, options=options.read_options()):
+                yield document.text
+        except InputError:
+            continue
 
 
 class _OtherResultsError(InputError):

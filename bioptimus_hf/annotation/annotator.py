@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from itertools import count, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from bioptimus_hf.annotation.engines import Engine, is_exported, load_engine
+from bioptimus_hf.annotation.engine_choice import EngineChoice, candidates, choose_engine
+from bioptimus_hf.annotation.engines import Engine, is_exported
 from bioptimus_hf.annotation.labels import check_renames, check_score, interpret_labels
+from bioptimus_hf.annotation.loading import load_engine
+from bioptimus_hf.annotation.options import EngineOption, Precision
 from bioptimus_hf.annotation.tokenization import TextTokenizer, TokenizedText
 from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.corpus.documents import Document, Entity
@@ -53,12 +57,21 @@ class Annotator:
             `{"LABEL_0": "O", "LABEL_1": "B-Chemical", "LABEL_2": "I-Chemical"}` or `{"Gene": "O"}`. The key `*` stands
             for all other types: `{"Chemical": "Chemical", "*": "O"}` keeps chemicals alone.
         min_score: leave out entities with a score below this, between 0 and 1.
-        dtype: data type of the weights; by default float32. `torch.bfloat16` is faster where the hardware supports it.
-        device: where the models run; by default the accelerator if there is one and no model is an ONNX file.
+        engine: `torch`, `onnx` (onnxruntime) or `openvino`, the last two on a CPU with models given by name; `auto` is
+            the fastest of these on this machine, found by a short trial on texts of the sample. By default `torch`, or
+            `onnx` for a folder written by `export_onnx`. The first use of another engine with a model exports it to the
+            cache.
+        precision: `exact` computes in float32: all engines find the same entities. `fast` computes with fewer bits,
+            which changes a few entities: bfloat16 with `torch` and `openvino`, 8-bit integers with `onnx`, and with
+            `auto` whatever is fastest and finds nearly the same entities (`engine_choice.TOLERANCE`). By default exact,
+            or the precision of an exported file.
+        dtype: data type of the weights with `torch`, instead of `precision`; by default that of a model object.
+        device: where the models run; by default the accelerator if there is one and the engine can use it.
 
     Raises:
         InputError: there is no such model, or it isn't a trained token classifier; a model object without tokenizer; a
-            tokenizer without offsets or of another model; an ONNX file with a `dtype` or a GPU; a batch size below 1;
+            tokenizer without offsets or of another model; an engine that isn't installed, or that doesn't fit the
+            device, the `dtype`, the precision of an exported file or the type of the model; a batch size below 1;
             a score that isn't between 0 and 1; labels that name no type, no label for words outside of entities, or a
             key of `labels` that no model has.
     """
@@ -71,16 +84,20 @@ class Annotator:
         batch_size: int | None = None,
         labels: Mapping[str, str] | None = None,
         min_score: float = 0.0,
+        engine: EngineOption | None = None,
+        precision: Precision | None = None,
         dtype: torch.dtype | None = None,
         device: str | torch.device | None = None,
     ) -> None:
         models = [model] if isinstance(model, str | Path | PreTrainedModel) else list(model)
         if not models:
             raise InputError("no model given: name at least one token classifier")
-        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        if any(map(is_exported, models)):
-            accelerator = None
-        self.device = torch.device(device or accelerator or "cpu")
+        _check_engine(engine, precision, dtype)
+        if device is None:
+            on_cpu = engine in ("onnx", "openvino") or any(map(is_exported, models))
+            accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+            device = "cpu" if on_cpu or accelerator is None else accelerator
+        self.device = torch.device(device)
         self.batch_size = (8 if self.device.type == "cpu" else 64) if batch_size is None else batch_size
         if self.batch_size < 1:
             raise InputError(f"batch_size is {self.batch_size}: it must be at least 1")
@@ -89,19 +106,51 @@ class Annotator:
         self._groups: list[_Group] = []
         # Pinned: files of one model, loaded one after the other, must not come from different revisions.
         models = [one if isinstance(one, PreTrainedModel) else find_model(one).pinned for one in models]
+        named = None if engine == "auto" else engine
+        given = None if engine == "auto" else precision
         for source in models:
-            engine = load_engine(source, self.device, dtype)  # first: it verifies the files of both
+            # First: it verifies the files of both.
+            loaded = load_engine(source, self.device, engine=named, precision=given, dtype=dtype)
             own_tokenizer = tokenizer or _load_tokenizer(source)
-            text_tokenizer = TextTokenizer(own_tokenizer, engine.config)
-            _check_tokenizer(own_tokenizer, engine, source, given=tokenizer is not None)
+            text_tokenizer = TextTokenizer(own_tokenizer, loaded.config)
+            _check_tokenizer(own_tokenizer, loaded, source, given=tokenizer is not None)
             name = "the model" if isinstance(source, PreTrainedModel) else str(source)
-            head = _Head(engine, interpret_labels(engine.config.id2label, labels or {}, name=name))
+            head = _Head(source, loaded, interpret_labels(loaded.config.id2label, labels or {}, name=name))
             group = next((group for group in self._groups if group.tokenizer.is_equivalent_to(text_tokenizer)), None)
             if group is None:
                 self._groups.append(_Group(text_tokenizer, [head]))
             else:
                 group.heads.append(head)
         check_renames(labels or {}, [head.engine.config.id2label for group in self._groups for head in group.heads])
+        if engine == "auto":
+            self._groups = self._with_engine(self.fastest_engine(precision or "exact"))._groups
+
+    @check_call()
+    def fastest_engine(self, precision: Precision = "exact", texts: Iterable[str] = ()) -> EngineChoice:
+        """Return the engine that is fastest on this machine; see `choose_engine`.
+
+        Args:
+            precision: `exact`, for engines that find the same entities, or `fast`, for those with fewer bits, too.
+            texts: some of those to annotate; without any, texts of the sample are tried.
+
+        Raises:
+            InputError: a model was given as an object, or doesn't fit any engine.
+        """
+        if any(isinstance(head.source, PreTrainedModel) for group in self._groups for head in group.heads):
+            raise InputError("auto needs models in files: save the model, and give its folder", argument="engine")
+        return choose_engine(self._with_engine, candidates(precision, on_cpu=self.device.type == "cpu"), texts)
+
+    def _with_engine(self, choice: EngineChoice) -> Annotator:
+        """Return a copy with other engines."""
+        other = copy(self)
+        other._groups = [
+            replace(group, heads=[replace(head, engine=self._load(head, choice)) for head in group.heads])
+            for group in self._groups
+        ]
+        return other
+
+    def _load(self, head: _Head, choice: EngineChoice) -> Engine:
+        return load_engine(head.source, self.device, engine=choice.engine, precision=choice.precision)
 
     @check_call()
     def annotate(self, texts: Iterable[str]) -> Iterator[list[Entity]]:
@@ -182,8 +231,9 @@ class Annotator:
 
 @dataclass(frozen=True)
 class _Head:
-    """A token classifier, and what each of its labels stands for."""
+    """A token classifier, where it comes from, and what each of its labels stands for."""
 
+    source: str | PreTrainedModel
     engine: Engine
     tags: dict[int, Tag]
 
@@ -194,6 +244,17 @@ class _Group:
 
     tokenizer: TextTokenizer
     heads: list[_Head]
+
+
+def _check_engine(engine: str | None, precision: str | None, dtype: torch.dtype | None) -> None:
+    for name, value, known in (
+        ("engine", engine, get_args(EngineOption)),
+        ("precision", precision, get_args(Precision)),
+    ):
+        if value is not None and value not in known:
+            raise InputError(f"must be one of {', '.join(known)}, not {value!r}", argument=name)
+    if dtype is not None and (precision is not None or engine not in (None, "torch")):
+        raise InputError("is for engine torch without a precision: leave it out", argument="dtype")
 
 
 def _entities(text: TokenizedText, heads: Sequence[_Head]) -> list[Entity]:

@@ -1,4 +1,4 @@
-"""Compute the logits of a NER head with PyTorch or from an ONNX file, behind one interface."""
+"""Compute the logits of a NER head with PyTorch, onnxruntime or OpenVINO, behind one interface."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from bioptimus_hf.annotation.extras import require_packages
-from bioptimus_hf.artifacts import verify
 from bioptimus_hf.errors import InputError, format_error
 from bioptimus_hf.hardware import prepare_for_cpu
 from bioptimus_hf.models import check_token_classifier, load_by_name, load_token_classifier
@@ -70,13 +69,13 @@ class TorchEngine:
 
 
 class OnnxEngine:
-    """Runs an ONNX file on the CPU.
+    """Runs an ONNX file with onnxruntime, on the CPU.
 
     Args:
         folder: a folder written by `export_onnx`.
 
     Raises:
-        InputError: onnxruntime is not installed (extra `onnx`), the folder can't be loaded, or the labels of its
+        InputError: onnxruntime is not installed (extra `onnx`), the folder can't be loaded, or the labels in its
             configuration aren't those that the file was exported with.
     """
 
@@ -97,21 +96,9 @@ class OnnxEngine:
             )
         except Exception as error:  # onnxruntime's errors have no common base class
             raise InputError(f"{path} can't be loaded ({format_error(error)}): export it again") from error
-        self.vocabulary: str | None = None
-        self._check_origin(path)
-
-    def _check_origin(self, path: Path) -> None:
-        """Check that the configuration belongs to the file, and read which vocabulary does."""
-        labels = [label for _, label in sorted(self.config.id2label.items())]
         origin = self._session.get_modelmeta().custom_metadata_map
-        exported = json.loads(origin["labels"]) if "labels" in origin else labels
-        outputs = self._session.get_outputs()[0].shape[-1]
-        if exported != labels or (isinstance(outputs, int) and outputs != len(labels)):
-            raise InputError(
-                f"{path} has other labels ({outputs}: {', '.join(exported[:9])}) than the config.json beside it "
-                f"({len(labels)}: {', '.join(labels[:9])}): it comes from another export. Export the head again"
-            )
-        self.vocabulary = origin.get("vocabulary")
+        _check_labels(path, self.config, origin.get("labels"), self._session.get_outputs()[0].shape[-1])
+        self.vocabulary: str | None = origin.get("vocabulary")
 
     def logits(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """See `Engine.logits`; the result is float32."""
@@ -119,31 +106,69 @@ class OnnxEngine:
         return torch.from_numpy(self._session.run(["logits"], inputs)[0])
 
 
+class OpenVinoEngine:
+    """Runs an ONNX file with OpenVINO, on the CPU.
+
+    Args:
+        folder: a folder written by `export_onnx`, in fp32.
+        bf16: compute in bfloat16 where the processor supports it, with the weights of the fp32 file.
+
+    Raises:
+        InputError: OpenVINO is not installed (extra `openvino`), the folder can't be loaded, or the labels in its
+            configuration aren't those that the file was exported with.
+    """
+
+    def __init__(self, folder: str | Path, *, bf16: bool = False) -> None:
+        require_packages("openvino", "openvino")
+        import openvino
+
+        self.config: PretrainedConfig = load_by_name(AutoConfig, folder)
+        path = Path(folder) / ONNX_FILE
+        settings = {
+            "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",  # by default it is bf16 on some processors
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "PERFORMANCE_HINT": "LATENCY",  # all threads work on one batch: batches come one at a time
+        }
+        core = openvino.Core()
+        try:
+            model = core.read_model(path)
+            self._request = core.compile_model(model, "CPU", settings).create_infer_request()
+        except Exception as error:  # OpenVINO raises RuntimeError for everything
+            raise InputError(f"{path} can't be loaded ({format_error(error)}): export it again") from error
+        keys = [["framework", name] for name in ("labels", "vocabulary")]
+        noted = {key[1]: str(model.get_rt_info(key).value) for key in keys if model.has_rt_info(key)}
+        outputs = model.output(0).partial_shape[2]
+        _check_labels(
+            path, self.config, noted.get("labels"), outputs.get_length() if outputs.is_static else str(outputs)
+        )
+        self.vocabulary: str | None = noted.get("vocabulary")
+
+    def logits(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """See `Engine.logits`; the result is float32."""
+        inputs = {"input_ids": input_ids.numpy(), "attention_mask": attention_mask.numpy()}
+        return torch.from_numpy(self._request.infer(inputs)["logits"])
+
+
+def _check_labels(path: Path, config: PretrainedConfig, noted: str | None, outputs: int | str) -> None:
+    """Check that a configuration belongs to an ONNX file.
+
+    Args:
+        path: the file.
+        config: the configuration beside it.
+        noted: labels that the file was exported with, as JSON, if it says so.
+        outputs: how many logits it computes; a string if it doesn't say.
+    """
+    labels = [label for _, label in sorted(config.id2label.items())]
+    exported = json.loads(noted) if noted is not None else labels
+    if exported != labels or (isinstance(outputs, int) and outputs != len(labels)):
+        raise InputError(
+            f"{path} has other labels ({outputs}: {', '.join(exported[:9])}) than the config.json beside it "
+            f"({len(labels)}: {', '.join(labels[:9])}): it comes from another export. Export the head again"
+        )
+
+
 def is_exported(model: str | Path | PreTrainedModel) -> bool:
     """Tell whether a model is the folder of an ONNX file, which only runs on a CPU."""
     if isinstance(model, PreTrainedModel) or (Path(model) / "model.safetensors").is_file():
         return False
     return (Path(model) / ONNX_FILE).is_file()
-
-
-def load_engine(model: str | Path | PreTrainedModel, device: torch.device, dtype: torch.dtype | None) -> Engine:
-    """Make a model ready for inference with the engine that fits its files.
-
-    Args:
-        model: a token classifier, its folder or Hub name, or the folder of an exported one.
-        device: where the model runs.
-        dtype: data type of the weights; None keeps that of a model object and loads files in float32.
-
-    Raises:
-        InputError: there is no such model, it isn't a trained token classifier, or it is an exported file and `device`
-            or `dtype` ask for something else than its weights on a CPU.
-    """
-    if not isinstance(model, PreTrainedModel):
-        verify(model)
-    if not is_exported(model):
-        return TorchEngine(model, device, dtype)
-    if dtype is not None or device.type != "cpu":
-        raise InputError(
-            f"{model} contains an exported file ({ONNX_FILE}): it runs on a CPU only, with the weights it has"
-        )
-    return OnnxEngine(str(model))

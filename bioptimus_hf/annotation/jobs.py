@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-
 from bioptimus_hf.annotation.annotator import Annotator
 from bioptimus_hf.annotation.inputs import begun, record_of
 from bioptimus_hf.annotation.labels import read_renames
@@ -78,13 +76,13 @@ class Provenance:
 
 def load_annotator(options: AnnotationOptions, device: str | None = None) -> Annotator:
     """Load the models of a call; for the device and errors, see `Annotator`."""
-    dtype = torch.bfloat16 if options.bf16 else None
     return Annotator(
         options.models,
         batch_size=options.batch_size,
         labels=read_renames(options.labels),
         min_score=options.min_score,
-        dtype=dtype,
+        engine=options.engine,
+        precision=options.precision,
         device=device,
     )
 

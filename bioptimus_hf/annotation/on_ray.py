@@ -414,7 +414,8 @@ def _share_of(runner: RunnerOptions, options: AnnotationOptions, files: int) -> 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = runner.gpus_per_actor
     if gpus is None:
-        gpus = float(any(node.get("GPU") for node in nodes) and not any(map(is_exported, options.models)))
+        on_cpu = options.engine in ("onnx", "openvino") or any(map(is_exported, options.models))
+        gpus = float(any(node.get("GPU") for node in nodes) and not on_cpu)
     if gpus:
         nodes = [node for node in nodes if node.get("GPU", 0) >= gpus]
 

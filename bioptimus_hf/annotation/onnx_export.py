@@ -6,37 +6,45 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer, BatchEncoding, PretrainedConfig, PreTrainedTokenizerBase
 
 from bioptimus_hf.annotation.engines import ONNX_FILE, OnnxEngine
 from bioptimus_hf.annotation.extras import require_packages
+from bioptimus_hf.annotation.options import Weights
 from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.artifacts import RECORD, building, fingerprint, is_finished, read_record, verify
-from bioptimus_hf.errors import InputError, format_error
+from bioptimus_hf.corpus.cache import cached_folder
+from bioptimus_hf.errors import InputError, format_error, lacks_memory
 from bioptimus_hf.models import (
     check_tokenizer,
     find_model,
     load_by_name,
     load_token_classifier,
+    longest_input,
     save_tokenizer,
     vocabulary_hash,
 )
 from bioptimus_hf.storage import LOCKS, locked
 
+logger = logging.getLogger(__name__)
+
 _TEXTS_MEASURED = 16  # texts of the sample, enough to find the features that are always large
+_TEXTS_PADDED = 4  # of these, as many in one batch as well
+_TOLERANCE = 1e-3  # of the largest logit; the difference by rounding is a hundred times smaller
 _EXPORTERS = ("torch.onnx", "onnxscript", "onnx_ir")
+_Function = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 _TYPICAL = 0.99  # quantile of the features' sizes below which they count as typical
 
 
 @check_call()
-def export_onnx(model: str | Path, folder: str | Path, *, precision: Literal["int8", "fp32"] = "int8") -> None:
+def export_onnx(model: str | Path, folder: str | Path, *, precision: Weights = "int8") -> None:
     """Export a NER head to a folder that `Annotator` loads: an ONNX file, the configuration and the tokenizer.
 
     Args:
@@ -57,7 +65,7 @@ def export_onnx(model: str | Path, folder: str | Path, *, precision: Literal["in
         _export_once(model, folder, precision)
 
 
-def _export_once(model: str | Path, folder: Path, precision: str) -> None:
+def _export_once(model: str | Path, folder: Path, precision: Weights) -> None:
     source = find_model(model)
     made_from = {"model": source.identity}, {"precision": precision}
     if folder.exists() and any(folder.iterdir()):
@@ -67,25 +75,63 @@ def _export_once(model: str | Path, folder: Path, precision: str) -> None:
         raise InputError(f"{folder} is not empty: choose another folder for the ONNX file")
     model = source.pinned
     verify(model)
+    sources = {} if source.commit else {"model": Path(source.folder)}
+    with building(folder, *made_from, sources=sources) as stage:
+        _write_export(model, stage.path, precision)
+
+
+@check_call()
+def cached_export(model: str | Path, precision: Weights) -> Path:
+    """Return the folder of an export in the cache, which is made if it isn't there.
+
+    The entry is found by the content of the model, compared with its hashes each time, and made again if it is damaged.
+
+    Args:
+        model: folder or Hub name of a token classifier.
+        precision: as for `export_onnx`.
+
+    Raises:
+        InputError: as for `export_onnx`, or nothing can be written to the cache.
+    """
+    source = find_model(model)
+
+    def write(folder: Path) -> Mapping[str, Any]:
+        require_packages("onnx", "onnx", "onnxruntime", "onnxscript")
+        verify(source.pinned)
+        logger.info("exporting %s to ONNX in %s, which takes a while, but is done only once", model, precision)
+        _write_export(source.pinned, folder, precision)
+        return {}
+
+    return cached_folder("onnx", {"model": source.identity, "precision": precision}, write)
+
+
+def _write_export(model: str, folder: Path, precision: Weights) -> None:
+    """Write the ONNX file, the configuration and the tokenizer of a head."""
     # Fused attention would be exported with a check for rows that mask every key, which takes longer than attention.
     head = load_token_classifier(model, attn_implementation="eager").eval()
     tokenizer = load_by_name(AutoTokenizer, model)
     check_tokenizer(tokenizer, head.config, name=model)
     _check(_Logits(head), tokenizer, head.config, model)
-    sources = {} if source.commit else {"model": Path(source.folder)}
-    with building(folder, *made_from, sources=sources) as stage, tempfile.TemporaryDirectory() as scratch:
-        head.config.save_pretrained(stage.path)
-        save_tokenizer(tokenizer, stage.path)
-        if precision == "int8":
-            full_precision = Path(scratch) / ONNX_FILE
-            _level(head, tokenizer)
-            _export(head, full_precision)
-            _quantise(full_precision, stage.path / ONNX_FILE)
-        else:
-            _export(head, stage.path / ONNX_FILE)
-        _note_origin(stage.path / ONNX_FILE, head.config, tokenizer)
-        # An incomplete file can't be loaded.
-        _check(OnnxEngine(stage.path).logits, tokenizer, head.config, model)
+    save_tokenizer(tokenizer, folder)
+    if precision == "fp32":
+        _write_fp32(head, tokenizer, folder, model)
+        return
+    head.config.save_pretrained(folder)
+    _level(head, tokenizer)
+    with tempfile.TemporaryDirectory() as scratch:
+        _write_fp32(head, tokenizer, Path(scratch), model)
+        _quantise(Path(scratch) / ONNX_FILE, folder / ONNX_FILE)
+    _note_origin(folder / ONNX_FILE, head.config, tokenizer)
+    _check(OnnxEngine(folder).logits, tokenizer, head.config, model)
+
+
+def _write_fp32(head: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, name: str) -> None:
+    """Write a head's ONNX file in full precision, and its configuration; check that it computes the same."""
+    head.config.save_pretrained(folder)
+    _export(head, folder / ONNX_FILE)
+    _note_origin(folder / ONNX_FILE, head.config, tokenizer)
+    # An incomplete file can't be loaded.
+    _check(OnnxEngine(folder).logits, tokenizer, head.config, name, expected=_Logits(head))
 
 
 class _Logits(torch.nn.Module):
@@ -152,39 +198,68 @@ def _feature_sizes(
 def _sample(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> Iterator[BatchEncoding]:
     """Yield some texts of the sample as inputs of a model."""
     sample = resources.files("bioptimus_hf") / "sample" / "corpus.txt"
-    max_length = config.max_position_embeddings - 2  # RoBERTa doesn't use two of its positions
+    max_length = longest_input(config, tokenizer)
     for text in sample.read_text(encoding="utf-8").splitlines()[:_TEXTS_MEASURED]:
         yield tokenizer(text, truncation=True, max_length=max_length, return_tensors="pt")
 
 
 @torch.no_grad()
 def _check(
-    logits: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    logits: _Function,
     tokenizer: PreTrainedTokenizerBase,
     config: PretrainedConfig,
     name: str | Path,
+    *,
+    expected: _Function | None = None,
 ) -> None:
-    """Raise if a model computes NaN or infinity on the texts of the sample."""
-    for inputs in _sample(tokenizer, config):
-        if not bool(logits(inputs["input_ids"], inputs["attention_mask"]).isfinite().all()):
+    """Raise if a model computes NaN or infinity, or other than expected logits, on the texts of the sample."""
+    texts = [(inputs["input_ids"], inputs["attention_mask"]) for inputs in _sample(tokenizer, config)]
+    several = zip(*((ids[0], mask[0]) for ids, mask in texts[:_TEXTS_PADDED]), strict=True)
+    padded, kept = (torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True) for rows in several)
+    padded = padded.where(kept > 0, tokenizer.pad_token_id or 0)
+    for ids, mask in [*texts, (padded, kept)]:
+        found = logits(ids, mask)[mask > 0]
+        if not bool(found.isfinite().all()):
             raise InputError(f"{name} computes NaN or infinity: its training may have diverged. Give another head")
+        if expected is None:
+            continue
+        wanted = expected(ids, mask)[mask > 0]
+        if (found - wanted).abs().max() > _TOLERANCE * wanted.abs().max().clamp(min=1):
+            raise InputError(
+                f"{name}: a {config.model_type} model doesn't compute the same once it is exported to ONNX: use engine "
+                f"torch"
+            )
 
 
 def _export(head: Any, path: Path) -> None:
+    """Write the ONNX file of a head in full precision.
+
+    Raises:
+        InputError: the exporter doesn't support models of this type.
+    """
     example = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 0]])
-    sizes = {0: torch.export.Dim("rows"), 1: torch.export.Dim("length", max=head.config.max_position_embeddings)}
-    with _exporters_are_quiet():
-        torch.onnx.export(
-            _Logits(head),
-            (example, (example > 0).long()),
-            str(path),
-            input_names=["input_ids", "attention_mask"],
-            output_names=["logits"],
-            dynamic_shapes=(sizes, sizes),
-            dynamo=True,  # the older exporter freezes the example's mask without a warning
-            external_data=False,
-            verbose=False,
-        )
+    sizes = {0: torch.export.Dim("rows"), 1: torch.export.Dim("length", max=longest_input(head.config))}
+    try:
+        with _exporters_are_quiet():
+            torch.onnx.export(
+                _Logits(head),
+                (example, (example > 0).long()),
+                str(path),
+                input_names=["input_ids", "attention_mask"],
+                output_names=["logits"],
+                dynamic_shapes=(sizes, sizes),
+                dynamo=True,  # the older exporter freezes the example's mask without a warning
+                external_data=False,
+                verbose=False,
+            )
+    except OSError:
+        raise
+    except Exception as error:  # of many kinds, without a common base class
+        if lacks_memory(error):
+            raise
+        raise InputError(
+            f"a {head.config.model_type} model can't be exported to ONNX ({format_error(error)}): use engine torch"
+        ) from error
 
 
 def _quantise(path: Path, quantised: Path) -> None:

@@ -13,7 +13,11 @@ from bioptimus_hf.corpus.options import TEXT_COLUMN_HELP, UNIT_HELP
 from bioptimus_hf.corpus.reading import MAX_DOCUMENT_MEGABYTES, ReadOptions
 from bioptimus_hf.errors import InputError
 
-Precision = Literal["int8", "fp32"]
+EngineName = Literal["torch", "onnx", "openvino"]
+EngineOption = Literal["torch", "onnx", "openvino", "auto"]
+Precision = Literal["exact", "fast"]
+Weights = Literal["int8", "fp32"]
+"""Precisions of ONNX files."""
 MODELS_VARIABLE = "BIOPTIMUS_MODELS"
 """Environment variable with the models of the web page, separated by whitespace."""
 
@@ -80,7 +84,21 @@ class AnnotationOptions:
     batch_size: int | None = field(
         default=None, metadata={"help": "Windows of text per batch; by default 8 on a CPU, 64 on a GPU"}
     )
-    bf16: bool = field(default=False, metadata={"help": "Use bfloat16: faster where the hardware supports it"})
+    engine: EngineOption | None = field(
+        default=None,
+        metadata={
+            "help": "What computes: torch, onnx or openvino (the last two on a CPU), or auto for the fastest of these "
+            "on this machine, found by a short trial on some texts; by default torch, or onnx for exported models"
+        },
+    )
+    precision: Precision | None = field(
+        default=None,
+        metadata={
+            "help": "exact: in float32, with the same entities whatever computes. fast: with fewer bits, which changes "
+            "a few entities: in bfloat16 with torch and openvino, in 8-bit integers with onnx; by default exact, or "
+            "that of an exported model"
+        },
+    )
     force: bool = field(
         default=False, metadata={"help": "Redo files that are finished or were annotated with other settings"}
     )
@@ -95,6 +113,8 @@ class AnnotationOptions:
             raise InputError("is empty: name a folder", argument="output_dir")
         _check_choice("format", self.format, WRITABLE)
         _check_choice("input_format", self.input_format, (None, *READABLE))
+        _check_choice("engine", self.engine, (None, *get_args(EngineOption)))
+        _check_choice("precision", self.precision, (None, *get_args(Precision)))
         _check_choice("on_error", self.on_error, ("raise", "skip"))
         self.read_options()
         read_renames(self.labels)
@@ -187,13 +207,13 @@ class ExportOptions:
     output_dir: str = field(
         metadata={"help": "New or empty folder for the ONNX file, its configuration and tokenizer", "path": "output"}
     )
-    precision: Precision = field(
+    precision: Weights = field(
         default="int8",
         metadata={"help": "int8 is a quarter of the size and faster; a few predictions change"},
     )
 
     def __post_init__(self) -> None:
-        _check_choice("precision", self.precision, get_args(Precision))
+        _check_choice("precision", self.precision, get_args(Weights))
 
 
 def _models_of_environment() -> list[str]:

@@ -1,7 +1,7 @@
-"""Keep texts, sentences and tokens in files, and compare them with their hashes before they are used again.
+"""Keep texts, sentences, tokens and exported models in files, and compare them with their hashes before they are used.
 
-Entries are in the folder `bioptimus_hf` of the cache of `datasets`. An entry is a folder of Arrow files, with a record
-like that of a stage. It is found by a hash of all it depends on, and made again if it is damaged.
+Entries are in the folder `bioptimus_hf` of the cache of `datasets`. An entry is a folder, mostly of Arrow files, with a
+record like that of a stage. It is found by a hash of all it depends on, and made again if it is damaged.
 """
 
 from __future__ import annotations
@@ -54,15 +54,30 @@ def cached(
     Raises:
         InputError: nothing can be written there.
     """
+    folder = cached_folder(kind, key, write)
+    record = read_record(folder)
+    files = [str(folder / file) for file in sorted(record["files"])]  # steps of the user's own leave others there
+    rows = concatenate_datasets([Dataset.from_file(file) for file in files])
+    return Dataset(rows.data, info=rows.info, fingerprint=folder.name.rpartition("-")[2]), record["facts"]
+
+
+def cached_folder(kind: str, key: Mapping[str, Any], write: Callable[[Path], Mapping[str, Any]]) -> Path:
+    """Return the folder of an entry of the cache; if it isn't there, or damaged, it is made first.
+
+    Args:
+        kind: of entries, as part of the name.
+        key: all that the entry depends on. The version of this package is added.
+        write: writes files into a folder, and returns facts about them. If it raises, nothing is kept.
+
+    Raises:
+        InputError: nothing can be written there.
+    """
     key = {**key, "package": f"bioptimus_hf {__version__}"}
     name = hashlib.sha256(json.dumps([kind, key], sort_keys=True).encode()).hexdigest()[:32]
     folder = Path(datasets.config.HF_DATASETS_CACHE).expanduser() / _FOLDER / f"{kind}-{name}"
     if not _is_sound(folder):
         _make(folder, key, write)
-    record = read_record(folder)
-    files = [str(folder / file) for file in sorted(record["files"])]  # steps of the user's own leave others there
-    rows = concatenate_datasets([Dataset.from_file(file) for file in files])
-    return Dataset(rows.data, info=rows.info, fingerprint=name), record["facts"]
+    return folder
 
 
 def cached_map(

@@ -90,7 +90,7 @@ def test_other_inputs_and_settings_are_rejected_unless_forced(tiny_head: Path, s
     ):
         annotate(tiny_head, shards, out)
     with pytest.raises(InputError, match=r"different .*bf16 \(false then, true now\)"):
-        annotate(tiny_head, shards, out, bf16=True)
+        annotate(tiny_head, shards, out, precision="fast")
     annotate(tiny_head, shards, out, force=True)
     assert [document.text for document in DocumentReader(out / "a.txt.jsonl")] == ["Another text."]
 
