@@ -83,9 +83,9 @@ class _Page:
             self._add_results()
 
     def _add_files(self) -> None:
-        endings = ", ".join(FORMATS[name].suffix for name in READABLE)
+        endings = ", ".join(dict.fromkeys(FORMATS[name].suffix for name in READABLE))
         self._files = gr.File(label="Files", file_count="multiple", elem_id="files", height=180)
-        gr.HTML(f"<small>{endings}, also compressed as .gz; at most {MAX_UPLOAD_MEGABYTES} MB each</small>")
+        gr.HTML(f"<small>{endings}, most of them also as .gz; at most {MAX_UPLOAD_MEGABYTES} MB each</small>")
         self._problems = gr.HTML(css_template=CSS, elem_id="problems", visible=False)
         self._unit = gr.Radio(
             [(f"a {unit}", unit) for unit in UNITS], label="A document in .txt files is", visible=False, elem_id="unit"
