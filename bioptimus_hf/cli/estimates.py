@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from bioptimus_hf.artifacts import read_json
-from bioptimus_hf.corpus.ner_files import split_file
 
 _START_UP = 8  # seconds until a stage begins to work
 _MEASURED_WEIGHTS = 12 * 6 * 384**2  # of the encoder's layers, without embeddings
@@ -155,6 +154,8 @@ def _seeds(options: Mapping[str, Any]) -> int:
 
 def _training_sentences(options: Mapping[str, Any]) -> int | None:
     """Count the sentences of the training sets that are local files."""
+    from bioptimus_hf.corpus.ner_files import split_file  # loads all formats, which the help of `run` doesn't need
+
     folder = Path(str(options.get("ner_data") or ""))
     own = split_file(folder, "train")
     inner = sorted(one for one in folder.glob("*") if one.is_dir())

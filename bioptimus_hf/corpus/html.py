@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-
-import jinja2
+from functools import cache
+from typing import TYPE_CHECKING
 
 from bioptimus_hf.corpus.documents import Document, Entity, without_overlaps
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 # Steps of the golden angle, in degrees, keep hues far apart however many labels there are.
 _STEP = 137.508
@@ -61,7 +64,6 @@ _LEGEND = """<div class="legend">{% for label, count in counts.items() %}<mark s
 {{ label }}<small>{{ count }}</small></mark>{% else %}no entities{% endfor %}</div>
 """
 _FOOT = "</body>\n</html>\n"
-_ENVIRONMENT = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
 
 
 def html_text(documents: Iterable[Document]) -> Iterator[str]:
@@ -96,7 +98,7 @@ class _Page:
     """Renders documents whose labels share their colours."""
 
     def __init__(self) -> None:
-        self._article = _ENVIRONMENT.from_string(_DOCUMENT)
+        self._article, self._legend = _templates()
         self._hues: dict[str, float] = {}
         self._counts: Counter[str] = Counter()
 
@@ -112,7 +114,16 @@ class _Page:
 
     def legend(self) -> str:
         """Return the labels of all documents so far, with their colours and counts."""
-        return _ENVIRONMENT.from_string(_LEGEND).render(counts=self._counts, hues=self._hues)
+        return self._legend.render(counts=self._counts, hues=self._hues)
+
+
+@cache
+def _templates() -> tuple[Template, Template]:
+    """Return the templates of a document and of the legend."""
+    import jinja2  # takes longer to import than all formats
+
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    return environment.from_string(_DOCUMENT), environment.from_string(_LEGEND)
 
 
 def _pieces(
