@@ -20,7 +20,8 @@ from bioptimus_hf.ner.windows import window_spans
 from bioptimus_hf.word_pieces import EncodedText, WordEncoder
 
 Array = npt.NDArray[Any]
-_GRAPHEME = regex.compile(r"\X")
+# A flag is two regional indicators. At each one `\X` counts those before it: a long row of flags would take minutes.
+_GRAPHEME = regex.compile(r"\p{RI}{2}(?=\p{RI})|\X")
 _NOT_ASCII = regex.compile(r"[^\x00-\x7f]+(?:[\x00-\x7f][^\x00-\x7f]+)*")  # no grapheme reaches beyond one's neighbours
 _OVERLAP = 0.125  # share of a window: a sentence or two of context on each side costs an eighth more work
 

@@ -205,6 +205,18 @@ def test_an_entity_is_made_of_whole_graphemes(script: str, label: str, tokenizer
     assert covered.replace(" ", "") == text.replace(" ", "")  # no mark is lost
 
 
+@given(st.text(st.sampled_from("\U0001f1e9\U0001f1ea\U0001f1e9a\u0301\u200d\ufe0f\U0001f3fd"), max_size=30))
+@settings(max_examples=300, deadline=None)
+def test_flags_are_graphemes(text: str) -> None:
+    assert tokenization._GRAPHEME.findall(text) == regex.findall(r"\X", text)
+
+
+def test_a_long_row_of_flags_is_read() -> None:
+    """If the time grew with its square, this would take minutes."""
+    (found,) = EVERY_WORD[0].annotate(["\U0001f1e9\U0001f1ea" * 100_000])
+    assert [(entity.start, entity.end) for entity in found] == [(0, 200_000)]
+
+
 @given(st.text(st.sampled_from(CHARACTERS), max_size=30), st.sampled_from([0, 1]))
 @settings(max_examples=300, deadline=None)
 def test_no_entity_begins_or_ends_within_a_grapheme(text: str, number: int) -> None:
