@@ -64,7 +64,7 @@ def publish(
     run_dir: str | Path,
     repo_id: str,
     *,
-    versions: Sequence[str] | None = None,
+    versions: Sequence[str | float] | None = None,
     private: bool = True,
     dry_run: bool = True,
     token: str | None = None,
@@ -76,7 +76,7 @@ def publish(
     Args:
         run_dir: folder of the run.
         repo_id: repository of the encoder, `owner/name`; that of a head is `<repo_id>-<task>`.
-        versions: versions to publish; by default all versions of the run.
+        versions: versions to publish; by default all versions of the run. YAML reads them as numbers.
         private: visibility of repositories that are created. An existing repository must already have it.
         dry_run: build and check everything and return what would be published, without using the network.
         token: token of the Hub; by default from the environment or the token file, as huggingface_hub finds it.

@@ -88,7 +88,7 @@ def stage(
     work: Path,
     about: About,
     *,
-    versions: Sequence[str] | None = None,
+    versions: Sequence[str | float] | None = None,
     selection: Selection,
 ) -> list[Release]:
     """Build and check a folder for each version to publish: first the encoder's, then the heads', oldest first.

@@ -159,7 +159,7 @@ BAD: dict[str, tuple[list[str], str]] = {
 def test_bad_input_ends_in_one_line_and_leaves_nothing(kind: str, recipe: Path, command: Command) -> None:
     folder = recipe.parent
     (folder / "empty").mkdir()
-    (folder / "words.txt").write_text("a b\u0301\x00c\n")
+    (folder / "words.txt").write_text("a b\u0301\x01c\n")
     places = {"corpus": SAMPLE / "corpus.txt", "base": folder / "base", "empty": folder / "empty"}
     places["words"] = folder / "words.txt"
     arguments, said = BAD[kind]

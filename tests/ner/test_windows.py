@@ -36,7 +36,7 @@ def tiny_tokenizer() -> BertTokenizer:
     return build_tiny_tokenizer()
 
 
-class TagsByFirstPiece(torch.nn.Module):
+class TagsOfPiecesForTokenClassification(torch.nn.Module):
     """A model whose tag at a position depends on the piece there alone, which reveals misplaced tags."""
 
     device = torch.device("cpu")
@@ -44,7 +44,9 @@ class TagsByFirstPiece(torch.nn.Module):
     def __init__(self, names: list[str], positions: int) -> None:
         super().__init__()
         labels = dict(enumerate(names))
-        self.config = SimpleNamespace(model_type="bert", id2label=labels, max_position_embeddings=positions)
+        self.config = SimpleNamespace(
+            model_type="bert", vocab_size=len(names), id2label=labels, max_position_embeddings=positions
+        )
         self.calls = 0
 
     def forward(self, input_ids: torch.Tensor, **_: Any) -> TokenClassifierOutput:
@@ -78,7 +80,7 @@ def test_each_word_is_tagged_once_and_windows_fit(sentences: list[list[str]], ma
         assert all(len(window.input_ids) <= max_length and window.first_pieces for window in windows)
         length = len(tokenizer(sentence, is_split_into_words=True)["input_ids"]) if sentence else 0
         assert len(windows) <= 1 or length + sentence.count("\u200b") > max_length
-    model: Any = TagsByFirstPiece(names, positions=max_length)
+    model: Any = TagsOfPiecesForTokenClassification(names, positions=max_length)
     tags = predict_tags(model, tokenizer, sentences, batch_size=3, max_length=512)
     assert tags == [[names[first_piece(word)] for word in sentence] for sentence in sentences]
 
