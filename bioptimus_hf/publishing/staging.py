@@ -155,7 +155,7 @@ def stage_head(run: Path, task: str, target: Target, about: About) -> Release:
     return _finish(run, target, HEAD, head_card(facts), record)
 
 
-def _choose_versions(run: Path, versions: Sequence[str] | None) -> list[str]:
+def _choose_versions(run: Path, versions: Sequence[str | float] | None) -> list[str]:
     if not versions:
         found: list[str] = [record["version"] for record in read_versions(run)]
         if not found:
