@@ -31,6 +31,7 @@ from tokenizers.models import WordPiece
 from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.artifacts import RECORD, identity, moved_revision, read_record, remedy, verify, write_json
 from bioptimus_hf.errors import InputError, format_error, lacks_memory
+from bioptimus_hf.storage import apply_umask
 
 if TYPE_CHECKING:
     import torch
@@ -580,6 +581,7 @@ def save_masked_lm(
     """
     check_tokenizer(tokenizer, model.config)
     model.save_pretrained(folder, state_dict=weights)
+    apply_umask(Path(folder), _SAFETENSORS[0])
     save_tokenizer(tokenizer, folder)
 
 
@@ -593,6 +595,7 @@ def save_head(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder
     check_labels_tokens("the model", model)
     check_tokenizer(tokenizer, model.config)
     model.save_pretrained(folder)
+    apply_umask(Path(folder), _SAFETENSORS[0])
     tokenizer.model_max_length = longest_input(model.config)
     save_tokenizer(tokenizer, folder)
 

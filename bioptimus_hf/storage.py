@@ -175,13 +175,16 @@ def _kept_folder(folder: Path) -> Path:
     return next(folder.with_name(name) for name in names if not os.path.lexists(folder.with_name(name)))
 
 
-def apply_umask(folder: Path) -> None:
-    """Give all files in a new folder the permissions that the umask gives to a new file, as it gave them to the folder.
+def apply_umask(folder: Path, pattern: str = "*") -> None:
+    """Give files in a new folder the permissions that the umask gives to a new file, as it gave them to the folder.
 
     safetensors writes files that only their owner can read.
+
+    Args:
+        pattern: of the files' names.
     """
     mode = folder.stat().st_mode
-    for path in folder.rglob("*"):
+    for path in folder.rglob(pattern):
         if not path.is_symlink():
             missing = mode & (0o777 if path.is_dir() else 0o666) & ~path.stat().st_mode
             if missing:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pickle
 import random
 import re
@@ -551,3 +552,15 @@ def test_a_revision_that_moved_is_named(tmp_path: Path, monkeypatch: pytest.Monk
         is_finished(record.parent, {"base_model": "name:me/base@bbb"}, {})
     with pytest.raises(InputError, match=r"use force to redo it$"):
         is_finished(record.parent, {"base_model": "name:you/base@bbb"}, {})
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_saved_weights_follow_the_umask(tokenizer: BertTokenizer, tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        save_head(build_tiny_head(layers=0), tokenizer, tmp_path / "head")
+        save_masked_lm(build_tiny_bert(len(tokenizer)), tokenizer, tmp_path / "encoder")
+    finally:
+        os.umask(before)
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert {file.stat().st_mode & 0o777 for file in files} == {0o666 & ~umask}

@@ -187,8 +187,13 @@ def bioc_document(file: InputFile, where: str, row: Mapping[str, Any], collectio
     try:
         infons = _infons(row)
         parts = [(passage, _units(passage)) for passage in _dicts(row, "passages")]
+        needed = file.options.annotations == "needed"  # otherwise offsets that are missing do no harm
         text, passages = join_passages(
-            (_field(unit, "text", str), _field(unit, "offset", int), unit["infons"])
+            (
+                _field(unit, "text", str),
+                _field(unit, "offset", int) if needed or "offset" in unit else None,
+                unit["infons"],
+            )
             for _, units in parts
             for unit in units
         )

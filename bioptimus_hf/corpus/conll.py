@@ -370,6 +370,11 @@ class _Rows:
         if fault and not self._has_tags:
             return fault
         tokens = [row.token for row in rows]
+        if self._columns > 2 and len(tokens) > 2 and _are_numbered(tokens):
+            return InputError(
+                f"{self._where} {rows[0].number}: the first column numbers the tokens: remove it, so that each line "
+                f"begins with its token"
+            )
         if self._file.options.annotations == "ignored":
             return tokens, [OUTSIDE] * len(rows)
         for row in rows:
@@ -410,6 +415,11 @@ def _lines(file: InputFile) -> Iterator[tuple[int, str | InputError]]:
         pieces = line.split("\r")
         yield from enumerate(pieces, start=number + more)
         more += len(pieces) - 1
+
+
+def _are_numbered(tokens: Sequence[str]) -> bool:
+    first = int(tokens[0] == "1")
+    return list(tokens) == [str(number) for number in range(first, first + len(tokens))]
 
 
 def _split(line: str, separator: str) -> list[str]:

@@ -329,3 +329,18 @@ def test_spacy_reads_our_documents(tmp_path: Path) -> None:
         [("Aspirin", "Chemical"), ("asthma", "Disease")]
     ] * 6
     assert [len(list(doc.sents)) for doc in docs] == [3] * 6
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_column_of_numbers_is_not_taken_for_the_tokens(tmp_path: Path, first: int) -> None:
+    """CoNLL-U and GermEval number the tokens of each sentence."""
+    lines = [
+        f"{first + number}\t{word}\t_\t{tag}"
+        for number, (word, tag) in enumerate([("a", "O"), ("b", "B-X"), ("c", "O")])
+    ]
+    with pytest.raises(InputError, match="line 1: the first column numbers the tokens: remove it"):
+        read_conll(write(tmp_path / "a.tsv", "\n".join([*lines, "", ""]).encode()))
+    numbers = "".join(f"{number}\tO\n" for number in range(first, first + 5))
+    assert read_conll(write(tmp_path / "b.tsv", numbers.encode()))[0][0] == [
+        str(number) for number in range(first, first + 5)
+    ]

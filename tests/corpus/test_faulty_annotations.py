@@ -381,3 +381,15 @@ def test_memory_does_not_grow_with_bioc_xml(tmp_path: Path) -> None:
         assert sum(isinstance(found, Document) for found in read_open_file(opened)) == 1500
     assert tracemalloc.get_traced_memory()[1] < 1_000_000 < (tmp_path / "a.xml").stat().st_size
     tracemalloc.stop()
+
+
+def test_a_passage_needs_an_offset_only_where_annotations_are_needed(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(
+        '{"documents": [{"id": "1", "passages": [{"text": "Aspirin"}, {"text": "helps"}]}]}'
+    )
+    wanted: Annotations
+    for wanted in ("optional", "ignored"):
+        (document,) = DocumentReader(tmp_path / "a.json", options=ReadOptions(annotations=wanted))
+        assert document.text == "Aspirin\nhelps"
+    with pytest.raises(InputError, match="offset is missing"):
+        list(DocumentReader(tmp_path / "a.json"))
