@@ -107,12 +107,15 @@ def single_attempts() -> Iterator[None]:
             raise _failure(error) from error
         is_page = response.headers.get("content-type", "").startswith("text/html")
         if response.status_code in _REPEATED_BY_THE_LIBRARY:
-            raise HubFailure.of_answer(response)
-        if response.is_success and is_page and "/api/" in request.url.path:
-            raise HubFailure.of_answer(
+            failure = HubFailure.of_answer(response)
+        elif response.is_success and is_page and "/api/" in request.url.path:
+            failure = HubFailure.of_answer(
                 response, "with a web page, which comes from a proxy or from the login page of a network"
             )
-        return response
+        else:
+            return response
+        response.close()  # or its connection stays taken
+        raise failure
 
     client.send = send_once  # type: ignore[method-assign]
     os.environ.update(_XET)
