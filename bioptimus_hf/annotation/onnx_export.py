@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import AutoTokenizer, BatchEncoding, PretrainedConfig, PreTrainedTokenizerBase
@@ -44,7 +44,7 @@ _TYPICAL = 0.99  # quantile of the features' sizes below which they count as typ
 
 
 @check_call()
-def export_onnx(model: str | Path, folder: str | Path, *, precision: Weights = "int8") -> None:
+def export_onnx(model: str | Path, folder: str | Path, *, precision: Literal["int8", "fp32"] = "int8") -> None:
     """Export a NER head to a folder that `Annotator` loads: an ONNX file, the configuration and the tokenizer.
 
     Args:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -50,7 +51,11 @@ def entry(command: str | None = None) -> NoReturn:
     # Before PyTorch is loaded: its threads are not to spin while they wait, which starves each other when the machine
     # is busy. The user's own setting wins.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    sys.exit(main([*([command] if command else []), *sys.argv[1:]], own_process=True))
+    status = main([*([command] if command else []), *sys.argv[1:]], own_process=True)
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # there is nothing to interrupt any more but the end of the interpreter
+    sys.exit(status)
 
 
 def _dispatch(arguments: Sequence[str], own_process: bool) -> None:
