@@ -6,6 +6,7 @@ import importlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -51,11 +52,22 @@ def entry(command: str | None = None) -> NoReturn:
     # Before PyTorch is loaded: its threads are not to spin while they wait, which starves each other when the machine
     # is busy. The user's own setting wins.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    sys.unraisablehook = _interrupt_again
     status = main([*([command] if command else []), *sys.argv[1:]], own_process=True)
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # there is nothing to interrupt any more but the end of the interpreter
     sys.exit(status)
+
+
+def _interrupt_again(unraisable: sys.UnraisableHookArgs) -> None:
+    """Repeat an interrupt that Python has dropped because it came while an object was deleted."""
+    if unraisable.exc_type is KeyboardInterrupt:
+        again = threading.Timer(0.05, signal.raise_signal, [signal.SIGINT])  # after the object is gone
+        again.daemon = True
+        again.start()
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def _dispatch(arguments: Sequence[str], own_process: bool) -> None:
