@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
 from transformers.utils.import_utils import is_env_variable_true
 
 from bioptimus_hf.cli import launch
@@ -155,7 +154,6 @@ def test_running_a_command_in_a_process_of_the_user_changes_nothing_of_it(capsys
         state: list[object] = [(logger.level, logger.propagate, *logger.handlers) for logger in loggers]
         return [*state, warnings.formatwarning, warnings.showwarning]
 
-    transformers.utils.logging.get_verbosity()  # transformers prepares its logger when it is first used
     before, logging_before = dict(os.environ), logging_of_process()
     assert main(["report", "--output_dir", "nowhere"]) == 2
     assert "error: " in capsys.readouterr().err
