@@ -10,7 +10,6 @@ from bioptimus_hf.artifacts import RECORD, read_json, read_record
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.ner.options import JOINT
 from bioptimus_hf.ner.results import predictions_file, single_model, tests_of
-from bioptimus_hf.ner.tasks import NER_TASKS
 from bioptimus_hf.pretraining.versions import folder_name
 from bioptimus_hf.publishing.heads import base_results, heads_of, result_rows
 from bioptimus_hf.publishing.options import About
@@ -136,6 +135,8 @@ def head_facts(run_dir: str | Path, task: str, version: str, repo_id: str, about
 
 def _example(folder: Path, task: str) -> str | None:
     """Return a sentence of a public test set whose mentions a head finds; other texts may be confidential."""
+    from bioptimus_hf.ner.tasks import NER_TASKS  # loads datasets, which the report doesn't need
+
     name = predictions_file(task) if folder.parts[-3] == JOINT else "predictions.tsv"
     if task not in NER_TASKS or not (folder / name).is_file():
         return None
