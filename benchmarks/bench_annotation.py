@@ -74,7 +74,7 @@ def bare(options: argparse.Namespace, texts: list[str], *, own_batches: bool) ->
     prepare_process()
     annotator = Annotator(options.model)
     (group,) = annotator._groups
-    (engine,) = group.engines
+    engine = group.heads[0].engine
     assert isinstance(engine, TorchEngine)
     if not own_batches:
         engine.model.set_attn_implementation("sdpa")
