@@ -26,6 +26,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]
     LocalEntryNotFoundError,
 )
 from safetensors import safe_open
+from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 
 from bioptimus_hf.argument_checks import check_call
@@ -356,6 +357,18 @@ def longest_input(config: Any, tokenizer: PreTrainedTokenizerBase | None = None)
     return min((limit for limit in (positions, stated) if 0 < limit < _NO_LIMIT), default=MAX_LENGTH)
 
 
+def describe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Any:
+    """Return the content of `tokenizer.json`.
+
+    Raises:
+        InputError: it is a slow tokenizer.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise InputError(f"{type(tokenizer).__name__} doesn't report the offsets of its tokens: use a fast tokenizer")
+    return json.loads(backend.to_str())
+
+
 def _load_word_tokenizer(folder: str) -> PreTrainedTokenizerBase:
     """Load a tokenizer that encodes each word of a sentence given as words as it would after a blank.
 
@@ -364,13 +377,26 @@ def _load_word_tokenizer(folder: str) -> PreTrainedTokenizerBase:
     Raises:
         InputError: it is a slow tokenizer.
     """
-    from bioptimus_hf.word_pieces import begin_words_with_blank, begins_words_with_blank
-
     tokenizer: PreTrainedTokenizerBase = load_by_name(transformers.AutoTokenizer, folder)
-    if not begins_words_with_blank(tokenizer):
+    if _put_blank_before_words(describe_tokenizer(tokenizer)["pre_tokenizer"]):
         tokenizer = load_by_name(transformers.AutoTokenizer, folder, add_prefix_space=True)
-        begin_words_with_blank(tokenizer)
+        description = describe_tokenizer(tokenizer)
+        if _put_blank_before_words(description["pre_tokenizer"]):  # some classes ignore the argument
+            changed = Tokenizer.from_str(json.dumps(description))
+            tokenizer.backend_tokenizer.pre_tokenizer = changed.pre_tokenizer
     return tokenizer
+
+
+def _put_blank_before_words(step: Any) -> bool:
+    """Change the description of a pre-tokenizer so that each word begins as after a blank; tell if it was changed."""
+    if not isinstance(step, dict):
+        return False
+    changed = False
+    if step["type"] == "ByteLevel" and not step["add_prefix_space"]:
+        step["add_prefix_space"] = changed = True
+    if step["type"] == "Metaspace" and step["prepend_scheme"] == "never":
+        step["prepend_scheme"], changed = "always", True
+    return any([changed, *map(_put_blank_before_words, step.get("pretokenizers", []))])
 
 
 def _check_type(name: str | Path, config: Any) -> None:

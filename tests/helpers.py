@@ -146,3 +146,16 @@ def assert_same_entities(found: Sequence[Entity], expected: Sequence[Entity], *,
 def address_of(machines: Any) -> str:
     """Return the address of a cluster of Ray on this machine."""
     return f"127.0.0.1:{machines.address.rpartition(':')[2]}"
+
+
+def run_checks_apart(file: str) -> None:
+    """Run the functions `check_*` of a test file in a process of its own.
+
+    On Python 3.13, Ray leaves a process that lost a machine unable to fork others.
+    """
+    pytest.importorskip("ray")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    command += ["-o", "python_functions=check_*", file]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "1 passed" in done.stdout

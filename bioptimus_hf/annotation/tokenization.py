@@ -17,7 +17,7 @@ from bioptimus_hf.corpus.sentences import sentence_starts
 from bioptimus_hf.corpus.tags import OUTSIDE, Tag
 from bioptimus_hf.models import longest_input
 from bioptimus_hf.ner.windows import window_spans
-from bioptimus_hf.word_pieces import EncodedText, WordEncoder
+from bioptimus_hf.ner.word_pieces import EncodedText, WordEncoder
 
 Array = npt.NDArray[Any]
 # A flag is two regional indicators. At each one `\X` counts those before it: a long row of flags would take minutes.

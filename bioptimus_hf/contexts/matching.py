@@ -29,8 +29,8 @@ from bioptimus_hf.contexts.kernels import (
     Offsets,
     WordTable,
 )
+from bioptimus_hf.corpus.whitespace import with_blanks
 from bioptimus_hf.vocabulary.tokenizer import MARK
-from bioptimus_hf.whitespace import with_blanks
 
 _HITS_AT_ONCE = 1 << 14
 _NEW_WORDS_AT_ONCE = 1 << 12  # words

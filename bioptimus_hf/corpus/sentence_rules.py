@@ -18,7 +18,7 @@ from string import ascii_letters, ascii_lowercase, ascii_uppercase, digits
 import numpy as np
 import numpy.typing as npt
 
-from bioptimus_hf.whitespace import ASCII_SEPARATORS
+from bioptimus_hf.corpus.whitespace import ASCII_SEPARATORS
 
 Offsets = npt.NDArray[np.int64]
 

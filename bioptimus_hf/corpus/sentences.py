@@ -12,8 +12,8 @@ import sentencex
 
 from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.corpus.sentence_rules import Offsets, corrected, stops_of_texts
+from bioptimus_hf.corpus.whitespace import with_blanks
 from bioptimus_hf.errors import InputError
-from bioptimus_hf.whitespace import with_blanks
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -19,10 +19,10 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.contexts.kernels import hash_texts
 from bioptimus_hf.contexts.matching import utf8_buffers
+from bioptimus_hf.corpus.whitespace import with_blanks
 from bioptimus_hf.errors import InputError, TrainingDiverged
 from bioptimus_hf.models import check_finite, check_tokenizer
 from bioptimus_hf.progress import progress_bar
-from bioptimus_hf.whitespace import with_blanks
 
 DIVERGED = "the base model may be damaged, or bfloat16 too coarse for it: try another layer, or without bf16"
 """How the error ends that begins with the token whose vector isn't finite."""

@@ -19,12 +19,12 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bioptimus_hf.argument_checks import check_call
+from bioptimus_hf.corpus.whitespace import with_blanks
 from bioptimus_hf.distillation.contextual import DIVERGED, check_layer
 from bioptimus_hf.distillation.options import RowTraining
 from bioptimus_hf.errors import InputError, TrainingDiverged
 from bioptimus_hf.models import check_finite, check_tokenizer
 from bioptimus_hf.progress import progress_bar
-from bioptimus_hf.whitespace import with_blanks
 
 _SNIPPET = 50  # pieces of text around a token, including its own, as in the paper
 _TOKENS_PER_BATCH = 16

@@ -42,8 +42,8 @@ from bioptimus_hf.ner.joint import JointData, keep_types, partial_cross_entropy,
 from bioptimus_hf.ner.scores import entity_scores
 from bioptimus_hf.ner.tasks import check_splits, label_names, tags_of
 from bioptimus_hf.ner.windows import sentence_windows
+from bioptimus_hf.pretraining.training_progress import TrainingProgress
 from bioptimus_hf.progress import progress_bar, progress_of_datasets
-from bioptimus_hf.training_progress import TrainingProgress
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import MAX_LENGTH
-from bioptimus_hf.word_pieces import WordEncoder
+from bioptimus_hf.ner.word_pieces import WordEncoder
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.corpus.cache import cached_map
+from bioptimus_hf.corpus.whitespace import with_blanks
 from bioptimus_hf.errors import InputError
-from bioptimus_hf.whitespace import with_blanks
 
 _BYTES_PER_BATCH = 1_000_000  # of text
 _VERSION = 2  # of the tokens; part of the key of the cache, which doesn't see the code of this package

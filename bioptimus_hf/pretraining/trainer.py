@@ -31,8 +31,8 @@ from bioptimus_hf.pretraining import checkpoints
 from bioptimus_hf.pretraining.callback import CurriculumCallback
 from bioptimus_hf.pretraining.masking import BioptimusDataCollator
 from bioptimus_hf.pretraining.modeling import BertForMaskedPositions
+from bioptimus_hf.pretraining.training_progress import TrainingProgress
 from bioptimus_hf.pretraining.versions import DIVERGED
-from bioptimus_hf.training_progress import TrainingProgress
 
 logger = logging.getLogger(__name__)
 

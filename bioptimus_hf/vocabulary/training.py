@@ -13,11 +13,11 @@ from tokenizers.normalizers import BertNormalizer
 from transformers import PreTrainedTokenizerBase
 
 from bioptimus_hf.argument_checks import check_call
+from bioptimus_hf.corpus.whitespace import with_blanks
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import tokens_in_order
 from bioptimus_hf.progress import bars_are_drawn, progress_bar
 from bioptimus_hf.vocabulary.tokenizer import MARK, added_tokens, special_tokens, wordpiece_settings
-from bioptimus_hf.whitespace import with_blanks
 
 logger = logging.getLogger(__name__)
 _LARGEST_ALPHABET = 1000  # as in BERT's own vocabulary; other characters, mostly of stray scripts, become [UNK]

@@ -17,7 +17,7 @@ from transformers import AutoModelForTokenClassification, AutoTokenizer, pipelin
 from bioptimus_hf.annotation.annotator import Annotator
 from bioptimus_hf.corpus.dataset import load_corpus
 from bioptimus_hf.models import longest_input
-from bioptimus_hf.word_pieces import begins_words_with_blank, words_of
+from bioptimus_hf.ner.word_pieces import words_of
 
 from .test_annotator import any_text, offsets
 
@@ -129,6 +129,8 @@ def test_a_head_is_trained_saved_and_used(name: str, heads: Heads, tmp_path: Pat
     head, tokenizer = AutoModelForTokenClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert type(head) is type(trained)
     assert tokenizer.model_max_length == longest_input(head.config)
-    assert begins_words_with_blank(tokenizer)
+    after_blank = tokenizer("the asthma", add_special_tokens=False)
+    apart = tokenizer(["the", "asthma"], is_split_into_words=True, add_special_tokens=False)
+    assert apart["input_ids"] == after_blank["input_ids"]
     (found,) = Annotator(folder).annotate(["Aspirin induced severe asthma."])
     assert [(entity.text, entity.label) for entity in found] == [("Aspirin", "Chemical"), ("asthma", "Disease")]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import ROOT, address_of
+from helpers import ROOT, address_of, run_checks_apart
 
 from bioptimus_hf.annotation import on_ray as module
 from bioptimus_hf.annotation.annotate_files import annotate_files
@@ -215,13 +215,7 @@ def test_a_killed_driver(machines: Any, tiny_head: Path, shards: Path) -> None:
 
 @pytest.mark.slow
 def test_a_machine_is_lost() -> None:
-    """In a process of its own: on Python 3.13, Ray leaves a process that lost a machine unable to fork others."""
-    pytest.importorskip("ray")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    command += ["-o", "python_functions=check_*", __file__]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
-    assert "1 passed" in done.stdout
+    run_checks_apart(__file__)
 
 
 def check_that_the_files_of_a_lost_machine_are_annotated_elsewhere(

@@ -8,7 +8,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -23,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 from datasets import Dataset, load_from_disk
-from helpers import ROOT, address_of, build_tiny_bert, tiny_vocabulary
+from helpers import address_of, build_tiny_bert, run_checks_apart, tiny_vocabulary
 from transformers import BertTokenizer
 
 from bioptimus_hf import ray_session
@@ -350,13 +349,7 @@ def test_a_package_that_is_missing_on_a_machine(
 
 @pytest.mark.slow
 def test_a_machine_is_lost() -> None:
-    """In a process of its own: on Python 3.13, Ray leaves a process that lost a machine unable to fork others."""
-    pytest.importorskip("ray")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    command += ["-o", "python_functions=check_*", __file__]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
-    assert "1 passed" in done.stdout
+    run_checks_apart(__file__)
 
 
 def check_that_a_search_goes_on_without_a_machine(

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from transformers import TrainerState
 
-from bioptimus_hf import progress, training_progress
+from bioptimus_hf import progress
+from bioptimus_hf.pretraining import training_progress
 from bioptimus_hf.pretraining.trainer import _Progress
-from bioptimus_hf.training_progress import TrainingProgress
+from bioptimus_hf.pretraining.training_progress import TrainingProgress
 
 ARGUMENTS: Any = None  # which no method reads
 PHASES: Any = SimpleNamespace(plan=SimpleNamespace(phase_of=lambda step: SimpleNamespace(version=f"1.{step // 10}")))

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from bioptimus_hf.annotation.tokenization import TextTokenizer
 from bioptimus_hf.contexts.finder import find_contexts
 from bioptimus_hf.corpus.sentences import sentence_starts, sentences_of
+from bioptimus_hf.corpus.whitespace import SEPARATORS, with_blanks
 from bioptimus_hf.ner.windows import sentence_windows
 from bioptimus_hf.pretraining.packing import tokenize_and_pack
 from bioptimus_hf.vocabulary.training import count_words, extend_vocabulary, train_vocabulary
-from bioptimus_hf.whitespace import SEPARATORS, with_blanks
 
 SENTENCES = ["Asthma of the patient was mild.", "The patients had asthma."]
 BLANKS = " ".join(SENTENCES)

@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer, normalizers, pre_tokenizers
 
-from bioptimus_hf.errors import InputError
-from bioptimus_hf.whitespace import with_blanks
+from bioptimus_hf.corpus.whitespace import with_blanks
+from bioptimus_hf.models import describe_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -66,7 +66,7 @@ class WordEncoder:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        description = _description(tokenizer)
+        description = describe_tokenizer(tokenizer)
         self._finds_words = bool(description["model"].get("continuing_subword_prefix"))
         self.key = json.dumps(description, sort_keys=True)
         self._backend = Tokenizer.from_str(self.key)
@@ -128,38 +128,3 @@ def words_of(text: str) -> list[tuple[int, int]]:
                 spans.append((place, place + len(part)))
                 place += len(part)
     return spans
-
-
-def begins_words_with_blank(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Tell whether a tokenizer encodes each word of a sentence given as words as it would after a blank.
-
-    Raises:
-        InputError: it is a slow tokenizer.
-    """
-    return not _begin_with_blank(_description(tokenizer)["pre_tokenizer"])
-
-
-def begin_words_with_blank(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Change a tokenizer so that it encodes each word of a sentence given as words as it would after a blank."""
-    description = _description(tokenizer)
-    if _begin_with_blank(description["pre_tokenizer"]):
-        tokenizer.backend_tokenizer.pre_tokenizer = Tokenizer.from_str(json.dumps(description)).pre_tokenizer
-
-
-def _description(tokenizer: PreTrainedTokenizerBase) -> Any:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise InputError(f"{type(tokenizer).__name__} doesn't report the offsets of its tokens: use a fast tokenizer")
-    return json.loads(backend.to_str())
-
-
-def _begin_with_blank(step: Any) -> bool:
-    """Change the description of a pre-tokenizer so that each word begins as after a blank; tell if it was changed."""
-    if not isinstance(step, dict):
-        return False
-    changed = False
-    if step["type"] == "ByteLevel" and not step["add_prefix_space"]:
-        step["add_prefix_space"] = changed = True
-    if step["type"] == "Metaspace" and step["prepend_scheme"] == "never":
-        step["prepend_scheme"], changed = "always", True
-    return any([changed, *map(_begin_with_blank, step.get("pretokenizers", []))])
