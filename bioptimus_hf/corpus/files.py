@@ -205,12 +205,16 @@ def readable_files(found: Iterable[Path], source: str | Path, *, report: bool = 
 
     Args:
         source: where they were found, for the warning.
-        report: warn about the files of other formats.
+        report: warn about the files of other formats, and about links to folders.
     """
+    found = list(found)
     files = sorted(file for file in found if file.is_file() and not belongs_to_text(file))
     ignored = [str(file) for file in files if not _is_readable(file)]
     if ignored and report:
         logger.warning("%s: left out, since the format is unknown: %s", source, some(ignored))
+    links = sorted(str(file) for file in found if file.is_symlink() and file.is_dir())
+    if links and report:
+        logger.warning("%s: left out, since links to folders are not followed: %s", source, some(links))
     return [file for file in files if _is_readable(file)]
 
 

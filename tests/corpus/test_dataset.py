@@ -345,6 +345,17 @@ def test_what_is_read_and_left_out_is_counted(tmp_path: Path) -> None:
     assert some == {"files": 4, "files_read": 2, "documents": 2, "words": 3, "bytes": 20, "empty": 4, "replaced": 0}
 
 
+def test_links_to_folders_are_named(tmp_path: Path, warnings_of_package: Callable[[], list[str]]) -> None:
+    for name in ("a/one.txt", "b/two.txt"):
+        (tmp_path / name).parent.mkdir()
+        write_txt(tmp_path / name, [name])
+    (tmp_path / "a" / "link").symlink_to(tmp_path / "b")
+    assert load_corpus(tmp_path / "a")["text"][:] == ["a/one.txt"]
+    assert warnings_of_package() == [
+        f"{tmp_path / 'a'}: left out, since links to folders are not followed: {tmp_path / 'a' / 'link'}"
+    ]
+
+
 def test_copies_and_unknown_files_in_a_folder(tmp_path: Path, warnings_of_package: Callable[[], list[str]]) -> None:
     """Nothing is silently read twice, or not at all."""
     for name in ("a.txt", "B.TXT", ".hidden/a.txt", "deep/c.txt.bz2", "deep/d.docx"):
