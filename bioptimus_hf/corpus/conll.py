@@ -169,6 +169,12 @@ def types_of(sentences: Sequence[Sentence]) -> tuple[str, ...]:
     return tuple(sorted({tag[2:] for _, tags in sentences for tag in tags if tag != "O"}))
 
 
+def known_tag(tag: str) -> Tag | None:
+    """Return what a tag means, None if it is unknown or its type can't be written in CoNLL."""
+    found = parse_tag(tag)
+    return found if found is not None and (len(tag) == 1 or TAG.fullmatch(f"B-{found.type}")) else None
+
+
 class TagConverter:
     """Converts the tags of sentences to IOB2, and notes what it changes.
 
@@ -196,8 +202,8 @@ class TagConverter:
             InputError: the tag is unknown, has an unknown type, or has no type and `type_name` isn't given; or some
                 tags have a type and others have none.
         """
-        found = parse_tag(tag)
-        if found is None or (len(tag) > 1 and not TAG.fullmatch(f"B-{found.type}")):
+        found = known_tag(tag)
+        if found is None:
             raise InputError(
                 f"{where}: unknown tag {tag!r}: give O, B-<type> or I-<type> (or tags of IOBES or BILOU) in the last "
                 f"column"

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bioptimus_hf.argument_checks import check_call
-from bioptimus_hf.corpus.conll import TAG
+from bioptimus_hf.corpus.conll import TAG, known_tag
 from bioptimus_hf.corpus.tags import OUTSIDE, Tag, parse_tag
 from bioptimus_hf.errors import InputError
 
@@ -113,8 +113,8 @@ def _check(gold: list[list[str]], predicted: list[list[str]], *, typed: bool = T
             raise InputError(f"sentence {number} has {len(gold_tags)} tags in gold, {len(predicted_tags)} predicted")
     examples: dict[bool, str] = {}
     for tag in sorted({tag for tags in (*gold, *predicted) for tag in tags}):
-        found = parse_tag(tag)
-        if found is None or (len(tag) > 1 and not TAG.fullmatch(f"B-{found.type}")):
+        found = known_tag(tag)
+        if found is None:
             raise InputError(f"tags must be O, B-<type> or I-<type> (or those of IOBES or BILOU), not {tag!r}")
         if found.mark != OUTSIDE:
             examples[bool(found.type)] = tag

@@ -208,7 +208,10 @@ def task_files(task: str | NerTask, source: str | Path) -> dict[str, Path]:
     places = list(dict.fromkeys((Path(source) / (task.folder or task.name), Path(source))))
     folder = next((place for place in places if split_file(place, "train")), None)
     if folder is None:
-        raise InputError(f"no train.tsv for task {task.name} in {' or '.join(map(str, places))}")
+        raise InputError(
+            f"no train.tsv for task {task.name} in {' or '.join(map(str, places))} (nor one that ends in .conll, .iob, "
+            f".iob2, .bio or .txt)"
+        )
     files = {}
     for split, names in SPLIT_NAMES.items():
         found = split_file(folder, split)
@@ -388,12 +391,16 @@ def _suspicion(kind: str, total: Counter[str]) -> str:
     """
     letters = _letters(kind)
     others = [other for other, count in total.most_common() if (count, other) > (total[kind], kind)]
-    if same := next((other for other in others if _letters(other) == letters), None):
+    if letters and (same := next((other for other in others if _letters(other) == letters), None)):
         return (
             f"the types {kind} ({total[kind]} mentions in all) and {same} ({total[same]}) differ only in case or "
             f"punctuation: are they the same?"
         )
-    similar = [other for other in others if _letters(other).startswith(letters) or _letters(other).endswith(letters)]
+    similar = [
+        other
+        for other in others
+        if letters and (_letters(other).startswith(letters) or _letters(other).endswith(letters))
+    ]
     similar += get_close_matches(kind, others)
     for found, times in ((similar, _RARE_VARIANT), (others, _RARE)):
         if found and total[found[0]] >= times * total[kind]:
