@@ -1,20 +1,17 @@
-"""Read and write CoNLL: a token and its tag per line, an empty line after each sentence.
-
-Tags are read in any scheme and written in IOB2.
-"""
+"""Read CoNLL: a token and its tag per line, an empty line after each sentence, tags in any scheme."""
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from itertools import chain, pairwise
+from collections.abc import Collection, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from bioptimus_hf.corpus.documents import Document, Entity, join_passages, without_overlaps
+from bioptimus_hf.corpus.documents import Document, Entity, join_passages
 from bioptimus_hf.corpus.reading import InputFile, NotUtf8Error, ReadOptions, open_input
-from bioptimus_hf.corpus.tags import OUTSIDE, Tag, parse_tag, to_iob2
+from bioptimus_hf.corpus.tags import OUTSIDE, Tag, TagConverter, parse_tag
 from bioptimus_hf.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -22,20 +19,11 @@ logger = logging.getLogger(__name__)
 Sentence = tuple[list[str], list[str]]
 """The words of a sentence and as many tags."""
 
-# A type neither begins nor ends with a hyphen: seqeval would strip it and confuse `a-` with `a`.
-TAG = re.compile(r"O|[BI]-[^\s-](\S*[^\s-])?")
-"""A tag of IOB2."""
-
-# The only form that spaCy's converter recognises. Most other programs look for `-DOCSTART-` at the start of a line.
-_DOCUMENT_LINE = "-DOCSTART- -X- O O"
 # Of CoNLL-2003, of GENIA and JNLPBA, of CoNLL-U, and of CoNLL-2012.
-_MARKER = re.compile(r"-DOCSTART-(?:\s.*)?|###MEDLINE:\s*(\S*).*|# ?newdoc(?:\s+id\s*=\s*(.*))?|#begin document .*")
-
-# Combining marks, joiners and variation selectors belong to the letter before them. U+FEFF is left out: at the start of
-# a file it would be a byte order mark.
-_TOKEN = re.compile(
-    r"(?:\w[\u0300-\u036f\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\u200c\u200d\ufe00-\ufe2f]*)+|[^\s\ufeff]"
+DOCUMENT_START = re.compile(
+    r"-DOCSTART-(?:\s.*)?|###MEDLINE:\s*(\S*).*|# ?newdoc(?:\s+id\s*=\s*(.*))?|#begin document .*"
 )
+"""A line that begins a document."""
 
 
 def read_conll(
@@ -123,129 +111,9 @@ def read_conll_documents(file: InputFile) -> Iterator[Document | InputError]:
         yield fault or _document(name or file.name(number), read, is_sentence=name is None)
 
 
-def conll_text(documents: Iterable[Document]) -> Iterator[str]:
-    """Yield documents as CoNLL, a block per sentence, with the line `-DOCSTART- -X- O O` before each document.
-
-    If the source of a document had tokens, they are used, and each passage is a sentence. Without passages, the
-    document is a sentence, and no line precedes it, unless it follows a document that has one. Without tokens, a token
-    is a run of letters and digits, or any other character except white space and U+FEFF; no sentence ends within an
-    entity. Tokens are cut where an entity begins or ends in them. If entities overlap, only the longest is written, and
-    a warning says how many others there were.
-
-    Raises:
-        InputError: a type or a given token can't be written in a column.
-    """
-    left_out = 0
-    marked = False
-    for document in documents:
-        entities = without_overlaps(document.entities)
-        left_out += len(document.entities) - len(entities)
-        for entity in entities:
-            if not TAG.fullmatch(f"B-{entity.label}"):
-                raise InputError(f"document {document.id}: {entity.label!r} can't be a type in CoNLL: rename it")
-        spans = document.tokens or [found.span() for found in _TOKEN.finditer(document.text)]
-        if document.tokens:
-            ends = [passage.end for passage in document.passages]
-        else:
-            ends = list(_sentence_ends(document.text, entities))
-        marked = marked or not document.tokens or bool(document.passages)
-        if marked:
-            yield f"{_DOCUMENT_LINE}\n\n"
-        yield from _block(document, _cut(document.text, spans, entities), entities, ends)
-    if left_out:
-        logger.warning("CoNLL has one tag per token: left out %d entities that overlap longer ones", left_out)
-
-
-def write_conll(path: str | Path, sentences: Sequence[Sequence[Sequence[str]]]) -> None:
-    """Write sentences, each given as its columns (tokens first), separated by tabs."""
-    with open(path, "w", encoding="utf-8", newline="\n") as file:
-        for columns in sentences:
-            file.writelines("\t".join(row) + "\n" for row in zip(*columns, strict=True))
-            file.write("\n")
-
-
 def types_of(sentences: Sequence[Sentence]) -> tuple[str, ...]:
     """Return the entity types that occur, in alphabetical order."""
     return tuple(sorted({tag[2:] for _, tags in sentences for tag in tags if tag != "O"}))
-
-
-def known_tag(tag: str) -> Tag | None:
-    """Return what a tag means, None if it is unknown or its type can't be written in CoNLL."""
-    found = parse_tag(tag)
-    return found if found is not None and (len(tag) == 1 or TAG.fullmatch(f"B-{found.type}")) else None
-
-
-class TagConverter:
-    """Converts the tags of sentences to IOB2, and notes what it changes.
-
-    Args:
-        note: counts a conversion and keeps the first example, like `Notes.note`.
-        types: the entity types that may occur; by default any.
-        type_name: the type of tags that carry none.
-    """
-
-    def __init__(
-        self, note: Callable[[str, str], None], types: Collection[str] | None = None, type_name: str | None = None
-    ) -> None:
-        self._note = note
-        self._types = types
-        self._type_name = type_name
-        self._first: tuple[str, str, bool] | None = None  # first tag of an entity: where, the tag, if it has a type
-
-    def parse(self, where: str, tag: str) -> Tag:
-        """Read a tag.
-
-        Args:
-            where: where the tag is, for messages.
-
-        Raises:
-            InputError: the tag is unknown, has an unknown type, or has no type and `type_name` isn't given; or some
-                tags have a type and others have none.
-        """
-        found = known_tag(tag)
-        if found is None:
-            raise InputError(
-                f"{where}: unknown tag {tag!r}: give O, B-<type> or I-<type> (or tags of IOBES or BILOU) in the last "
-                f"column"
-            )
-        if found.mark == OUTSIDE:
-            return found
-        if not found.type and not self._type_name:
-            raise InputError(
-                f"{where}: the tag {tag!r} has no type: name the type of all entities (type_name, or merged_type of a "
-                f"task)"
-            )
-        if found.type and self._types is not None and found.type not in self._types:
-            known = ", ".join(self._types) or "none"
-            raise InputError(f"{where}: tag {tag!r} has an unknown type: known types are {known}")
-        place, other, typed = self._first = self._first or (where, tag, bool(found.type))
-        if typed != bool(found.type):
-            raise InputError(f"{where}: tag {tag!r}, but {place} has {other!r}: give all tags a type, or none")
-        return found
-
-    def convert(self, tags: Sequence[str], parsed: Sequence[Tag], unit: str, numbers: Sequence[int]) -> list[str]:
-        """Return the tags of a sentence in IOB2.
-
-        Args:
-            tags: as they were read.
-            parsed: the same tags, from `parse`.
-            unit: what is numbered, `line` or `row`.
-            numbers: where each tag is.
-        """
-        converted: list[str] = []
-        for tag, found, iob2, number in zip(tags, parsed, to_iob2(parsed), numbers, strict=True):
-            written = OUTSIDE if iob2.mark == OUTSIDE else f"{iob2.mark}-{iob2.type or self._type_name}"
-            converted.append(written)
-            if written == tag:
-                continue
-            if found.mark == "I" and iob2.mark == "B" and found.type:
-                kind = "I- tags that begin an entity (as in IOB1), read as B-"
-            elif found.mark != OUTSIDE and not found.type:
-                kind = f"tags without a type, read as {self._type_name}"
-            else:
-                kind = "tags of other schemes, converted to IOB2"
-            self._note(kind, f"{unit} {number}, {tag!r}")
-        return converted
 
 
 class _DocumentStart(NamedTuple):
@@ -331,7 +199,12 @@ class _Rows:
         rest = _lines(self._file)
         for number, line in rest:
             first.append((number, line))
-            if isinstance(line, str) and line.strip() and not line.startswith("#") and not _MARKER.fullmatch(line):
+            if (
+                isinstance(line, str)
+                and line.strip()
+                and not line.startswith("#")
+                and not DOCUMENT_START.fullmatch(line)
+            ):
                 self._learn(number, line)
                 break
         yield from first
@@ -347,7 +220,7 @@ class _Rows:
             raise line
         if not line or line.isspace():
             return ""
-        if line[0] in "-#" and (marker := _MARKER.fullmatch(line)):
+        if line[0] in "-#" and (marker := DOCUMENT_START.fullmatch(line)):
             return marker
         if not self._columns and (line[0] != "#" or "\t" in line or parse_tag(line.split()[-1])):
             self._learn(number, line)
@@ -454,70 +327,3 @@ def _document(name: str, sentences: Sequence[Sentence], *, is_sentence: bool) ->
                 entities.append(Entity(begin, end, text[begin:end], tag[2:]))
             start = end + 1
     return Document(name, text, tuple(entities), () if is_sentence else passages, tuple(tokens))
-
-
-def _block(
-    document: Document, tokens: Sequence[tuple[int, int]], entities: Sequence[Entity], ends: Sequence[int]
-) -> Iterator[str]:
-    """Yield the lines of a document, given where its sentences end. No token crosses the edge of an entity."""
-    entity = sentence = 0
-    inside = False
-    for start, end in tokens:
-        if sentence < len(ends) and start >= ends[sentence]:
-            yield "\n"
-            inside = False
-            while sentence < len(ends) and start >= ends[sentence]:
-                sentence += 1
-        while entity < len(entities) and start >= entities[entity].end:
-            entity, inside = entity + 1, False
-        if entity < len(entities) and start >= entities[entity].start:
-            tag = f"{'I' if inside else 'B'}-{entities[entity].label}"
-            inside = True
-        else:
-            tag = "O"
-        yield f"{_writable(document, start, end)}\t{tag}\n"
-    if tokens:
-        yield "\n"
-
-
-def _writable(document: Document, start: int, end: int) -> str:
-    token = document.text[start:end]
-    if token != token.strip() or not token or _MARKER.fullmatch(token) or re.search("[\t\n\r\ufeff]", token):
-        raise InputError(f"document {document.id}: CoNLL can't hold the token {token!r}: give other tokens, or none")
-    return token
-
-
-def _cut(text: str, tokens: Iterable[tuple[int, int]], entities: Iterable[Entity]) -> list[tuple[int, int]]:
-    """Cut tokens where an entity begins or ends in them, without white space at the edges."""
-    edges = sorted({edge for entity in entities for edge in (entity.start, entity.end)})
-    pieces: list[tuple[int, int]] = []
-    place = 0
-    for start, end in tokens:
-        while place < len(edges) and edges[place] <= start:
-            place += 1
-        cuts = [start]
-        while place < len(edges) and edges[place] < end:
-            cuts.append(edges[place])
-            place += 1
-        if len(cuts) == 1:
-            pieces.append((start, end))
-            continue
-        for left, right in pairwise([*cuts, end]):
-            piece = text[left:right]
-            if stripped := piece.strip():
-                left += len(piece) - len(piece.lstrip())
-                pieces.append((left, left + len(stripped)))
-    return pieces
-
-
-def _sentence_ends(text: str, entities: Sequence[Entity]) -> Iterator[int]:
-    """Yield where sentences end, except within an entity."""
-    from bioptimus_hf.corpus.sentences import sentences_of  # loads numpy, which the help of a command must not
-
-    entity = end = 0
-    for sentence in sentences_of(text):
-        end = text.index(sentence, end) + len(sentence)
-        while entity < len(entities) and entities[entity].end <= end:
-            entity += 1
-        if entity == len(entities) or end <= entities[entity].start:
-            yield end

@@ -19,7 +19,8 @@ from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.corpus import bioc_xml, brat, jats
 from bioptimus_hf.corpus.arrow_tables import read_parquet
 from bioptimus_hf.corpus.bioc import bioc_text, read_bioc
-from bioptimus_hf.corpus.conll import conll_text, read_conll_documents
+from bioptimus_hf.corpus.conll import read_conll_documents
+from bioptimus_hf.corpus.conll_writing import conll_text
 from bioptimus_hf.corpus.csv_tables import read_csv
 from bioptimus_hf.corpus.documents import Document
 from bioptimus_hf.corpus.entity_table import csv_text, tsv_text

@@ -33,7 +33,7 @@ from bioptimus_hf.artifacts import (
     verify,
     write_json,
 )
-from bioptimus_hf.corpus.conll import write_conll
+from bioptimus_hf.corpus.conll_writing import write_conll
 from bioptimus_hf.errors import InputError, TrainingDiverged
 from bioptimus_hf.models import (
     Source,

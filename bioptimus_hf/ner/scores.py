@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bioptimus_hf.argument_checks import check_call
-from bioptimus_hf.corpus.conll import TAG, known_tag
-from bioptimus_hf.corpus.tags import OUTSIDE, Tag, parse_tag
+from bioptimus_hf.corpus.tags import OUTSIDE, TAG, Tag, known_tag, parse_tag
 from bioptimus_hf.errors import InputError
 
 SCORER = "strict IOB2 as seqeval, micro average over entities"

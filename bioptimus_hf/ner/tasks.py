@@ -15,11 +15,11 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
 from bioptimus_hf.argument_checks import check_call, check_columns
 from bioptimus_hf.artifacts import identity, read_yaml
-from bioptimus_hf.corpus.conll import TAG, Sentence, TagConverter, has_types, read_conll, types_of
+from bioptimus_hf.corpus.conll import Sentence, has_types, read_conll, types_of
 from bioptimus_hf.corpus.hub import load_pinned, pin_dataset
 from bioptimus_hf.corpus.ner_files import SPLIT_NAMES, split_file
 from bioptimus_hf.corpus.reading import Notes
-from bioptimus_hf.corpus.tags import parse_tag
+from bioptimus_hf.corpus.tags import TAG, TagConverter, parse_tag
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import is_hub_name
 

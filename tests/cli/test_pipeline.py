@@ -15,7 +15,7 @@ from helpers import ROOT, build_tiny_bert, build_tiny_tokenizer
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
 from bioptimus_hf.artifacts import read_record
-from bioptimus_hf.corpus.conll import write_conll
+from bioptimus_hf.corpus.conll_writing import write_conll
 from bioptimus_hf.corpus.dataset import load_corpus, split_validation
 from bioptimus_hf.models import save_masked_lm
 

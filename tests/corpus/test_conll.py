@@ -344,3 +344,21 @@ def test_a_column_of_numbers_is_not_taken_for_the_tokens(tmp_path: Path, first: 
     assert read_conll(write(tmp_path / "b.tsv", numbers.encode()))[0][0] == [
         str(number) for number in range(first, first + 5)
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("रोगी को दर्द है।", ["रोगी", "को", "दर्द", "है", "।"]),
+        ("রোগীর ব্যথা", ["রোগীর", "ব্যথা"]),
+        ("வலி, நோய்", ["வலி", ",", "நோய்"]),
+        ("ปวดท้อง", ["ปวดท้อง"]),
+        ("بِسْمِ ٱللّٰه", ["بِسْمِ", "ٱللّٰه"]),
+        ("cafe\u0301 👩‍🔬🏽 ❤️.", ["cafe\u0301", "👩‍🔬🏽", "❤️", "."]),
+        ("don't (IL-2)", ["don", "'", "t", "(", "IL", "-", "2", ")"]),
+    ],
+)
+def test_tokens_keep_vowel_signs_joiners_and_selectors(tmp_path: Path, text: str, tokens: list[str]) -> None:
+    """Tokens are separated by blanks when they are read again, which would take words apart."""
+    write_documents(tmp_path / "a.conll", [Document("1", text)])
+    assert [word for words in read_words(tmp_path / "a.conll") for word in words] == tokens

@@ -13,7 +13,7 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bioptimus_hf.corpus.conll import write_conll
+from bioptimus_hf.corpus.conll_writing import write_conll
 from bioptimus_hf.corpus.dataset import load_corpus
 from bioptimus_hf.corpus.decontamination import (
     SHORTEST,

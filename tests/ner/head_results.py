@@ -9,7 +9,7 @@ import numpy as np
 from helpers import build_tiny_bert, build_tiny_tokenizer
 
 from bioptimus_hf.artifacts import RECORD, write_json, write_record
-from bioptimus_hf.corpus.conll import write_conll
+from bioptimus_hf.corpus.conll_writing import write_conll
 from bioptimus_hf.ner.results import HeadResult
 
 GOOD = "Aspirin\tB-Chemical\nhelps\tO\n\n"
