@@ -27,9 +27,10 @@ from bioptimus_hf.annotation.on_ray import annotate_on_ray
 from bioptimus_hf.annotation.options import AnnotationOptions, RunnerOptions
 from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.artifacts import differences, is_finished, read_record, verification, verify
+from bioptimus_hf.corpus.encodings import codec_name
 from bioptimus_hf.corpus.files import check_unit, no_text, some
 from bioptimus_hf.corpus.formats import DocumentReader, UnwritableError, written_files
-from bioptimus_hf.corpus.reading import codec_name, named_columns
+from bioptimus_hf.corpus.reading import named_columns
 from bioptimus_hf.errors import InputError, counted
 from bioptimus_hf.models import find_model
 from bioptimus_hf.progress import progress_bar

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from bioptimus_hf.corpus.columns import ID, check_columns, row_document
 from bioptimus_hf.corpus.documents import Document, Passage
+from bioptimus_hf.corpus.encodings import NotUtf8Error
 from bioptimus_hf.corpus.json_text import JsonFields, parse_leniently, parse_object
 from bioptimus_hf.corpus.parquet_rows import is_ours
-from bioptimus_hf.corpus.reading import InputFile, NotUtf8Error, Source
+from bioptimus_hf.corpus.reading import InputFile, Source
 from bioptimus_hf.errors import InputError, format_error
 
 if TYPE_CHECKING:

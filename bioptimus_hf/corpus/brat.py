@@ -14,8 +14,9 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from bioptimus_hf.corpus.documents import Document, Entity
+from bioptimus_hf.corpus.encodings import NotUtf8Error
 from bioptimus_hf.corpus.mentions import UNREADABLE, read_entities
-from bioptimus_hf.corpus.reading import InputFile, NotUtf8Error, TooLongError, open_input
+from bioptimus_hf.corpus.reading import InputFile, TooLongError, open_input
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.storage import atomic_file, atomic_folder, remove_leftovers
 

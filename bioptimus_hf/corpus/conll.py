@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bioptimus_hf.corpus.documents import Document, Entity, join_passages
-from bioptimus_hf.corpus.reading import InputFile, NotUtf8Error, ReadOptions, open_input
+from bioptimus_hf.corpus.encodings import NotUtf8Error
+from bioptimus_hf.corpus.reading import InputFile, ReadOptions, open_input
 from bioptimus_hf.corpus.tags import OUTSIDE, Tag, TagConverter, parse_tag
 from bioptimus_hf.errors import InputError
 

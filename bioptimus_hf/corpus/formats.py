@@ -23,6 +23,7 @@ from bioptimus_hf.corpus.conll import read_conll_documents
 from bioptimus_hf.corpus.conll_writing import conll_text
 from bioptimus_hf.corpus.csv_tables import read_csv
 from bioptimus_hf.corpus.documents import Document
+from bioptimus_hf.corpus.encodings import NotUtf8Error
 from bioptimus_hf.corpus.entity_table import csv_text, tsv_text
 from bioptimus_hf.corpus.html import html_text
 from bioptimus_hf.corpus.json_array import read_json_array
@@ -31,7 +32,6 @@ from bioptimus_hf.corpus.pubmed import PubmedHandler
 from bioptimus_hf.corpus.pubtator import pubtator_text, read_pubtator
 from bioptimus_hf.corpus.reading import (
     InputFile,
-    NotUtf8Error,
     ReadOptions,
     Source,
     TooLongError,

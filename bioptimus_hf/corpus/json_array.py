@@ -11,7 +11,8 @@ from collections.abc import Iterator
 
 from bioptimus_hf.corpus.columns import json_document
 from bioptimus_hf.corpus.documents import Document
-from bioptimus_hf.corpus.reading import InputFile, NotUtf8Error
+from bioptimus_hf.corpus.encodings import NotUtf8Error
+from bioptimus_hf.corpus.reading import InputFile
 from bioptimus_hf.errors import InputError
 
 _READ_AT_ONCE = 1 << 16

@@ -5,12 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from bioptimus_hf.corpus.reading import (
-    MAX_DOCUMENT_MEGABYTES,
-    ReadOptions,
-    codec_name,
-    named_columns,
-)
+from bioptimus_hf.corpus.encodings import codec_name
+from bioptimus_hf.corpus.reading import MAX_DOCUMENT_MEGABYTES, ReadOptions, named_columns
 from bioptimus_hf.errors import InputError
 
 TEXT_COLUMN_HELP = (

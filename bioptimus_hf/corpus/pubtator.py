@@ -12,8 +12,9 @@ from dataclasses import replace
 from typing import Any
 
 from bioptimus_hf.corpus.documents import Document, Entity, Passage, join_passages
+from bioptimus_hf.corpus.encodings import NotUtf8Error
 from bioptimus_hf.corpus.mentions import UNREADABLE, read_entities, settle_mention
-from bioptimus_hf.corpus.reading import InputFile, NotUtf8Error
+from bioptimus_hf.corpus.reading import InputFile
 from bioptimus_hf.errors import InputError
 
 _TEXT_LINE = re.compile(r"([^|\t]+)\|([ta])\|(.*)", re.DOTALL)

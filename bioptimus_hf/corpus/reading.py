@@ -5,7 +5,6 @@ Readers get UTF-8, whatever the encoding of the file: another one is converted w
 
 from __future__ import annotations
 
-import codecs
 import gzip
 import hashlib
 import io
@@ -13,9 +12,8 @@ import itertools
 import logging
 import os
 import re
-import unicodedata
 import zlib
-from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE, BOM_UTF32_BE, BOM_UTF32_LE, getincrementaldecoder
+from codecs import BOM_UTF8, getincrementaldecoder
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO, Literal, cast, get_args
 
 from bioptimus_hf.argument_checks import check_call
+from bioptimus_hf.corpus.encodings import ConvertedFile, NotUtf8Error, check_encoding, check_head, family_of, is_laden
 from bioptimus_hf.errors import InputError
 
 if TYPE_CHECKING:
@@ -35,32 +34,10 @@ Unit = Literal["line", "file"]
 _REPLACEMENT = "\ufffd"
 _BUFFER = 1 << 16  # bytes
 _HEAD = 1 << 12  # bytes that are looked at before a file is read
-_NUL_SHARE = 0.1
-_WIDE = ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be")
-_BLANKS = " \t\r\n"
-_NO_TEXT = ("Cc", "Cn", "Co", "Cs")  # categories of control characters, and of those that aren't assigned
-_ODD_SHARE = 0.02  # of characters of these categories in a text
 MAX_DOCUMENT_MEGABYTES = 10.0
 """Default limit of a document. Tokenizing needs a hundred times the memory of the text."""
 
 _HUB_SPLIT = re.compile(r"[^@:]+@[^@:/]+:[^/]+")
-_MARKS = (
-    (BOM_UTF32_LE, "utf-32"),  # begins with the mark of UTF-16
-    (BOM_UTF32_BE, "utf-32"),
-    (BOM_UTF16_LE, "utf-16"),
-    (BOM_UTF16_BE, "utf-16"),
-    (BOM_UTF8, "utf-8"),
-)
-_COMPRESSED = (
-    (b"\x1f\x8b\x08", "gzip"),
-    (b"BZh", "bzip2"),
-    (b"\xfd7zXZ\x00", "xz"),
-    (b"(\xb5/\xfd", "Zstandard"),
-    (b"PK\x03\x04", "zip"),
-)
-_UNDECODABLE = "\udcff"  # becomes the byte FF, which UTF-8 never contains
-_MARKED = "bioptimus_hf.mark"
-codecs.register_error(_MARKED, lambda error: (_UNDECODABLE, getattr(error, "end")))  # noqa: B009
 
 
 @check_call()
@@ -110,10 +87,10 @@ class ReadOptions:
     @property
     def is_utf8(self) -> bool:
         """Whether the encoding is UTF-8."""
-        return _family(self.encoding) == "utf-8"
+        return family_of(self.encoding) == "utf-8"
 
     def __post_init__(self) -> None:
-        _check_encoding(self.encoding)
+        check_encoding(self.encoding)
         if not 1e-6 <= self.max_document_megabytes <= 1000:
             raise InputError(
                 f"must be above 0 and at most 1000, not {self.max_document_megabytes:g}",
@@ -150,27 +127,6 @@ def named_columns(given: str | Sequence[str]) -> str | list[str]:
     return columns[0] if len(columns) == 1 else list(columns)
 
 
-def _check_encoding(encoding: str) -> None:
-    """Raise InputError if Python can't read text files of this encoding."""
-    try:
-        b"a".decode(encoding)  # rejects "hex" and the like, whose results aren't text
-        getincrementaldecoder(encoding)(_MARKED).decode(
-            b"a"
-        )  # rejects "punycode" and the like, which is only for names
-    except UnicodeDecodeError:
-        pass  # "a" alone isn't UTF-16
-    except (LookupError, ValueError) as error:
-        raise InputError(
-            f"unknown encoding {encoding!r}: give one that Python knows, such as utf-8, utf-16, latin-1 or cp1252",
-            argument="encoding",
-        ) from error
-
-
-def codec_name(encoding: str) -> str:
-    """Return Python's own name of a known encoding, for records."""
-    return codecs.lookup(encoding).name
-
-
 def size_over(text: str, options: ReadOptions) -> int:
     """Return the size of a text in bytes of UTF-8 if it is over the limit, otherwise 0."""
     longest = 4 * len(text)
@@ -180,19 +136,6 @@ def size_over(text: str, options: ReadOptions) -> int:
 def is_hub_split(path: str | Path) -> bool:
     """Return whether a path stands for a split of a data set on the Hub at a commit, `owner/name@commit:split`."""
     return _HUB_SPLIT.fullmatch(str(path)) is not None and not Path(path).exists()
-
-
-class NotUtf8Error(InputError):
-    """Some bytes are not UTF-8, or not of the given encoding.
-
-    Args:
-        message: what is wrong, and that the file can be converted.
-        advice: what else to do where there are options for it.
-    """
-
-    def __init__(self, message: str, advice: str = "or set errors to replace") -> None:
-        super().__init__(message)
-        self.advice = advice
 
 
 class Notes:
@@ -302,8 +245,8 @@ class InputFile(Source):
         """
         if self._utf8 is None:
             encoding = self.options.encoding
-            _check_head(self.path, self.binary.peek(_HEAD)[:_HEAD], encoding)
-            converted = None if self.options.is_utf8 else _Converted(self.binary, encoding)
+            check_head(self.path, self.binary.peek(_HEAD)[:_HEAD], encoding)
+            converted = None if self.options.is_utf8 else ConvertedFile(self.binary, encoding)
             self._utf8 = self.binary if converted is None else io.BufferedReader(converted, _BUFFER)
         return self._utf8
 
@@ -331,7 +274,7 @@ class InputFile(Source):
                 offset = start + size
                 yield number, TooLongError(f"{self.path}, line {number}", size, self.options)
                 continue
-            if b"\0" in content and _is_laden(content):
+            if b"\0" in content and is_laden(content):
                 yield (
                     number,
                     InputError(f"{self.path}, line {number}: mostly NUL bytes, not text: fetch the file again"),
@@ -355,7 +298,7 @@ class InputFile(Source):
             while more := self.utf8.read(_BUFFER):
                 size += len(more)
             raise TooLongError(str(self.path), size, self.options)
-        if _is_laden(content):
+        if is_laden(content):
             raise InputError(f"{self.path}: mostly NUL bytes, not text: fetch the file again")
         try:
             return self.decode(content[start:])
@@ -412,29 +355,6 @@ class TooLongError(InputError):
             f"{where}: a document of {size / 1e6:,.1f} MB, more than the limit of {options.max_document_megabytes:g}: "
             f"put each document in a line of its own, or set max_document_megabytes"
         )
-
-
-class _Converted(io.RawIOBase):
-    """Converts bytes of another encoding to UTF-8 while they are read. What can't be decoded becomes the byte FF."""
-
-    def __init__(self, binary: BinaryIO, encoding: str) -> None:
-        self._binary = binary
-        self._decoder = getincrementaldecoder(encoding)(_MARKED)
-        self._rest = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        view = memoryview(buffer)
-        at_end = False
-        while not self._rest and not at_end:
-            chunk = self._binary.read(len(view))
-            at_end = not chunk
-            self._rest = self._decoder.decode(chunk, final=at_end).encode("utf-8", "surrogateescape")
-        given, self._rest = self._rest[: len(view)], self._rest[len(view) :]
-        view[: len(given)] = given
-        return len(given)
 
 
 class _HashedFile(io.RawIOBase):
@@ -542,68 +462,3 @@ def _opened(path: Path, raw: BinaryIO, options: ReadOptions | None) -> Iterator[
 def _check_content(path: Path, file: _HashedFile, content: str, cause: Exception | None = None) -> None:
     if file.identity() != content:
         raise InputError(f"{path} changed while it was being read: run the same command again") from cause
-
-
-def _check_head(path: Path, head: bytes, encoding: str) -> None:
-    """Raise InputError if the beginning of a file shows that it isn't text of this encoding."""
-    for magic, program in _COMPRESSED:
-        if head.startswith(magic):
-            also = " once more" if path.name.lower().endswith(".gz") else ""
-            raise InputError(f"{path} is compressed{also} ({program}): decompress it, or name a gzip file .gz")
-    family = _family(encoding)
-    marked = next((name for mark, name in _MARKS if head.startswith(mark)), None)
-    if marked and marked != family:
-        raise NotUtf8Error(f"{path}: {marked.upper()} text: convert the file", f"or set encoding to {marked}")
-    if family in ("utf-16", "utf-32"):
-        if head and not marked and _is_utf8(head):
-            raise NotUtf8Error(f"{path}: UTF-8 text: convert the file", "or set encoding to utf-8")
-        if head and not marked and family == codecs.lookup(encoding).name:
-            advice = f"or set encoding to {family}-le or {family}-be"
-            raise NotUtf8Error(f"{path}: {family.upper()} text needs a byte order mark: convert the file", advice)
-    elif likely := _guess_encoding(head):
-        problem = f"{path}: {likely.upper()} text without byte order mark: convert the file"
-        raise NotUtf8Error(problem, f"or set encoding to {likely}")
-    elif _is_laden(head):
-        raise InputError(f"{path}: laden with NUL bytes, not text: fetch it again")
-
-
-def _family(encoding: str) -> str:
-    """Return the name of an encoding, the same one for either byte order, and with or without byte order mark."""
-    return codecs.lookup(encoding).name.removesuffix("-le").removesuffix("-be").removesuffix("-sig")
-
-
-def _is_utf8(head: bytes) -> bool:
-    """Return whether the beginning of a file is UTF-8 and has no NUL, which UTF-16 of any language has in line ends."""
-    try:
-        getincrementaldecoder("utf-8")().decode(head)
-    except UnicodeDecodeError:
-        return False
-    return b"\0" not in head
-
-
-def _is_laden(content: bytes) -> bool:
-    """Return whether so many bytes are NUL that this isn't text; a stray NUL may occur in texts."""
-    return content.count(b"\0") > max(1, _NUL_SHARE * len(content))
-
-
-def _guess_encoding(head: bytes) -> str | None:
-    """Return the encoding with wide characters in which the beginning of a file is text; None if there is none.
-
-    Only bytes with NUL can be such text. In UTF-16 of scripts other than Latin, that may be just blanks and line ends.
-    """
-    if b"\0" not in head:
-        return None
-    blanks = {encoding: _count_blanks(head, encoding) for encoding in _WIDE}
-    best = max(_WIDE, key=lambda encoding: blanks[encoding])
-    return best if blanks[best] else None
-
-
-def _count_blanks(head: bytes, encoding: str) -> int:
-    """Return the number of ASCII blanks and line ends of a text; 0 if the bytes aren't text in this encoding."""
-    try:
-        text = getincrementaldecoder(encoding)().decode(head)
-    except UnicodeDecodeError:
-        return 0
-    blanks = sum(map(text.count, _BLANKS))
-    odd = sum(unicodedata.category(character) in _NO_TEXT for character in text if character not in _BLANKS)
-    return blanks if odd <= _ODD_SHARE * len(text) else 0
