@@ -115,9 +115,9 @@ class Prospect:
 
     def _check_heads(self) -> None:
         """Read the data of all tasks, and find the encoders, as far as they aren't made by this run."""
-        from bioptimus_hf.ner.experiments import chosen_tasks, load_cross_tests, load_task
         from bioptimus_hf.ner.joint import join_tasks
         from bioptimus_hf.ner.options import HeadOptions, split_label
+        from bioptimus_hf.ner.planning import chosen_tasks, load_cross_tests, load_task
 
         options = build(HeadOptions, self.values["finetune_ner"])
         for _, name in map(split_label, options.models):

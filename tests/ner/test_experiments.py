@@ -23,9 +23,10 @@ from safetensors.torch import load_file
 from bioptimus_hf.artifacts import Run, building
 from bioptimus_hf.cli.__main__ import main
 from bioptimus_hf.errors import InputError, TrainingDiverged
-from bioptimus_hf.ner import experiments
-from bioptimus_hf.ner.experiments import chosen_tasks, find_encoders, load_task, make_heads, tabulate
+from bioptimus_hf.ner import experiments, head_stage
+from bioptimus_hf.ner.experiments import make_heads, tabulate
 from bioptimus_hf.ner.options import HeadOptions, HeadTraining
+from bioptimus_hf.ner.planning import chosen_tasks, find_encoders, load_task
 from bioptimus_hf.ner.results import HeadResult
 from bioptimus_hf.ner.tasks import BLURB_NER, NerTask
 from bioptimus_hf.publishing.report import make_report
@@ -340,7 +341,7 @@ def diverging(seeds: Container[int]) -> Callable[..., list[dict[str, float]]]:
             arguments.learning_rate = 1e38
         return real(model, tokenizer, splits, arguments, **options)
 
-    real = experiments.finetune
+    real = head_stage.finetune
     return finetune
 
 
@@ -352,7 +353,7 @@ def test_a_diverged_seed_is_a_gap_with_its_reason(
     options = ("--ner_data", tmp_path / "data", "--tasks", "a", "b", "--models", f"x={base}", "--num_train_epochs", 1)
     options = (*options, "--output_dir", tmp_path / "run", "--cross_test", "a:b")
     with monkeypatch.context() as patch:
-        patch.setattr(experiments, "finetune", diverging({1}))
+        patch.setattr(head_stage, "finetune", diverging({1}))
         command("finetune-ner", *options, status=2)
     root = tmp_path / "run" / "ner"
     gaps = [root / task / "x" / "1" for task in ("a", "b")]
@@ -388,7 +389,7 @@ def test_a_head_that_diverges_when_redone_keeps_its_predecessor(
     root = make_heads(Run(str(tmp_path / "run")), options, training)
     before = {file: file.read_bytes() for file in root.rglob("*") if file.is_file() and "mine" in file.parts}
     with monkeypatch.context() as patch:
-        patch.setattr(experiments, "finetune", diverging({0}))
+        patch.setattr(head_stage, "finetune", diverging({0}))
         with pytest.raises(TrainingDiverged, match=r"1 of 2 heads are missing in the tables: .*mine/x/0"):
             make_heads(Run(str(tmp_path / "run"), force=True), options, training)
     assert all(file.read_bytes() == content for file, content in before.items() if file.parent.name == "0")

@@ -1,0 +1,251 @@
+"""Find the tasks, encoders and test sets of an experiment, and list the heads to train."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict
+from transformers import AutoConfig
+
+from bioptimus_hf.artifacts import Run, check_fresh, verify
+from bioptimus_hf.errors import InputError
+from bioptimus_hf.models import Source, base_of_run, check_encoder, find_model, load_by_name
+from bioptimus_hf.ner.joint import JointData, join_tasks, types_of_labels
+from bioptimus_hf.ner.options import JOINT, HeadOptions, split_label
+from bioptimus_hf.ner.results import HeadSetup, hash_of_gold, joint_setup
+from bioptimus_hf.ner.tasks import (
+    BLURB_NER,
+    NER_TASKS,
+    NerTask,
+    load_ner,
+    pin_source,
+    read_task,
+    tags_of,
+    task_identity,
+)
+from bioptimus_hf.pretraining.versions import version_numbers
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A task with its data.
+
+    Attributes:
+        inputs: identity of each split.
+    """
+
+    task: NerTask
+    splits: DatasetDict
+    inputs: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class CrossTest:
+    """A task whose heads are scored on the test set of another task.
+
+    Attributes:
+        task: name of the task that the heads are trained on.
+        other: name of the task that they are tested on.
+        test: the test set.
+        inputs: identity of the test set.
+    """
+
+    task: str
+    other: str
+    test: Dataset
+    inputs: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class PlannedHead:
+    """A head to train.
+
+    Attributes:
+        task: name of its task, or `joint`.
+        model: label of the encoder.
+        seed: of the training.
+        encoder: folder of the model to fine-tune.
+        dataset: from `load_ner`, or from `join_tasks`.
+        tests: test set of each task.
+        setups: what it is trained and tested on, for each task.
+        inputs: of its record.
+        settings: of its record.
+    """
+
+    task: str
+    model: str
+    seed: int
+    encoder: str
+    dataset: DatasetDict | JointData
+    tests: Mapping[str, Dataset]
+    setups: Sequence[HeadSetup]
+    inputs: Mapping[str, str]
+    settings: Mapping[str, Any]
+
+
+def chosen_tasks(names: Sequence[str]) -> list[NerTask]:
+    """Return the tasks that names, NAME=SOURCE, folders and YAML files stand for; `all` is the five BLURB tasks.
+
+    Raises:
+        InputError: two tasks have the same name, a task is called `joint`, or a YAML file is invalid.
+    """
+    tasks: dict[str, NerTask] = {}
+    expanded = [task for name in names for task in (BLURB_NER if name == "all" else [name])]
+    for given in dict.fromkeys(expanded):
+        task = _chosen_task(given)
+        if task.name in tasks:
+            raise InputError(f"{task.name} is given twice: rename one of them", argument="tasks")
+        if task.name == JOINT:
+            raise InputError(f"{given}: the folder {JOINT} is that of joint heads: rename the task", argument="tasks")
+        tasks[task.name] = task
+    return list(tasks.values())
+
+
+def load_task(task: NerTask, options: HeadOptions) -> TaskData:
+    """Read the data of a task from its own source or from `options.ner_data`.
+
+    Raises:
+        InputError: there is no source, or the data can't be used.
+    """
+    source = task.source or options.ner_data
+    if not source:
+        raise InputError(
+            f"needed for {task.name}: the folder that contains the folders of the tasks", argument="ner_data"
+        )
+    source = pin_source(source)
+    splits = load_ner(task, source)
+    return TaskData(task, splits, task_identity(task, source, splits))
+
+
+def load_cross_tests(tasks: Mapping[str, TaskData], options: HeadOptions) -> list[CrossTest]:
+    """Read the test sets that `options.cross_test` names.
+
+    Raises:
+        InputError: the heads aren't trained in this call, the entity types differ, or one name stands for two test
+            sets.
+    """
+    tests: dict[tuple[str, str], CrossTest] = {}
+    for given in options.cross_test:
+        name, _, other_name = given.partition(":")
+        if name not in tasks:
+            raise InputError(f"{given}: {name} isn't one of the tasks to train on", argument="cross_test")
+        other = tasks.get(other_name) or load_task(_chosen_task(other_name), options)
+        types, other_types = (set(types_of_labels(data.splits["test"])) for data in (tasks[name], other))
+        if types != other_types:
+            raise InputError(
+                f"{given}: the entity types must be the same, but {name} has {', '.join(sorted(types))} and "
+                f"{other.task.name} has {', '.join(sorted(other_types))}",
+                argument="cross_test",
+            )
+        test = CrossTest(name, other.task.name, other.splits["test"], {"test": other.inputs["test"]})
+        if tests.setdefault((name, test.other), test).inputs != test.inputs:
+            raise InputError(f"{test.other} stands for two test sets: rename one of them", argument="cross_test")
+    return list(tests.values())
+
+
+def find_encoders(run: Run, options: HeadOptions) -> dict[str, Source]:
+    """Find the models to fine-tune, by label.
+
+    Raises:
+        InputError: a model isn't available, has no readable configuration, or is a head that was fine-tuned for a task.
+    """
+    encoders = {}
+    for given in options.models:
+        label, name = split_label(given)
+        version = run.root / name
+        if given == "base":
+            source = base_of_run(run.root, options.base_model)
+        elif version.is_dir() and (given == name or version_numbers(name)):
+            source = find_model(version)
+        elif version_numbers(name):
+            raise InputError(f"{given}: there is no {version}", argument="models")
+        else:
+            source = find_model(name)
+        verify(source.folder)
+        check_fresh(source.folder)
+        check_encoder(given, load_by_name(AutoConfig, source.folder))
+        encoders[label] = source
+    return encoders
+
+
+def plan_heads(
+    root: Path,
+    tasks: Mapping[str, TaskData],
+    encoders: Mapping[str, Source],
+    seeds: Sequence[int],
+    settings: Mapping[str, Any],
+) -> dict[Path, PlannedHead]:
+    """Return every head of the grid by the folder it belongs into.
+
+    Args:
+        settings: that shape all heads alike.
+    """
+    heads = {}
+    for name, data in tasks.items():
+        gold = _gold(data)
+        of_task = {**settings, "merged_type": data.task.merged_type}
+        for (label, model), seed in product(encoders.items(), seeds):
+            inputs = {**data.inputs, "model": model.identity}
+            heads[root / name / label / str(seed)] = PlannedHead(
+                task=name,
+                model=label,
+                seed=seed,
+                encoder=model.folder,
+                dataset=data.splits,
+                tests={name: data.splits["test"]},
+                setups=[HeadSetup(name, label, seed, gold, settings=of_task, inputs=inputs)],
+                inputs=inputs,
+                settings={**of_task, "seed": seed},
+            )
+    return heads
+
+
+def plan_joint_heads(
+    root: Path,
+    tasks: Mapping[str, TaskData],
+    encoders: Mapping[str, Source],
+    seeds: Sequence[int],
+    settings: Mapping[str, Any],
+) -> dict[Path, PlannedHead]:
+    """Return a joint head for each model and seed by the folder it belongs into; see `plan_heads`.
+
+    Raises:
+        InputError: see `join_tasks`.
+    """
+    joined = join_tasks({name: data.splits for name, data in tasks.items()})
+    data_inputs = {f"{name}/{split}": value for name, data in tasks.items() for split, value in data.inputs.items()}
+    of_all = {**settings, "merged_types": {name: data.task.merged_type for name, data in tasks.items()}}
+    gold = {name: _gold(data) for name, data in tasks.items()}
+    heads = {}
+    for (label, model), seed in product(encoders.items(), seeds):
+        inputs = {**data_inputs, "model": model.identity}
+        heads[root / JOINT / label / str(seed)] = PlannedHead(
+            task=JOINT,
+            model=label,
+            seed=seed,
+            encoder=model.folder,
+            dataset=joined,
+            tests={name: data.splits["test"] for name, data in tasks.items()},
+            setups=[joint_setup(HeadSetup(name, label, seed, gold[name]), inputs, of_all) for name in tasks],
+            inputs=inputs,
+            settings={**of_all, "seed": seed},
+        )
+    return heads
+
+
+def _chosen_task(given: str) -> NerTask:
+    if given.endswith((".yaml", ".yml")):
+        return read_task(given)
+    name, _, source = given.partition("=")
+    if not source and "/" in given:
+        name, source = Path(given).name, given
+    return replace(NER_TASKS.get(name) or NerTask(name, folder=name), source=source)
+
+
+def _gold(data: TaskData) -> str:
+    """Return the hash of a test set."""
+    return hash_of_gold(data.splits["test"]["tokens"][:], tags_of(data.splits["test"]))
