@@ -151,6 +151,11 @@ def _first_texts(files: Iterable[Path], options: AnnotationOptions) -> Iterator[
             continue
 
 
+def _skipped(facts: Mapping[str, Any]) -> int:
+    """Return how many documents were skipped; records of older versions list all of them."""
+    return int(facts.get("documents_skipped", len(facts["skipped"])))
+
+
 class _OtherResultsError(InputError):
     """A folder has results of other models or settings, which must not be mixed with new ones."""
 
@@ -189,7 +194,7 @@ class _Outcome:
         """
         # In the order of the input, whatever the order in which the files were finished.
         done = {file: self.facts[file] for file in self._targets if file in self.facts}
-        skipped = {file: len(facts["skipped"]) for file, facts in done.items() if facts["skipped"]}
+        skipped = {file: missing for file, facts in done.items() if (missing := _skipped(facts))}
         if skipped:
             number, files = counted(sum(skipped.values()), "document"), counted(len(skipped), "file")
             records = [str(record_of(self._targets[file])) for file in skipped]
@@ -231,7 +236,7 @@ def _finished(file: Path, target: Path, provenance: Provenance, options: Annotat
         return None
     try:
         then = read_record(record)
-        skipped = then["facts"]["skipped"]
+        skipped = _skipped(then["facts"])
         shared = {name: value for name, value in then["inputs"].items() if name not in ("file", "annotations")}
         if changed := differences({**then, "inputs": shared}, provenance.models, provenance.settings):
             advice = "choose another output_dir, or use force to redo all files"
@@ -246,7 +251,7 @@ def _finished(file: Path, target: Path, provenance: Provenance, options: Annotat
     is_finished(record, provenance.inputs(file), provenance.settings)  # raises if the input is another
     if skipped and options.on_error == "raise":
         raise InputError(
-            f"{target} lacks {counted(len(skipped), 'document')} of {file} that couldn't be read: fix the file and use "
+            f"{target} lacks {counted(skipped, 'document')} of {file} that couldn't be read: fix the file and use "
             f"force, or accept the gap with on_error=skip"
         )
     facts: Mapping[str, Any] = then["facts"]
@@ -292,12 +297,13 @@ def _annotate(
             counted(sum(replaced.values()), "annotation"),
             *(counted(len(replaced), "input file"), next(job.file for job in jobs if job.file in replaced)),
         )
-    logger.info(
-        "annotated %s with %s in %s, %.1f documents per second",
-        counted(progress.documents, "document"),
-        f"{progress.entities:,} {'entity' if progress.entities == 1 else 'entities'}",
-        *(options.output_dir, progress.documents_per_second),
-    )
+    if progress.documents:  # otherwise an error follows
+        logger.info(
+            "annotated %s with %s in %s, %.1f documents per second",
+            counted(progress.documents, "document"),
+            f"{progress.entities:,} {'entity' if progress.entities == 1 else 'entities'}",
+            *(options.output_dir, progress.documents_per_second),
+        )
 
 
 def _annotate_here(

@@ -29,6 +29,8 @@ from bioptimus_hf.storage import remove_leftovers
 
 logger = logging.getLogger(__name__)
 
+_COMPARED_IDS = 1_000_000  # of a file; they take about 60 MB
+
 
 @dataclass(frozen=True)
 class Job:
@@ -132,6 +134,7 @@ def annotate_file(
             "documents": number,
             "entities": found.entities,
             "skipped": reader.skipped,
+            "documents_skipped": reader.skipped_documents,
             "replaced": 0 if options.keep else given.entities,
         }
         seconds = time.monotonic() - started
@@ -202,7 +205,11 @@ class _Given:
             key = hash(document.id)  # much smaller than the id
             if key in ids:
                 self._reader.note("documents with an id that another one has", repr(document.id))
-            ids.add(key)
+            elif len(ids) < _COMPARED_IDS:
+                ids.add(key)
+            else:
+                what = f"documents whose id was compared with the first {_COMPARED_IDS:,} ids only"
+                self._reader.note(what, repr(document.id))
             yield document
 
 

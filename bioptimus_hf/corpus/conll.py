@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from bioptimus_hf.corpus.documents import Document, Entity, join_passages
 from bioptimus_hf.corpus.encodings import NotUtf8Error
-from bioptimus_hf.corpus.reading import InputFile, ReadOptions, open_input
+from bioptimus_hf.corpus.reading import InputFile, ReadOptions, TooLongError, open_input
 from bioptimus_hf.corpus.tags import OUTSIDE, Tag, TagConverter, parse_tag
 from bioptimus_hf.errors import InputError
 
@@ -137,17 +137,22 @@ def _groups(file: InputFile) -> Iterator[tuple[str | None, list[Sentence | Input
     """Yield the sentences of each document after its id, which may be empty; None for one outside of documents."""
     name: str | None = None
     held: list[Sentence | InputError] = []
+    size = 0
     for item in _sentences(file):
         if not isinstance(item, _DocumentStart):
             if name is None:
                 yield None, [item]
+                continue
+            size += 0 if isinstance(item, InputError) else sum(map(len, item[0])) + len(item[0])
+            if size > file.options.limit:  # is only counted, so that memory doesn't grow with it
+                held = [TooLongError(f"{file.path}, document {name}".rstrip(), size, file.options)]
             else:
                 held.append(item)
             continue
         two_lines = name == "" and not held and item.id  # for one document
         if name is not None and not two_lines:
             yield name, held
-        name, held = item.id, []
+        name, held, size = item.id, [], 0
     if name is not None:
         yield name, held
 
@@ -159,6 +164,7 @@ def _sentences(
     reader = _Rows(file, types)
     rows: list[_Row] = []
     fault: InputError | None = None
+    size = 0
     for number, line in chain(reader.lines(), [(0, "")]):  # the last sentence may lack its empty line
         try:
             row = reader.read(number, line)
@@ -166,13 +172,17 @@ def _sentences(
             fault = fault or error
             continue
         if isinstance(row, _Row):
-            rows.append(row)
+            size += len(row.token) + 1
+            if size <= file.options.limit + 1 or not rows:  # what is over the limit is only counted
+                rows.append(row)
             continue
         if row is None:
             continue
+        if not fault and size > file.options.limit + 1:
+            fault = TooLongError(f"{file.path}, line {rows[0].number}", size - 1, file.options)
         if fault or rows:
             yield fault or reader.sentence(rows)
-        rows, fault = [], None
+        rows, fault, size = [], None, 0
         if isinstance(row, re.Match):
             yield _DocumentStart(next(filter(None, row.groups()), "").strip())
 

@@ -48,6 +48,7 @@ from bioptimus_hf.storage import atomic_file
 logger = logging.getLogger(__name__)
 
 _BUFFER = 1 << 16  # bytes
+_KEPT_ERRORS = 10_000  # of documents that were skipped
 
 
 class UnwritableError(InputError):
@@ -149,7 +150,8 @@ class DocumentReader:
         content: what the file must contain, an identity from `artifacts.identity`; by default, this isn't checked.
 
     Attributes:
-        skipped: the error of each document that was skipped.
+        skipped: the error of each document that was skipped; of more than 10,000, the first ones.
+        skipped_documents: how many documents were skipped.
 
     Raises:
         InputError: the format is unknown; while reading: the file, the line and what is wrong there, or that the file
@@ -166,6 +168,7 @@ class DocumentReader:
         content: str | None = None,
     ) -> None:
         self.skipped: list[str] = []
+        self.skipped_documents = 0
         self._content = content
         self._path = Path(path)
         format_to_read(path, format)  # raises if it is unknown
@@ -186,15 +189,18 @@ class DocumentReader:
 
     def __iter__(self) -> Iterator[Document]:
         self.skipped.clear()
+        self.skipped_documents = 0
         for document in self._documents():
             if isinstance(document, Document):
                 yield document
             elif self._skip:
-                self.skipped.append(str(document))
+                self.skipped_documents += 1
+                if len(self.skipped) < _KEPT_ERRORS:
+                    self.skipped.append(str(document))
             else:
                 raise document
         if self.skipped:
-            skipped = counted(len(self.skipped), "document")
+            skipped = counted(self.skipped_documents, "document")
             logger.warning("%s: skipped %s that can't be read; the first: %s", self._path, skipped, self.skipped[0])
 
     def _documents(self) -> Iterator[Document | InputError]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from bioptimus_hf.corpus.documents import Document, Entity, Passage, join_passages
@@ -20,6 +21,7 @@ from bioptimus_hf.errors import InputError
 _TEXT_LINE = re.compile(r"([^|\t]+)\|([ta])\|(.*)", re.DOTALL)
 _NUMBER = re.compile(r"[0-9]{1,15}")
 _NO_IDENTIFIER = "-"
+_MOST_OF_LIMIT = 4  # as many annotations, compared with the limit of a text, are taken for those of one document
 _NOVELTY: tuple[list[str], ...] = (
     [],
     ["Novel"],
@@ -42,15 +44,8 @@ def read_pubtator(file: InputFile) -> Iterator[Document | InputError]:
     for none). Relations have the columns id, type, the identifiers of two concepts, and possibly `Novel` or `No`;
     they are kept in `extra["relations"]`. Any other line is an error, or noted if annotations are optional.
     """
-    block: list[_Line] = []
-    for number, line in file.lines():
-        if isinstance(line, InputError) or (line and not line.isspace()):
-            block.append((number, line))
-        elif block:
-            yield _document_or_error(file, block)
-            block = []
-    if block:
-        yield _document_or_error(file, block)
+    for block in _blocks(file):
+        yield block if isinstance(block, InputError) else _document_or_error(file, block)
 
 
 def pubtator_text(documents: Iterable[Document]) -> Iterator[str]:
@@ -86,6 +81,28 @@ def _lines(document: Document) -> list[str]:
         lines.append("\t".join(map(str, columns)))
     lines.extend("\t".join([document.id, *relation]) for relation in document.extra.get("relations", ()))
     return lines
+
+
+def _blocks(file: InputFile) -> Iterator[list[_Line] | InputError]:
+    """Yield the lines of each document, or an error if there are so many that an empty line seems to be missing."""
+    block: list[_Line] = []
+    limit = _MOST_OF_LIMIT * file.options.limit
+    size = 0
+    for number, line in chain(file.lines(), [(0, "")]):  # the last document may lack its empty line
+        if isinstance(line, InputError) or (line and not line.isspace()):
+            size += len(str(line))
+            if size <= limit or not block:  # what is over the limit isn't kept in memory
+                block.append((number, line))
+        elif block and size <= limit:
+            yield block
+            block, size = [], 0
+        elif block:
+            where = f"{file.path}, document that begins in line {block[0][0]}"
+            yield InputError(
+                f"{where}: more than {_MOST_OF_LIMIT} times the limit of a document: put an empty line between "
+                f"documents, or set max_document_megabytes"
+            )
+            block, size = [], 0
 
 
 def _document_or_error(file: InputFile, block: list[_Line]) -> Document | InputError:

@@ -82,6 +82,8 @@ def parse_xml(
     except InputError:
         raise
     except (LookupError, ValueError) as error:
+        if root.name:  # the encoding comes before the root element: it isn't the reason
+            raise
         raise InputError(f"{file.path}: can't read its encoding ({error}): convert the file to UTF-8") from error
     if root.handler:
         root.handler.check(root.name)

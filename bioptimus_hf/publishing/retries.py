@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from traceback import walk_tb
 from typing import Any, TypeVar
 
 from huggingface_hub import constants, get_session
@@ -150,7 +151,11 @@ def retry(description: str, action: Callable[[], _Result], *, target: str, may_b
             if may_be_absent:
                 raise
             failure = _failure(error)
-        except (HubFailure, OSError, RuntimeError, _httpx.TransportError, json.JSONDecodeError) as error:
+        except RuntimeError as error:  # of hf-xet, and of huggingface_hub around its errors
+            if _is_ours(error):
+                raise
+            failure = _failure(error)
+        except (HubFailure, OSError, _httpx.TransportError, json.JSONDecodeError) as error:
             failure = _failure(error)
         first = time.monotonic() if first is None else first
         pause = _PAUSES[min(attempt, len(_PAUSES)) - 1]
@@ -161,6 +166,13 @@ def retry(description: str, action: Callable[[], _Result], *, target: str, may_b
         logger.warning("%s: %s; retrying in %.0f s", description, _what(failure), pause)
         time.sleep(pause)
     raise AssertionError("not reached")
+
+
+def _is_ours(error: RuntimeError) -> bool:
+    """Return whether an error is a bug, which repetition doesn't fix: raised by this package, or not by a network."""
+    *_, (frame, _) = walk_tb(error.__traceback__)
+    is_bug = isinstance(error, (NotImplementedError, RecursionError))
+    return is_bug or frame.f_globals.get("__name__", "").startswith("bioptimus_hf.")
 
 
 def _failure(error: BaseException) -> HubFailure:

@@ -27,6 +27,7 @@ from bioptimus_hf.annotation.inputs import RECORDS, record_of
 from bioptimus_hf.annotation.options import AnnotationOptions
 from bioptimus_hf.artifacts import read_record
 from bioptimus_hf.cli.__main__ import main
+from bioptimus_hf.corpus import formats
 from bioptimus_hf.corpus.formats import READABLE, WRITABLE, DocumentReader
 from bioptimus_hf.errors import InputError
 
@@ -69,7 +70,8 @@ def test_a_folder_is_annotated_once(tiny_head: Path, shards: Path, caplog: pytes
     assert [document.text for document in (*first, *second)] == TEXTS
     assert second[0].extra["fields"]["year"] == 1999
     facts = read_record(record_of(out / "a.txt.jsonl"))["facts"]
-    assert facts == {"documents": 6, "entities": sum(map(len, expected[:6])), "skipped": [], "replaced": 0}
+    left_out = {"skipped": [], "documents_skipped": 0, "replaced": 0}
+    assert facts == {"documents": 6, "entities": sum(map(len, expected[:6])), **left_out}
 
     before = modified(out)
     assert annotate(tiny_head, shards, out) == [out / "a.txt.jsonl", out / "b.jsonl.gz.jsonl"]
@@ -477,8 +479,13 @@ def test_one_file_that_fails_does_not_stop_the_others(
 
 
 def test_reading_less_than_half_is_no_success(
-    tiny_head: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    tiny_head: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(formats, "_KEPT_ERRORS", 1)  # a record doesn't grow with the errors
     source, out = tmp_path / "a.jsonl", tmp_path / "out"
     good, bad = '{"text": "Aspirin."}\n', '{"text": 3}\n'
     given = ["--models", str(tiny_head), "--input", str(source), "--output_dir", str(out), "--on_error", "skip"]
@@ -491,7 +498,8 @@ def test_reading_less_than_half_is_no_success(
         listed = record_of(out / "a.jsonl.jsonl")
         documents = "1 document" if skipped == 1 else "2 documents"
         assert f"skipped {documents} of 1 file: listed under facts in {listed}" in caplog.text
-        assert len(read_record(listed)["facts"]["skipped"]) == skipped
+        facts = read_record(listed)["facts"]
+        assert (len(facts["skipped"]), facts["documents_skipped"]) == (1, skipped)
         number = lines.count("Aspirin")
         if status:
             of = f"{number + skipped} document{'s' if number + skipped > 1 else ''}"
@@ -549,7 +557,9 @@ def test_files_of_one_name_in_two_folders(tiny_head: Path, tmp_path: Path) -> No
     assert len(annotate(tiny_head, tmp_path, tmp_path / "out")) == 2
 
 
-def test_ids(tiny_head: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_ids(
+    tiny_head: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Those of the input stay; others are unique in all files."""
     rows = [{"id": "x", "text": "one"}, {"text": "two"}, {"id": "x", "text": "three"}, {"id": "x", "text": "four"}]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -561,6 +571,16 @@ def test_ids(tiny_head: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) 
     assert ids == ["x", "a.jsonl:2", "x", "x", "b.jsonl:1", "c.conll:1", "c.conll:2", "d.parquet:1", "d.parquet:2"]
     told = [record.getMessage() for record in caplog.records if "another one has" in record.getMessage()]
     assert told == [f"{tmp_path / 'a.jsonl'}: documents with an id that another one has: 2 (for example 'x')"]
+    caplog.clear()
+    monkeypatch.setattr(jobs, "_COMPARED_IDS", 2)  # of x, the number of the line, and no more
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, [*rows, {"id": "y", "text": "five"}])))
+    annotate(tiny_head, tmp_path / "a.jsonl", tmp_path / "few")
+    assert [
+        message.partition(".jsonl: ")[2] for message in caplog.messages if "another" in message or "first" in message
+    ] == [
+        "documents with an id that another one has: 2 (for example 'x')",
+        "documents whose id was compared with the first 2 ids only: 1 (for example 'y')",
+    ]
     (written_as_pubtator, *_) = annotate(tiny_head, tmp_path / "c.conll", tmp_path / "pubtator", format="pubtator")
     assert [document.id for document in DocumentReader(written_as_pubtator)] == ["c.conll:1", "c.conll:2"]
 

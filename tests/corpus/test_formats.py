@@ -34,6 +34,7 @@ from bioptimus_hf.corpus.formats import (
     write_documents,
 )
 from bioptimus_hf.corpus.html import html_fragment
+from bioptimus_hf.corpus.pubmed import PubmedHandler
 from bioptimus_hf.corpus.reading import ReadOptions, open_input
 from bioptimus_hf.errors import InputError
 
@@ -729,6 +730,18 @@ def test_a_broken_file_cannot_be_skipped(name: str, content: bytes, message: str
         read(tmp_path / name, on_error="skip")
     assert str(tmp_path / name) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_bug_in_a_reader_of_xml_is_not_blamed_on_the_encoding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(*_: object) -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(PubmedHandler, "start", start)
+    (tmp_path / "a.xml").write_text(PUBMED)
+    with pytest.raises(KeyError, match="a bug"):
+        read(tmp_path / "a.xml")
 
 
 def test_unknown_formats_and_missing_files(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import bz2
 import gzip
 import json
 import lzma
+import tracemalloc
 from codecs import BOM_UTF8
 from pathlib import Path
 from typing import Any
@@ -286,6 +287,34 @@ def test_a_document_over_the_limit_is_an_error_of_the_document(name: str, tmp_pa
     with pytest.raises(InputError, match=f"{message} in a line of its own, or set max_document_megabytes"):
         read(file, max_document_megabytes=0.001)
     assert [document.text for document in read(file, "skip", max_document_megabytes=0.001)] == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "line", "problem"),
+    [
+        (
+            "a.pubtator",
+            "1|t|One asthma\n",
+            "1\t4\t10\tasthma\tDisease\n",
+            "begins in line 1: more than 4 times the limit",
+        ),
+        ("a.conll", "", "asthma\tO\n", "line 1: a document of 0.0 MB"),
+        ("a.conll", "-DOCSTART- -X- O O\n\n", "asthma\tO\n\n", "document: a document of 0.0 MB"),
+    ],
+)
+def test_what_seems_to_lack_empty_lines_does_not_fill_the_memory(
+    name: str, before: str, line: str, problem: str, tmp_path: Path
+) -> None:
+    file = tmp_path / name
+    file.write_text(f"{before}{line * 5_000}\n{before or 'fine'}{line}")
+    tracemalloc.start()
+    with pytest.raises(InputError, match=problem):
+        read(file, max_document_megabytes=0.001)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 300_000
+    (last,) = read(file, "skip", max_document_megabytes=0.001)
+    assert last.text.endswith("asthma")
 
 
 def test_the_limit_itself_is_allowed(tmp_path: Path) -> None:

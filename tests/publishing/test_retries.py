@@ -176,6 +176,17 @@ def test_errors_of_the_network_that_may_pass(clock: Clock, error: Exception) -> 
     assert 50 <= clock.now <= 60
 
 
+def test_bugs_are_raised_at_once(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only errors from outside this package are of the network."""
+    for error in (RecursionError("too deep"), NotImplementedError("not here")):
+        with pytest.raises(type(error), match=str(error)):
+            retry("publish ada/x v0.1", raises(error), target="ada/x")
+    monkeypatch.setitem(globals(), "__name__", "bioptimus_hf.publishing.publish")
+    with pytest.raises(RuntimeError, match="of ours"):
+        retry("publish ada/x v0.1", raises(RuntimeError("of ours")), target="ada/x")
+    assert clock.pauses == []
+
+
 def test_statuses_that_only_the_text_names(clock: Clock) -> None:
     text = "Network error: HTTP status client error (403 Forbidden), domain: https://cas.example/v1/xorbs/default/7804"
     assert "https://cas.example answered 403: the token lacks permission (Forbidden)" in message(
