@@ -50,6 +50,7 @@ if TYPE_CHECKING:  # what editors and type checkers see of the names below
     from bioptimus_hf.ner.finetuning import best_epoch_arguments as best_epoch_arguments
     from bioptimus_hf.ner.finetuning import finetune as finetune
     from bioptimus_hf.ner.finetuning import predict_tags as predict_tags
+    from bioptimus_hf.ner.head_report import report_heads as report_heads
     from bioptimus_hf.ner.joint import join_tasks as join_tasks
     from bioptimus_hf.ner.options import HeadOptions as HeadOptions
     from bioptimus_hf.ner.options import HeadTraining as HeadTraining
@@ -151,6 +152,7 @@ _PUBLIC = {
     "NerTask": "ner.tasks",
     "load_ner": "ner.tasks",
     "entity_scores": "ner.scores",
+    "report_heads": "ner.head_report",
     "join_tasks": "ner.joint",
     "best_epoch_arguments": "ner.finetuning",
     "finetune": "ner.finetuning",

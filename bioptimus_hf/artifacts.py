@@ -370,6 +370,32 @@ def write_record(
     write_with_checksum(path, record)
 
 
+def replace_files(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Add files to a finished result, or replace some, and their entries in its record.
+
+    A file that is being replaced is not in the record. So a kill leaves a result that is as its record says.
+
+    Args:
+        folder: of the result.
+        contents: of each file, by its name.
+
+    Raises:
+        InputError: nothing can be written there.
+    """
+    record = read_record(folder)
+    others = {name: entry for name, entry in record.get("files", {}).items() if name not in contents}
+    try:
+        if others != record.get("files", {}):
+            write_with_checksum(folder / RECORD, {**record, "files": others})
+        for name, content in contents.items():
+            with atomic_file(folder / name) as temporary:
+                temporary.write_bytes(content)
+        files = {**others, **manifest_of([folder / name for name in contents], folder)}
+        write_with_checksum(folder / RECORD, {**record, "files": dict(sorted(files.items()))})
+    except OSError as error:
+        raise InputError(f"cannot write {error.filename or folder} ({error.strerror or error})") from error
+
+
 def write_with_checksum(path: Path, record: Mapping[str, Any]) -> None:
     """Write a record as `read_record` reads it: it shows when its file has been damaged."""
     write_json(path, {**record, "checksum": _digest(json.loads(json.dumps(record)))})  # as it will be read

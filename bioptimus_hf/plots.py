@@ -6,13 +6,13 @@ import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 logger = logging.getLogger(__name__)
 
 
 def save_plot(
-    path: Path,
+    path: Path | IO[bytes],
     draw: Callable[[Any], None],
     *,
     size: tuple[float, float] = (7, 3.5),
@@ -22,6 +22,7 @@ def save_plot(
     """Save a figure; without matplotlib, warn once what to install and save nothing.
 
     Args:
+        path: a file to write, or one that is open for writing.
         draw: draws on the `matplotlib.axes.Axes`; for several rows or columns, on an array of them, as
             `Figure.subplots` returns it.
         size: width and height in inches.
@@ -114,6 +115,68 @@ def plot_versions(
         panel.legend()
 
     save_plot(path, draw, size=(1 + 3 * len(rows), 3.5), columns=len(rows))
+
+
+def plot_calibration(file: IO[bytes], bins: Sequence[Mapping[str, Any]]) -> None:
+    """Plot the precision of entities over their scores, and how many there are.
+
+    Args:
+        file: open for writing.
+        bins: from `ner.calibration.calibration`.
+    """
+
+    def draw(axes: Any) -> None:
+        reliability, counts = axes
+        filled = [row for row in bins if row["found"]]
+        width = bins[0]["high"] - bins[0]["low"]
+        reliability.plot([0, 1], [0, 1], color="grey", linestyle="--", linewidth=1, label="score = precision")
+        reliability.bar(
+            [row["low"] for row in filled],
+            [row["precision"] for row in filled],
+            width=width,
+            align="edge",
+            edgecolor="white",
+            label="precision of the entities",
+        )
+        reliability.plot(
+            [row["mean_score"] for row in filled],
+            [row["precision"] for row in filled],
+            "o",
+            color="C1",
+            label="mean score",
+        )
+        reliability.set_ylabel("precision")
+        reliability.set_ylim(0, 1.02)
+        reliability.legend(loc="upper left")
+        counts.bar(
+            [row["low"] for row in bins], [row["found"] for row in bins], width=width, align="edge", color="grey"
+        )
+        counts.set_ylabel("entities found")
+        counts.set_xlabel("score")
+        counts.set_xlim(0, 1)
+
+    save_plot(file, draw, size=(5, 5), rows=2)
+
+
+def plot_min_scores(file: IO[bytes], curve: Sequence[Mapping[str, float]], best: float) -> None:
+    """Plot precision, recall and F1 over the least score of entities that are kept.
+
+    Args:
+        file: open for writing.
+        curve: from `ner.calibration.scores_by_threshold`.
+        best: the least score with the highest F1.
+    """
+
+    def draw(axes: Any) -> None:
+        scores = [row["min_score"] for row in curve]
+        for name, label in (("precision", "precision"), ("recall", "recall"), ("f1", "F1")):
+            axes.plot(scores, [100 * row[name] for row in curve], label=label)
+        axes.axvline(best, color="grey", linestyle="--", linewidth=1, label=f"best F1: {best:.2f}")
+        axes.set_xlabel("least score")
+        axes.set_ylabel("development set (%)")
+        axes.legend(loc="lower left")
+
+    save_plot(file, draw, size=(5, 3.5))
 
 
 def _percent(spread: Mapping[str, float | None]) -> tuple[float, float]:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from datasets import Dataset, concatenate_datasets
 
+from bioptimus_hf import artifacts
 from bioptimus_hf.artifacts import (
     building,
     check_fresh,
@@ -24,6 +25,7 @@ from bioptimus_hf.artifacts import (
     identity,
     is_finished,
     read_record,
+    replace_files,
     replaced_sources,
     sha256_of_file,
     verification,
@@ -351,3 +353,29 @@ def test_an_error_names_its_argument() -> None:
     assert str(error) == "per_token: must be above 0, not -1"
     copied = pickle.loads(pickle.dumps(error))  # as from a worker process
     assert (str(copied), copied.argument) == (str(error), "per_token")
+
+
+def test_files_are_added_to_a_result_and_an_interruption_leaves_it_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with building(tmp_path / "0", {"corpus": "x"}, {"size": 1}) as stage:
+        (stage.path / "config.json").write_text("old")
+    made = read_record(tmp_path / "0")
+    replace_files(tmp_path / "0", {"config.json": b"new", "report.html": b"page"})
+    verify(tmp_path / "0")
+    after = read_record(tmp_path / "0")
+    assert {**after, "files": 0} == {**made, "files": 0}
+    assert sorted(after["files"]) == ["config.json", "report.html"]
+
+    def fail(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    for written in ("config.json", "report.html", "made.json"):
+        with monkeypatch.context() as patch:
+            real = artifacts.atomic_file
+            patch.setattr(artifacts, "atomic_file", lambda path: real(path) if path.name != written else fail(path))  # noqa: B023
+            with pytest.raises(KeyboardInterrupt):
+                replace_files(tmp_path / "0", {"config.json": b"newer", "report.html": b"other"})
+        verify(tmp_path / "0")
+    replace_files(tmp_path / "0", {"config.json": b"newer", "report.html": b"other"})
+    assert sorted(read_record(tmp_path / "0")["files"]) == ["config.json", "report.html"]

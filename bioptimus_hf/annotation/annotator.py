@@ -11,19 +11,21 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from bioptimus_hf.annotation.engine_choice import EngineChoice, candidates, choose_engine
 from bioptimus_hf.annotation.engines import Engine, is_exported
-from bioptimus_hf.annotation.labels import check_renames, check_score, interpret_labels
+from bioptimus_hf.annotation.labels import BEST, check_renames, check_score, interpret_labels
 from bioptimus_hf.annotation.loading import load_engine
-from bioptimus_hf.annotation.options import EngineOption, Precision
+from bioptimus_hf.annotation.options import EngineOption, MinimumScore, Precision
 from bioptimus_hf.annotation.tokenization import TextTokenizer, TokenizedText
 from bioptimus_hf.argument_checks import check_call
+from bioptimus_hf.artifacts import verify
 from bioptimus_hf.corpus.documents import Document, Entity
 from bioptimus_hf.corpus.tags import Tag
 from bioptimus_hf.errors import InputError, format_error
 from bioptimus_hf.models import check_tokenizer, find_model, load_by_name, vocabulary_hash
+from bioptimus_hf.ner.calibration import MinScore, recommended_min_score
 
 _TEXTS_AT_ONCE = 256  # held in memory together, so that windows of similar length share a batch
 
@@ -56,7 +58,8 @@ class Annotator:
             `B-Chemical`, or `O` (outside of entities); a type becomes another type, or `O` to leave it out. For example
             `{"LABEL_0": "O", "LABEL_1": "B-Chemical", "LABEL_2": "I-Chemical"}` or `{"Gene": "O"}`. The key `*` stands
             for all other types: `{"Chemical": "Chemical", "*": "O"}` keeps chemicals alone.
-        min_score: leave out entities with a score below this, between 0 and 1.
+        min_score: leave out entities with a score below this, between 0 and 1; `best`: the score that gave each model
+            the best F1 on its development set, from `report_heads`.
         engine: `torch`, `onnx` (onnxruntime) or `openvino`, the last two on a CPU with models given by name; `auto` is
             the fastest of these on this machine, found by a short trial on texts of the sample. By default `torch`, or
             `onnx` for a folder written by `export_onnx`. The first use of another engine with a model exports it to the
@@ -72,8 +75,8 @@ class Annotator:
         InputError: there is no such model, or it isn't a trained token classifier; a model object without tokenizer; a
             tokenizer without offsets or of another model; an engine that isn't installed, or that doesn't fit the
             device, the `dtype`, the precision of an exported file or the type of the model; a batch size below 1;
-            a score that isn't between 0 and 1; labels that name no type, no label for words outside of entities, or a
-            key of `labels` that no model has.
+            a score that isn't between 0 and 1, or `best` for a model that recommends none; labels that name no type, no
+            label for words outside of entities, or a key of `labels` that no model has.
     """
 
     def __init__(
@@ -83,7 +86,7 @@ class Annotator:
         *,
         batch_size: int | None = None,
         labels: Mapping[str, str] | None = None,
-        min_score: float = 0.0,
+        min_score: MinimumScore = 0.0,
         engine: EngineOption | None = None,
         precision: Precision | None = None,
         dtype: torch.dtype | None = None,
@@ -102,7 +105,6 @@ class Annotator:
         if self.batch_size < 1:
             raise InputError(f"batch_size is {self.batch_size}: it must be at least 1")
         check_score(min_score)
-        self._min_score = min_score
         self._groups: list[_Group] = []
         # Pinned: files of one model, loaded one after the other, must not come from different revisions.
         models = [one if isinstance(one, PreTrainedModel) else find_model(one).pinned for one in models]
@@ -115,7 +117,8 @@ class Annotator:
             text_tokenizer = TextTokenizer(own_tokenizer, loaded.config)
             _check_tokenizer(own_tokenizer, loaded, source, given=tokenizer is not None)
             name = "the model" if isinstance(source, PreTrainedModel) else str(source)
-            head = _Head(source, loaded, interpret_labels(loaded.config.id2label, labels or {}, name=name))
+            least = best_score(source) if min_score == BEST else float(min_score)
+            head = _Head(source, loaded, interpret_labels(loaded.config.id2label, labels or {}, name=name), least)
             group = next((group for group in self._groups if group.tokenizer.is_equivalent_to(text_tokenizer)), None)
             if group is None:
                 self._groups.append(_Group(text_tokenizer, [head]))
@@ -168,8 +171,7 @@ class Annotator:
                 for entities, more in zip(found, self._annotate_batch(batch, group), strict=True):
                     entities += more
             for entities in found:
-                kept = (entity for entity in entities if entity.score >= self._min_score)
-                yield sorted(kept, key=lambda entity: (entity.start, entity.end, entity.label))
+                yield sorted(entities, key=lambda entity: (entity.start, entity.end, entity.label))
 
     @check_call()
     def annotate_documents(self, documents: Iterable[Document], *, keep: bool = False) -> Iterator[Document]:
@@ -231,11 +233,12 @@ class Annotator:
 
 @dataclass(frozen=True)
 class _Head:
-    """A token classifier, where it comes from, and what each of its labels stands for."""
+    """A token classifier, where it comes from, what each of its labels stands for, and the least score of entities."""
 
     source: str | PreTrainedModel
     engine: Engine
     tags: dict[int, Tag]
+    min_score: float
 
 
 @dataclass(frozen=True)
@@ -244,6 +247,34 @@ class _Group:
 
     tokenizer: TextTokenizer
     heads: list[_Head]
+
+
+def best_score(model: str | PreTrainedModel) -> float:
+    """Return the least score of entities that a head recommends.
+
+    Raises:
+        InputError: it recommends none, or isn't available.
+    """
+    found = recommended_score(model)
+    if found is None:
+        name = "the model" if isinstance(model, PreTrainedModel) else model
+        raise InputError(
+            f"{name} has no best score: run `bioptimus report` on the head first, or give a number",
+            argument="min_score",
+        )
+    return found.best
+
+
+def recommended_score(model: str | PreTrainedModel) -> MinScore | None:
+    """Return the least score of entities that a head recommends, if it does.
+
+    Raises:
+        InputError: the head isn't available, or its configuration is damaged.
+    """
+    if isinstance(model, PreTrainedModel):
+        return recommended_min_score(model.config)
+    verify(model, only=("config.json",))
+    return recommended_min_score(load_by_name(AutoConfig, model))
 
 
 def _check_engine(engine: str | None, precision: str | None, dtype: torch.dtype | None) -> None:
@@ -258,7 +289,12 @@ def _check_engine(engine: str | None, precision: str | None, dtype: torch.dtype 
 
 
 def _entities(text: TokenizedText, heads: Sequence[_Head]) -> list[Entity]:
-    return [entity for number, head in enumerate(heads) for entity in text.entities(number, head.tags)]
+    return [
+        entity
+        for number, head in enumerate(heads)
+        for entity in text.entities(number, head.tags)
+        if entity.score >= head.min_score
+    ]
 
 
 def _merged(previous: Iterable[Entity], found: Iterable[Entity]) -> list[Entity]:

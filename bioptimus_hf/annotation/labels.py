@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Collection, Iterable, Mapping
+from numbers import Real
+from typing import Any
 
 from bioptimus_hf.corpus.tags import OUTSIDE, Tag, parse_tag
 from bioptimus_hf.errors import InputError
@@ -19,10 +21,14 @@ _SPECIAL = re.compile(r"\[\w+\]|</?\w+>|X|PAD", re.IGNORECASE)  # for special to
 _WANTED_TAG = re.compile(r"[BIELSUM]-\S.*")
 
 
-def check_score(score: float) -> None:
-    """Raise InputError for a score that isn't between 0 and 1."""
-    if not 0 <= score <= 1:
-        raise InputError(f"must be between 0 and 1, not {score:g}", argument="min_score")
+BEST = "best"
+"""In place of the least score of an entity: the one that each head recommends."""
+
+
+def check_score(score: Any) -> None:
+    """Raise InputError for what is neither a score between 0 and 1 nor `BEST`."""
+    if score != BEST and not (isinstance(score, Real) and 0 <= float(score) <= 1):
+        raise InputError(f"must be between 0 and 1, or {BEST}, not {score!r}", argument="min_score")
 
 
 def read_renames(pairs: Iterable[str]) -> dict[str, str]:

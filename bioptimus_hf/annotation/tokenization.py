@@ -16,6 +16,7 @@ from bioptimus_hf.corpus.documents import Entity
 from bioptimus_hf.corpus.sentences import sentence_starts
 from bioptimus_hf.corpus.tags import OUTSIDE, Tag
 from bioptimus_hf.models import longest_input
+from bioptimus_hf.ner.calibration import score_of_entity
 from bioptimus_hf.ner.windows import window_spans
 from bioptimus_hf.ner.word_pieces import EncodedText, WordEncoder
 
@@ -90,7 +91,7 @@ class TokenizedText:
         start, end = end - len(text.lstrip()), start + len(text.rstrip())
         if start >= end:
             return
-        score = float(self.scores[head, first : last + 1].mean())
+        score = score_of_entity(self.scores[head, first : last + 1])
         yield Entity(start, end, self.text[start:end], kind, score)
 
 

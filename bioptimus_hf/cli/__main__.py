@@ -24,7 +24,7 @@ COMMANDS = {
     "annotate": "Find entities in files of documents",
     "export-onnx": "Export a head as an ONNX file",
     "check": "Check that the files of a run are as they were written",
-    "report": "Summarise what a run has produced",
+    "report": "Summarise what a run has produced, or what NER heads get wrong",
     "publish": "Publish versions and heads on the Hugging Face Hub",
     "app": "Find entities in the browser",
 }

@@ -14,7 +14,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
@@ -169,7 +169,8 @@ def _add_options(parser: argparse.ArgumentParser, type_: type, seen: set[str], *
 
 def _add(group: Any, field: dataclasses.Field[Any], settings: dict[str, Any]) -> None:
     if field.metadata.get("positional"):
-        settings.pop("required", None)
+        if settings.pop("required", None) is False and settings.get("nargs") == "+":
+            settings["nargs"] = "*"
         group.add_argument(field.name, **settings)
     else:
         group.add_argument(f"--{field.name}", **settings)
@@ -186,6 +187,8 @@ def _argument(field: dataclasses.Field[Any], hint: Any) -> dict[str, Any] | None
     lists = [kind for kind in kinds if get_origin(kind) is list]
     if lists and (str not in kinds or field.metadata.get("several")):
         settings |= {"nargs": "+", **_converter(get_args(lists[0])[0])}
+    elif float in kinds and (words := [word for kind in kinds for word in get_args(kind)]):
+        settings |= {"type": _number_or(words), "metavar": f"NUMBER|{'|'.join(words)}"}
     elif kinds == [bool]:
         settings |= {"type": _to_bool, "nargs": "?", "const": True, "metavar": "true|false"}
     else:
@@ -222,6 +225,14 @@ def _to_bool(text: str) -> bool:
     if text.lower() in ("false", "no", "0"):
         return False
     raise argparse.ArgumentTypeError(f"true or false, not {text!r}")
+
+
+def _number_or(words: Sequence[str]) -> Callable[[str], float | str]:
+    def number(text: str) -> float | str:
+        return text if text in words else float(text)
+
+    number.__name__ = f"number or {' or '.join(words)}"  # for errors
+    return number
 
 
 def _to_mapping(text: str) -> Any:

@@ -87,7 +87,7 @@ def apply_recipe(parser: argparse.ArgumentParser, path: Path, section: str) -> N
         if key in options:
             parser.set_defaults(**{key: _typed(path, options[key], value)})
             options[key].required = False
-            if not options[key].option_strings:
+            if not options[key].option_strings and options[key].nargs != "*":
                 options[key].nargs = "?"
 
 
@@ -104,7 +104,7 @@ def _typed(path: Path, option: argparse.Action, value: Any) -> Any:
     """
     if value is None and option.default is None and not option.required:
         return None
-    if option.nargs == "+":
+    if option.nargs in ("+", "*"):
         return [_typed_one(path, option, one) for one in (value if isinstance(value, list) else [value])]
     return _typed_one(path, option, value)
 

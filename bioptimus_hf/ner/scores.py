@@ -52,12 +52,17 @@ def entity_scores(
         correct.update(kind for _, _, kind in gold_spans & predicted_spans)
         found.update(kind for _, _, kind in predicted_spans)
         true.update(kind for _, _, kind in gold_spans)
-    scores = _ratios(correct.total(), found.total(), true.total())
+    scores = ratios(correct.total(), found.total(), true.total())
     for kind in sorted({*found, *true} - {""}):
-        of_kind = _ratios(correct[kind], found[kind], true[kind])
+        of_kind = ratios(correct[kind], found[kind], true[kind])
         scores |= {f"{kind}_{name}": value for name, value in of_kind.items()}
-    lenient = _ratios(*_counts(gold, predicted, lenient=True, merged_type=merged_type).sum(axis=0).tolist())
+    lenient = ratios(*_counts(gold, predicted, lenient=True, merged_type=merged_type).sum(axis=0).tolist())
     return scores | {f"conlleval_{name}": lenient[name] for name in ("precision", "recall", "f1")}
+
+
+def entity_spans(tags: Sequence[str]) -> list[Span]:
+    """Return the entities of a sentence in strict IOB2, in their order; they don't overlap."""
+    return sorted(_spans(tags, lenient=False, merged_type=None))
 
 
 def entity_counts(gold: list[list[str]], predicted: list[list[str]]) -> NDArray[np.int64]:
@@ -121,7 +126,14 @@ def _check(gold: list[list[str]], predicted: list[list[str]], *, typed: bool = T
         raise InputError(f"{examples[True]!r} has a type and {examples[False]!r} has none: name one as merged_type")
 
 
-def _ratios(correct: int, found: int, true: int) -> dict[str, float]:
+def ratios(correct: int, found: int, true: int) -> dict[str, float]:
+    """Return precision, recall, F1 and support; a ratio with denominator 0 is 0.
+
+    Args:
+        correct: entities predicted correctly.
+        found: entities predicted.
+        true: entities in the gold data.
+    """
     precision = correct / found if found else 0.0
     recall = correct / true if true else 0.0
     f1 = 2 * precision * recall / (precision + recall) if correct else 0.0

@@ -156,7 +156,7 @@ def test_entities_below_a_score_are_left_out() -> None:
         kept = [e for entities in Annotator(head, tokenizer, min_score=least).annotate(texts) for e in entities]
         assert kept == [entity for entity in found if entity.score >= least]
     for wrong in (-0.1, 1.1, float("nan")):
-        with pytest.raises(InputError, match="min_score: must be between 0 and 1, not"):
+        with pytest.raises(InputError, match="min_score: must be between 0 and 1, or best, not"):
             Annotator(head, tokenizer, min_score=wrong)
 
 
