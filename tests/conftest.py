@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import socket
@@ -17,13 +18,16 @@ os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="bioptimus-tests-")  #
 
 import pytest
 import torch
-from helpers import build_tiny_bert, build_tiny_head, build_tiny_tokenizer
+from helpers import address_of, build_tiny_bert, build_tiny_head, build_tiny_tokenizer
 from hub import Hub
 from transformers import BertForMaskedLM, BertTokenizer
 
 from bioptimus_hf.cli.__main__ import main
+from bioptimus_hf.ray_session import connected
 
 torch.set_num_threads(1)  # the models of the tests are too small for more to pay
+gc.freeze()  # a million objects that importing has made needn't be searched for garbage
+gc.set_threshold(100_000, 20, 20)  # as in the commands
 
 
 @pytest.fixture(autouse=True)
@@ -157,6 +161,13 @@ def machines() -> Iterator[Any]:
         finally:
             cluster.shutdown()
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def connection(machines: Any) -> Iterator[None]:
+    """Connect this process to the cluster until the module ends."""
+    with connected(address_of(machines)):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -148,14 +148,15 @@ def address_of(machines: Any) -> str:
     return f"127.0.0.1:{machines.address.rpartition(':')[2]}"
 
 
-def run_checks_apart(file: str) -> None:
-    """Run the functions `check_*` of a test file in a process of its own.
+def run_checks_apart(file: str, names: str) -> None:
+    """Run those functions `check_*` of a test file whose names match, as for `pytest -k`, in a process of its own.
 
-    On Python 3.13, Ray leaves a process that lost a machine unable to fork others.
+    A process that was connected to Ray may hang when it forks others later, as `datasets` does: threads of Ray are lost
+    in the middle of their work.
     """
     pytest.importorskip("ray")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    command += ["-o", "python_functions=check_*", file]
+    command += ["-o", "python_functions=check_*", "-k", names, file]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
-    assert "1 passed" in done.stdout
+    assert "skipped" not in done.stdout

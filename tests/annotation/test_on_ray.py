@@ -27,7 +27,6 @@ from bioptimus_hf.annotation.options import AnnotationOptions, RunnerOptions
 from bioptimus_hf.artifacts import identity, read_record
 from bioptimus_hf.cli.__main__ import main
 from bioptimus_hf.errors import InputError
-from bioptimus_hf.ray_session import connected
 from bioptimus_hf.storage import holder_of, locked
 
 TEXTS = (ROOT / "bioptimus_hf" / "sample" / "corpus.txt").read_text(encoding="utf-8").splitlines()
@@ -43,13 +42,6 @@ def shards(tmp_path: Path) -> Path:
     for number, name in enumerate(("a.txt", "b.txt", "c.txt", "deep/d.txt")):
         (folder / name).write_text("\n".join(TEXTS[number * 4 : number * 4 + 4]), encoding="utf-8")
     return folder
-
-
-@pytest.fixture
-def connection(machines: Any) -> Iterator[None]:
-    """Connect this process to the cluster."""
-    with connected(address_of(machines)):
-        yield
 
 
 def annotate(
@@ -84,7 +76,16 @@ def messages(caplog: pytest.LogCaptureFixture, out: Path) -> set[str]:
 
 
 @pytest.mark.slow
-def test_results_records_and_messages_are_those_of_one_machine(
+def test_on_a_cluster() -> None:
+    run_checks_apart(__file__, "not without_a_machine")
+
+
+@pytest.mark.slow
+def test_a_machine_is_lost() -> None:
+    run_checks_apart(__file__, "without_a_machine")
+
+
+def check_results_records_and_messages_are_those_of_one_machine(
     machines: Any,
     tiny_head: Path,
     shards: Path,
@@ -117,9 +118,27 @@ def test_results_records_and_messages_are_those_of_one_machine(
     assert facts["replaced"] == 1
 
 
-@pytest.mark.slow
+def check_a_killed_driver(machines: Any, tiny_head: Path, shards: Path) -> None:
+    """What was finished stays as it is, and the rest is annotated when the same command is given again."""
+    out, local = shards.parent / "out", shards.parent / "local"
+    annotate(tiny_head, shards, local)
+    runner = RunnerOptions("ray", address_of(machines), num_actors=1)
+    arguments = ["--models", tiny_head, "--input", shards, "--output_dir", out, "--runner", "ray"]
+    arguments += ["--address", runner.address, "--num_actors", 1]
+    command = [sys.executable, "-m", "bioptimus_hf.cli", "annotate", *map(str, arguments)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as driver:
+        deadline = time.monotonic() + 300
+        while not list(out.glob("*.jsonl")) and driver.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        driver.kill()
+    finished = {path: path.stat().st_mtime_ns for path in (out / RECORDS).glob("*.txt.jsonl.json")}
+    annotate(tiny_head, shards, out, runner)
+    assert_same(out, local)
+    assert finished == {path: path.stat().st_mtime_ns for path in finished}
+
+
 @pytest.mark.usefixtures("connection")
-def test_actors_that_die(
+def check_actors_that_die(
     tiny_head: Path,
     shards: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -162,9 +181,8 @@ def test_actors_that_die(
     assert counts.startswith("annotated 12 documents")  # once each
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("connection")
-def test_actors_that_die_while_they_load_the_models(
+def check_actors_that_die_while_they_load_the_models(
     tiny_head: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Deadly(module._Worker):
@@ -178,9 +196,10 @@ def test_actors_that_die_while_they_load_the_models(
     assert not (shards.parent / "out").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("connection")
-def test_a_package_that_is_missing_on_a_machine(tiny_head: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def check_a_package_that_is_missing_on_a_machine(
+    tiny_head: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class NotInstalled:
         def __reduce__(self) -> tuple[Any, ...]:
             return __import__, ("bioptimus_nowhere",)
@@ -193,32 +212,7 @@ def test_a_package_that_is_missing_on_a_machine(tiny_head: Path, shards: Path, m
         annotate(tiny_head, shards, shards.parent / "out", RunnerOptions("ray"))
 
 
-@pytest.mark.slow
-def test_a_killed_driver(machines: Any, tiny_head: Path, shards: Path) -> None:
-    """What was finished stays as it is, and the rest is annotated when the same command is given again."""
-    out, local = shards.parent / "out", shards.parent / "local"
-    annotate(tiny_head, shards, local)
-    runner = RunnerOptions("ray", address_of(machines), num_actors=1)
-    arguments = ["--models", tiny_head, "--input", shards, "--output_dir", out, "--runner", "ray"]
-    arguments += ["--address", runner.address, "--num_actors", 1]
-    command = [sys.executable, "-m", "bioptimus_hf.cli", "annotate", *map(str, arguments)]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as driver:
-        deadline = time.monotonic() + 300
-        while not list(out.glob("*.jsonl")) and driver.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.005)
-        driver.kill()
-    finished = {path: path.stat().st_mtime_ns for path in (out / RECORDS).glob("*.txt.jsonl.json")}
-    annotate(tiny_head, shards, out, runner)
-    assert_same(out, local)
-    assert finished == {path: path.stat().st_mtime_ns for path in finished}
-
-
-@pytest.mark.slow
-def test_a_machine_is_lost() -> None:
-    run_checks_apart(__file__)
-
-
-def check_that_the_files_of_a_lost_machine_are_annotated_elsewhere(
+def check_that_annotation_goes_on_without_a_machine(
     machines: Any, tiny_head: Path, shards: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The machine is lost in the middle of a file."""

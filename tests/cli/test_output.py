@@ -84,9 +84,6 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Output:
     output.run("annotate", "annotate", "--models", head, *inputs, "found")
     if importlib.util.find_spec("onnxscript"):
         output.run("export-onnx", "export-onnx", "--model", head, "--output_dir", "onnx")
-    if importlib.util.find_spec("ray"):
-        contexts = ("--recipe", "recipe.yaml", "--tokenizer", "run/tokenizer", "--num_proc", "1")
-        output.run("find-contexts with Ray", "find-contexts", *contexts, "--output_dir", "ray", "--engine", "ray")
     output.run("check", "check", "run")
     facts = [part for name, value in CARD.items() for part in (f"--{name}", value)]
     heads = ("--ner_licenses", "sample=mit")

@@ -241,8 +241,19 @@ def test_connected_elsewhere(corpus: Path, tokenizer: BertTokenizer, monkeypatch
 
 
 @pytest.mark.slow
-def test_ray_on_this_machine(corpus: Path, tokenizer: BertTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray is started and stopped, and the process is left as it was."""
+def test_on_a_cluster() -> None:
+    run_checks_apart(__file__, "not without_a_machine")
+
+
+@pytest.mark.slow
+def test_a_machine_is_lost() -> None:
+    run_checks_apart(__file__, "without_a_machine")
+
+
+def check_ray_on_this_machine(
+    corpus: Path, tokenizer: BertTokenizer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Ray is started and stopped without a word, and the process is left as it was."""
     ray = pytest.importorskip("ray")
     folders = []
 
@@ -253,8 +264,11 @@ def test_ray_on_this_machine(corpus: Path, tokenizer: BertTokenizer, monkeypatch
 
     monkeypatch.setattr(tempfile, "TemporaryDirectory", Noted)
     environment, handler = dict(os.environ), signal.getsignal(signal.SIGTERM)
+    expected = here(corpus, tokenizer)
+    capfd.readouterr()
     found = on_ray(corpus, tokenizer, num_proc=2)
-    assert_same(found.contexts, here(corpus, tokenizer))
+    assert capfd.readouterr() == ("", "")
+    assert_same(found.contexts, expected)
     assert not ray.is_initialized()
     assert [folder.exists() for folder in folders] == [False]
     changed = {name for name, _ in os.environ.items() ^ environment.items()}
@@ -262,32 +276,31 @@ def test_ray_on_this_machine(corpus: Path, tokenizer: BertTokenizer, monkeypatch
     assert signal.getsignal(signal.SIGTERM) == handler
 
 
-@pytest.mark.slow
-def test_the_stage(machines: Any, corpus: Path, tokenizer: BertTokenizer, tmp_path: Path) -> None:
-    """Both engines leave the same contexts, of new tokens in training documents and of words in all documents."""
-    smaller = [token for token in tiny_vocabulary() if token not in {"##tion", "asthma"}]
-    base = BertTokenizer(vocab={token: number for number, token in enumerate(smaller)})
-    save_masked_lm(build_tiny_bert(len(base)), base, tmp_path / "base")
-    (tmp_path / "words.txt").write_text("Disease\ncells\n", encoding="utf-8")
+def compare_stages(corpus: Path, tokenizer: BertTokenizer, folder: Path, address: str | None, **options: Any) -> None:
+    """Check that both engines leave the same contexts and records."""
     files = Corpus([str(corpus)], validation_share=0.3)
 
-    def found(engine: str, **options: Any) -> tuple[Dataset, dict[str, Any]]:
-        run = Run(str(tmp_path / engine), force=True)
+    def found(engine: str, **more: Any) -> tuple[Dataset, dict[str, Any]]:
+        run = Run(str(folder / engine))
         save_tokenizer(tokenizer, run.root / "tokenizer")
-        folder = make_contexts(run, files, ContextsOptions(engine=engine, per_token=7, **options))
-        return load_from_disk(folder), read_record(folder)
+        contexts = make_contexts(run, files, ContextsOptions(engine=engine, per_token=7, **options, **more))
+        return load_from_disk(contexts), read_record(contexts)
 
-    for options in ({"base_model": str(tmp_path / "base")}, {"words": str(tmp_path / "words.txt")}):
-        local, record = found("local", **options)
-        contexts, record_on_ray = found("ray", address=address_of(machines), **options)
-        assert_same(contexts, local)
-        assert record["fingerprint"] == record_on_ray["fingerprint"]
-        assert record_on_ray["facts"] == {**record["facts"], "engine": "ray"}
-        assert record["facts"]["digest"] == digest_of_rows(local)
+    local, record = found("local")
+    contexts, record_on_ray = found("ray", address=address)
+    assert_same(contexts, local)
+    assert record["fingerprint"] == record_on_ray["fingerprint"]
+    assert record_on_ray["facts"] == {**record["facts"], "engine": "ray"}
+    assert record["facts"]["digest"] == digest_of_rows(local)
 
 
-@pytest.mark.slow
-def test_the_command_reports_an_error_in_one_line(
+def check_the_contexts_of_words(machines: Any, corpus: Path, tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    """Words are searched for in all documents."""
+    (tmp_path / "words.txt").write_text("Disease\ncells\n", encoding="utf-8")
+    compare_stages(corpus, tokenizer, tmp_path, address_of(machines), words=str(tmp_path / "words.txt"))
+
+
+def check_the_command_reports_an_error_in_one_line(
     machines: Any, corpus: Path, tokenizer: BertTokenizer, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     save_tokenizer(tokenizer, tmp_path / "tokenizer")
@@ -304,9 +317,18 @@ def test_the_command_reports_an_error_in_one_line(
     assert not list((tmp_path / "run").glob("contexts*/made.json"))
 
 
-@pytest.mark.slow
-def test_a_file_that_kills_its_workers(
-    machines: Any, corpus: Path, tokenizer: BertTokenizer, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("connection")
+def check_the_contexts_of_new_tokens(corpus: Path, tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    """New tokens are searched for in training documents."""
+    smaller = [token for token in tiny_vocabulary() if token not in {"##tion", "asthma"}]
+    base = BertTokenizer(vocab={token: number for number, token in enumerate(smaller)})
+    save_masked_lm(build_tiny_bert(len(base)), base, tmp_path / "base")
+    compare_stages(corpus, tokenizer, tmp_path, None, base_model=str(tmp_path / "base"))
+
+
+@pytest.mark.usefixtures("connection")
+def check_a_file_that_kills_its_workers(
+    corpus: Path, tokenizer: BertTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     search_files = module._search_files
 
@@ -324,12 +346,12 @@ def test_a_file_that_kills_its_workers(
 
     monkeypatch.setattr(module, "_search_files", deadly)
     with pytest.raises(InputError, match=r"d\.txt\.gz: 2 workers died while reading it"):
-        on_ray([corpus / "d.txt.gz", corpus / "f.txt"], tokenizer, address=address_of(machines))
+        on_ray([corpus / "d.txt.gz", corpus / "f.txt"], tokenizer)
 
 
-@pytest.mark.slow
-def test_a_package_that_is_missing_on_a_machine(
-    machines: Any, corpus: Path, tokenizer: BertTokenizer, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("connection")
+def check_a_package_that_is_missing_on_a_machine(
+    corpus: Path, tokenizer: BertTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     search_files = module._search_files
 
@@ -344,12 +366,7 @@ def test_a_package_that_is_missing_on_a_machine(
         module, "_search_files", lambda search, files, num_proc: search_files(NotInstalled(), files, num_proc)
     )
     with pytest.raises(InputError, match=r"^ModuleNotFoundError: .*: install the same bioptimus-hf\[ray\] on all"):
-        on_ray(corpus / "f.txt", tokenizer, address=address_of(machines))
-
-
-@pytest.mark.slow
-def test_a_machine_is_lost() -> None:
-    run_checks_apart(__file__)
+        on_ray(corpus / "f.txt", tokenizer)
 
 
 def check_that_a_search_goes_on_without_a_machine(

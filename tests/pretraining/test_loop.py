@@ -145,6 +145,8 @@ def test_a_resumed_loop_ends_with_the_same_bits(
     expected = whole.run()
     per_epoch = math.ceil(7 / whole.accumulation)
     points = sorted({1, 4, per_epoch - 1, per_epoch, per_epoch + 1, 2 * per_epoch, 12, 15} - {0})
+    if whole.workers:  # starting them takes time
+        points = points[::2]
     saving = Script(tokenizer, tmp_path / "resumed", **options)
     saved = saving.run(save_at=tuple(point for point in points if point < STEPS))
     assert_equal(saved, expected)  # saving changes nothing
