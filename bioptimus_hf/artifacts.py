@@ -7,6 +7,7 @@ matches the requested inputs and settings, and rejected otherwise.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -15,6 +16,7 @@ import os
 import platform
 import re
 import resource
+import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -106,10 +108,12 @@ class Stage:
     Attributes:
         path: folder to write into. It gets its final name when the stage succeeds.
         facts: what the record is to say about the result (counts, losses, scores).
+        seconds_before: wall time of work on the result that was done before this stage began.
     """
 
     path: Path
     facts: dict[str, Any] = field(default_factory=dict)
+    seconds_before: float = 0.0
 
 
 def sha256_of_file(path: str | Path) -> str:
@@ -324,7 +328,7 @@ def building(
     with atomic_folder(folder) as temporary:
         stage = Stage(temporary)
         yield stage
-        seconds = time.monotonic() - started
+        seconds = stage.seconds_before + time.monotonic() - started
         write_record(temporary / RECORD, inputs, settings, facts=stage.facts, seconds=seconds, sources=sources)
     logger.info("saved %s", folder)
 
@@ -466,13 +470,29 @@ def peak_memory_mb() -> dict[str, int]:
 
 
 def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
+    versions = {"python": platform.python_version(), **({"commit": commit} if (commit := _commit()) else {})}
     for name in _VERSIONS_RECORDED:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:  # running from a checkout that isn't installed
             continue
     return versions
+
+
+@functools.cache
+def _commit() -> str:
+    """Return the commit of the repository that the package is run from, with `+` if files have changed since.
+
+    It is empty for a package that was installed, even into a folder of someone else's repository.
+    """
+    git = ("git", "-C", str(Path(__file__).parent))
+    try:
+        for command in (("ls-files", "--error-unmatch", "__init__.py"), ("diff", "--quiet", "HEAD", "--", ".")):
+            ended = subprocess.run([*git, *command], capture_output=True, timeout=10, check=command[0] == "ls-files")
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, timeout=10, check=True, text=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return commit.stdout.strip() + ("+" if ended.returncode else "")
 
 
 def _digest(content: Any) -> str:

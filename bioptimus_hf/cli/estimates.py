@@ -6,12 +6,18 @@ the encoder and the number of cores: expect errors by a factor of two, and far l
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bioptimus_hf.artifacts import read_json
+from bioptimus_hf.ner.options import GRID
+
+if TYPE_CHECKING:  # which loads transformers
+    from bioptimus_hf.ner.experiments import PlannedTraining
 
 _START_UP = 8  # seconds until a stage begins to work
 _MEASURED_WEIGHTS = 12 * 6 * 384**2  # of the encoder's layers, without embeddings
@@ -114,7 +120,7 @@ def _work(stage: str, options: Mapping[str, Any], text: float | None) -> float |
         return None if text is None else 1e6 * text / _BYTES_PER_TOKEN * float(options["num_train_epochs"])
     if stage == "finetune_ner":
         sentences = _training_sentences(options)
-        epochs: float = options["num_train_epochs"] * len(options["models"]) * _seeds(options)
+        epochs: float = options["num_train_epochs"] * len(options["models"]) * (_seeds(options) + _searched(options))
         return None if sentences is None else sentences * epochs
     return 0.0
 
@@ -134,6 +140,28 @@ def duration(estimate: float | None) -> str:
     return f"about {minutes:.0f} min" if minutes < 90 else f"about {minutes / 60:.1f} h"
 
 
+def seconds_left(trainings: Sequence[PlannedTraining], *, bf16: bool) -> float:
+    """Estimate how long the trainings that aren't finished take, one after another.
+
+    The estimate is made from finished trainings of the same encoder, or from those of other encoders, scaled by the
+    sizes of the encoders; if nothing is finished, from the rate that `seconds` uses.
+    """
+    costs: dict[str, list[float]] = {}  # seconds for a sentence, by encoder
+    for one in trainings:
+        if one.finished and one.seconds:
+            costs.setdefault(one.encoder, []).append(one.seconds / one.work)
+    sizes = {encoder: encoder_weights(encoder) for encoder in {one.encoder for one in trainings}}
+    if costs:
+        per_weight = statistics.fmean(cost / sizes[encoder] for encoder, found in costs.items() for cost in found)
+    else:
+        per_weight = 1 / _RATES["finetune_ner"][bf16] / _MEASURED_WEIGHTS * _MEASURED_CORES / (os.cpu_count() or 1)
+    rates = {
+        encoder: statistics.fmean(costs[encoder]) if encoder in costs else per_weight * sizes[encoder]
+        for encoder in sizes
+    }
+    return sum(one.work * rates[one.encoder] for one in trainings if not one.finished)
+
+
 def _shape(folder: str | None) -> tuple[int, int]:
     """Return the number of layers of a BERT and the size of its states; those of BERT base if it isn't local."""
     path = Path(folder or "") / "config.json"
@@ -150,6 +178,12 @@ def heads(options: Mapping[str, Any]) -> int:
 def _seeds(options: Mapping[str, Any]) -> int:
     seeds = options["seeds"] if isinstance(options["seeds"], list) else [options["seeds"]]
     return int(seeds[0]) if len(seeds) == 1 else len(set(seeds))
+
+
+def _searched(options: Mapping[str, Any]) -> int:
+    """Return how many trainings the search of the settings adds for each task and model."""
+    grid = (options.get(name) for name in GRID)
+    return math.prod(len(values) if isinstance(values, list) else 1 for values in grid) - 1
 
 
 def _training_sentences(options: Mapping[str, Any]) -> int | None:

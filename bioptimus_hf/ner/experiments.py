@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,14 @@ import torch
 from accelerate import PartialState
 
 from bioptimus_hf.argument_checks import check_call
-from bioptimus_hf.artifacts import Run, is_finished, replaced_sources, verification
-from bioptimus_hf.errors import TrainingDiverged
-from bioptimus_hf.ner.head_stage import score_elsewhere, try_to_train, working_on
+from bioptimus_hf.artifacts import RECORD, Run, is_finished, read_json, read_record, replaced_sources, verification
+from bioptimus_hf.errors import InputError, TrainingDiverged, counted
+from bioptimus_hf.ner.head_stage import report_missing, score_elsewhere, try_to_train, working_on
+from bioptimus_hf.ner.joint import JointData
 from bioptimus_hf.ner.options import HeadOptions, HeadTraining
 from bioptimus_hf.ner.planning import (
+    CrossTest,
+    PlannedHead,
     chosen_tasks,
     find_encoders,
     load_cross_tests,
@@ -26,7 +30,9 @@ from bioptimus_hf.ner.planning import (
     plan_joint_heads,
 )
 from bioptimus_hf.ner.results import (
+    BASE,
     HeadResult,
+    adapted_model,
     check_comparable,
     finished_heads,
     missing_heads,
@@ -34,11 +40,70 @@ from bioptimus_hf.ner.results import (
     read_head,
     read_results,
     single_model,
+    training_record,
 )
+from bioptimus_hf.ner.search import Search, tried
 from bioptimus_hf.ner.tables import write_results
 from bioptimus_hf.ner.tasks import NER_TASKS
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass
+class HeadGroup:
+    """The heads of one task and model, which differ in their seeds.
+
+    Attributes:
+        heads: by their folders.
+        search: of their settings; None if these are fixed, or have been chosen.
+        missing: folders of the heads that aren't finished.
+    """
+
+    heads: Mapping[Path, PlannedHead]
+    search: Search | None = None
+    missing: list[Path] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class PlannedTraining:
+    """A training that an experiment consists of.
+
+    Attributes:
+        task: name of the task, or `joint`.
+        model: label of the encoder.
+        encoder: its folder.
+        work: training sentences, times epochs.
+        finished: whether it was found finished.
+        seconds: that it took, if that is known.
+    """
+
+    task: str
+    model: str
+    encoder: str
+    work: int
+    finished: bool
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What an experiment trains and scores.
+
+    Attributes:
+        groups: heads to train.
+        models: labels of the encoders.
+        references: labels of the models that all are compared with.
+        seeds: of the trainings.
+        cross_tests: test sets of other tasks.
+        grid: values of the settings to choose from.
+    """
+
+    groups: Sequence[HeadGroup]
+    models: Sequence[str]
+    references: Sequence[str]
+    seeds: Sequence[int]
+    cross_tests: Sequence[CrossTest]
+    grid: Mapping[str, Sequence[Any]]
 
 
 @check_call()
@@ -48,8 +113,13 @@ def make_heads(run: Run, options: HeadOptions, training: HeadTraining) -> Path:
     Each head is saved with its scores and predictions in `ner/<task>/<model>/<seed>` of the run, a joint head in
     `ner/joint/<model>/<seed>`, a cross-test in `cross_test/<task>-on-<other>/<model>/<seed>`. Beside them,
     `results.md`, `results.json` and `versions.png` hold the mean and standard deviation over seeds and the paired
-    differences from the first model. Finished heads are skipped. All inputs are opened before the first training. Works
+    differences from the references. Finished heads are skipped. All inputs are opened before the first training. Works
     under `accelerate launch`.
+
+    If `training` has several values of a setting, every task and model gets the same search: each combination is
+    trained with the first seed (`ner_search/<task>/<model>/<settings>/<seed>`, scores only), the one with the best F1
+    on the development set is chosen, and the heads of all seeds are trained with it. Test sets are scored for these
+    heads only.
 
     Returns:
         The folder `ner` of the run.
@@ -60,10 +130,16 @@ def make_heads(run: Run, options: HeadOptions, training: HeadTraining) -> Path:
             settings and `run.force` is false.
     """
     with verification(not run.no_verify):
-        return _make_heads(run, options, training)
+        experiment = plan_experiment(run, options, training)
+        return _make_heads(run, options, experiment)
 
 
-def _make_heads(run: Run, options: HeadOptions, training: HeadTraining) -> Path:
+def plan_experiment(run: Run, options: HeadOptions, training: HeadTraining) -> Experiment:
+    """Open all inputs of an experiment, and find out what is finished.
+
+    Raises:
+        InputError: see `make_heads`.
+    """
     # The first call decides about the process group: without it, each process would consider itself the main one.
     state = PartialState(cpu=not torch.accelerator.is_available())
     tasks = {task.name: load_task(task, options) for task in chosen_tasks(options.tasks)}
@@ -71,43 +147,129 @@ def _make_heads(run: Run, options: HeadOptions, training: HeadTraining) -> Path:
     cross_tests = load_cross_tests(tasks, options)
     seeds = options.seeds_from(run.seed)
     root = run.root / "ner"
-    settings = {**asdict(training), "max_length": options.max_length, "processes": state.num_processes}
+    settings = {"max_length": options.max_length, "processes": state.num_processes}
     plan = plan_joint_heads if options.joint else plan_heads
-    heads = plan(root, tasks, encoders, seeds, settings)
-    missing = {
-        folder: head
-        for folder, head in heads.items()
-        if not is_finished(folder, head.inputs, head.settings, force=run.force)
-    }
-    if state.is_main_process:
-        for folder in heads.keys() - missing.keys():  # which is wanted, and not a later one that diverged
-            missing_reason(folder).unlink(missing_ok=True)
+    by_group: dict[tuple[str, str], dict[Path, PlannedHead]] = defaultdict(dict)
+    for folder, head in plan(root, tasks, encoders, seeds, settings).items():
+        by_group[head.task, head.model][folder] = head
+    groups = [_group(run, heads, training) for heads in by_group.values()]
+    heads = {folder: head for group in groups for folder, head in group.heads.items()}
     earlier = [folder for folder in finished_heads(root) if folder not in heads]
     finished = [(folder, result) for folder in earlier for result in read_head(folder)]
     check_comparable([*finished, *((folder, setup) for folder, head in heads.items() for setup in head.setups)])
-    diverged: list[str] = []
-    for name in dict.fromkeys(head.task for head in heads.values()):
-        for folder, head in missing.items():
-            if head.task == name:
-                with working_on(folder, run):
-                    diverged += try_to_train(folder, head, run, options, training)
-        if state.is_main_process:
-            tabulate(root, list(encoders))
-    if cross_tests and state.is_main_process:
+    references = options.references or list(encoders)[:1]
+    known = dict.fromkeys([*encoders, *(single_model(result.model) for _, result in finished)])
+    if unknown := [name for name in references if name not in known]:
+        raise InputError(
+            f"{unknown[0]}: there are no heads of this name, only of {', '.join(known)}", argument="references"
+        )
+    if others := [name for name in known if name not in encoders]:
+        logger.info("%s of earlier commands stay in the tables: %s", counted(len(others), "model"), ", ".join(others))
+    return Experiment(groups, list(encoders), references, seeds, cross_tests, training.grid)
+
+
+def _group(run: Run, heads: Mapping[Path, PlannedHead], training: HeadTraining) -> HeadGroup:
+    """Fix the settings of a group's heads, as far as they are known, and find those that are missing.
+
+    Raises:
+        InputError: a head, or a training of the search, is finished with other inputs or settings.
+    """
+    (folder, first), *_ = heads.items()
+    candidates = training.candidates()
+    search = Search(run, first, candidates, training.grid) if training.grid else None
+    chosen = search.chosen_before(folder.parent) if search else training
+    if search and chosen is None:
+        for tried_folder in search.trainings():
+            search.is_finished(tried_folder)
+    settled = {place: head.trained_with(chosen or candidates[0], training.grid) for place, head in heads.items()}
+    missing = [
+        place for place, head in settled.items() if not is_finished(place, head.inputs, head.settings, force=run.force)
+    ]
+    return HeadGroup(settled, None if chosen else search, missing)
+
+
+def planned_trainings(run: Run, options: HeadOptions, training: HeadTraining) -> list[PlannedTraining]:
+    """Return the trainings that `make_heads` would need, with those that are finished; nothing is trained.
+
+    Raises:
+        InputError: see `make_heads`.
+    """
+    with verification(not run.no_verify):
+        experiment = plan_experiment(run, options, training)
+        return [planned for group in experiment.groups for planned in _trainings_of(group, run, training)]
+
+
+def _trainings_of(group: HeadGroup, run: Run, training: HeadTraining) -> Iterator[PlannedTraining]:
+    (first, head), *others = group.heads.items()
+    train = head.dataset.train if isinstance(head.dataset, JointData) else head.dataset["train"]
+
+    def planned(folder: Path, *, finished: bool) -> PlannedTraining:
+        there = finished and (folder / RECORD).is_file()
+        seconds = read_record(folder)["seconds"] if there else None
+        work = len(train) * training.num_train_epochs
+        return PlannedTraining(head.task, head.model, head.encoder, work, finished, seconds)
+
+    if not training.grid:
+        others = [(first, head), *others]
+    else:  # the first head is the best one of the search
+        search = group.search or Search(run, head, training.candidates(), training.grid)
+        for folder in search.trainings():
+            yield planned(folder, finished=group.search is None or search.is_finished(folder))
+        if group.search is None and first in group.missing:
+            others = [(first, head), *others]
+    for folder, _ in others:
+        yield planned(folder, finished=folder not in group.missing)
+
+
+def _make_heads(run: Run, options: HeadOptions, experiment: Experiment) -> Path:
+    main = PartialState().is_main_process
+    root = run.root / "ner"
+    if main:
+        for group in experiment.groups:
+            for folder in group.heads.keys() - set(group.missing):  # which is wanted, and not a later one that diverged
+                missing_reason(folder).unlink(missing_ok=True)
+    reasons: list[str] = []
+    for number, group in enumerate(experiment.groups):
+        reasons += _train_group(group, run, experiment.grid)
+        if main and _task(group) not in map(_task, experiment.groups[number + 1 :]):
+            tabulate(root, experiment.models, experiment.references)
+    if experiment.cross_tests and main:
         without = missing_heads(root)
-        for test in cross_tests:
-            for label, seed in product(encoders, seeds):
+        for test in experiment.cross_tests:
+            for label, seed in product(experiment.models, experiment.seeds):
                 of_task = root / test.task / label / str(seed)
                 if of_task not in without:
                     score_elsewhere(of_task, test, run, options)
-        tabulate(run.root / "cross_test", list(encoders))
-    if diverged:
-        raise TrainingDiverged(f"{len(diverged)} of {len(missing)} heads are missing in the tables: {diverged[0]}")
+        tabulate(run.root / "cross_test", experiment.models, experiment.references)
+    if reasons:
+        missing = sum(len(group.missing) for group in experiment.groups)
+        raise TrainingDiverged(f"{len(reasons)} of {missing} heads are missing in the tables: {reasons[0]}")
     return root
 
 
-def tabulate(root: Path, models: Sequence[str]) -> None:
-    """Write the tables of all finished heads below `root`; the first of `models` is the reference.
+def _task(group: HeadGroup) -> str:
+    return next(iter(group.heads.values())).task
+
+
+def _train_group(group: HeadGroup, run: Run, grid: Mapping[str, Sequence[Any]]) -> list[str]:
+    """Train the heads that a group lacks, after the search of their settings; return why some are still missing."""
+    heads, search = group.heads, group.search
+    if search:
+        chosen = search.choose()
+        if chosen is None:
+            return [report_missing(folder, search.reasons()) for folder in group.missing]
+        heads = {folder: head.trained_with(chosen, grid) for folder, head in heads.items()}
+    reasons = []
+    for folder in group.missing:
+        with working_on(folder, run):
+            reasons += try_to_train(folder, heads[folder], run, search.kept(heads[folder]) if search else None)
+    if search:
+        search.forget()
+    return reasons
+
+
+def tabulate(root: Path, models: Sequence[str], references: Sequence[str]) -> None:
+    """Write the tables of all finished heads below `root`.
 
     Known tasks and the given models come first, in their order.
     """
@@ -122,11 +284,27 @@ def tabulate(root: Path, models: Sequence[str]) -> None:
         return (*ranks, result.model != model, result.seed)
 
     heads = finished_heads(root)
-    missing = missing_heads(root) | {
+    missing = missing_heads(root) | _foreign_heads(heads, adapted_model(root.parent))
+    results = sorted(read_results(head for head in heads if head not in missing), key=order)
+    trainings = [training_record(folder) for folder in (*tried(root.parent), *heads)] if root.name == "ner" else []
+    text = write_results(root, results, references=references, missing=missing, trainings=trainings)
+    logger.info("saved %s\n%s", root / "results.md", text)
+
+
+def _foreign_heads(heads: Sequence[Path], adapted: str | None) -> dict[Path, str]:
+    """Return the heads that would be shown under a name that now stands for another model, and why.
+
+    Args:
+        adapted: identity of the model that the run adapts.
+    """
+    foreign = {
         head: f"made from another {name} than is now in {source}"
         for head in heads
         for _, name, source in replaced_sources(head)
     }
-    results = sorted(read_results(head for head in heads if head not in missing), key=order)
-    text = write_results(root, results, reference=models[0], missing=missing)
-    logger.info("saved %s\n%s", root / "results.md", text)
+    for head in heads if adapted else []:
+        scores, record = read_json(head / "scores.json"), read_record(head)
+        trained = scores.get("trained", record)["inputs"].get("model")
+        if head.parent.name == BASE and trained != adapted:
+            foreign[head] = "made from another model than the run adapts"
+    return foreign

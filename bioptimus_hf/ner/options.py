@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import PurePath
+from typing import Any
 
 from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.errors import InputError
@@ -13,6 +16,8 @@ JOINT = "joint"
 """Folder of the joint heads, in place of that of a task. `joint/` before the label of a model, which can't contain a
 slash, is the label of its joint head.
 """
+GRID = ("learning_rate", "per_device_train_batch_size")
+"""Arguments of `HeadTraining` that can have several values to choose from."""
 
 
 @check_call()
@@ -48,6 +53,13 @@ class HeadOptions:
             "path": True,
         },
     )
+    references: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Models that all others are compared with, by their names in the results; they may be of an "
+            "earlier command (default: the first of the models)"
+        },
+    )
     base_model: str | None = field(
         default=None,
         metadata={
@@ -59,7 +71,7 @@ class HeadOptions:
         default_factory=lambda: [3],
         metadata={
             "help": "A single number is how many seeds to use: 5 means the seeds 0 to 4, or SEED to SEED + 4. Two or "
-            "more numbers are the seeds themselves; repeated numbers count once, so 7 7 is seed 7 alone"
+            "more numbers are the seeds themselves"
         },
     )
     joint: bool = field(
@@ -72,8 +84,8 @@ class HeadOptions:
     cross_test: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "TASK:OTHER also scores the heads of TASK on the test set of OTHER, which must have the same "
-            "entity types. OTHER is given like a task",
+            "help": "TASK:OTHER also scores the heads of TASK on the test set of OTHER, on the entity types that both "
+            "have. OTHER is given like a task. all: every pair of the tasks that share a type",
             "path": True,
         },
     )
@@ -86,6 +98,7 @@ class HeadOptions:
         for name in ("tasks", "models", "seeds"):
             if not getattr(self, name):
                 raise InputError("name at least one", argument=name)
+        _check_distinct("references", self.references)
         for given in self.tasks:
             if given.startswith("=") or given.endswith("="):
                 raise InputError(
@@ -107,13 +120,14 @@ class HeadOptions:
                 f"more",
                 argument="seeds",
             )
+        _check_distinct("seeds", self.seeds, ". For a single seed of your choice, set seed, and seeds to 1")
         if min(self.seeds) < 0:
             raise InputError(f"{min(self.seeds)}: seeds can't be negative", argument="seeds")
         if max(self.seeds) >= 2**32:
             raise InputError(f"{max(self.seeds)}: seeds can't be above {2**32 - 1}", argument="seeds")
         for given in self.cross_test:
-            if not all(given.partition(":")):
-                raise InputError(f"{given}: expected TASK:OTHER", argument="cross_test")
+            if given != "all" and not all(given.partition(":")):
+                raise InputError(f"{given}: expected TASK:OTHER, or all", argument="cross_test")
         if self.joint and self.cross_test:
             raise InputError("only scores heads of single tasks: leave it out, or joint", argument="cross_test")
         if self.max_length < 3:
@@ -124,17 +138,28 @@ class HeadOptions:
     def seeds_from(self, first: int) -> list[int]:
         """Return the seeds themselves, or as many as the single number says, counted from `first`."""
         if len(self.seeds) > 1:
-            return list(dict.fromkeys(self.seeds))
+            return self.seeds
         return list(range(first, first + self.seeds[0]))
 
 
 @check_call()
 @dataclass(frozen=True)
 class HeadTraining:
-    """Training; named as in transformers.TrainingArguments."""
+    """Training; named as in transformers.TrainingArguments.
 
-    learning_rate: float = field(default=5e-5, metadata={"help": "Peak learning rate; decays linearly to 0"})
-    per_device_train_batch_size: int = field(default=16, metadata={"help": "Windows in a batch"})
+    Several learning rates or batch sizes are a grid, from which the development set chooses (see `make_heads`).
+    """
+
+    learning_rate: float | list[float] = field(
+        default=5e-5,
+        metadata={
+            "help": "Peak learning rate; decays linearly to 0. Several values: for each task and model, the one with "
+            "the best F1 on the development set is chosen"
+        },
+    )
+    per_device_train_batch_size: int | list[int] = field(
+        default=16, metadata={"help": "Windows in a batch. Several values: the best one is chosen, too"}
+    )
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "Batches in an update"})
     num_train_epochs: int = field(
         default=10, metadata={"help": "Epochs; the one with the best F1 on the development set is kept"}
@@ -146,14 +171,43 @@ class HeadTraining:
     )
 
     def __post_init__(self) -> None:
+        for name in GRID:
+            value = getattr(self, name)
+            if isinstance(value, list):
+                if not value:
+                    raise InputError("name at least one", argument=name)
+                _check_distinct(name, value)
+                object.__setattr__(self, name, value[0] if len(value) == 1 else value)
         for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs"):
-            if not 1 <= getattr(self, name) < math.inf:
-                raise InputError(f"must be at least 1, not {getattr(self, name)}", argument=name)
+            for value in _values(getattr(self, name)):
+                if not 1 <= value < math.inf:
+                    raise InputError(f"must be at least 1, not {value}", argument=name)
         for name in ("warmup_steps", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"must be a number from 0 on, not {getattr(self, name)}", argument=name)
-        if not 0 < self.learning_rate < math.inf:
-            raise InputError(f"must be a number above 0, not {self.learning_rate}", argument="learning_rate")
+        for value in _values(self.learning_rate):
+            if not 0 < value < math.inf:
+                raise InputError(f"must be a number above 0, not {value}", argument="learning_rate")
+
+    @property
+    def grid(self) -> dict[str, list[Any]]:
+        """The values to choose from, for each argument that has several; empty if all settings are fixed."""
+        return {name: value for name in GRID if isinstance(value := getattr(self, name), list)}
+
+    def candidates(self) -> list[HeadTraining]:
+        """Return the fixed settings that the grid consists of, in its order; without a grid, these settings alone."""
+        names = list(self.grid)
+        return [replace(self, **dict(zip(names, values, strict=True))) for values in product(*self.grid.values())]
+
+
+def _values(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _check_distinct(name: str, values: Sequence[Any], advice: str = "") -> None:
+    for value in values:
+        if values.count(value) > 1:
+            raise InputError(f"{value} is given twice: name each value once{advice}", argument=name)
 
 
 def split_label(given: str) -> tuple[str, str]:

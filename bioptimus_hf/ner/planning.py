@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import product
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import permutations, product
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from bioptimus_hf.artifacts import Run, check_fresh, verify
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import Source, base_of_run, check_encoder, find_model, load_by_name
 from bioptimus_hf.ner.joint import JointData, join_tasks, types_of_labels
-from bioptimus_hf.ner.options import JOINT, HeadOptions, split_label
-from bioptimus_hf.ner.results import HeadSetup, hash_of_gold, joint_setup
+from bioptimus_hf.ner.options import JOINT, HeadOptions, HeadTraining, split_label
+from bioptimus_hf.ner.results import BASE, SEARCH, HeadSetup, adapted_model, hash_of_gold, joint_setup
 from bioptimus_hf.ner.tasks import (
     BLURB_NER,
     NER_TASKS,
@@ -28,6 +29,8 @@ from bioptimus_hf.ner.tasks import (
     task_identity,
 )
 from bioptimus_hf.pretraining.versions import version_numbers
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,14 @@ class CrossTest:
         other: name of the task that they are tested on.
         test: the test set.
         inputs: identity of the test set.
+        types: entity types that are scored, if one of the tasks has more than both share.
     """
 
     task: str
     other: str
     test: Dataset
     inputs: Mapping[str, str]
+    types: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,7 @@ class PlannedHead:
         setups: what it is trained and tested on, for each task.
         inputs: of its record.
         settings: of its record.
+        training: its fixed settings; `settings` has them too (see `trained_with`).
     """
 
     task: str
@@ -85,6 +91,23 @@ class PlannedHead:
     setups: Sequence[HeadSetup]
     inputs: Mapping[str, str]
     settings: Mapping[str, Any]
+    training: HeadTraining = field(default_factory=HeadTraining)
+
+    def trained_with(self, training: HeadTraining, grid: Mapping[str, Sequence[Any]] | None = None) -> PlannedHead:
+        """Return this head with other settings of its training.
+
+        Args:
+            training: fixed settings.
+            grid: the values that they were chosen from, if they were. A head that was chosen from another grid is
+                another head.
+        """
+        settings = {**asdict(training), **({SEARCH: dict(grid)} if grid else {})}
+        return replace(
+            self,
+            training=training,
+            settings={**self.settings, **settings},
+            setups=[replace(setup, settings={**setup.settings, **settings}) for setup in self.setups],
+        )
 
 
 def chosen_tasks(names: Sequence[str]) -> list[NerTask]:
@@ -122,42 +145,61 @@ def load_task(task: NerTask, options: HeadOptions) -> TaskData:
 
 
 def load_cross_tests(tasks: Mapping[str, TaskData], options: HeadOptions) -> list[CrossTest]:
-    """Read the test sets that `options.cross_test` names.
+    """Read the test sets that `options.cross_test` names; `all` stands for every pair of tasks that share a type.
+
+    If one of two tasks has more types than both share, the heads are scored on the shared types alone: what a set
+    doesn't annotate can't be counted as wrong.
 
     Raises:
-        InputError: the heads aren't trained in this call, the entity types differ, or one name stands for two test
+        InputError: the heads aren't trained in this call, the tasks share no type, or one name stands for two test
             sets.
     """
     tests: dict[tuple[str, str], CrossTest] = {}
-    for given in options.cross_test:
-        name, _, other_name = given.partition(":")
-        if name not in tasks:
-            raise InputError(f"{given}: {name} isn't one of the tasks to train on", argument="cross_test")
-        other = tasks.get(other_name) or load_task(_chosen_task(other_name), options)
-        types, other_types = (set(types_of_labels(data.splits["test"])) for data in (tasks[name], other))
-        if types != other_types:
+    for name, other in _cross_test_pairs(tasks, options):
+        types, other_types = (types_of_labels(data.splits["test"]) for data in (tasks[name], other))
+        shared = tuple(kind for kind in types if kind in other_types)
+        if not shared:
             raise InputError(
-                f"{given}: the entity types must be the same, but {name} has {', '.join(sorted(types))} and "
+                f"{name}:{other.task.name}: they share no entity type: {name} has {', '.join(sorted(types))} and "
                 f"{other.task.name} has {', '.join(sorted(other_types))}",
                 argument="cross_test",
             )
         test = CrossTest(name, other.task.name, other.splits["test"], {"test": other.inputs["test"]})
+        if set(types) != set(other_types):
+            test = replace(test, types=shared)
         if tests.setdefault((name, test.other), test).inputs != test.inputs:
             raise InputError(f"{test.other} stands for two test sets: rename one of them", argument="cross_test")
     return list(tests.values())
+
+
+def _cross_test_pairs(tasks: Mapping[str, TaskData], options: HeadOptions) -> Iterator[tuple[str, TaskData]]:
+    """Yield the task of the heads and the data that they are tested on."""
+    for given in options.cross_test:
+        if given == "all":
+            types = {name: set(types_of_labels(data.splits["test"])) for name, data in tasks.items()}
+            pairs = [(name, other) for name, other in permutations(tasks, 2) if types[name] & types[other]]
+            if not pairs:
+                logger.warning("no two of the tasks share an entity type: no head is scored on another task")
+            yield from ((name, tasks[other]) for name, other in pairs)
+            continue
+        name, _, other_name = given.partition(":")
+        if name not in tasks:
+            raise InputError(f"{given}: {name} isn't one of the tasks to train on", argument="cross_test")
+        yield name, tasks.get(other_name) or load_task(_chosen_task(other_name), options)
 
 
 def find_encoders(run: Run, options: HeadOptions) -> dict[str, Source]:
     """Find the models to fine-tune, by label.
 
     Raises:
-        InputError: a model isn't available, has no readable configuration, or is a head that was fine-tuned for a task.
+        InputError: a model isn't available, has no readable configuration, or is a head that was fine-tuned for a task;
+            or a model other than the one that the run adapts is called base.
     """
     encoders = {}
     for given in options.models:
         label, name = split_label(given)
         version = run.root / name
-        if given == "base":
+        if given == BASE:
             source = base_of_run(run.root, options.base_model)
         elif version.is_dir() and (given == name or version_numbers(name)):
             source = find_model(version)
@@ -165,11 +207,23 @@ def find_encoders(run: Run, options: HeadOptions) -> dict[str, Source]:
             raise InputError(f"{given}: there is no {version}", argument="models")
         else:
             source = find_model(name)
+        _check_label(run, label, source)
         verify(source.folder)
         check_fresh(source.folder)
         check_encoder(given, load_by_name(AutoConfig, source.folder))
         encoders[label] = source
     return encoders
+
+
+def _check_label(run: Run, label: str, source: Source) -> None:
+    """Raise if a model is called `base` and isn't the one that the run adapts: tables and cards would mix the two."""
+    adapted = adapted_model(run.root)
+    if label == BASE and adapted and source.identity != adapted:
+        raise InputError(
+            f"{source.folder} isn't the model that the run adapts, which is called {BASE}: give it a name of its own "
+            f"(LABEL=MODEL)",
+            argument="models",
+        )
 
 
 def plan_heads(
@@ -182,7 +236,7 @@ def plan_heads(
     """Return every head of the grid by the folder it belongs into.
 
     Args:
-        settings: that shape all heads alike.
+        settings: that shape all heads alike, beside those of `HeadTraining`, which `PlannedHead.trained_with` adds.
     """
     heads = {}
     for name, data in tasks.items():

@@ -26,6 +26,11 @@ LEVEL = 0.95
 METRICS = ("f1", "conlleval_f1", "precision", "recall")
 """Scores that are averaged over seeds."""
 
+BASE = "base"
+"""Label of the model that a run adapts."""
+SEARCH = "search"
+"""Setting of a head whose training settings were chosen on the development set: the values of each that were tried."""
+
 Floats = NDArray[np.float64]
 
 
@@ -65,6 +70,13 @@ class HeadResult(HeadSetup):
     counts: NDArray[np.int64]
 
 
+def adapted_model(run: Path) -> str | None:
+    """Return the identity of the model that a run adapts; None if it adapts none."""
+    folder = run / "tokenizer"
+    identity: str | None = read_record(folder)["inputs"].get("base_model") if (folder / RECORD).is_file() else None
+    return identity
+
+
 def finished_heads(root: Path) -> list[Path]:
     """Return the folders of all finished heads in `ner`, or of all finished tests in `cross_test`.
 
@@ -88,6 +100,27 @@ def missing_heads(root: Path) -> dict[Path, str]:
 def tests_of(scores: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """Return the test scores in a head's `scores.json`, by task: one, or those of a joint head."""
     return dict(scores["tests"]) if "tests" in scores else {scores["task"]: scores["test"]}
+
+
+def training_record(folder: Path) -> dict[str, Any]:
+    """Return what is known about a training: of a head, or of a setting that was tried for a task and model.
+
+    Returns:
+        `task`, `model`, `seed`, `settings` of the training, `dev` (scores of the epoch that was kept, or None), `test`
+        (scores of a head by task; None if it wasn't scored), `reason` (why it failed, or None), `seconds`, and
+        `versions` of the packages with, if this one was run from a repository, its `commit`.
+    """
+    record, scores = read_record(folder), read_json(folder / "scores.json")
+    best = [row for row in scores.get("validation", []) if row["epoch"] == scores["best_epoch"]]
+    return {
+        **{name: scores[name] for name in ("task", "model", "seed")},
+        "settings": {name: value for name, value in record["settings"].items() if name != "seed"},
+        "dev": best[0] if best else None,
+        "test": tests_of(scores) if "test" in scores or "tests" in scores else None,
+        "reason": scores.get("reason"),
+        "seconds": record["seconds"],
+        "versions": record.get("versions", {}),
+    }
 
 
 def joint_setup(setup: HeadSetup, inputs: Mapping[str, str], settings: Mapping[str, Any]) -> HeadSetup:
@@ -210,22 +243,29 @@ def averages(results: Sequence[HeadResult]) -> list[dict[str, Any]]:
 
 
 def paired_differences(
-    results: Sequence[HeadResult], reference: str, *, resamples: int = RESAMPLES
+    results: Sequence[HeadResult], references: Sequence[str], *, resamples: int = RESAMPLES
 ) -> list[dict[str, Any]]:
-    """Compare the F1 of each model with the reference, in pairs with equal task, seed, data and training settings.
+    """Compare the F1 of each model with the references, in pairs with equal task, seed, data and training settings.
 
-    A joint head is compared with the joint head of the reference, and with the heads of single tasks on the same model
-    (pairs with equal task, seed, model, data of this task, and training settings).
+    Settings that were chosen from the same grid count as equal: choosing them belongs to the training. A reference is
+    compared with those before it. A joint head is compared with the joint heads of the references, and with the heads
+    of single tasks on the same model (pairs with equal task, seed, model, data of this task, and training settings).
 
     The interval is a two-level percentile bootstrap: each resample draws test sentences (the same ones for all models
     and seeds) and as many pairs as there are. It covers the variation from another test set and from other trainings;
     with a single pair, from the test set alone. The random numbers depend on the task alone, so an interval doesn't
     change when other tasks or models are added.
 
+    Who reads many intervals finds some that miss the true difference. So each row also has a simultaneous interval: in
+    95 % of all cases, every one of them covers its true difference. They are as wide as the largest of all studentised
+    deviations in a resample demands (max-t, Westfall & Young 1993; Romano & Wolf 2005), which takes into account that
+    comparisons with the same reference, and the average with its tasks, are correlated; Holm's method doesn't.
+
     Returns:
         A row for each task and model, in the order of `results`: `minus` (the model that it is compared with), `seeds`
-        (of the pairs), `mean` and `standard_deviation` of the F1 differences over the pairs, in shares, and `interval`
-        (95 %). Models that have pairs in all five BLURB tasks get a row for the average too (`task` is `average`),
+        (of the pairs), `mean` and `standard_deviation` of the F1 differences over the pairs, in shares, `interval`
+        (95 %, for this row alone) and `simultaneous_interval` (95 %, for all rows together; for a single row, the
+        same). Models that have pairs in all five BLURB tasks get a row for the average too (`task` is `average`),
         without `seeds` and `standard_deviation`.
     """
     rows = []
@@ -234,7 +274,7 @@ def paired_differences(
         of_task = [result for result in results if result.task == task]
         weights = _sentence_weights(task, len(of_task[0].counts), resamples)
         resampled = {id(result): _f1(weights @ result.counts) for result in of_task}
-        for model, other in _comparisons(dict.fromkeys(result.model for result in of_task), reference):
+        for model, other in _comparisons(dict.fromkeys(result.model for result in of_task), references):
             pairs = _pairs(of_task, model, other)
             if not pairs:
                 continue
@@ -243,8 +283,15 @@ def paired_differences(
             samples = _mean_of_drawn_pairs(task, np.array(observed), by_pair)
             drawn[task, model, other] = statistics.fmean(observed), samples
             row = {"task": task, "model": model, "minus": other, "seeds": [head.seed for head, _ in pairs]}
-            rows.append({**row, **spread(observed), "interval": _interval(samples)})
-    return rows + _average_differences(drawn)
+            rows.append({**row, **spread(observed)})
+    averaged = _average_differences(drawn)
+    rows += [dict(zip(("task", "model", "minus"), key, strict=True)) | {"mean": averaged[key][0]} for key in averaged]
+    estimates = [*drawn.values(), *averaged.values()]
+    intervals = zip(rows, estimates, _simultaneous_intervals(estimates), strict=True)
+    return [
+        {**row, "interval": _interval(samples), "simultaneous_interval": simultaneous}
+        for row, (_, samples), simultaneous in intervals
+    ]
 
 
 def single_model(model: str) -> str:
@@ -332,12 +379,15 @@ def _read_test(predictions: Path) -> tuple[str, dict[str, Any]]:
     return hash_of_gold(words, gold), counted
 
 
-def _comparisons(models: Iterable[str], reference: str) -> Iterator[tuple[str, str]]:
+def _comparisons(models: Iterable[str], references: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Yield each model with those that it is compared with."""
     for model in models:
         single = single_model(model)
-        others = [reference] if single == model else [f"{JOINT}/{reference}", single]
-        yield from ((model, other) for other in others if other != model)
+        earlier = references[: references.index(single)] if single in references else references
+        if single == model:
+            yield from ((model, other) for other in earlier)
+        else:
+            yield from ((model, other) for other in (*(f"{JOINT}/{reference}" for reference in earlier), single))
 
 
 def _pairs(results: Sequence[HeadResult], model: str, other: str) -> list[tuple[HeadResult, HeadResult]]:
@@ -346,7 +396,8 @@ def _pairs(results: Sequence[HeadResult], model: str, other: str) -> list[tuple[
 
     def key(head: HeadSetup) -> tuple[int, str]:
         kept = {"inputs": head.inputs, "settings": head.settings}
-        return head.seed, _key({kind: {k: v for k, v in of.items() if k != left_out} for kind, of in kept.items()})
+        chosen = {left_out, *head.settings.get(SEARCH, {})}
+        return head.seed, _key({kind: {k: v for k, v in of.items() if k not in chosen} for kind, of in kept.items()})
 
     others = {key(result): result for result in results if result.model == other}
     return [(head, others[key(head)]) for head in results if head.model == model and key(head) in others]
@@ -356,19 +407,37 @@ def _key(settings: Mapping[str, Any]) -> str:
     return json.dumps(settings, sort_keys=True)
 
 
-def _average_differences(drawn: Mapping[tuple[str, str, str], tuple[float, Floats]]) -> list[dict[str, Any]]:
+def _average_differences(
+    drawn: Mapping[tuple[str, str, str], tuple[float, Floats]],
+) -> dict[tuple[str, str, str], tuple[float, Floats]]:
     """Average the differences of the five BLURB tasks, for each comparison that has them all.
 
     Args:
         drawn: mean difference and its resamples, by task, model and the model that it is compared with.
     """
-    rows = []
+    averaged = {}
     for model, other in dict.fromkeys(key[1:] for key in drawn):
         if all((task, model, other) in drawn for task in BLURB_NER):
             means, samples = zip(*(drawn[task, model, other] for task in BLURB_NER), strict=True)
-            row = {"task": "average", "model": model, "minus": other}
-            rows.append({**row, "mean": statistics.fmean(means), "interval": _interval(np.mean(samples, axis=0))})
-    return rows
+            averaged["average", model, other] = statistics.fmean(means), np.mean(samples, axis=0)
+    return averaged
+
+
+def _simultaneous_intervals(estimates: Sequence[tuple[float, Floats]]) -> list[list[float]]:
+    """Return an interval for each estimate, which together cover all true values with probability `LEVEL`.
+
+    Args:
+        estimates: value and resamples of each.
+    """
+    if len(estimates) < 2:
+        return [_interval(samples) for _, samples in estimates]
+    means = np.array([mean for mean, _ in estimates])
+    samples = np.stack([drawn for _, drawn in estimates])
+    errors = samples.std(axis=1, ddof=1)
+    deviations = np.abs(samples - means[:, None])
+    studentised = np.divide(deviations, errors[:, None], out=np.zeros_like(samples), where=errors[:, None] > 0)
+    half = float(np.quantile(studentised.max(axis=0), LEVEL)) * errors
+    return np.stack([means - half, means + half], axis=1).tolist()  # type: ignore[no-any-return]
 
 
 def _sentence_weights(task: str, sentences: int, resamples: int) -> Floats:

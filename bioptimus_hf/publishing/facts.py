@@ -76,6 +76,7 @@ def encoder_facts(run_dir: str | Path, version: str, repo_id: str, about: About)
         "pretraining": pretraining,
         "decontamination": pretraining["facts"].get("decontamination"),
         "heads": list(heads),
+        "chosen": {task: head.chosen for task, head in heads.items() if head.chosen},
         "results": results,
         "joint_results": joint_results,
         "base_results": _alike(base_results(run), [*results, *joint_results]),
@@ -124,7 +125,12 @@ def head_facts(run_dir: str | Path, task: str, version: str, repo_id: str, about
         ],
         "seed": settings["seed"],
         "finetuning": head.record,
-        "options": {name: value for name, value in settings.items() if name not in {*NOT_OPTIONS, "seed"}},
+        "options": {
+            name: " ".join(map(str, head.grid.get(name, [value])))
+            for name, value in settings.items()
+            if name not in {*NOT_OPTIONS, "seed"}
+        },
+        "chosen": head.chosen,
         "ner_license": "; ".join(f"{name}: {terms}" if task == JOINT else terms for name, terms in licenses.items()),
         "decontamination": pretraining_of(run, record)["facts"].get("decontamination"),
         "excluded": sum(head.record["facts"].get("excluded", {}).values()),

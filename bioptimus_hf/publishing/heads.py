@@ -7,10 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bioptimus_hf.artifacts import RECORD, identity, read_json, read_record
+from bioptimus_hf.artifacts import identity, read_json, read_record
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.ner.options import JOINT
-from bioptimus_hf.ner.results import METRICS, finished_heads, summary_row, tests_of
+from bioptimus_hf.ner.results import (
+    BASE,
+    METRICS,
+    SEARCH,
+    adapted_model,
+    finished_heads,
+    summary_row,
+    tests_of,
+)
 from bioptimus_hf.pretraining.versions import check_unchanged, folder_name
 
 
@@ -27,6 +35,17 @@ class Head:
     folder: Path
     scores: tuple[dict[str, Any], ...]
     record: dict[str, Any]
+
+    @property
+    def grid(self) -> dict[str, list[Any]]:
+        """The values that settings were chosen from on the development set; empty if all were fixed."""
+        grid: dict[str, list[Any]] = self.record["settings"].get(SEARCH, {})
+        return grid
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The settings that were chosen."""
+        return {name: self.record["settings"][name] for name in self.grid}
 
 
 def heads_of(run: Path, version: str) -> dict[str, Head]:
@@ -58,11 +77,9 @@ def base_results(run: Path) -> list[dict[str, Any]]:
 
     A head in a folder called `base` may have been trained on another model, and then doesn't count.
     """
-    if not (run / "tokenizer" / RECORD).is_file():
-        return []
-    adapted = read_record(run / "tokenizer")["inputs"]["base_model"]
+    adapted = adapted_model(run)
     rows = []
-    for scores in _scores_by_task(run, "base").values():
+    for scores in _scores_by_task(run, BASE).values():
         own = {folder: score for folder, score in scores.items() if read_record(folder)["inputs"]["model"] == adapted}
         if own:
             _check_seeds(own)

@@ -25,6 +25,7 @@ NOT_OPTIONS = frozenset(
         "merged_type",
         "merged_types",
         "processes",
+        "search",
     )
 )
 """Recorded settings that aren't options of a command; a card states them in other ways."""

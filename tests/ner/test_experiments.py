@@ -20,13 +20,13 @@ from head_results import GOOD, save_encoder, save_result, write_small_task, writ
 from helpers import ROOT
 from safetensors.torch import load_file
 
-from bioptimus_hf.artifacts import Run, building
+from bioptimus_hf.artifacts import RECORD, Run, building, identity, read_record, write_record
 from bioptimus_hf.cli.__main__ import main
 from bioptimus_hf.errors import InputError, TrainingDiverged
 from bioptimus_hf.ner import experiments, head_stage
 from bioptimus_hf.ner.experiments import make_heads, tabulate
 from bioptimus_hf.ner.options import HeadOptions, HeadTraining
-from bioptimus_hf.ner.planning import chosen_tasks, find_encoders, load_task
+from bioptimus_hf.ner.planning import CrossTest, chosen_tasks, find_encoders, load_cross_tests, load_task
 from bioptimus_hf.ner.results import HeadResult
 from bioptimus_hf.ner.tasks import BLURB_NER, NerTask
 from bioptimus_hf.publishing.report import make_report
@@ -109,6 +109,48 @@ def test_models_by_name(base: Path, tmp_path: Path) -> None:
     for model in ("v0.3", "x=v0.3"):
         with pytest.raises(InputError, match=rf"models: {model}: there is no .*/v0\.3"):
             found(model)
+
+
+def adapting(run: Path, base: Path) -> None:
+    """Write what a run records about the model that it adapts."""
+    with building(run / "tokenizer", {"base_model": identity(base)}, {}) as stage:
+        stage.facts["base_model"] = str(base)
+        (stage.path / "vocab.txt").touch()
+
+
+def test_another_model_is_not_called_base(base: Path, tmp_path: Path) -> None:
+    run = Run(str(tmp_path / "run"))
+    other = shutil.copytree(base, tmp_path / "base")
+    (other / "extra.txt").touch()
+    # Without a recorded base, this is the base.
+    assert find_encoders(run, HeadOptions(models=[str(other)]))["base"].folder == str(other)
+    adapting(run.root, base)
+    assert find_encoders(run, HeadOptions(models=["base", f"own={other}", f"bert={base}"])).keys() == {
+        *("base", "own", "bert")
+    }
+    for model in (str(other), f"base={other}"):
+        with pytest.raises(
+            InputError, match=r"models: .*/base isn't the model that the run adapts, which is called base"
+        ):
+            find_encoders(run, HeadOptions(models=[model]))
+    with pytest.raises(InputError, match=r"base_model: .*/base isn't the model that .*/tokenizer was made for"):
+        find_encoders(run, HeadOptions(models=["base"], base_model=str(other)))
+
+
+def test_heads_of_another_base_are_neither_in_the_tables_nor_in_a_card(base: Path, tmp_path: Path) -> None:
+    """A head may be older than the tokenizer that records the base."""
+    for task, model in (("t", "another model"), ("u", identity(base))):
+        head = save_result(tmp_path / "ner", task, "base", 0)
+        write_record(head / RECORD, {"model": model}, {"seed": 0}, facts={}, seconds=0)
+    tabulate(tmp_path / "ner", ["base"], ["base"])
+    before = json.loads((tmp_path / "ner" / "results.json").read_text())
+    assert [row["task"] for row in before["rows"]] == ["t", "u"]
+    adapting(tmp_path, base)
+    tabulate(tmp_path / "ner", ["base"], ["base"])
+    content = json.loads((tmp_path / "ner" / "results.json").read_text())
+    assert [row["task"] for row in content["rows"]] == ["u"]
+    assert content["missing"] == {"t/base/0": "made from another model than the run adapts"}
+    assert "- t/base/0 is missing: made from another model" in make_report(Run(str(tmp_path)))
 
 
 # The grid
@@ -290,7 +332,7 @@ def test_heads_are_scored_on_the_test_sets_of_other_tasks(
 @pytest.mark.parametrize(
     ("pair", "says"),
     [
-        ("a:c", "cross_test: a:c: the entity types must be the same, but a has Disease and c has Chemical"),
+        ("a:c", "cross_test: a:c: they share no entity type: a has Disease and c has Chemical"),
         ("c:a", "cross_test: c:a: c isn't one of the tasks to train on"),
         ("a:nothing", r"no train\.tsv for task nothing"),
     ],
@@ -304,6 +346,42 @@ def test_impossible_cross_tests_are_refused_before_any_training(
     with pytest.raises(InputError, match=says):
         make_heads(Run(str(tmp_path / "run")), options, HeadTraining())
     assert not (tmp_path / "run").exists()
+
+
+def test_cross_tests_of_all_pairs_that_share_a_type(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    kinds = {"a": "Disease", "b": "Disease", "c": "Chemical"}
+    for name, kind in kinds.items():
+        write_small_task(tmp_path / name, "asthma", kind)
+    both = "asthma\tB-Disease\nAspirin\tB-Chemical\n\n"
+    write_task(tmp_path / "d", both, both, both)
+    options = HeadOptions(ner_data=str(tmp_path), cross_test=["all"])
+    tasks = {name: load_task(NerTask(name), options) for name in (*kinds, "d")}
+    tests = load_cross_tests(tasks, options)
+    assert {(test.task, test.other): test.types for test in tests} == {
+        **dict.fromkeys((("a", "b"), ("b", "a"))),
+        **dict.fromkeys((("a", "d"), ("d", "a"), ("b", "d"), ("d", "b")), ("Disease",)),
+        **dict.fromkeys((("c", "d"), ("d", "c")), ("Chemical",)),
+    }
+    assert load_cross_tests(tasks, replace(options, cross_test=["all", "a:b"])) == tests  # given twice, scored once
+    assert load_cross_tests({name: tasks[name] for name in "ac"}, options) == []
+    assert "no two of the tasks share an entity type" in caplog.text
+
+
+def test_only_shared_types_count_in_a_cross_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_task(tmp_path / "d", *(["asthma\tB-Disease\nor\tO\nAspirin\tB-Chemical\n\n"] * 3))
+    test = load_task(NerTask("d"), HeadOptions(ner_data=str(tmp_path))).splits["test"]
+    head = save_result(tmp_path / "run" / "ner", "a", "m", 0)
+    predicted = {"d": [["B-Disease", "B-Gene", "B-Gene"]]}
+    monkeypatch.setattr(head_stage, "predict_tasks", lambda *_, **__: predicted)
+    monkeypatch.setattr(head_stage, "load_token_classifier", lambda _: torch.nn.Identity())
+    monkeypatch.setattr(head_stage, "load_by_name", lambda *_: None)
+    cross_test = CrossTest("a", "d", test, {"test": "x"}, types=("Disease",))
+    head_stage.score_elsewhere(head, cross_test, Run(str(tmp_path / "run")), HeadOptions())
+    folder = tmp_path / "run" / "cross_test" / "a-on-d" / "m" / "0"
+    scores = json.loads((folder / "scores.json").read_text())["test"]
+    assert (scores["f1"], scores["support"]) == (1.0, 1.0)
+    assert read_record(folder)["settings"]["types"] == ["Disease"]
+    assert (folder / "predictions.tsv").read_text() == "asthma\tB-Disease\tB-Disease\nor\tO\tO\nAspirin\tO\tO\n\n"
 
 
 # Tables
@@ -321,7 +399,7 @@ def test_rows_come_in_the_order_of_tasks_and_models(tmp_path: Path, monkeypatch:
         return ""
 
     monkeypatch.setattr(experiments, "write_results", write_results)
-    tabulate(tmp_path, ["base", "v0.1"])
+    tabulate(tmp_path, ["base", "v0.1"], ["base"])
     assert list(dict.fromkeys(result.task for result in seen)) == [
         *("bc5-chem", "jnlpba", "ncbi-disease, tested on bc5-disease", "own"),
     ]

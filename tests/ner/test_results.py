@@ -19,7 +19,15 @@ from head_results import (
 
 from bioptimus_hf.artifacts import RECORD, read_record, write_record
 from bioptimus_hf.errors import InputError
-from bioptimus_hf.ner.results import HeadResult, averages, paired_differences, read_predictions, read_results, summarize
+from bioptimus_hf.ner.results import (
+    HeadResult,
+    _simultaneous_intervals,
+    averages,
+    paired_differences,
+    read_predictions,
+    read_results,
+    summarize,
+)
 from bioptimus_hf.ner.scores import entity_counts, entity_scores
 from bioptimus_hf.ner.tasks import (
     BLURB_NER,
@@ -56,7 +64,7 @@ def test_the_average_is_over_seeds_that_all_five_tasks_have() -> None:
 
 def test_differences_are_paired() -> None:
     results = [*results_of("t", "base", 0.7, 0.8, 0.9), *results_of("t", "m", 0.75, 0.82), *results_of("u", "m", 0.1)]
-    (row,) = paired_differences(results, "base")
+    (row,) = paired_differences(results, ["base"])
     assert (row["task"], row["model"], row["minus"], row["seeds"]) == ("t", "m", "base", [0, 1])
     assert row["mean"] == pytest.approx(0.035)
     assert row["standard_deviation"] == pytest.approx(statistics.stdev([0.05, 0.02]))
@@ -67,19 +75,19 @@ def test_differences_are_paired() -> None:
 def test_heads_that_were_trained_differently_are_not_paired() -> None:
     counts = np.array([[1, 2, 2]])
     results = [result_of("t", "base", 0, counts, rate=1), result_of("t", "m", 0, counts, rate=2)]
-    assert paired_differences(results, "base") == []
+    assert paired_differences(results, ["base"]) == []
     unlike = [replace(result, settings={}, inputs={"train": result.model, "model": result.model}) for result in results]
-    assert paired_differences(unlike, "base") == []
+    assert paired_differences(unlike, ["base"]) == []
     alike = [replace(result, inputs={"train": "t", "model": result.model}) for result in unlike]
-    assert len(paired_differences(alike, "base")) == 1
+    assert len(paired_differences(alike, ["base"])) == 1
     pair = [result_of("t", "base", 1, counts), result_of("t", "m", 1, counts)]
-    assert len(paired_differences([*results, *pair], "base")) == 1
+    assert len(paired_differences([*results, *pair], ["base"])) == 1
 
 
 def test_the_difference_between_equal_predictions_is_zero() -> None:
     counts = drawn_counts(np.random.default_rng(0), np.full(50, 3), 0.5)
     rows = paired_differences(
-        [result_of("t", name, seed, counts) for name in ("base", "m") for seed in range(3)], "base"
+        [result_of("t", name, seed, counts) for name in ("base", "m") for seed in range(3)], ["base"]
     )
     assert (rows[0]["mean"], rows[0]["interval"]) == (0.0, [0.0, 0.0])
 
@@ -90,7 +98,7 @@ def test_the_interval_of_a_single_pair_is_the_plain_bootstrap() -> None:
     true = rng.integers(0, 4, size=80)
     base, other = (drawn_counts(rng, true, chance) for chance in (0.6, 0.8))
     (row,) = paired_differences(
-        [result_of("t", "base", 0, base), result_of("t", "m", 0, other)], "base", resamples=4000
+        [result_of("t", "base", 0, base), result_of("t", "m", 0, other)], ["base"], resamples=4000
     )
 
     def f1(counts: np.ndarray) -> float:
@@ -110,10 +118,14 @@ def test_intervals_are_reproducible_and_independent_of_other_tasks_and_models() 
         found = {name: [drawn_counts(rng, np.full(40, 2), 0.7) for _ in range(3)] for name in ("base", "m", "n")}
         return [result_of(task, name, seed, one) for name in names for seed, one in enumerate(found[name])]
 
-    (alone,) = paired_differences(cells("base", "m"), "base")
-    assert paired_differences(cells("base", "m"), "base") == [alone]
-    assert alone in paired_differences([*cells("base", "m", task="s"), *cells("n", "base", "m")], "base")
-    assert paired_differences(cells("base", "m", task="s"), "base")[0]["interval"] != alone["interval"]
+    (alone,) = paired_differences(cells("base", "m"), ["base"])
+    assert paired_differences(cells("base", "m"), ["base"]) == [alone]
+    among_others = paired_differences([*cells("base", "m", task="s"), *cells("n", "base", "m")], ["base"])
+    (same,) = [row for row in among_others if (row["task"], row["model"]) == ("t", "m")]
+    assert same["interval"] == alone["interval"] == alone["simultaneous_interval"]
+    assert same["simultaneous_interval"][0] < alone["interval"][0]
+    assert same["simultaneous_interval"][1] > alone["interval"][1]
+    assert paired_differences(cells("base", "m", task="s"), ["base"])[0]["interval"] != alone["interval"]
 
 
 def test_intervals_cover_the_true_difference_about_as_often_as_they_claim() -> None:
@@ -129,12 +141,46 @@ def test_intervals_cover_the_true_difference_about_as_often_as_they_claim() -> N
             for seed in range(5):
                 chance = np.clip(0.75 + taste + rng.normal(0, 0.02), 0, 1)
                 results.append(result_of(f"t{trial}", model, seed, drawn_counts(rng, true, chance)))
-        (row,) = paired_differences(results, "base", resamples=200)
+        (row,) = paired_differences(results, ["base"], resamples=200)
         held["both"] += row["interval"][0] <= 0 <= row["interval"][1]
         spread = 1.96 * row["standard_deviation"] / 5**0.5
         held["seeds alone"] += abs(row["mean"]) <= spread
     assert 0.89 <= held["both"] / trials <= 0.985
     assert held["seeds alone"] / trials < 0.87  # this is why test sentences are drawn too
+
+
+def test_simultaneous_intervals_cover_all_true_differences_as_often_as_they_claim() -> None:
+    rng = np.random.default_rng(6)
+    held = {"simultaneous": 0, "each alone": 0}
+    for _ in range(400):
+        shared, *own = rng.normal(0, 1, size=(13, 501))  # twelve comparisons with the same reference
+        drawn = [(float(one[0]), one[0] + one[1:]) for one in (shared + 2 * np.stack(own))]
+        alone = [tuple(np.quantile(samples, (0.025, 0.975))) for _, samples in drawn]
+        for name, intervals in (("simultaneous", _simultaneous_intervals(drawn)), ("each alone", alone)):
+            held[name] += all(low <= 0 <= high for low, high in intervals)
+    assert 0.92 <= held["simultaneous"] / 400 <= 0.98
+    assert held["each alone"] / 400 < 0.75
+
+
+def test_two_references_are_compared_once() -> None:
+    results = [one for model in ("base", "control", "m") for one in results_of("t", model, 0.5, 0.6)]
+    pairs = [(row["model"], row["minus"]) for row in paired_differences(results, ["base", "control"])]
+    assert pairs == [("control", "base"), ("m", "base"), ("m", "control")]
+    # Without heads of a reference, there is nothing to compare with.
+    assert paired_differences(results, ["another"]) == []
+
+
+def test_settings_chosen_from_the_same_grid_count_as_equal() -> None:
+    counts = np.array([[1, 2, 2]])
+    grids = {"base": [1, 2], "m": [1, 2], "other": [1, 3]}
+    results = [
+        result_of("t", model, 0, counts, rate=rate, epochs=5, search={"rate": grids[model]})
+        for rate, model in enumerate(grids, start=1)
+    ]
+    assert [row["model"] for row in paired_differences(results, ["base"])] == ["m"]
+    fixed = result_of("t", "fixed", 0, counts, rate=1, epochs=5)
+    longer = result_of("t", "longer", 0, counts, rate=1, epochs=6, search={"rate": [1, 2]})
+    assert paired_differences([results[0], fixed, longer], ["base"]) == []
 
 
 def test_the_average_difference_has_an_interval_if_all_five_tasks_have_pairs() -> None:
@@ -145,14 +191,14 @@ def test_the_average_difference_has_an_interval_if_all_five_tasks_have_pairs() -
         for model, chance in (("base", 0.6), ("m", 0.7))
         for seed in range(3)
     ]
-    rows = paired_differences(results, "base")
+    rows = paired_differences(results, ["base"])
     assert [row["task"] for row in rows] == [*BLURB_NER, "average"]
     average = rows.pop()
     assert average["mean"] == pytest.approx(statistics.fmean(row["mean"] for row in rows))
     width = {row["task"]: row["interval"][1] - row["interval"][0] for row in [*rows, average]}
     assert width["average"] < min(width[task] for task in BLURB_NER)
     assert average["interval"][0] < average["mean"] < average["interval"][1]
-    assert "average" not in {row["task"] for row in paired_differences(results[:-1][6:], "base")}
+    assert "average" not in {row["task"] for row in paired_differences(results[:-1][6:], ["base"])}
 
 
 def test_a_full_grid_takes_seconds() -> None:
@@ -160,7 +206,7 @@ def test_a_full_grid_takes_seconds() -> None:
     counts = [drawn_counts(rng, np.full(5000, 1), 0.8) for _ in range(10)]
     results = [result_of(task, f"m{n // 5}", n % 5, one) for task in BLURB_NER for n, one in enumerate(counts)]
     start = time.process_time()
-    paired_differences(results, "m0")
+    paired_differences(results, ["m0"])
     assert time.process_time() - start < 15
 
 

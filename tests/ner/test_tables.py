@@ -14,7 +14,7 @@ from head_results import (
     results_of,
 )
 
-from bioptimus_hf.ner.literature import PUBLISHED
+from bioptimus_hf.ner.literature import PIECES, PUBLISHED
 from bioptimus_hf.ner.results import averages, paired_differences, summarize
 from bioptimus_hf.ner.tables import published_table, results_table, write_results
 from bioptimus_hf.ner.tasks import (
@@ -28,7 +28,7 @@ def test_table_of_results() -> None:
         *results_of("t", "v0.4", 0.75, 0.85, 0.95),
         result_of("u", "m", 0, np.array([[500, 800, 1000]])),
     ]
-    table = results_table(summarize(results), paired_differences(results, "base"), reference="base").splitlines()
+    table = results_table(summarize(results), paired_differences(results, ["base"]), references=["base"]).splitlines()
     assert table[0].startswith("| task | model | F1 | F1 minus base | conlleval F1 | precision | recall | seeds |")
     assert table[2] == ("| t | base | 80.00 ± 10.00 |  | 82.00 ± 9.00 | 80.00 ± 10.00 | 80.00 ± 10.00 | 3 | 1000 |")
     assert "| t | v0.4 | 85.00 ± 10.00 | +5.00 (+5.00 to +5.00) | 86.50 ± 9.00 |" in table[3]
@@ -36,7 +36,7 @@ def test_table_of_results() -> None:
     assert "strict IOB2 as seqeval" in table[-1]
     assert "conlleval F1: conlleval, which is seqeval's default" in table[-1]
     fewer = [*results[:2], *results[3:6]]
-    table_of_fewer = results_table(summarize(fewer), paired_differences(fewer, "base"), reference="base")
+    table_of_fewer = results_table(summarize(fewer), paired_differences(fewer, ["base"]), references=["base"])
     assert "+5.00 (+5.00 to +5.00, 2 pairs)" in table_of_fewer
 
 
@@ -46,32 +46,36 @@ def test_published_figures_are_compared_on_the_same_test_set_only() -> None:
     rows = summarize([*results, *results_of("bc2gm", "n", 0.5, mentions=6324), *results_of("mine", "m", 0.5)])
     table = published_table(rows, averages(results)).splitlines()
     assert table[0] == (
-        "| model | bc5-chem | bc5-disease | ncbi-disease | bc2gm | jnlpba | average | protocol | source |"
+        "| model | bc5-chem | bc5-disease | ncbi-disease | bc2gm | jnlpba | average | counted in | protocol | source |"
     )
     # The lenient figure, because the publications don't name their scorer.
     assert table[2].startswith("| m | 54.99 ± 0.00 | 55.00 ± 0.00 |")
-    assert table[2].endswith("| 55.00 ± 0.00 | mean of 2 seeds | this run |")
-    assert table[3] == "| n |  |  |  | other test data |  |  | one seed | this run |"
+    assert table[2].endswith("| 55.00 ± 0.00 | words | mean of 2 seeds | this run |")
+    assert table[3] == "| n |  |  |  | other test data |  |  | words | one seed | this run |"
     assert (
-        "| PubMedBERT | 93.33 | 85.62 | 87.82 | 84.52 | 79.10 | 86.08 | mean of 5 seeds | arXiv 2007.15779, table 6 |"
-        in table
+        "| PubMedBERT | 93.33 | 85.62 | 87.82 | 84.52 | 79.10 | 86.08 | not stated | mean of 5 seeds | "
+        "arXiv 2007.15779, table 6 |" in table
     )
+    (pieces,) = [line for line in table if line.startswith("| CompactBioBERT")]
+    assert "| 94.31 |  |  | 86.71 |  |  | word pieces | one seed |" in pieces  # no average of two tasks
     assert len(table) == 2 + 2 + len(PUBLISHED) + 2
     unfinished = [*results, *results_of("bc5-chem", "m", 0.5, 0.5, 0.5, 0.5, 0.5, mentions=mentions["bc5-chem"])]
     (row,) = [line for line in published_table(summarize(unfinished), []).splitlines() if line.startswith("| m |")]
-    assert row.endswith("| mean of 2 to 5 seeds | this run |")
+    assert row.endswith("| words | mean of 2 to 5 seeds | this run |")
     assert published_table(summarize(results_of("mine", "m", 0.5)), []) == ""
 
 
 def test_averages_of_published_figures_agree_with_the_sources() -> None:
-    averages_of = {row.model: statistics.fmean(map(float, row.f1.values())) for row in PUBLISHED}
-    assert len(averages_of) == len(PUBLISHED)
+    complete = [row for row in PUBLISHED if list(row.f1) == list(BLURB_NER)]
+    averages_of = {row.model: statistics.fmean(map(float, row.f1.values())) for row in complete}
+    assert len(averages_of) == len(complete)
     assert averages_of["BIOptimus v0.1"] == pytest.approx(85.52, abs=0.006)
     assert averages_of["BIOptimus v0.4"] == pytest.approx(86.67, abs=0.006)
     assert averages_of["BERT-base uncased"] == pytest.approx(82.99, abs=0.006)
     assert averages_of["BioBERT v1.1"] == pytest.approx(85.81, abs=0.006)
     assert averages_of["INDUS-small"] == pytest.approx(82.60, abs=0.006)
-    assert all(list(row.f1) == list(BLURB_NER) and row.source and row.protocol for row in PUBLISHED)
+    assert all(row.f1.keys() <= BLURB_NER.keys() and row.source and row.protocol for row in PUBLISHED)
+    assert all(row.counting == PIECES for row in PUBLISHED if row not in complete)
 
 
 def test_results_are_saved_with_a_plot_of_the_versions(tmp_path: Path) -> None:
@@ -83,17 +87,18 @@ def test_results_are_saved_with_a_plot_of_the_versions(tmp_path: Path) -> None:
         for result in results_of(task, model, f1, f1 + 0.02)
         if (task, model[:2]) != ("w", "v0")
     ]
-    text = write_results(tmp_path, results, reference="base")
+    text = write_results(tmp_path, results, references=["base"])
     assert (tmp_path / "results.md").read_text() == text
     saved = json.loads((tmp_path / "results.json").read_text())
     assert saved.keys() == {
-        *("scorer", "lenient_scorer", "reference", "rows", "averages", "differences", "missing", "resamples")
+        *("scorer", "lenient_scorer", "references", "rows", "averages", "differences", "missing", "resamples"),
+        "trainings",
     }
     assert saved["rows"] == summarize(results)
     assert (tmp_path / "versions.png").read_bytes().startswith(b"\x89PNG")
 
     (tmp_path / "versions.png").unlink()
-    write_results(tmp_path, results_of("t", "v0.1", 0.5), reference="v0.1")
+    write_results(tmp_path, results_of("t", "v0.1", 0.5), references=["v0.1"])
     assert not (tmp_path / "versions.png").exists()
 
 
@@ -107,5 +112,7 @@ def test_the_plot_gets_the_versions_in_order_and_the_reference(tmp_path: Path, m
 
     monkeypatch.setattr("bioptimus_hf.ner.tables.plot_versions", plot_versions)
     models = (("v0.10", 0.9), ("base", 0.6), ("v0.4", 0.8), ("other", 0.1))
-    write_results(tmp_path, [result for model, f1 in models for result in results_of("t", model, f1)], reference="base")
+    write_results(
+        tmp_path, [result for model, f1 in models for result in results_of("t", model, f1)], references=["base"]
+    )
     assert seen == {"t": ["base", "v0.4", "v0.10"]}

@@ -84,10 +84,24 @@ def test_commands_of_the_cards_are_accepted(finished: Path, tmp_path: Path) -> N
     lines = card.partition("```bash\n")[2].partition("```")[0]
     command, name, *arguments = shlex.split(lines.replace("\\\n", " "))
     assert (command, name) == ("bioptimus", "finetune-ner")
-    _, options, training = parse(finetune_ner.OPTIONS, "finetune_ner", None, arguments)
+    _, options, training, _ = parse(finetune_ner.OPTIONS, "finetune_ner", None, arguments)
     assert training == HeadTraining(learning_rate=1e-4, num_train_epochs=2)
     assert options.models == ["v0.4=lab/encoder@v0.4"]
     assert options.seeds == [0, 1]
+
+
+def test_cards_state_the_settings_that_were_chosen(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    for seed in (0, 1):
+        record = run / "ner" / "own" / "v0.4" / str(seed) / "made.json"
+        grid = {"learning_rate": [5e-5, 1e-4]}
+        change(record, settings=read_record(record)["settings"] | {"search": grid})
+    card = head_card(head_facts(run, "own", "0.4", "lab/encoder-own", ABOUT))
+    assert "`learning_rate` 0.0001 was chosen from the\nvalues below by the validation F1" in card
+    _, _, *arguments = shlex.split(card.partition("```bash\n")[2].partition("```")[0].replace("\\\n", " "))
+    *_, training, _ = parse(finetune_ner.OPTIONS, "finetune_ner", None, arguments)
+    assert training == HeadTraining(learning_rate=[5e-5, 1e-4], num_train_epochs=2)
+    assert "on the development sets: own: `learning_rate` 0.0001.\n" in card_of_encoder(run)
 
 
 def test_card_of_a_joint_head(tmp_path: Path) -> None:
@@ -110,8 +124,8 @@ def test_card_of_a_joint_head(tmp_path: Path) -> None:
     assert results == [("own", 0.75)] * 3 + [("mine", 0.5)] * 3
     lines = card.partition("```bash\n")[2].partition("```")[0]
     _, _, *arguments = shlex.split(lines.replace("\\\n", " "))
-    _, options, training = parse(finetune_ner.OPTIONS, "finetune_ner", None, arguments)
-    assert (options.tasks, options.joint, options.seeds) == (["own", "mine"], True, [0, 0])
+    again, options, training, _ = parse(finetune_ner.OPTIONS, "finetune_ner", None, arguments)
+    assert (options.tasks, options.joint, options.seeds_from(again.seed)) == (["own", "mine"], True, [0])
     assert training == HeadTraining(learning_rate=1e-4, num_train_epochs=2)
 
     card = card_of_encoder(run)  # names the joint head beside the others
