@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import regex
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
@@ -17,13 +16,11 @@ from bioptimus_hf.corpus.sentences import sentence_starts
 from bioptimus_hf.corpus.tags import OUTSIDE, Tag
 from bioptimus_hf.models import longest_input
 from bioptimus_hf.ner.calibration import score_of_entity
+from bioptimus_hf.ner.text_words import keep_graphemes
 from bioptimus_hf.ner.windows import window_spans
 from bioptimus_hf.ner.word_pieces import EncodedText, WordEncoder
 
 Array = npt.NDArray[Any]
-# A flag is two regional indicators. At each one `\X` counts those before it: a long row of flags would take minutes.
-_GRAPHEME = regex.compile(r"\p{RI}{2}(?=\p{RI})|\X")
-_NOT_ASCII = regex.compile(r"[^\x00-\x7f]+(?:[\x00-\x7f][^\x00-\x7f]+)*")  # no grapheme reaches beyond one's neighbours
 _OVERLAP = 0.125  # share of a window: a sentence or two of context on each side costs an eighth more work
 
 
@@ -123,7 +120,7 @@ class TextTokenizer:
         """
         tokenized = []
         for text, encoded in zip(texts, self._encoder.encode_texts(texts), strict=True):
-            _keep_graphemes(text, encoded.starts, encoded.ends)
+            keep_graphemes(text, encoded.starts, encoded.ends)
             windows = list(self._windows(text, encoded))
             tokenized.append(TokenizedText(text, encoded.starts, encoded.ends, windows, heads))
         return tokenized
@@ -158,20 +155,3 @@ class TextTokenizer:
             own = slice(bounds[own_left] - bounds[left], bounds[own_right] - bounds[left])
             window = np.concatenate([begin, *pieces, end]).astype(np.int64)
             yield TextWindow(window, int(bounds[own_left]), places[own])
-
-
-def _keep_graphemes(text: str, starts: Array, ends: Array) -> None:
-    """Move starts and ends of words that lie within a grapheme to the end of it, in place.
-
-    A grapheme is what readers see as one character: a letter with its accents, vowel signs and joiners, or an emoji
-    with its modifiers. Tokenizers drop some of its parts, and split others off. A word of nothing else becomes empty.
-    """
-    if text.isascii():
-        return
-    grapheme_end: dict[int, int] = {}
-    for run in _NOT_ASCII.finditer(text):
-        for found in _GRAPHEME.finditer(text, max(run.start() - 1, 0), run.end() + 1):
-            grapheme_end |= dict.fromkeys(range(found.start() + 1, found.end()), found.end())
-    if grapheme_end:
-        for places in (starts, ends):
-            places[:] = [grapheme_end.get(place, place) for place in places.tolist()]

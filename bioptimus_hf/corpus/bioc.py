@@ -199,7 +199,9 @@ def bioc_document(file: InputFile, where: str, row: Mapping[str, Any], collectio
         )
         entities: list[Entity] = []
         if file.options.annotations != "ignored":
-            for place, found in _entities(row, parts, text, passages):
+            for place, found, pieces in _entities(row, parts, text, passages):
+                if pieces > 1:
+                    file.note("annotations in several pieces, read from the first to the last", f"{where}, {place}")
                 try:
                     entities += read_entities(file, f"{where}, {place}", text, [found])
                 except InputError as error:
@@ -215,10 +217,11 @@ def _entities(
     parts: Sequence[tuple[dict[str, Any], list[dict[str, Any]]]],
     text: str,
     passages: Sequence[Passage],
-) -> Iterator[tuple[str, Entity | InputError]]:
-    """Yield the annotations of a document, of its passages (the `parts`) and of their sentences, with their places.
+) -> Iterator[tuple[str, Entity | InputError, int]]:
+    """Yield the annotations of a document, of its passages (the `parts`) and of their sentences.
 
-    In place of one that can't be read there is its error.
+    Each comes after its place and before the number of its pieces. In place of one that can't be read there is its
+    error.
     """
     rest = iter(passages)
     numbered = [
@@ -235,13 +238,13 @@ def _entities(
         try:
             annotations = _dicts(holder, "annotations")
         except InputError as error:
-            yield place, error
+            yield place, error, 0
             continue
         for annotation in annotations:
             try:
-                yield place, _entity(annotation, text, (*own, *passages))
+                yield place, _entity(annotation, text, (*own, *passages)), len(annotation["locations"])
             except InputError as error:
-                yield place, error
+                yield place, error, 0
 
 
 def _units(passage: dict[str, Any]) -> list[dict[str, Any]]:

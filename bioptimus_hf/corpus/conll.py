@@ -51,18 +51,37 @@ def read_conll(
         InputError: the file is missing, has no sentence or isn't UTF-8; or a line is malformed, or its tag unknown or
             without a type that isn't named (which line).
     """
+    return read_conll_with_documents(path, types=types, type_name=type_name)[0]
+
+
+def read_conll_with_documents(
+    path: str | Path, *, types: Collection[str] | None = None, type_name: str | None = None
+) -> tuple[list[Sentence], list[str | None]]:
+    """Read the sentences of a CoNLL file as `read_conll` does, and the id of the document that each belongs to.
+
+    A document whose line has no id is called by its number in the file, counted from 1. Sentences before the first line
+    that begins a document belong to none.
+    """
     sentences: list[Sentence] = []
+    documents: list[str | None] = []
+    name: str | None = None
+    number, is_empty = 0, False
     with open_input(path, ReadOptions(type_name=type_name)) as file:
         for sentence in _sentences(file, types):
             if isinstance(sentence, NotUtf8Error):
                 raise InputError(f"{sentence}, for example with iconv -f latin1 -t utf-8") from sentence
             if isinstance(sentence, InputError):
                 raise sentence
-            if not isinstance(sentence, _DocumentStart):
-                sentences.append(sentence)
+            if isinstance(sentence, _DocumentStart):
+                number += not is_empty  # two lines may begin one document
+                name, is_empty = sentence.id or str(number), True
+                continue
+            sentences.append(sentence)
+            documents.append(name)
+            is_empty = False
     if not sentences:
         raise InputError(f"{path} has no sentence: give a file with a token and its tag per line")
-    return sentences
+    return sentences, documents
 
 
 def read_words(path: str | Path) -> list[list[str]]:

@@ -68,6 +68,7 @@ class Format:
         write_files: writes documents to several files, all or none of them, at the path that stands for them. None if
             the format has one file.
         gzip: whether files may be compressed, with `.gz` after the suffix.
+        annotated: whether entities are read.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Format:
     write: Callable[[Iterable[Document]], Iterator[str] | Iterator[bytes]] | None = None
     write_files: Callable[[Path, Iterable[Document]], None] | None = None
     gzip: bool = True
+    annotated: bool = False
 
     @property
     def suffix(self) -> str:
@@ -102,17 +104,23 @@ FORMATS = {
     format.name: format
     for format in (
         Format("txt", (".txt",), read_txt),
-        Format("jsonl", (".jsonl",), read_jsonl, jsonl_text),
+        Format("jsonl", (".jsonl",), read_jsonl, jsonl_text, annotated=True),
         Format("csv", (".csv",), read_csv, csv_text),
-        Format("parquet", (".parquet",), read_parquet, parquet_bytes, gzip=False),
+        Format("parquet", (".parquet",), read_parquet, parquet_bytes, gzip=False, annotated=True),
         Format("pubmed", (".xml",), read_xml),
-        Format("pubtator", (".pubtator", ".pubtator.txt"), read_pubtator, pubtator_text),
-        Format("bioc", (".json",), read_bioc, bioc_text),
-        Format("json", (".json",), read_json_array),
-        Format("bioc_xml", (".bioc.xml",), read_xml, bioc_xml.bioc_xml_text),
+        Format("pubtator", (".pubtator", ".pubtator.txt"), read_pubtator, pubtator_text, annotated=True),
+        Format("bioc", (".json",), read_bioc, bioc_text, annotated=True),
+        Format("json", (".json",), read_json_array, annotated=True),
+        Format("bioc_xml", (".bioc.xml",), read_xml, bioc_xml.bioc_xml_text, annotated=True),
         Format("jats", (".nxml",), read_xml),
-        Format("brat", (".brat",), brat.read_brat, write_files=brat.write_brat, gzip=False),
-        Format("conll", (".conll", ".tsv", ".iob", ".iob2", ".bio"), read_conll_documents, conll_text),
+        Format("brat", (".brat",), brat.read_brat, write_files=brat.write_brat, gzip=False, annotated=True),
+        Format(
+            "conll",
+            (".conll", ".tsv", ".iob", ".iob2", ".bio"),
+            read_conll_documents,
+            conll_text,
+            annotated=True,
+        ),
         Format("tsv", (".tsv",), read_csv, tsv_text),
         Format("html", (".html",), write=html_text),
     )
@@ -124,6 +132,8 @@ READABLE = tuple(name for name, format in FORMATS.items() if format.read)
 """The formats that can be read."""
 WRITABLE = tuple(name for name, format in FORMATS.items() if format.write or format.write_files)
 """The formats that can be written."""
+ANNOTATED = tuple(name for name, format in FORMATS.items() if format.annotated)
+"""The formats from which entities are read."""
 READABLE_ENDINGS = tuple(dict.fromkeys(ending for name in READABLE for ending in FORMATS[name].endings))
 """How names of files end that can be read."""
 
@@ -356,6 +366,21 @@ def format_to_read(path: str | Path, given: str | None = None) -> str:
         return HUB
     name = format_of(path, given, READABLE)
     return "brat" if given is None and name == "txt" and brat.has_annotations(Path(path)) else name
+
+
+def annotated_format(path: str | Path) -> str | None:
+    """Return the format from which the entities of a file are read, None if its format has none.
+
+    Where the name leaves it open (`.txt`, `.xml`, `.tsv`, `.json`), the content decides.
+
+    Raises:
+        InputError: the format is unknown, or the file can't be read.
+    """
+    name = format_to_read(path)
+    if name in ("txt", "pubmed", "conll", "bioc"):
+        with open_input(path) as file:
+            name = recognise(file.binary.peek(HEAD)[:HEAD]) or name
+    return name if name in ANNOTATED else None
 
 
 def written_files(path: Path, format: str) -> list[Path]:

@@ -13,6 +13,7 @@ from datasets import Dataset, DatasetDict
 from transformers import AutoConfig
 
 from bioptimus_hf.artifacts import Run, check_fresh, verify
+from bioptimus_hf.corpus.formats import stem_of
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import Source, base_of_run, check_encoder, find_model, load_by_name
 from bioptimus_hf.ner.joint import JointData, join_tasks, types_of_labels
@@ -111,7 +112,7 @@ class PlannedHead:
 
 
 def chosen_tasks(names: Sequence[str]) -> list[NerTask]:
-    """Return the tasks that names, NAME=SOURCE, folders and YAML files stand for; `all` is the five BLURB tasks.
+    """Return the tasks that names, NAME=SOURCE, folders and files stand for; `all` is the five BLURB tasks.
 
     Raises:
         InputError: two tasks have the same name, a task is called `joint`, or a YAML file is invalid.
@@ -295,8 +296,8 @@ def _chosen_task(given: str) -> NerTask:
     if given.endswith((".yaml", ".yml")):
         return read_task(given)
     name, _, source = given.partition("=")
-    if not source and "/" in given:
-        name, source = Path(given).name, given
+    if not source and ("/" in given or Path(given).is_file()):
+        name, source = stem_of(given), given
     return replace(NER_TASKS.get(name) or NerTask(name, folder=name), source=source)
 
 

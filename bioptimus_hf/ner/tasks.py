@@ -1,12 +1,15 @@
-"""Define NER tasks (the five of BLURB, or your own) and read their data from CoNLL files or the Hub."""
+"""Define NER tasks (the five of BLURB, or your own) and read their data from annotated files or the Hub."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import logging
+import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -15,37 +18,48 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
 from bioptimus_hf.argument_checks import check_call, check_columns
 from bioptimus_hf.artifacts import identity, read_yaml
-from bioptimus_hf.corpus.conll import Sentence, has_types, read_conll, types_of
+from bioptimus_hf.corpus.conll import Sentence, has_types, read_conll_with_documents, types_of
 from bioptimus_hf.corpus.hub import load_pinned, pin_dataset
-from bioptimus_hf.corpus.ner_files import SPLIT_NAMES, split_file
-from bioptimus_hf.corpus.reading import Notes
+from bioptimus_hf.corpus.ner_files import SPLIT_NAMES, UNSPLIT, LabelFiles, find_labels
+from bioptimus_hf.corpus.reading import Notes, ReadOptions
 from bioptimus_hf.corpus.tags import TAG, TagConverter, parse_tag
 from bioptimus_hf.errors import InputError
-from bioptimus_hf.models import is_hub_name
+from bioptimus_hf.models import MAX_LENGTH, is_hub_name
+from bioptimus_hf.ner.document_splits import SplitSentences, read_split_documents, split_documents, types_found
+from bioptimus_hf.ner.splitting import SHARES
 
 logger = logging.getLogger(__name__)
 
 SPLITS = tuple(SPLIT_NAMES)
+READ_KEYS = ("text_column", "id_column", "encoding", "errors", "max_document_megabytes", "type_name")
+"""What `read` in a task's YAML file may say."""
 _RARE, _RARE_VARIANT = 200, 20  # how many times as often another type occurs, or one with a similar name
 
 
 @check_call()
 @dataclass(frozen=True)
 class NerTask:
-    """A task: three CoNLL files or a data set on the Hub, and what is known about them.
+    """A task: files with annotations or a data set on the Hub, and what is known about them.
 
     Attributes:
         name: names the folder of the results.
         folder: sub-folder with the task's files, relative to the source given to `load_ner`; by default, `name`. Files
             in the source itself are found, too.
-        types: entity types; by default those that occur in the training set.
+        types: entity types; by default those that occur in the training set. In CoNLL files and on the Hub, others are
+            errors; of annotated documents in other formats, they are left out.
         merged_type: if given, all types are read as this one. Tags without a type (`B` and `I`) get this type, the
             only one of `types`, or the name of the task.
         mentions: published numbers of mentions in train, validation and test. Other data is rejected.
         common_copy: numbers of mentions of a widely used copy that differs from the published data; accepted and
             logged.
-        source: folder or Hub data set (`owner/name` or `owner/name@revision`) to pass to `load_ner`, for a task with a
-            source of its own.
+        source: file, folder or Hub data set (`owner/name` or `owner/name@revision`) to pass to `load_ner`, for a task
+            with a source of its own.
+        shares: of training, development and test set, if the source isn't split; by default `splitting.SHARES`.
+        split_seed: another one gives another split; by default 0.
+        read: how files are read.
+
+    Raises:
+        InputError: a name, type, share or seed is invalid.
     """
 
     name: str
@@ -55,6 +69,9 @@ class NerTask:
     mentions: tuple[int, int, int] | None = None
     common_copy: tuple[int, int, int] | None = None
     source: str = ""
+    shares: tuple[float, float, float] | None = None
+    split_seed: int | None = None
+    read: ReadOptions = field(default_factory=ReadOptions)
 
     def __post_init__(self) -> None:
         if self.name in ("", ".", "..") or "/" in self.name:
@@ -67,6 +84,15 @@ class NerTask:
                 )
         if self.types and len(set(self.types)) < len(self.types):
             raise InputError(f"task {self.name}: a type occurs twice: {', '.join(self.types)}")
+        shares = SHARES if self.shares is None else self.shares
+        if len(shares) != len(SPLITS) or not all(share > 0 for share in shares) or not math.isclose(sum(shares), 1):
+            given = ", ".join(map(str, shares))
+            raise InputError(
+                f"task {self.name}: must be the shares of {', '.join(SPLITS)}, above 0 and 1 in all, not {given}",
+                argument="shares",
+            )
+        if self.split_seed is not None and self.split_seed < 0:
+            raise InputError(f"task {self.name}: can't be negative", argument="split_seed")
 
 
 BLURB_NER: dict[str, NerTask] = {
@@ -104,44 +130,57 @@ NER_TASKS = {**BLURB_NER, JNLPBA_TYPES.name: JNLPBA_TYPES}
 def load_ner(task: str | NerTask, source: str | Path) -> DatasetDict:
     """Read the training, validation and test set of a task, and check the numbers of mentions.
 
+    Files may be CoNLL for each split, or annotated documents in any format (see `corpus.formats.ANNOTATED`): a file or
+    folder for each split, or a single file or folder, whose documents are split at random (see `NerTask`) so that
+    documents stay whole, and each split has its share of every type. Their text is divided into sentences and words as
+    annotation does; what can't be kept is logged with a count and an example.
+
     The number of mentions of each type is logged for each split, and a warning names types that look like errors.
 
     Args:
         task: a key of `BLURB_NER`, `"jnlpba-types"`, or your own task, e.g. `NerTask("mine")`.
-        source: folder that holds the task's folder or the files themselves (see `task_files`); or a data set on the Hub
-            (`owner/name` or `owner/name@revision`) with the splits `train`, `validation` and `test` and the columns
-            `tokens` (list of strings) and `ner_tags` (list of class labels). Tags as for `read_conll`.
+        source: folder that holds the task's folder or the files themselves (see `corpus.ner_files.find_labels`); a file
+            with annotated documents; or a data set on the Hub (`owner/name` or `owner/name@revision`) with the splits
+            `train`, `validation` and `test` and the columns `tokens` (list of strings) and `ner_tags` (list of class
+            labels). Tags as for `read_conll`.
 
     Returns:
         `train`, `validation` and `test` with the columns `tokens` (list of strings) and `ner_tags` (list of class
-        labels: `O`, then `B-` and `I-` of each type; see `label_names`).
+        labels: `O`, then `B-` and `I-` of each type; see `label_names`). If files say which document a sentence is
+        from, there is a column `document` (string; null where it isn't known). Sentences are in the order of the
+        source.
 
     Raises:
         InputError: the task is unknown; files are missing or malformed (names file and line); a type in `validation` or
-            `test` doesn't occur in `train`; the numbers of mentions differ from the published ones; or a task of your
-            own has the name of a BLURB task.
+            `test` doesn't occur in `train`; a split has no mention; the numbers of mentions differ from the published
+            ones; or a task of your own has the name of a BLURB task.
     """
     task = _named(task)
     blurb = BLURB_NER.get(task.name)
     if blurb and replace(task, folder=blurb.folder, source=blurb.source) != blurb:
         raise InputError(f"{task.name} is a BLURB task with fixed types and mention counts: choose another name")
     splits = _read_hub(task, str(source)) if is_hub_name(source) else _read_files(task, source)
-    types = task.types or types_of(splits["train"])
-    mentions = {split: mentions_by_type(splits[split]) for split in SPLITS}
+    types = task.types or types_of(splits["train"].sentences)
+    mentions = {split: mentions_by_type(splits[split].sentences) for split in SPLITS}
     _check_mentions(task, {split: counts.total() for split, counts in mentions.items()})
     _report_types(task, mentions)
+    for split in SPLITS:
+        _check_sentences(splits[split], mentions[split])
     if task.merged_type:
-        splits = {split: _merged(sentences, task.merged_type) for split, sentences in splits.items()}
+        merged = task.merged_type
+        splits = {name: replace(split, sentences=_merged(split.sentences, merged)) for name, split in splits.items()}
         types = (task.merged_type,)
     features = Features(tokens=List(Value("string")), ner_tags=List(ClassLabel(names=_tags_of_types(types))))
+    if any(document is not None for split in splits.values() for document in split.documents):
+        features["document"] = Value("string")
     return DatasetDict({split: _dataset(splits[split], features) for split in SPLITS})
 
 
 def read_task(path: str | Path) -> NerTask:
     """Read a task from a YAML file: a mapping with `name` and, optionally, the other attributes of `NerTask`.
 
-    A `source` that names a folder beside the file means that folder. Without `source` and `folder`, `folder` is the
-    name of the task.
+    A `source` that names a file or folder beside the YAML file means that one. Without `source` and `folder`, `folder`
+    is the name of the task.
 
     Raises:
         InputError: the file can't be read, or a key or value is invalid.
@@ -155,7 +194,7 @@ def read_task(path: str | Path) -> NerTask:
         if key not in fields:
             raise InputError(f"{path}: unknown key {key}; a task has {', '.join(fields)}")
         content[key] = _field(f"{path}: {key}", key, value)
-    if content.get("source") and (beside := path.parent / content["source"]).is_dir():
+    if content.get("source") and (beside := path.parent / content["source"]).exists():
         content["source"] = str(beside)
     if "source" not in content:
         content.setdefault("folder", content["name"])
@@ -163,7 +202,10 @@ def read_task(path: str | Path) -> NerTask:
 
 
 def task_identity(task: str | NerTask, source: str | Path, dataset: DatasetDict) -> dict[str, str]:
-    """Return the identity of each split, for `artifacts`: hashes of files, or the name and commit of a Hub data set.
+    """Return the identity of each split, for `artifacts`.
+
+    It is the hash of a CoNLL file, the name and commit of a Hub data set, or, where the split is made of annotated
+    documents, the hash of its sentences.
 
     Args:
         source: as given to `load_ner`; pin a Hub data set with `pin_source` first, so that both mean the same commit.
@@ -179,6 +221,11 @@ def task_identity(task: str | NerTask, source: str | Path, dataset: DatasetDict)
         typed = any(tag.type for tag in map(parse_tag, names) if tag)
         suffix = "" if labels == occurring and typed else named
         return {split: identity(f"{pinned}:{split}") + suffix for split in SPLITS}
+    task = _named(task)
+    if not _is_read_as_conll(task, _find_labels(task, source, report=False)):
+        return {
+            split: f"sentences:{_digest(dataset[split])}" + ("" if labels == occurring else named) for split in SPLITS
+        }
     files = task_files(task, source)
     suffix = "" if labels == occurring and has_types(files["train"]) else named
     return {split: identity(file) + suffix for split, file in files.items()}
@@ -196,32 +243,18 @@ def pin_source(source: str | Path) -> str:
 
 
 def task_files(task: str | NerTask, source: str | Path) -> dict[str, Path]:
-    """Return the path of each split's file.
+    """Return the path of each split's CoNLL file.
 
     Files are called `train`, `dev` (or `devel`, `valid`, `validation`, `val`) and `test`, and end in `.tsv`, `.conll`,
     `.iob`, `.iob2`, `.bio` or, if there are no such files, `.txt`; `.gz` may follow.
 
     Raises:
-        InputError: a file is missing, or there are several for a split.
+        InputError: a file is missing or has another format, or there are several for a split.
     """
-    task = _named(task)
-    places = list(dict.fromkeys((Path(source) / (task.folder or task.name), Path(source))))
-    folder = next((place for place in places if split_file(place, "train")), None)
-    if folder is None:
-        raise InputError(
-            f"no train.tsv for task {task.name} in {' or '.join(map(str, places))} (nor one that ends in .conll, .iob, "
-            f".iob2, .bio or .txt)"
-        )
-    files = {}
-    for split, names in SPLIT_NAMES.items():
-        found = split_file(folder, split)
-        if found is None:
-            raise InputError(
-                f"no {' or '.join(f'{name}.tsv' for name in names)} in {folder}: a task needs train.tsv, dev.tsv and "
-                f"test.tsv"
-            )
-        files[split] = found
-    return files
+    found = _find_labels(_named(task), source, report=False)
+    if not found.is_conll:
+        raise InputError(f"{found.place} has no CoNLL file for each of {', '.join(SPLITS)}: add those that are missing")
+    return {split: next(iter(files)) for split, files in found.files.items()}
 
 
 def check_splits(dataset: DatasetDict, splits: Iterable[str], *, argument: str) -> None:
@@ -271,28 +304,58 @@ def _type_name(task: NerTask, types: Sequence[str] | None) -> str | None:
     return task.name if TAG.fullmatch(f"B-{task.name}") else None
 
 
-def _read_files(task: NerTask, source: str | Path) -> dict[str, list[Sentence]]:
-    files = task_files(task, source)
-    train = read_conll(files["train"], types=task.types, type_name=_type_name(task, task.types))
-    types = _types(task, train, files["train"])
+def _find_labels(task: NerTask, source: str | Path, *, report: bool) -> LabelFiles:
+    return find_labels(task.name, source, task.folder or task.name, nested=bool(task.source), report=report)
+
+
+def _is_read_as_conll(task: NerTask, files: LabelFiles) -> bool:
+    return files.is_conll and task.read == ReadOptions()
+
+
+def _read_files(task: NerTask, source: str | Path) -> dict[str, SplitSentences]:
+    found = _find_labels(task, source, report=True)
+    options = replace(task.read, type_name=task.read.type_name or _type_name(task, task.types))
+    if UNSPLIT in found.files:
+        given = SHARES if task.shares is None else task.shares, task.split_seed or 0
+        return split_documents(task.name, found, options, task.types, *given)
+    _check_is_to_be_split(task, found.place)
+    if not _is_read_as_conll(task, found):
+        return read_split_documents(task.name, found, options, task.types)
+    files = {split: next(iter(files)) for split, files in found.files.items()}
+    train = _read_conll(files["train"], task.types, _type_name(task, task.types))
+    types = types_found(task.types, train.sentences, files["train"])
     name = _type_name(task, types)
-    return {"train": train} | {split: read_conll(files[split], types=types, type_name=name) for split in SPLITS[1:]}
+    return {"train": train} | {split: _read_conll(files[split], types, name) for split in SPLITS[1:]}
 
 
-def _read_hub(task: NerTask, source: str) -> dict[str, list[Sentence]]:
+def _read_conll(path: Path, types: Collection[str] | None, type_name: str | None) -> SplitSentences:
+    return SplitSentences(str(path), *read_conll_with_documents(path, types=types, type_name=type_name))
+
+
+def _check_is_to_be_split(task: NerTask, where: str | Path) -> None:
+    """Raise if a task says how to split what is split already."""
+    for name in ("shares", "split_seed"):
+        if getattr(task, name) is not None:
+            raise InputError(f"task {task.name}: {where} is split already: leave it out", argument=name)
+
+
+def _read_hub(task: NerTask, source: str) -> dict[str, SplitSentences]:
+    _check_is_to_be_split(task, source)
+    if task.read != ReadOptions():
+        raise InputError(f"task {task.name}: {source} is no file: leave it out", argument="read")
     found = load_pinned(pin_source(source))
     if missing := [split for split in SPLITS if split not in found]:
         raise InputError(
             f"{source} has no split {missing[0]!r}: it has {', '.join(found)}; a task needs {', '.join(SPLITS)}"
         )
-    train = _sentences(found["train"], f"{source}, train", task.types, _type_name(task, task.types))
-    types = _types(task, train, f"{source}, train")
+    train = _read_rows(found["train"], f"{source}, train", task.types, _type_name(task, task.types))
+    types = types_found(task.types, train.sentences, f"{source}, train")
     name = _type_name(task, types)
-    rest = {split: _sentences(found[split], f"{source}, {split}", types, name) for split in SPLITS[1:]}
+    rest = {split: _read_rows(found[split], f"{source}, {split}", types, name) for split in SPLITS[1:]}
     return {"train": train} | rest
 
 
-def _sentences(dataset: Dataset, where: str, types: Collection[str] | None, type_name: str | None) -> list[Sentence]:
+def _read_rows(dataset: Dataset, where: str, types: Collection[str] | None, type_name: str | None) -> SplitSentences:
     """Check the rows of a Hub data set and return its sentences, as `read_conll` does for a file."""
     tokens, tags = (getattr(dataset.features.get(name), "feature", None) for name in ("tokens", "ner_tags"))
     if getattr(tokens, "dtype", None) not in ("string", "large_string") or not isinstance(tags, ClassLabel):
@@ -316,7 +379,7 @@ def _sentences(dataset: Dataset, where: str, types: Collection[str] | None, type
     notes.report()
     if not sentences:
         raise InputError(f"{where} contains no sentences")
-    return sentences
+    return SplitSentences(where, sentences, [None] * len(sentences))
 
 
 def _check_columns(row: str, words: list[str | None] | None, ids: list[int | None] | None, labels: int) -> None:
@@ -332,25 +395,39 @@ def _tags_of_types(types: Iterable[str]) -> list[str]:
     return ["O", *(f"{prefix}-{kind}" for kind in types for prefix in "BI")]
 
 
-def _types(task: NerTask, train: Sequence[Sentence], where: str | Path) -> tuple[str, ...]:
-    types = task.types or types_of(train)
-    if not types:
-        raise InputError(f"{where} contains no entities: every tag is O")
-    return types
-
-
 def _field(where: str, key: str, value: Any) -> Any:
-    """Check the value of a key of a task's YAML file, and turn lists into tuples."""
-    kind, size = {"types": (str, None), "mentions": (int, 3), "common_copy": (int, 3)}.get(key, (None, None))
-    if kind is None:
+    """Check the value of a key of a task's YAML file, turn lists into tuples, and what is read into its options."""
+    if key == "read":
+        return _read_options(where, value)
+    if key == "split_seed":
+        if type(value) is not int:
+            raise InputError(f"{where} must be a whole number, not {value!r}")
+        return value
+    kinds: tuple[type, ...]
+    kinds, size = {
+        "types": ((str,), None),
+        "mentions": ((int,), 3),
+        "common_copy": ((int,), 3),
+        "shares": ((int, float), 3),
+    }.get(key, ((), None))
+    if not kinds:
         if not isinstance(value, str):
             raise InputError(f"{where} must be a string, not {value!r}")
         return value
-    if not isinstance(value, list) or not value or not all(type(item) is kind for item in value):
-        raise InputError(f"{where} must be a list of {'names' if kind is str else 'numbers'}, not {value!r}")
+    if not isinstance(value, list) or not value or not all(type(item) in kinds for item in value):
+        raise InputError(f"{where} must be a list of {'names' if str in kinds else 'numbers'}, not {value!r}")
     if size and len(value) != size:
         raise InputError(f"{where} must be three numbers ({', '.join(SPLITS)}), not {value!r}")
     return tuple(value)
+
+
+def _read_options(where: str, value: Any) -> ReadOptions:
+    if not isinstance(value, dict) or not value.keys() <= set(READ_KEYS):
+        raise InputError(f"{where} must be a mapping with some of {', '.join(READ_KEYS)}, not {value!r}")
+    try:
+        return ReadOptions(**value)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
 
 
 def _check_mentions(task: NerTask, found: Mapping[str, int]) -> None:
@@ -412,12 +489,40 @@ def _letters(kind: str) -> str:
     return "".join(filter(str.isalnum, kind)).casefold()
 
 
+def _check_sentences(split: SplitSentences, mentions: Counter[str]) -> None:
+    """Raise if a split has no mention, and warn of sentences that don't fit into a window.
+
+    Without a mention in the development set, no epoch is better than another; without one in the test set, there is no
+    F1.
+    """
+    if not mentions.total():
+        raise InputError(f"{split.where} contains no entities: every tag is O")
+    room = MAX_LENGTH - 2
+    if long := [number for number, (words, _) in enumerate(split.sentences, start=1) if len(words) > room]:
+        logger.warning(
+            "%s: sentences of more than %d words, which don't fit into a window of %d word pieces and are read in "
+            "several: %d (for example sentence %d, %d words)",
+            *(split.where, room, MAX_LENGTH, len(long), long[0], len(split.sentences[long[0] - 1][0])),
+        )
+
+
 def _merged(sentences: Sequence[Sentence], kind: str) -> list[Sentence]:
     return [(tokens, [tag if tag == "O" else f"{tag[:2]}{kind}" for tag in tags]) for tokens, tags in sentences]
 
 
-def _dataset(sentences: Sequence[Sentence], features: Features) -> Dataset:
-    tokens, tags = zip(*sentences, strict=True)
+def _dataset(split: SplitSentences, features: Features) -> Dataset:
     ids = {name: number for number, name in enumerate(features["ner_tags"].feature.names)}
-    numbers = [[ids[tag] for tag in row] for row in tags]
-    return Dataset.from_dict({"tokens": list(tokens), "ner_tags": numbers}, features=features)
+    columns = {
+        "tokens": [words for words, _ in split.sentences],
+        "ner_tags": [[ids[tag] for tag in tags] for _, tags in split.sentences],
+        "document": list(split.documents),
+    }
+    return Dataset.from_dict({name: columns[name] for name in features}, features=features)
+
+
+def _digest(dataset: Dataset) -> str:
+    """Return a hash of the sentences of a data set, their tags, and where documents begin."""
+    documents = dataset["document"][:] if "document" in dataset.column_names else range(len(dataset))
+    rows = zip(dataset["tokens"], tags_of(dataset), [None, *documents], documents, strict=False)
+    content = [[words, tags, before != document] for words, tags, before, document in rows]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

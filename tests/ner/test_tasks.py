@@ -139,9 +139,11 @@ def test_unknown_tasks_and_missing_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "train.tsv").write_text(GOOD)
     with pytest.raises(InputError, match=r"no dev\.tsv or devel\.tsv or valid\.tsv or .* in "):
         load_ner(NerTask("mine"), tmp_path)
-    write_task(tmp_path, train="word\tO\n")
-    with pytest.raises(InputError, match=r"train\.tsv contains no entities: every tag is O"):
-        load_ner(NerTask("mine"), tmp_path)
+    for split in ("train", "dev", "test"):
+        write_task(tmp_path, **{split: "word\tO\n"})
+        for task in (NerTask("mine"), NerTask("mine", types=("Chemical",))):
+            with pytest.raises(InputError, match=rf"{split}\.tsv contains no entities: every tag is O"):
+                load_ner(task, tmp_path)
 
 
 @pytest.mark.parametrize("names", [("train.tsv", "valid.tsv", "test.tsv"), ("train.conll", "devel.iob2", "test.bio")])
@@ -174,6 +176,7 @@ def test_the_folder_of_a_task_has_its_name(tmp_path: Path) -> None:
     write_task(tmp_path / "mine")
     for source in (tmp_path, tmp_path / "mine"):
         assert task_files(NerTask("mine"), source)["train"] == tmp_path / "mine" / "train.tsv"
+        assert load_ner(NerTask("mine"), source)["train"].num_rows == 1
 
 
 UNTYPED = "Aspirin\tB\nhelps\tO\n\nsevere\tB\npain\tI\n\n"
@@ -276,7 +279,8 @@ def test_types_that_look_like_errors_are_named(
     types: dict[str, int], warning: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     train = "".join(f"a\tB-{kind}\n\n" * count for kind, count in types.items())
-    write_task(tmp_path, train, *["a\tB-Disease\n\n" if "Disease" in types else "a\tO\n\n"] * 2)
+    kind = "Disease" if "Disease" in types else "protein"
+    write_task(tmp_path, train, *[f"a\tB-{kind}\n\n"] * 2)
     load_ner(NerTask("mine"), tmp_path)
     found = type_warnings(caplog)
     assert len(found) == bool(warning)
