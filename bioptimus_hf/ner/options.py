@@ -28,8 +28,8 @@ class HeadOptions:
     ner_data: str | None = field(
         default=None,
         metadata={
-            "help": "Folder that contains the folders of the tasks, or the files of a single task; or a data set on "
-            "the Hub",
+            "help": "Folder that contains the folders or files of the tasks; or the files, or the file, of a single "
+            "task; or a data set on the Hub",
             "path": True,
         },
     )
@@ -38,9 +38,10 @@ class HeadOptions:
         metadata={
             "help": "BLURB tasks (bc5-chem, bc5-disease, ncbi-disease, bc2gm, jnlpba, or all for these five), "
             "jnlpba-types, or tasks of your own. The files of a task NAME are NER_DATA/NAME/{train,dev,test}.tsv or "
-            "NER_DATA/{train,dev,test}.tsv, and its entity types are those in the files. NAME=SOURCE reads another "
-            "folder or a data set on the Hub (owner/name or owner/name@revision); FILE.yaml describes a task (see "
-            "NerTask)",
+            "NER_DATA/{train,dev,test}.tsv, also in other formats with annotations (BioC, PubTator, brat, JSON lines, "
+            "Parquet), or a file or folder NER_DATA/NAME of annotated documents, which is split by document; its "
+            "entity types are those in the files. NAME=SOURCE reads another file or folder, or a data set on the Hub "
+            "(owner/name or owner/name@revision); FILE.yaml describes a task (see NerTask)",
             "path": True,
         },
     )

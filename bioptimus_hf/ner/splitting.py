@@ -39,7 +39,8 @@ class DocumentGroup:
 def split_groups(groups: Sequence[DocumentGroup], shares: Sequence[float], seed: int) -> list[list[int]]:
     """Return the numbers of the documents of each split, in order.
 
-    Every type occurs in the first split, and every split has a mention. The order of the groups doesn't matter.
+    Every type occurs in the first split, and every split has a mention: that is always possible if two more groups than
+    types have mentions. The order of the groups doesn't matter.
 
     Args:
         shares: of each split, which add up to 1.
@@ -79,6 +80,7 @@ class _Splits:
     def __init__(self, groups: Sequence[DocumentGroup], shares: Sequence[float]) -> None:
         totals = sum((group.mentions for group in groups), Counter[str]())
         sentences = sum(group.sentences for group in groups)
+        self._types = set(totals)
         self.documents: list[list[int]] = [[] for _ in shares]
         self.mentions: list[Counter[str]] = [Counter() for _ in shares]
         self._lacking = [{kind: share * total for kind, total in totals.items()} | {"": 0.0} for share in shares]
@@ -98,8 +100,10 @@ class _Splits:
             self._lacking[split][one] -= number
 
     def _best(self, group: DocumentGroup, kind: str, left: int) -> int:
-        if any(one not in self.mentions[_TRAIN] for one in group.mentions):
+        missing = self._types - self.mentions[_TRAIN].keys()
+        if missing & group.mentions.keys():
             return _TRAIN
         empty = [split for split, mentions in enumerate(self.mentions) if not mentions]
-        candidates = empty if kind and left <= len(empty) else range(len(self.mentions))
+        spare = left - len(missing)  # groups that no missing type may claim for training
+        candidates = empty if kind and spare <= len(empty) else range(len(self.mentions))
         return max(candidates, key=lambda split: (self._lacking[split][kind], self._lacking_sentences[split], -split))
