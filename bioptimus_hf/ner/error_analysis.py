@@ -156,7 +156,7 @@ def confusions(sentences: Sequence[Sentence], limit: int = CONFUSIONS) -> list[d
             "kind": kind,
             **{name: _described(sentences[found[0][0]], span) for name, span in _named(found[0][1])},
             "count": len(found),
-            "examples": [_example(number, sentences[number], pair) for number, pair in found[:_EXAMPLES]],
+            "examples": _examples(sentences, found),
         }
         for (kind, _, _), found in frequent
     ]
@@ -206,6 +206,14 @@ def _named(pair: Pair) -> Iterator[tuple[str, Span | None]]:
 
 def _described(sentence: Sentence, span: Span | None) -> dict[str, str] | None:
     return {"text": " ".join(sentence.words[span[0] : span[1]]), "type": span[2]} if span else None
+
+
+def _examples(sentences: Sequence[Sentence], found: Sequence[tuple[int, Pair]]) -> list[dict[str, Any]]:
+    """Return the first sentences of an error, each once."""
+    first: dict[int, Pair] = {}
+    for number, pair in found:
+        first.setdefault(number, pair)
+    return [_example(number, sentences[number], pair) for number, pair in list(first.items())[:_EXAMPLES]]
 
 
 def _example(number: int, sentence: Sentence, pair: Pair) -> dict[str, Any]:

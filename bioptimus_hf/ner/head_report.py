@@ -70,28 +70,29 @@ def report_heads(
         The pages.
 
     Raises:
-        InputError: a folder is neither a head nor a run with heads, the data isn't that of the head, or a report can't
-            be written.
+        InputError: a folder is neither a head nor a run with heads, or the data isn't that of a head: then nothing is
+            written. At the end: a head is damaged, or its report can't be written; the others have their reports.
     """
     folders = list(dict.fromkeys(folder for given in heads for folder in _heads_in(Path(given))))
-    rest = [folder for folder in folders if force or not _is_reported(folder)]
+    rest = [_read_head(folder) for folder in folders if force or not _is_reported(folder)]
     if len(rest) < len(folders):
         logger.info("%d of %d heads have a report; use force to make it again", len(folders) - len(rest), len(folders))
-    given = {task.name: task for task in chosen_tasks(tasks)}
-    loaded: dict[str, TaskData] = {}
-    for number, folder in enumerate(rest, start=1):
-        logger.info("%s (%d of %d)", folder, number, len(rest))
-        root = folder.parents[3] if folder.parts[-4:-3] == ("ner",) else folder.parent
-        run = Run(str(root), no_verify=no_verify)
-        with run.working_on(folder.relative_to(root).as_posix()):
-            head = _read_head(folder)
-            for name in head.tasks:
-                if name not in loaded:
-                    task = given.get(name) or chosen_tasks([name])[0]
-                    if name not in BLURB_NER:
-                        task = replace(task, merged_type=head.merged_types[name])
-                    loaded[name] = load_task(task, HeadOptions(ner_data=ner_data))
-            _report(head, {name: loaded[name] for name in head.tasks})
+    data = _load_tasks(rest, ner_data, tasks)
+    failures = []
+    for number, head in enumerate(rest, start=1):
+        logger.info("%s (%d of %d)", head.folder, number, len(rest))
+        root = head.folder.parents[3] if head.folder.parts[-4:-3] == ("ner",) else head.folder.parent
+        try:
+            with Run(str(root), no_verify=no_verify).working_on(head.folder.relative_to(root).as_posix()):
+                verify(head.folder)
+                _report(head, {name: data[name] for name in head.tasks})
+        except InputError as error:
+            if len(rest) == 1:
+                raise
+            logger.error("%s: %s", head.folder, error)
+            failures.append(f"{head.folder}: {error}")
+    if failures:
+        raise InputError(f"{len(failures)} of {len(rest)} heads have no report: {failures[0]}")
     return [folder / PAGE for folder in folders]
 
 
@@ -154,9 +155,8 @@ def _read_head(folder: Path) -> _Head:
     """Read what a head was trained on.
 
     Raises:
-        InputError: a file is damaged, or the record doesn't say it.
+        InputError: a file can't be read, or the record doesn't say it.
     """
-    verify(folder)
     scores, record = read_json(folder / "scores.json"), read_record(folder)
     try:
         tests = tests_of(scores)
@@ -178,16 +178,32 @@ def _read_head(folder: Path) -> _Head:
         ) from error
 
 
+def _load_tasks(heads: Sequence[_Head], ner_data: str | None, tasks: Sequence[str]) -> dict[str, TaskData]:
+    """Read the data of all tasks of heads, and check that the heads were trained with it.
+
+    Raises:
+        InputError: the data of a task can't be read, or isn't that of a head.
+    """
+    given = {task.name: task for task in chosen_tasks(tasks)}
+    loaded: dict[str, TaskData] = {}
+    for head in heads:
+        for name, trained in head.inputs.items():
+            if name not in loaded:
+                task = given.get(name) or chosen_tasks([name])[0]
+                if name not in BLURB_NER:
+                    task = replace(task, merged_type=head.merged_types[name])
+                loaded[name] = load_task(task, HeadOptions(ner_data=ner_data))
+            now = loaded[name].inputs
+            if split := next((split for split, content in trained.items() if now[split] != content), None):
+                raise InputError(
+                    f"{head.folder} was trained with another {split} set of {name} than this one: give the data that "
+                    f"it was trained with",
+                    argument="ner_data",
+                )
+    return loaded
+
+
 def _report(head: _Head, tasks: Mapping[str, TaskData]) -> None:
-    for name, data in tasks.items():
-        if split := next(
-            (split for split, content in head.inputs[name].items() if data.inputs[split] != content), None
-        ):
-            raise InputError(
-                f"{head.folder} was trained with another {split} set of {name} than this one: give the data that it "
-                f"was trained with",
-                argument="ner_data",
-            )
     predictions = _predict(head, tasks)
     seen: set[Mention] = set()  # a joint head has seen those of all tasks
     for data in tasks.values():

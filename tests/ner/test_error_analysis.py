@@ -115,17 +115,18 @@ def test_kinds_of_errors(gold: list[Span], predicted: list[Span], kinds: list[st
 
 
 def test_the_most_frequent_confusions_come_first_with_their_sentences() -> None:
-    words = [["The", "VHL", "disease", "."], ["vhl", "disease", "in", "Rats"], ["Rats", "."]]
-    gold = [["O", "B-X", "I-X", "O"], ["B-X", "I-X", "O", "O"], ["O", "O"]]
-    predicted = [["O", "B-X", "O", "O"], ["B-X", "O", "O", "O"], ["B-Y", "O"]]
+    words = [["The", "VHL", "disease", "."], ["vhl", "disease", "in", "Rats"], ["Rats", ".", "Rats"]]
+    gold = [["O", "B-X", "I-X", "O"], ["B-X", "I-X", "O", "O"], ["O", "O", "O"]]
+    predicted = [["O", "B-X", "O", "O"], ["B-X", "O", "O", "O"], ["B-Y", "O", "B-Y"]]
     first, second = confusions(sentences_of(words, gold, predicted))
     assert (first["kind"], first["count"]) == ("wrong boundary", 2)
     assert first["gold"] == {"text": "VHL disease", "type": "X"}
     assert first["predicted"] == {"text": "VHL", "type": "X"}
     example = first["examples"][1]
     assert example == {"number": 2, "text": "vhl disease in Rats", "gold": [0, 11], "predicted": [0, 3]}
-    assert second["kind"] == "spurious"
+    assert (second["kind"], second["count"]) == ("spurious", 2)
     assert second["gold"] is second["examples"][0]["gold"] is None
+    assert [example["number"] for example in second["examples"]] == [3]  # once, with both errors
     assert confusions(sentences_of(words, gold, predicted), limit=1) == [first]
 
 

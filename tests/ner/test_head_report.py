@@ -177,3 +177,15 @@ def test_the_page_escapes_what_it_shows(tmp_path: Path, data: Path) -> None:
     assert "<script" not in page
     assert "<img src=x" not in page
     assert page.count("&lt;script&gt;") > 2
+
+
+def test_a_damaged_head_does_not_stop_the_others(tmp_path: Path, data: Path, command: Command) -> None:
+    heads = [save(tmp_path / "run" / "ner" / "mine" / "tiny" / seed, data, {"asthma": "B-Disease"}) for seed in "01"]
+    content = bytearray((heads[0] / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (heads[0] / "model.safetensors").write_bytes(content)
+    error = command("report", tmp_path / "run", "--ner_data", data, status=2).error
+    assert error.startswith(
+        f"error: 1 of 2 heads have no report: {heads[0]}: {heads[0] / 'model.safetensors'} has changed"
+    )
+    assert [(head / PAGE).exists() for head in heads] == [False, True]
