@@ -81,11 +81,12 @@ def bare(options: argparse.Namespace, texts: list[str], *, own_batches: bool) ->
     batches = []
     for first in range(0, len(texts), _TEXTS_AT_ONCE):
         tokenized = group.tokenizer.tokenize(texts[first : first + _TEXTS_AT_ONCE])
-        windows = [window for text in tokenized for window in text.windows]
+        windows = [(text, window) for text in tokenized for window in text.windows]
+        divided = [[pair] for pair in windows]
         if own_batches:
-            windows.sort(key=lambda window: -len(window.ids))
-        step = annotator.batch_size if own_batches else 1
-        batches += [group.tokenizer.pad(windows[at : at + step]) for at in range(0, len(windows), step)]
+            windows.sort(key=lambda pair: -len(pair[1].ids))
+            divided = [list(batch) for batch in annotator._batches(windows)]
+        batches += [group.tokenizer.pad([window for _, window in batch]) for batch in divided]
     batches = [{name: values.to(DEVICE) for name, values in batch.items()} for batch in batches]
     with torch.inference_mode():
         engine.logits(**batches[0])  # warm-up

@@ -270,9 +270,25 @@ def test_texts_are_streamed_and_batch_size_changes_no_entity(monkeypatch: pytest
     found = Annotator(head, TOKENIZER, batch_size=1).annotate(source())
     first = next(found)
     assert taken == 4
-    assert list(map(offsets, [first, *found])) == list(
-        map(offsets, Annotator(head, TOKENIZER, batch_size=7).annotate(texts))
-    )
+    expected = list(map(offsets, [first, *found]))
+    for size in (7, None):
+        assert list(map(offsets, Annotator(head, TOKENIZER, batch_size=size).annotate(texts))) == expected
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 3])
+def test_batches_have_each_window_once_and_few_pieces(batch_size: int | None) -> None:
+    annotator = Annotator(build_tiny_head(layers=0), TOKENIZER, batch_size=batch_size)
+    texts = [" ".join(["asthma"] * number) for number in (1, 400, 30, 2, 2, 90, 500, 7)] * 9
+    windows = [(text, window) for text in annotator._groups[0].tokenizer.tokenize(texts) for window in text.windows]
+    windows.sort(key=lambda pair: -len(pair[1].ids))
+    batches = list(annotator._batches(windows))
+    assert [pair for batch in batches for pair in batch] == windows
+    for batch in batches[:-1]:
+        if batch_size is None:
+            pieces = len(batch) * len(batch[0][1].ids)
+            assert 512 <= pieces <= 1024
+        else:
+            assert len(batch) == batch_size
 
 
 def test_bfloat16_finds_nearly_the_same_entities() -> None:
