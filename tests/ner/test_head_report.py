@@ -127,8 +127,8 @@ def test_a_joint_head_is_reported_for_each_task(tmp_path: Path, data: Path) -> N
     assert "<h2>other</h2>" in (head / PAGE).read_text()
 
 
-@pytest.mark.parametrize("annotated", [ANNOTATED, "severe\tO\nasthma\tO\n\n"], ids=["entities", "all O"])
-def test_a_head_that_finds_nothing_or_has_nothing_to_find(
+@pytest.mark.parametrize("annotated", [ANNOTATED, "severe\tB-Disease\nasthma\tO\n\n"], ids=["nothing", "wrong"])
+def test_a_head_that_finds_nothing_or_nothing_that_is_correct(
     tmp_path: Path, data: Path, annotated: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_task(data / "mine", ANNOTATED, annotated, annotated)
