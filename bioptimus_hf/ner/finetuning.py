@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +14,7 @@ from typing import Any, cast
 import torch
 from datasets import Dataset, DatasetDict
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from transformers import (
     DataCollatorForTokenClassification,
     PretrainedConfig,
@@ -39,14 +40,23 @@ from bioptimus_hf.models import (
     longest_input,
 )
 from bioptimus_hf.ner.joint import JointData, keep_types, partial_cross_entropy, types_of_labels
+from bioptimus_hf.ner.packed_bert import (
+    PackedBertForTokenClassification,
+    PackedCollator,
+    can_be_packed,
+    packed,
+    packed_logits,
+)
 from bioptimus_hf.ner.scores import entity_scores
 from bioptimus_hf.ner.tasks import check_splits, label_names, tags_of
-from bioptimus_hf.ner.windows import sentence_windows
+from bioptimus_hf.ner.trained_rows import TrainedRows, can_train_rows, decay_with, train_rows
+from bioptimus_hf.ner.windows import Window, sentence_windows
 from bioptimus_hf.pretraining.training_progress import TrainingProgress
 from bioptimus_hf.progress import progress_bar, progress_of_datasets
 
 logger = logging.getLogger(__name__)
 
+_ADAMW = ("adamw_torch", "adamw_torch_fused")  # decay weights by a factor, whatever their gradients
 _SCORES = ("precision", "recall", "f1")
 DIVERGED = "training diverged. Nothing was saved; try a lower learning_rate or more warmup_steps"
 
@@ -85,7 +95,6 @@ def finetune(
     check_tokenizer(tokenizer, model.config)
     _check_labels(model, dataset)
     max_length = min(max_length, longest_input(model.config))
-    prepare_for_cpu(model, arguments.device, dropout=_attention_dropout(model.config))
     loss: Callable[..., torch.Tensor] = mean_cross_entropy
     if isinstance(dataset, JointData):
         sentences, validation, trainer_class = dataset.train, dataset.validation, JointTrainer
@@ -95,23 +104,52 @@ def finetune(
     train = windows_dataset(sentences, tokenizer, max_length=max_length, num_proc=num_proc)
     if len(train) <= arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size:
         logger.warning("an epoch has a single update: the %d windows of text fit into one batch", len(train))
-    trainer = trainer_class(
-        model=model,
-        args=arguments,
-        data_collator=DataCollatorForTokenClassification(tokenizer),
-        train_dataset=train,
-        eval_dataset=validation,
-        processing_class=tokenizer,
-        compute_loss_func=loss,
-        max_length=max_length,
-    )
-    trainer.train()
+    with _prepared(model, train, arguments) as is_packed:
+        trainer = trainer_class(
+            model=model,
+            args=arguments,
+            data_collator=PackedCollator() if is_packed else DataCollatorForTokenClassification(tokenizer),
+            train_dataset=train,
+            eval_dataset=validation,
+            processing_class=tokenizer,
+            compute_loss_func=loss,
+            max_length=max_length,
+        )
+        trainer.train()
     check_finite(model.named_parameters(), "the new head", DIVERGED, error=TrainingDiverged)
     return [
         {name.removeprefix("eval_"): value for name, value in row.items() if name != "step"}
         for row in trainer.state.log_history
         if "eval_f1" in row
     ]
+
+
+@contextmanager
+def _prepared(model: PreTrainedModel, train: Dataset, arguments: TrainingArguments) -> Iterator[bool]:
+    """Make training faster on a CPU; afterwards, the model is as it was, with other weights.
+
+    Yields:
+        Whether the model now reads batches of a `PackedCollator`.
+    """
+    if arguments.device.type != "cpu":
+        yield False
+        return
+    kind = type(model)
+    is_packed = can_be_packed(model) and not arguments.gradient_checkpointing
+    if is_packed:
+        model.__class__ = PackedBertForTokenClassification
+    else:
+        prepare_for_cpu(model, arguments.device, dropout=_attention_dropout(model.config))
+    rows = None
+    if arguments.optim in _ADAMW and can_train_rows(model):
+        rows = train_rows(model, (piece for ids in train["input_ids"][:] for piece in ids))
+    try:
+        yield is_packed
+    finally:
+        model.__dict__.pop("forward", None)  # the one that Accelerate puts there computes in bfloat16
+        model.__class__ = kind
+        if rows is not None:
+            model.set_input_embeddings(rows.restored())
 
 
 def _check_labels(model: PreTrainedModel, dataset: DatasetDict | JointData) -> None:
@@ -153,8 +191,24 @@ def best_epoch_arguments(output_dir: str | Path, **arguments: Any) -> TrainingAr
     )
 
 
+class _Shuffled(Sampler[int]):
+    """All rows in random order. Accelerate would replace a `RandomSampler`, and draw from the global generator."""
+
+    def __init__(self, rows: int, generator: torch.Generator) -> None:
+        self._rows = rows
+        self._generator = generator
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def __iter__(self) -> Iterator[int]:
+        yield from torch.randperm(self._rows, generator=self._generator).tolist()
+
+
 class HeadTrainer(Trainer):
-    """Train on batches of windows of similar length, and evaluate entities of whole sentences.
+    """Train on windows, and evaluate entities of whole sentences.
+
+    With a `PackedCollator`, batches have no padding; with any other, they consist of windows of similar length.
 
     The stock `group_by_length` also reorders the evaluation set, and draws its order from torch's global generator.
     Dropout uses the same generator on a CPU, so the processes of a run would soon disagree about the order and skip
@@ -170,16 +224,34 @@ class HeadTrainer(Trainer):
             self.remove_callback(ProgressCallback)
             self.add_callback(TrainingProgress())
 
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Return the optimizer of the parent class, which also decays the rows of the embedding that aren't trained."""
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        for module in self.model.modules():
+            if isinstance(module, TrainedRows):
+                decay_with(module, optimizer)
+        return optimizer
+
     def get_train_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
-        """Return batches of windows of similar length, in an order that depends on the seed alone."""
+        """Return the batches, in an order that depends on the seed alone; those to be padded have similar lengths."""
         dataset = cast(Dataset, self.train_dataset)
-        sampler = LengthGroupedSampler(
-            self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
-            lengths=[len(ids) for ids in dataset["input_ids"]],
-            generator=torch.Generator().manual_seed(self.args.seed),
-        )
+        columns = [column for column in dataset.column_names if column != "attention_mask"]
+        rows = [
+            dict(zip(columns, row, strict=True))
+            for row in zip(*(dataset[column][:] for column in columns), strict=True)
+        ]
+        generator = torch.Generator().manual_seed(self.args.seed)
+        sampler: Sampler[int]
+        if isinstance(self.data_collator, PackedCollator):
+            sampler = _Shuffled(len(rows), generator)
+        else:
+            sampler = LengthGroupedSampler(
+                self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
+                lengths=[len(row["input_ids"]) for row in rows],
+                generator=generator,
+            )
         loader = DataLoader(
-            cast("torch.utils.data.Dataset[dict[str, torch.Tensor]]", dataset),
+            cast("torch.utils.data.Dataset[dict[str, torch.Tensor]]", rows),
             batch_size=self.args.train_batch_size,
             sampler=sampler,
             collate_fn=self.data_collator,
@@ -252,11 +324,11 @@ def mean_cross_entropy(
     model computes is a mean over the micro-batch, and Trainer adds up these means (transformers 5.24).
 
     Args:
-        outputs: with `logits` (batch, pieces, tags).
-        labels: (batch, pieces); -100 is ignored.
+        outputs: with `logits` (..., tags).
+        labels: (...), of the same shape; -100 is ignored.
         num_items_in_batch: number of labels of the update.
     """
-    logits = outputs["logits"].flatten(0, 1).float()
+    logits = outputs["logits"].flatten(0, -2).float()
     total = cross_entropy(logits, labels.flatten(), ignore_index=IGNORED_LABEL, reduction="sum")
     return total / num_items_in_batch
 
@@ -318,17 +390,36 @@ def predict_tags(
     windows.sort(key=lambda pair: -len(pair[1].input_ids))
     was_training = model.training
     model.eval()
+    best_of = _best_packed if can_be_packed(model) else partial(_best_padded, tokenizer=tokenizer)
     for start in progress_bar(range(0, len(windows), batch_size), desc="Tagging", unit=" batches", leave=False):
         batch = windows[start : start + batch_size]
-        padded = tokenizer.pad(
-            {"input_ids": [window.input_ids for _, window in batch]}, padding_side="right", return_tensors="pt"
-        )
-        best = model(**padded.to(model.device)).logits.argmax(-1).tolist()
-        for row, (number, window) in zip(best, batch, strict=True):
-            for word, place in enumerate(window.first_pieces, start=window.first_word):
-                tags[number][word] = names[row[place]]
+        best = iter(best_of(model, [window for _, window in batch]))
+        for number, window in batch:
+            for word in range(window.first_word, window.first_word + len(window.first_pieces)):
+                tags[number][word] = names[next(best)]
     model.train(was_training)
     return tags
+
+
+def _best_padded(model: PreTrainedModel, windows: Sequence[Window], *, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the best tags of the words that are labelled in windows, one window after another."""
+    padded = tokenizer.pad(
+        {"input_ids": [window.input_ids for window in windows]}, padding_side="right", return_tensors="pt"
+    )
+    best = model(**padded.to(model.device)).logits.argmax(-1).tolist()
+    return [row[place] for row, window in zip(best, windows, strict=True) for place in window.first_pieces]
+
+
+def _best_packed(model: Any, windows: Sequence[Window]) -> list[int]:
+    """Return what `_best_padded` does, without padding."""
+    batch = packed([window.input_ids for window in windows])
+    starts = (batch["lengths"].cumsum(0) - batch["lengths"]).tolist()
+    predicted = torch.tensor(
+        [start + place for start, window in zip(starts, windows, strict=True) for place in window.first_pieces],
+        dtype=torch.int64,
+    )
+    best: list[int] = packed_logits(model, batch["input_ids"], batch["lengths"], predicted).argmax(-1).tolist()
+    return best
 
 
 def predict_tasks(

@@ -122,6 +122,22 @@ def test_equal_seeds_give_equal_weights(base: Path, sample: DatasetDict, tmp_pat
     assert not torch.equal(once["classifier.weight"], other["classifier.weight"])
 
 
+def test_a_trained_head_is_a_plain_model(base: Path, sample: DatasetDict, tmp_path: Path) -> None:
+    """What makes training faster is gone afterwards; words that didn't occur were decayed, and nothing else."""
+    few = DatasetDict({split: part.select(range(24)) for split, part in sample.items()})
+    options = {"learning_rate": 1e-2, "weight_decay": 0.5, "lr_scheduler_type": "constant", "num_train_epochs": 1}
+    head, tokenizer, _ = train(base, few, tmp_path, seed=5, bf16=True, **options)
+    assert type(head) is BertForTokenClassification
+    assert "forward" not in vars(head)  # which Accelerate makes compute in bfloat16
+    rows = head.get_input_embeddings()
+    assert type(rows) is torch.nn.Embedding
+    used = {piece for ids in windows_dataset(few["train"], tokenizer)["input_ids"] for piece in ids}
+    before = new_head(base, label_names(few["train"]), seed=5)[0].get_input_embeddings().weight
+    decayed = before * (1 - 1e-2 * 0.5) ** 2  # 24 windows are 2 updates
+    equal = torch.isclose(rows.weight, decayed, rtol=1e-5, atol=1e-7).all(-1)
+    assert set((~equal).nonzero()[:, 0].tolist()) == used
+
+
 def test_a_head_that_diverges_is_refused(base: Path, sample: DatasetDict, tmp_path: Path) -> None:
     """By default, Trainer logs the mean of the other losses in place of a NaN."""
     few = DatasetDict({split: part.select(range(24)) for split, part in sample.items()})
