@@ -15,7 +15,7 @@ import pyarrow.parquet
 import pytest
 from bioc import biocjson, biocxml, brat, pubtator
 from bioc.validator import BioCValidator
-from datasets import load_dataset
+from datasets import Features, List, Value, load_dataset
 from lxml import etree
 
 from bioptimus_hf.corpus.documents import Document, Entity, join_passages
@@ -105,6 +105,17 @@ def test_pandas_and_datasets_read_our_json_lines(tmp_path: Path) -> None:
     dataset = load_dataset(str(folder), split="train")
     assert (len(dataset), dataset[0]["text"], dataset[0]["year"]) == (4, TEXT, 1981)
     assert dataset[3]["entities"][0]["text"] == "Naloxone"
+
+
+def test_datasets_reads_json_lines_without_an_entity_in_the_first_file(tmp_path: Path) -> None:
+    """As docs/data.md says."""
+    write_documents(tmp_path / "a.jsonl", [Document("1", "no entity")])
+    write_documents(tmp_path / "b.jsonl", [Document("2", TEXT, (Entity(0, 8, TEXT[:8], "Drug", 0.5),))])
+    kinds = {"start": "int64", "end": "int64", "text": "string", "label": "string", "score": "float64"}
+    entity = {name: Value(kind) for name, kind in kinds.items()}
+    features = Features({"id": Value("string"), "text": Value("string"), "entities": List(entity)})
+    rows = load_dataset("json", data_dir=str(tmp_path), features=features, split="train")
+    assert [[found["text"] for found in row["entities"]] for row in rows] == [[], [TEXT[:8]]]
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json"])

@@ -19,7 +19,9 @@ from hypothesis import strategies as st
 
 import bioptimus_hf.corpus.json_array
 from bioptimus_hf import load_corpus
+from bioptimus_hf.corpus.dataset import load_text
 from bioptimus_hf.corpus.documents import Document, Entity
+from bioptimus_hf.corpus.files import CorpusFile, TextCounts, TextOptions, texts_of
 from bioptimus_hf.corpus.formats import READABLE, DocumentReader, write_documents
 from bioptimus_hf.corpus.options import Corpus
 from bioptimus_hf.corpus.reading import ReadOptions
@@ -610,9 +612,12 @@ def test_every_format_is_a_corpus(format: str, tmp_path: Path) -> None:
         put(tmp_path / "a.ann", "")
         expected = 1
     file = put(tmp_path / name, content)
-    assert len(load_corpus(file)) == expected
     texts = load_corpus(file)["text"][:]
+    assert len(texts) == expected
     assert {text.replace(" é", "") for text in texts} == {"One"}
+    # All stages read the first way, the search for contexts on Ray the second.
+    assert load_text(Corpus([str(file)])).documents["text"][:] == texts
+    assert list(texts_of(CorpusFile(file), TextOptions(), TextCounts())) == texts
 
 
 def test_an_element_over_the_limit_is_an_error_of_the_document(tmp_path: Path) -> None:
