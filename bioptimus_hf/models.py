@@ -45,6 +45,9 @@ IGNORED_LABEL = -100
 MAX_LENGTH = 512
 """The longest input of BERT, for models that state no limit: transformers 5 would save 1e30, which breaks pipelines."""
 
+MIN_SCORE = "min_score"
+"""Key in the configuration of a head: the least score of entities that gave the best F1 (see `ner.calibration`)."""
+
 # The files of a model. Published folders may contain others, such as the state of an optimizer.
 _CONFIGURATION = ("config.json", "vocab.txt", "tokenizer*.json", "special_tokens_map.json", "added_tokens.json")
 _SAFETENSORS = ("model*.safetensors", "model.safetensors.index.json")
@@ -320,6 +323,7 @@ def new_head(base: str | Path, labels: Sequence[str], *, seed: int) -> tuple[Pre
             torch.nn.init.normal_(output.weight, std=getattr(model.config, "initializer_range", _STANDARD_DEVIATION))
         if output.bias is not None:
             torch.nn.init.zeros_(output.bias)
+        vars(model.config).pop(MIN_SCORE, None)
     if tokenizer.pad_token_id is None:  # as in GPT-2
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         model.config.pad_token_id = tokenizer.pad_token_id

@@ -37,7 +37,10 @@ class HeadsToReport:
     )
     ner_data: str | None = field(
         default=None,
-        metadata={"help": "Folder with the data that the heads were trained on, as for finetune-ner", "path": True},
+        metadata={
+            "help": "Folder or data set on the Hub that the heads were trained on, as for finetune-ner",
+            "path": True,
+        },
     )
     tasks: list[str] = field(
         default_factory=list,

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bioptimus_hf.models import MIN_SCORE
 from bioptimus_hf.ner.scores import ratios
 
 BINS = 10
 _THRESHOLDS = [step / 100 for step in range(100)]  # which users can type
-_KEY = "min_score"  # in the configuration of a head
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -101,7 +101,7 @@ class MinScore:
 
     def in_configuration(self, configuration: Mapping[str, Any]) -> dict[str, Any]:
         """Return the configuration of a head with this score."""
-        return {**configuration, _KEY: asdict(self)}
+        return {**configuration, MIN_SCORE: asdict(self)}
 
 
 def best_min_score(development: Sequence[ScoredEntities]) -> MinScore | None:
@@ -125,7 +125,7 @@ def recommended_min_score(configuration: Any) -> MinScore | None:
         configuration: a `PretrainedConfig`.
     """
     try:
-        found = MinScore(**getattr(configuration, _KEY, None))  # type: ignore[arg-type]
+        found = MinScore(**getattr(configuration, MIN_SCORE, None))  # type: ignore[arg-type]
         return found if 0 <= found.best <= 1 else None
     except TypeError:  # of another program
         return None

@@ -10,11 +10,13 @@ import pytest
 from conftest import Command
 from head_results import write_task
 from helpers import HOSTILE, build_head_of_words, build_tiny_tokenizer
+from transformers import AutoConfig
 
 from bioptimus_hf.annotation.annotator import Annotator
 from bioptimus_hf.artifacts import RECORD, read_record, write_json, write_record
 from bioptimus_hf.errors import InputError
-from bioptimus_hf.models import save_head
+from bioptimus_hf.models import new_head, save_head
+from bioptimus_hf.ner.calibration import recommended_min_score
 from bioptimus_hf.ner.head_page import head_page
 from bioptimus_hf.ner.head_report import DATA, PAGE, report_heads
 from bioptimus_hf.ner.options import HeadOptions
@@ -95,6 +97,10 @@ def test_annotation_offers_the_best_score_and_applies_it(tmp_path: Path, data: P
     text = "asthma of mice"
     scores = {entity.text: entity.score for entity in next(Annotator(head).annotate([text]))}
     assert scores["of"] < best <= scores["asthma"]
+    # The score goes where the configuration goes, but not into a head that is trained anew.
+    AutoConfig.from_pretrained(head).save_pretrained(tmp_path / "exported")
+    assert recommended_min_score(AutoConfig.from_pretrained(tmp_path / "exported")).best == best
+    assert recommended_min_score(new_head(head, TAGS, seed=0)[0].config) is None
     (chosen,) = Annotator(head, min_score="best").annotate([text])
     assert [entity.text for entity in chosen] == ["asthma"]
     assert [chosen] == list(Annotator(head, min_score=best).annotate([text]))
