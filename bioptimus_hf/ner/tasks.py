@@ -152,8 +152,8 @@ def load_ner(task: str | NerTask, source: str | Path) -> DatasetDict:
 
     Raises:
         InputError: the task is unknown; files are missing or malformed (names file and line); a type in `validation` or
-            `test` doesn't occur in `train`; a split has no mention; the numbers of mentions differ from the published
-            ones; or a task of your own has the name of a BLURB task.
+            `test` doesn't occur in `train`; a split has no mention, and the task names no types; the numbers of
+            mentions differ from the published ones; or a task of your own has the name of a BLURB task.
     """
     task = _named(task)
     blurb = BLURB_NER.get(task.name)
@@ -165,7 +165,7 @@ def load_ner(task: str | NerTask, source: str | Path) -> DatasetDict:
     _check_mentions(task, {split: counts.total() for split, counts in mentions.items()})
     _report_types(task, mentions)
     for split in SPLITS:
-        _check_sentences(splits[split], mentions[split])
+        _check_sentences(task, splits[split], mentions[split])
     if task.merged_type:
         merged = task.merged_type
         splits = {name: replace(split, sentences=_merged(split.sentences, merged)) for name, split in splits.items()}
@@ -489,14 +489,21 @@ def _letters(kind: str) -> str:
     return "".join(filter(str.isalnum, kind)).casefold()
 
 
-def _check_sentences(split: SplitSentences, mentions: Counter[str]) -> None:
-    """Raise if a split has no mention, and warn of sentences that don't fit into a window.
+def _check_sentences(task: NerTask, split: SplitSentences, mentions: Counter[str]) -> None:
+    """Raise if a split has no mention; warn if it has a single sentence, and of those that don't fit into a window.
 
     Without a mention in the development set, no epoch is better than another; without one in the test set, there is no
-    F1.
+    F1. If the task names its types, this is only a warning: for a joint head, sentences without a type are data, too.
     """
     if not mentions.total():
-        raise InputError(f"{split.where} contains no entities: every tag is O")
+        problem = f"{split.where} contains no entities: every tag is O"
+        if not task.types:
+            raise InputError(problem)
+        logger.warning("%s", problem)
+    if len(split.sentences) == 1:
+        logger.warning(
+            "%s has a single sentence: a head learns nothing from it, and its score says nothing", split.where
+        )
     room = MAX_LENGTH - 2
     if long := [number for number, (words, _) in enumerate(split.sentences, start=1) if len(words) > room]:
         logger.warning(

@@ -39,6 +39,7 @@ from bioptimus_hf.corpus.formats import DocumentReader, write_documents
 from bioptimus_hf.corpus.reading import ReadOptions
 from bioptimus_hf.corpus.sentences import sentence_starts
 from bioptimus_hf.errors import InputError
+from bioptimus_hf.ner import text_words
 
 SAMPLE = ROOT / "bioptimus_hf" / "sample"
 LONGEST = 24
@@ -208,7 +209,7 @@ def test_an_entity_is_made_of_whole_graphemes(script: str, label: str, tokenizer
 @given(st.text(st.sampled_from("\U0001f1e9\U0001f1ea\U0001f1e9a\u0301\u200d\ufe0f\U0001f3fd"), max_size=30))
 @settings(max_examples=300, deadline=None)
 def test_flags_are_graphemes(text: str) -> None:
-    assert tokenization._GRAPHEME.findall(text) == regex.findall(r"\X", text)
+    assert text_words._GRAPHEME.findall(text) == regex.findall(r"\X", text)
 
 
 def test_a_long_row_of_flags_is_read() -> None:

@@ -493,8 +493,12 @@ def test_what_is_doubtful_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     long = " ".join(["Aspirin", *["a"] * 510])
     documents = [*studies(3), Document("long", long, (entity(long, "Aspirin", "Chemical"),))]
     for name in ("train", "dev", "test"):
-        put(tmp_path / f"{name}.jsonl", documents if name != "dev" else studies(5)[3:])
+        put(tmp_path / f"{name}.jsonl", documents if name != "dev" else documents[3:])
     load_ner(NerTask("mine"), tmp_path)
+    assert (
+        f"{tmp_path / 'dev.jsonl'} has a single sentence: a head learns nothing from it, and its score says nothing"
+        in (caplog.messages)
+    )
     assert f"{tmp_path / 'test.jsonl'}: documents with the text of one in the training set: 4 (for example s0)" in (
         caplog.messages
     )
