@@ -3,6 +3,7 @@
 
     python benchmarks/bench_finetuning.py --ner_data DATA/ner --work runs/bench_finetuning
     python benchmarks/bench_finetuning.py ... --seeds 0 --epochs 1 --max_sentences jnlpba=4000
+    python benchmarks/bench_finetuning.py ... --seeds 0 1 --two_at_once
 
 All rows have the same data, weights at the start, batch size, epochs, learning rate, warm-up, weight decay and maximum
 length, and keep the epoch with the best F1 on the development set. Every training is a process of its own; rows take
@@ -12,6 +13,9 @@ Seconds are those of a training divided by its epochs. They include everything b
 best epoch in memory: loading the model, tokenising, training, an evaluation and a saved checkpoint per epoch, and
 loading the best one; not the start of Python. CPU seconds, which depend less on other work on the machine, are those of
 all threads. Memory is the peak of the process. Then both kinds of heads are scored by the same function.
+
+--two_at_once instead compares two heads one after the other, each with all threads, with the two at the same time, each
+with one thread; for our rows, with the first two seeds, on two cores.
 
 Prints a summary and writes it to WORK/summary.md: medians over seeds, ratios, F1, and paired differences in F1 with the
 95 % interval of Student's t over seeds.
@@ -176,6 +180,36 @@ def measure(options: argparse.Namespace, task: str, label: str, seed: int) -> di
     return result
 
 
+def command(task: str, label: str, seed: int) -> list[str]:
+    """Return the command that does what `measure` does."""
+    return [sys.executable, __file__, *sys.argv[1:], "--one", task, label, str(seed)]
+
+
+def two_at_once(options: argparse.Namespace) -> str:
+    """Return a table of how long two heads take one after the other, and at the same time with a thread each."""
+    lines = [
+        "| two heads, s/epoch of both | one after the other | at once, a thread each | ratio |",
+        "| --- " * 4 + "|",
+    ]
+    first, second = options.seeds[:2]
+    for task in options.tasks:
+        for label in [label for label in options.rows if ROWS[label].ours]:
+            commands = [command(task, label, seed) for seed in (first, second)]
+            environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+            start = time.perf_counter()
+            for one in commands:
+                subprocess.run(one, check=True, stdout=subprocess.DEVNULL, env=environment)
+            apart = time.perf_counter() - start
+            environment |= {"OMP_NUM_THREADS": "1"}
+            running = [subprocess.Popen(one, stdout=subprocess.DEVNULL, env=environment) for one in commands]
+            if any([one.wait() for one in running]):
+                sys.exit("a training failed")
+            together = time.perf_counter() - start - apart
+            spent = [f"{seconds / options.epochs:.1f}" for seconds in (apart, together)]
+            lines.append(f"| {task}, {label} | {' | '.join(spent)} | {apart / together:.2f} |")
+    return "\n".join(lines)
+
+
 def measure_apart(options: argparse.Namespace, task: str, label: str, seed: int) -> dict[str, float]:
     """Do what `measure` does in a process of its own, unless it has been done."""
     given = {name: getattr(options, name) for name in ("model", "batch", "epochs", "learning_rate", "max_sentences")}
@@ -186,10 +220,9 @@ def measure_apart(options: argparse.Namespace, task: str, label: str, seed: int)
         if content["given"] != given:
             sys.exit(f"{file} has other settings: give another --work, or remove it")
     else:
-        command = [sys.executable, __file__, *sys.argv[1:], "--one", task, label, str(seed)]
         # As the commands do: threads that wait for work leave the cores to others. Here for all rows.
         environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
-        ended = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment)
+        ended = subprocess.run(command(task, label, seed), check=True, stdout=subprocess.PIPE, env=environment)
         result = json.loads(ended.stdout.decode().rpartition("RESULT")[2])
         content = {"task": task, "row": label, "seed": seed, "given": given, **result}
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -273,6 +306,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--learning_rate", type=float, default=1e-4)
     parser.add_argument("--max_sentences", default="", help="of the training sets: NUMBER or TASK=NUMBER,TASK=NUMBER")
+    parser.add_argument("--two_at_once", action="store_true", help="compare two heads in turn and at once")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.model = str(options.model or embedded_model())
@@ -291,6 +325,11 @@ def main() -> None:
     if options.one:
         task, label, seed = options.one
         print("RESULT", json.dumps(measure(options, task, label, int(seed))))
+        return
+    if options.two_at_once:
+        summary = two_at_once(options)
+        (options.work / "two_at_once.md").write_text(summary + "\n", encoding="utf-8")
+        print(summary)
         return
     results: dict[str, dict[str, dict[int, dict[str, float]]]] = {task: {} for task in options.tasks}
     summary = ""
