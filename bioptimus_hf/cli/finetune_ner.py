@@ -3,6 +3,8 @@
     bioptimus finetune-ner --ner_data data/ner --tasks all --models base v0.1 v0.2 v0.3 v0.4 --seeds 5 \\
         --output_dir runs/mine --learning_rate 5e-5 1e-4 --per_device_train_batch_size 16 32 --cross_test all
 
+    bioptimus finetune-ner --tasks labels.jsonl --output_dir runs/mine
+
 Writes each head to OUTPUT_DIR/ner/TASK/MODEL/SEED (a model for pipeline("ner"), scores.json, predictions.tsv), and the
 tables to OUTPUT_DIR/ner (results.md, results.json, versions.png): mean and standard deviation over seeds, and paired
 differences from the first model with 95 % bootstrap intervals. Finished heads are skipped. If a setting has several

@@ -12,6 +12,7 @@ are relative to its folder. The package brings the recipes demo, biomedical_20mb
 from __future__ import annotations
 
 import importlib
+import re
 import signal
 import subprocess
 import sys
@@ -168,7 +169,7 @@ class Plan:
         section = self.content.get("finetune_ner") or {}
         tasks = section.get("tasks") or []
         named = [str(task) for task in (tasks if isinstance(tasks, list) else [tasks])]
-        sources = [task for task in named if "=" in task or task.endswith((".yaml", ".yml"))]
+        sources = [task for task in named if re.search(r"=|/|\.ya?ml$", task) or Path(task).is_file()]
         return bool(self.options.ner_data or section.get("ner_data") or sources)
 
     def _state(self, stage: str) -> str:

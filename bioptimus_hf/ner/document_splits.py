@@ -17,6 +17,8 @@ from bioptimus_hf.ner.splitting import DocumentGroup, split_groups
 
 logger = logging.getLogger(__name__)
 
+_ADVICE = " (JSON and Parquet have them under entities, brat in a file .ann beside the text)"
+
 
 @dataclass(frozen=True)
 class SplitSentences:
@@ -33,15 +35,20 @@ class SplitSentences:
     documents: Sequence[str | None]
 
 
-def types_found(types: tuple[str, ...] | None, train: Sequence[Sentence], where: str | Path) -> tuple[str, ...]:
+def types_found(
+    types: tuple[str, ...] | None, train: Sequence[Sentence], where: str | Path, *, advice: str = ""
+) -> tuple[str, ...]:
     """Return the types that are given, or else those of the training set.
+
+    Args:
+        advice: what to add to the error.
 
     Raises:
         InputError: there are none.
     """
     found = types or types_of(train)
     if not found:
-        raise InputError(f"{where} contains no entities: every tag is O")
+        raise InputError(f"{where} contains no entities: every tag is O{advice}")
     return found
 
 
@@ -63,7 +70,7 @@ def read_split_documents(
     """
     places = {split: _place(files) for split, files in found.files.items()}
     train = read_tagged(found.files["train"], places["train"], options, types=types)
-    known = types_found(types, _sentences(train), places["train"])
+    known = types_found(types, _sentences(train), places["train"], advice=_ADVICE)
     splits = {"train": train}
     texts = {document.text for document in train}
     for split in list(SPLIT_NAMES)[1:]:
@@ -99,7 +106,7 @@ def split_documents(
     """
     place = found.place
     documents = read_tagged(found.files[UNSPLIT], place, options, types=types)
-    types_found(types, _sentences(documents), place)
+    types_found(types, _sentences(documents), place, advice=_ADVICE)
     groups = groups_of(documents)
     _report(task, place, documents, groups)
     try:
