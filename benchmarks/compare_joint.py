@@ -80,7 +80,8 @@ def train(options: argparse.Namespace, tasks: Sequence[str]) -> None:
         num_train_epochs=options.epochs,
         bf16=options.bf16,
     )
-    seeds = options.seeds * 2 if len(options.seeds) == 1 else options.seeds  # a single number would be how many
+    run = Run(str(options.work), seed=options.seeds[0])
+    seeds = options.seeds if len(options.seeds) > 1 else [1]  # a single number is how many
     single = HeadOptions(
         ner_data=options.ner_data,
         tasks=list(tasks),
@@ -88,7 +89,7 @@ def train(options: argparse.Namespace, tasks: Sequence[str]) -> None:
         seeds=seeds,
     )
     for head_options in (single, replace(single, joint=True)):
-        make_heads(Run(str(options.work)), head_options, training)
+        make_heads(run, head_options, training)
 
 
 def read_scores(work: Path, tasks: Sequence[str], seeds: Sequence[int]) -> tuple[Scores, Scores]:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 from bioptimus_hf.artifacts import Run
 from bioptimus_hf.cli import estimates
+from bioptimus_hf.errors import counted
 from bioptimus_hf.ner.options import HeadOptions, HeadTraining
 
 
@@ -44,9 +45,9 @@ def execute(run: Run, options: HeadOptions, training: HeadTraining, preview: Pre
         return
     trainings = planned_trainings(run, options, training)
     finished = [one for one in trainings if one.finished]
-    print(f"{run.root}: {len(trainings)} trainings, of which {len(finished)} are finished", flush=True)
+    print(f"{run.root}: {counted(len(trainings), 'training')}, {len(finished)} finished", flush=True)
     if left := len(trainings) - len(finished):
-        measured = [one.seconds for one in finished if one.seconds]
-        source = f"as fast as the {len(measured)} finished ones" if measured else "by a rough estimate"
+        measured = sum(one.seconds is not None for one in finished)
+        source = f"judging by {counted(measured, 'finished training')}" if measured else "by a rough estimate"
         seconds = estimates.seconds_left(trainings, bf16=training.bf16)
-        print(f"{left} to train: {estimates.duration(seconds)}, {source}")
+        print(f"{left} left: {estimates.duration(seconds)}, {source}")

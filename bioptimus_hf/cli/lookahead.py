@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import importlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -120,8 +121,21 @@ class Prospect:
         from bioptimus_hf.ner.planning import chosen_tasks, load_cross_tests, load_task
 
         options = build(HeadOptions, self.values["finetune_ner"])
-        for _, name in map(split_label, options.models):
+        models = dict(map(split_label, options.models))
+        for name in models.values():
             self._check_encoder(name)
+        adapted = self.values["train_vocabulary"]["base_model"]
+        if "train_vocabulary" in self.stages and models.get("base", "base") not in ("base", adapted):
+            raise InputError(
+                f"{models['base']} isn't the model that the run adapts ({adapted}), which is called base: give it a "
+                f"name of its own (LABEL=MODEL)",
+                argument="models",
+            )
+        for name in options.references:
+            if name not in models and not any(self.root.glob(f"ner/*/{glob.escape(name)}/*")):
+                raise InputError(
+                    f"{name}: there are no heads of this name, only of {', '.join(models)}", argument="references"
+                )
         tasks = chosen_tasks(options.tasks)
         if all(self._is_reachable(task.source or options.ner_data or "") for task in tasks):
             data = {task.name: load_task(task, options) for task in tasks}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ from bioptimus_hf.ner.tasks import NER_TASKS
 logger = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(frozen=True)
 class HeadGroup:
     """The heads of one task and model, which differ in their seeds.
 
@@ -57,11 +57,13 @@ class HeadGroup:
         heads: by their folders.
         search: of their settings; None if these are fixed, or have been chosen.
         missing: folders of the heads that aren't finished.
+        tried: folders of the settings that the search has tried.
     """
 
     heads: Mapping[Path, PlannedHead]
-    search: Search | None = None
-    missing: list[Path] = field(default_factory=list)
+    search: Search | None
+    missing: Collection[Path]
+    tried: Collection[Path]
 
 
 @dataclass(frozen=True)
@@ -178,14 +180,13 @@ def _group(run: Run, heads: Mapping[Path, PlannedHead], training: HeadTraining) 
     candidates = training.candidates()
     search = Search(run, first, candidates, training.grid) if training.grid else None
     chosen = search.chosen_before(folder.parent) if search else training
-    if search and chosen is None:
-        for tried_folder in search.trainings():
-            search.is_finished(tried_folder)
+    search = None if chosen else search
+    tried_before = [place for place in search.trainings() if search.is_finished(place)] if search else []
     settled = {place: head.trained_with(chosen or candidates[0], training.grid) for place, head in heads.items()}
     missing = [
         place for place, head in settled.items() if not is_finished(place, head.inputs, head.settings, force=run.force)
     ]
-    return HeadGroup(settled, None if chosen else search, missing)
+    return HeadGroup(settled, search, missing, tried_before)
 
 
 def planned_trainings(run: Run, options: HeadOptions, training: HeadTraining) -> list[PlannedTraining]:
@@ -214,7 +215,7 @@ def _trainings_of(group: HeadGroup, run: Run, training: HeadTraining) -> Iterato
     else:  # the first head is the best one of the search
         search = group.search or Search(run, head, training.candidates(), training.grid)
         for folder in search.trainings():
-            yield planned(folder, finished=group.search is None or search.is_finished(folder))
+            yield planned(folder, finished=group.search is None or folder in group.tried)
         if group.search is None and first in group.missing:
             others = [(first, head), *others]
     for folder, _ in others:
@@ -255,7 +256,7 @@ def _train_group(group: HeadGroup, run: Run, grid: Mapping[str, Sequence[Any]]) 
     """Train the heads that a group lacks, after the search of their settings; return why some are still missing."""
     heads, search = group.heads, group.search
     if search:
-        chosen = search.choose()
+        chosen = search.choose(group.tried)
         if chosen is None:
             return [report_missing(folder, search.reasons()) for folder in group.missing]
         heads = {folder: head.trained_with(chosen, grid) for folder, head in heads.items()}

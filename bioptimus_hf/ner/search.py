@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -81,16 +81,20 @@ class Search:
                     return candidate
         return None
 
-    def choose(self) -> HeadTraining | None:
+    def choose(self, finished: Collection[Path]) -> HeadTraining | None:
         """Try all candidates that haven't been tried, and return the best one, or None if training always diverged.
 
         It is the first of those with the highest F1 on the development set.
+
+        Args:
+            finished: folders of the candidates that have been tried.
         """
         scores: dict[Path, float] = {}
         with working_on(self.root, self.run):
             for folder, head in self.trainings().items():
-                with working_on(folder, self.run):
-                    self._try(folder, head)
+                if folder not in finished:
+                    with working_on(folder, self.run):
+                        self._try(folder, head)
                 dev_f1 = read_record(folder)["facts"].get("dev_f1")
                 if dev_f1 is not None:
                     scores[folder] = dev_f1

@@ -188,6 +188,14 @@ def test_heads_of_versions_that_are_there_or_are_made(recipe: Path, base: Path, 
     assert "this run makes v0.0, v0.3, v0.4" in command("run", recipe, "--dry_run", status=2).error
     shutil.copytree(base, recipe.parent / "run" / "v0.2")
     command("run", recipe, "--dry_run")
+    change(recipe, "finetune_ner", models=["base=elsewhere/other", "v0.2"])
+    says = "models: elsewhere/other isn't the model that the run adapts"
+    assert says in command("run", recipe, "--dry_run", status=2).error
+    change(recipe, "finetune_ner", models=["base", "v0.2"], references=["base", "control"])
+    says = "references: control: there are no heads of this name, only of base, v0.2"
+    assert says in command("run", recipe, "--dry_run", status=2).error
+    (recipe.parent / "run" / "ner" / "sample" / "control" / "0").mkdir(parents=True)
+    command("run", recipe, "--dry_run")
 
 
 def test_tasks_that_can_not_be_learned_jointly(recipe: Path, command: Command) -> None:

@@ -223,11 +223,14 @@ def test_the_grid_runs_on_two_processes(base: Path, tmp_path: Path, two_ranks: t
     write_small_task(tmp_path / "mine")
     result = run_script(
         *("--ner_data", str(tmp_path), "--tasks", "mine", "--models", "base", "--base_model", str(base)),
-        *("--seeds", "1", "--num_train_epochs", "2", "--output_dir", str(tmp_path / "out")),
+        *("--seeds", "2", "--num_train_epochs", "2", "--output_dir", str(tmp_path / "out")),
+        *("--learning_rate", "1e-3", "1e-2"),
         launcher=two_ranks,
     )
     assert result.returncode == 0, result.stderr
-    assert json.loads((tmp_path / "out/ner/mine/base/0/made.json").read_text())["settings"]["processes"] == 2
+    records = [read_record(tmp_path / "out/ner/mine/base" / seed)["settings"] for seed in "01"]
+    assert [(record["processes"], record["search"]) for record in records] == [(2, {"learning_rate": [1e-3, 1e-2]})] * 2
+    assert len(list((tmp_path / "out/ner_search").rglob("made.json"))) == 2
     assert "| mine | base |" in (tmp_path / "out/ner/results.md").read_text()
 
 

@@ -226,15 +226,15 @@ def test_the_command_searches_and_says_before_what_it_will_do(base: Path, tmp_pa
     write_small_task(tmp_path / "data" / "a")
     options = ("--ner_data", tmp_path / "data", "--tasks", "a", "--models", f"x={base}", "--seeds", 2)
     options = (*options, "--learning_rate", 1e-3, 1e-2, "--num_train_epochs", 1, "--output_dir", tmp_path / "run")
-    says = f"{tmp_path / 'run'}: 3 trainings, of which"
+    says = f"{tmp_path / 'run'}: 3 trainings,"
     assert command("finetune-ner", *options, "--dry_run").out == (
-        f"{says} 0 are finished\n3 to train: about 10 s, by a rough estimate\n"
+        f"{says} 0 finished\n3 left: about 10 s, by a rough estimate\n"
     )
     assert not (tmp_path / "run").exists()
     command("finetune-ner", *options)
     settings = read_record(tmp_path / "run" / "ner" / "a" / "x" / "1")["settings"]
     assert settings["search"] == {"learning_rate": [1e-3, 1e-2]}
-    assert command("finetune-ner", *options, "--dry_run").out == f"{says} 3 are finished\n"
+    assert command("finetune-ner", *options, "--dry_run").out == f"{says} 3 finished\n"
     command("check", tmp_path / "run")
     command("finetune-ner", *options, "--learning_rates", 1e-3, status=2)
     assert command.error == "error: unknown option --learning_rates: did you mean --learning_rate?; see --help"
