@@ -71,7 +71,6 @@ class _Writer:
 
     def __init__(self) -> None:
         self._invalid = 0
-        self._fields: dict[str, int] = {}
 
     def opening(self, collection: Mapping[str, Any]) -> str:
         """Return what precedes the documents."""
@@ -84,19 +83,14 @@ class _Writer:
 
     def document(self, document: Document) -> str:
         """Return a document on a line of its own, unless its text has line breaks."""
-        for name in document.extra.get("fields", {}):
-            self._fields[name] = self._fields.get(name, 0) + 1
         passages = "".join(map(self._passage, passage_rows(document)))
         infons = self._infons(document.extra.get("infons", {}))
         return f"<{_DOCUMENT}>{self._element('id', document.id)}{infons}{passages}</{_DOCUMENT}>\n"
 
     def report(self) -> None:
-        """Say what was replaced or left out."""
+        """Say what was replaced."""
         if self._invalid:
             logger.warning("XML can't hold %s, replaced by U+FFFD", counted(self._invalid, "control character"))
-        if self._fields:
-            names = ", ".join(list(self._fields)[:5])
-            logger.warning("BioC XML has no other fields: left out %d (%s)", sum(self._fields.values()), names)
 
     def _passage(self, row: Mapping[str, Any]) -> str:
         annotations = "".join(map(self._annotation, row["annotations"]))

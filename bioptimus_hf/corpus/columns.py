@@ -127,6 +127,13 @@ def place_rows(document: Document) -> list[dict[str, Any]]:
     return places if len(places) == len(document.passages) and all(map(_is_place, places)) else []
 
 
+def fields_not_in_text(document: Document) -> list[str]:
+    """Return the names of the other fields of a document that are neither its id nor a passage of its text."""
+    fields = document.extra.get("fields", {})
+    passages = {passage.infons.get("type") for passage in document.passages} if fields else ()
+    return [name for name in fields if name not in passages and str(fields[name]) != document.id]
+
+
 def _json_entity(row: Any) -> Entity:
     """Read an entity without comparing it with the text."""
     if not isinstance(row, dict) or not {"start", "end", "text", "label"} <= row.keys() <= _ENTITY_TYPES.keys():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import io
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.corpus import bioc_xml, brat, jats
 from bioptimus_hf.corpus.arrow_tables import read_parquet
 from bioptimus_hf.corpus.bioc import bioc_text, read_bioc
+from bioptimus_hf.corpus.columns import fields_not_in_text
 from bioptimus_hf.corpus.conll import read_conll_documents
 from bioptimus_hf.corpus.conll_writing import conll_text
 from bioptimus_hf.corpus.csv_tables import read_csv
@@ -69,6 +71,7 @@ class Format:
             the format has one file.
         gzip: whether files may be compressed, with `.gz` after the suffix.
         annotated: whether entities are read.
+        loses_fields: whether what is written holds documents, but not the other fields of their rows.
     """
 
     name: str
@@ -78,6 +81,7 @@ class Format:
     write_files: Callable[[Path, Iterable[Document]], None] | None = None
     gzip: bool = True
     annotated: bool = False
+    loses_fields: bool = False
 
     @property
     def suffix(self) -> str:
@@ -108,18 +112,29 @@ FORMATS = {
         Format("csv", (".csv",), read_csv, csv_text),
         Format("parquet", (".parquet",), read_parquet, parquet_bytes, gzip=False, annotated=True),
         Format("pubmed", (".xml",), read_xml),
-        Format("pubtator", (".pubtator", ".pubtator.txt"), read_pubtator, pubtator_text, annotated=True),
+        Format(
+            "pubtator", (".pubtator", ".pubtator.txt"), read_pubtator, pubtator_text, annotated=True, loses_fields=True
+        ),
         Format("bioc", (".json",), read_bioc, bioc_text, annotated=True),
         Format("json", (".json",), read_json_array, annotated=True),
-        Format("bioc_xml", (".bioc.xml",), read_xml, bioc_xml.bioc_xml_text, annotated=True),
+        Format("bioc_xml", (".bioc.xml",), read_xml, bioc_xml.bioc_xml_text, annotated=True, loses_fields=True),
         Format("jats", (".nxml",), read_xml),
-        Format("brat", (".brat",), brat.read_brat, write_files=brat.write_brat, gzip=False, annotated=True),
+        Format(
+            "brat",
+            (".brat",),
+            brat.read_brat,
+            write_files=brat.write_brat,
+            gzip=False,
+            annotated=True,
+            loses_fields=True,
+        ),
         Format(
             "conll",
             (".conll", ".tsv", ".iob", ".iob2", ".bio"),
             read_conll_documents,
             conll_text,
             annotated=True,
+            loses_fields=True,
         ),
         Format("tsv", (".tsv",), read_csv, tsv_text),
         Format("html", (".html",), write=html_text),
@@ -314,10 +329,11 @@ def write_documents(path: str | Path, documents: Iterable[Document], *, format: 
     """
     path = Path(path)
     given = FORMATS[format_of(path, format, WRITABLE)]
-    counted = _Counted(documents)
+    counted = _Counted(documents, given)
     try:
         if given.write_files:
             given.write_files(path, counted)
+            counted.report()
             return counted.number
         assert given.write  # as it is among the writable ones
         with atomic_file(path) as partial, _created(partial, packed=path.name.lower().endswith(".gz")) as file:
@@ -330,6 +346,7 @@ def write_documents(path: str | Path, documents: Iterable[Document], *, format: 
         raise
     except OSError as error:
         raise UnwritableError(f"can't write {path} ({error.strerror or error}): choose another place") from error
+    counted.report()
     return counted.number
 
 
@@ -409,19 +426,31 @@ def format_of(path: str | Path, given: str | None, known: Iterable[str]) -> str:
 
 
 class _Counted:
-    """Counts documents as they pass; `given` is true while the writer has one."""
+    """Counts documents as they pass, and what the format can't hold; `given` is true while the writer has one."""
 
-    def __init__(self, documents: Iterable[Document]) -> None:
+    def __init__(self, documents: Iterable[Document], format: Format) -> None:
         self.number = 0
         self.given = False
         self._documents = documents
+        self._format = format
+        self._lost: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[Document]:
         for document in self._documents:
             self.number += 1
+            if self._format.loses_fields:
+                self._lost.update(fields_not_in_text(document))
             self.given = True
             yield document
             self.given = False
+
+    def report(self) -> None:
+        """Say how many fields were left out."""
+        if self._lost:
+            names = ", ".join(list(self._lost)[:5])
+            logger.warning(
+                "the format %s has no other fields: left out %d (%s)", self._format.name, self._lost.total(), names
+            )
 
 
 @contextmanager

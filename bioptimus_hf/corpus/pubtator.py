@@ -6,6 +6,7 @@ each of them is written as one space and offsets stay the same.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -17,6 +18,8 @@ from bioptimus_hf.corpus.encodings import NotUtf8Error
 from bioptimus_hf.corpus.mentions import UNREADABLE, read_entities, settle_mention
 from bioptimus_hf.corpus.reading import InputFile
 from bioptimus_hf.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 _TEXT_LINE = re.compile(r"([^|\t]+)\|([ta])\|(.*)", re.DOTALL)
 _NUMBER = re.compile(r"[0-9]{1,15}")
@@ -32,7 +35,8 @@ _RELATION = re.compile(r"[A-Za-z][\w .:/-]*")
 # Identifiers of concepts have digits, as in MESH:D009270, 7124, rs12345 or D003000|D006470, or are missing.
 _IDENTIFIER = re.compile(r"-|\S*[0-9]\S*")
 # Everything that some reader takes for the end of a field or line.
-_AS_SPACES = str.maketrans(dict.fromkeys("\t\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029", " "))
+_BREAKS = "\t\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
+_AS_SPACES = str.maketrans(dict.fromkeys(_BREAKS, " "))
 
 _Line = tuple[int, str | InputError]
 
@@ -58,8 +62,14 @@ def pubtator_text(documents: Iterable[Document]) -> Iterator[str]:
     Raises:
         InputError: an id can't be written.
     """
+    blanks = 0
     for document in documents:
-        yield "\n".join([*_lines(document), "", ""])
+        lines = _lines(document)
+        breaks = sum(map(document.text.count, _BREAKS))
+        blanks += breaks - (breaks and len(lines) > 1 and lines[1].startswith(f"{document.id}|a|"))
+        yield "\n".join([*lines, "", ""])
+    if blanks:
+        logger.warning("PubTator can't hold tabs and line breaks in a text: wrote %d of them as spaces", blanks)
 
 
 def _lines(document: Document) -> list[str]:

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -191,8 +192,35 @@ def test_what_bioc_xml_cannot_hold_is_said_once(tmp_path: Path, caplog: pytest.L
     write_documents(tmp_path / "a.bioc.xml", documents)
     assert caplog.messages == [
         "XML can't hold 3 control characters, replaced by U+FFFD",
-        "BioC XML has no other fields: left out 3 (year)",
+        "the format bioc_xml has no other fields: left out 3 (year)",
     ]
+
+
+@pytest.mark.parametrize("name", ["a.pubtator", "a.conll", "a.brat", "a.bioc.xml", "a.jsonl", "a.parquet", "a.json"])
+def test_fields_that_a_format_cannot_hold_are_said_once(
+    name: str, tmp_path: Path, warnings_of_package: Callable[[], list[str]]
+) -> None:
+    """What is the id or a passage of the text isn't lost."""
+    text, passages = join_passages(
+        (text, None, {"type": kind}) for kind, text in (("title", "One"), ("abstract", "Two"))
+    )
+    documents = [
+        Document(str(number), text, (), passages, extra={"fields": {"pmid": number, "title": "One", "year": 1981}})
+        for number in range(3)
+    ]
+    write_documents(tmp_path / name, documents)
+    format = "bioc_xml" if name.endswith(".xml") else name[2:]
+    lost = format in ("pubtator", "conll", "brat", "bioc_xml")
+    assert warnings_of_package() == [f"the format {format} has no other fields: left out 3 (year)"] * lost
+
+
+def test_pubtator_says_how_many_breaks_became_spaces(
+    tmp_path: Path, warnings_of_package: Callable[[], list[str]]
+) -> None:
+    write_documents(tmp_path / "a.pubtator", [Document("1", "Title\nAbstract")])
+    assert warnings_of_package() == []
+    write_documents(tmp_path / "b.pubtator", [Document("1", "Title\nAb\tstract\nmore"), Document("2", "Title")])
+    assert warnings_of_package() == ["PubTator can't hold tabs and line breaks in a text: wrote 2 of them as spaces"]
 
 
 @pytest.mark.parametrize(("format", "separator"), [("csv", ","), ("tsv", "\t")])
