@@ -37,10 +37,10 @@ from bioptimus_hf.corpus.conll_writing import write_conll
 from bioptimus_hf.corpus.dataset import load_corpus
 from bioptimus_hf.models import load_by_name, load_token_classifier
 from bioptimus_hf.ner.experiments import make_heads
-from bioptimus_hf.ner.finetuning import predict_tags, predict_tasks
 from bioptimus_hf.ner.joint import types_of_labels
 from bioptimus_hf.ner.options import JOINT, HeadOptions, HeadTraining
 from bioptimus_hf.ner.planning import chosen_tasks, load_task
+from bioptimus_hf.ner.prediction import predict_tags, predict_tasks
 from bioptimus_hf.ner.results import mean_and_standard_deviation, spread
 from bioptimus_hf.ner.scores import entity_scores
 from bioptimus_hf.ner.tasks import tags_of

@@ -49,11 +49,11 @@ if TYPE_CHECKING:  # what editors and type checkers see of the names below
     from bioptimus_hf.ner.experiments import make_heads as make_heads
     from bioptimus_hf.ner.finetuning import best_epoch_arguments as best_epoch_arguments
     from bioptimus_hf.ner.finetuning import finetune as finetune
-    from bioptimus_hf.ner.finetuning import predict_tags as predict_tags
     from bioptimus_hf.ner.head_report import report_heads as report_heads
     from bioptimus_hf.ner.joint import join_tasks as join_tasks
     from bioptimus_hf.ner.options import HeadOptions as HeadOptions
     from bioptimus_hf.ner.options import HeadTraining as HeadTraining
+    from bioptimus_hf.ner.prediction import predict_tags as predict_tags
     from bioptimus_hf.ner.scores import entity_scores as entity_scores
     from bioptimus_hf.ner.tasks import BLURB_NER as BLURB_NER
     from bioptimus_hf.ner.tasks import NerTask as NerTask
@@ -156,7 +156,7 @@ _PUBLIC = {
     "join_tasks": "ner.joint",
     "best_epoch_arguments": "ner.finetuning",
     "finetune": "ner.finetuning",
-    "predict_tags": "ner.finetuning",
+    "predict_tags": "ner.prediction",
     "make_heads": "ner.experiments",
     "AnnotationOptions": "annotation.options",
     "RunnerOptions": "annotation.options",

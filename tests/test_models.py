@@ -57,9 +57,9 @@ from bioptimus_hf.models import (
     save_masked_lm,
     save_tokenizer,
 )
-from bioptimus_hf.ner.finetuning import predict_tags
 from bioptimus_hf.ner.options import HeadOptions
 from bioptimus_hf.ner.planning import find_encoders
+from bioptimus_hf.ner.prediction import predict_tags
 
 
 def test_load_by_name(tokenizer: BertTokenizer, tiny_bert: BertForMaskedLM, tmp_path: Path) -> None:

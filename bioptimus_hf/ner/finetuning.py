@@ -1,4 +1,4 @@
-"""Fine-tune an encoder with a linear NER head, keep the best epoch, and predict a tag for each word."""
+"""Fine-tune an encoder with a linear NER head, and keep the best epoch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import logging
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -36,30 +36,27 @@ from bioptimus_hf.models import (
     IGNORED_LABEL,
     MAX_LENGTH,
     check_finite,
-    check_labels_tokens,
     check_tokenizer,
     longest_input,
 )
-from bioptimus_hf.ner.joint import JointData, keep_types, partial_cross_entropy, types_of_labels
+from bioptimus_hf.ner.joint import JointData, partial_cross_entropy
 from bioptimus_hf.ner.packed_bert import (
     PackedBertForTokenClassification,
     PackedCollator,
     can_be_packed,
-    packed,
-    packed_logits,
 )
+from bioptimus_hf.ner.prediction import predict_tags, predict_tasks
 from bioptimus_hf.ner.scores import entity_scores
 from bioptimus_hf.ner.tasks import check_splits, label_names, tags_of
 from bioptimus_hf.ner.trained_rows import TrainedRows, can_train_rows, decay_with, train_rows
-from bioptimus_hf.ner.windows import Window, sentence_windows
+from bioptimus_hf.ner.windows import sentence_windows
 from bioptimus_hf.ner.word_pieces import WordEncoder
 from bioptimus_hf.pretraining.training_progress import TrainingProgress
-from bioptimus_hf.progress import progress_bar, progress_of_datasets
+from bioptimus_hf.progress import progress_of_datasets
 
 logger = logging.getLogger(__name__)
 
 _ADAMW = ("adamw_torch", "adamw_torch_fused")  # decay weights by a factor, whatever their gradients
-_PIECES = 1024  # in a batch without padding: enough to keep a CPU busy, and few enough for its cache
 _SCORES = ("precision", "recall", "f1")
 DIVERGED = "training diverged. Nothing was saved; try a lower learning_rate or more warmup_steps"
 
@@ -359,123 +356,6 @@ def windows_dataset(
             desc="Tokenising",
         )
     return cast(Dataset, windows)
-
-
-@check_call()
-@torch.no_grad()
-def predict_tags(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    sentences: Sequence[Sequence[str]],
-    *,
-    batch_size: int = 32,
-    max_length: int = MAX_LENGTH,
-) -> list[list[str]]:
-    """Predict exactly one tag for each word of sentences of any length.
-
-    Args:
-        sentences: words of each sentence.
-        batch_size: number of windows in a batch; windows are sorted by length. A BERT in float32 on a CPU reads
-            batches of about 1,024 pieces instead.
-        max_length: maximum number of word pieces in a window, including those that begin and end it.
-
-    Returns:
-        The tags of each sentence, one for each word.
-
-    Raises:
-        InputError: the model isn't a token classifier, or the tokenizer has more tokens than it has embeddings.
-    """
-    check_labels_tokens("the model", model)
-    check_tokenizer(tokenizer, model.config)
-    names = model.config.id2label
-    max_length = min(max_length, longest_input(model.config))
-    tags: list[list[str]] = [[""] * len(words) for words in sentences]
-    windows = [
-        (number, window)
-        for number, of_sentence in enumerate(sentence_windows(sentences, tokenizer, max_length=max_length))
-        for window in of_sentence
-    ]
-    windows.sort(key=lambda pair: -len(pair[1].input_ids))
-    was_training = model.training
-    model.eval()
-    best_of: Callable[[Any, Sequence[Window]], list[int]]
-    if can_be_packed(model):
-        best_of, batches = _best_packed, list(_batches_of_pieces(windows))
-    else:
-        best_of = partial(_best_padded, tokenizer=tokenizer)
-        batches = [windows[start : start + batch_size] for start in range(0, len(windows), batch_size)]
-    for batch in progress_bar(batches, desc="Tagging", unit=" batches", leave=False):
-        best = iter(best_of(model, [window for _, window in batch]))
-        for number, window in batch:
-            for word in range(window.first_word, window.first_word + len(window.first_pieces)):
-                tags[number][word] = names[next(best)]
-    model.train(was_training)
-    return tags
-
-
-def _batches_of_pieces(windows: Sequence[tuple[int, Window]]) -> Iterator[list[tuple[int, Window]]]:
-    """Cut windows into batches that each end with the window that fills `_PIECES`."""
-    batch: list[tuple[int, Window]] = []
-    pieces = 0
-    for number, window in windows:
-        batch.append((number, window))
-        pieces += len(window.input_ids)
-        if pieces >= _PIECES:
-            yield batch
-            batch, pieces = [], 0
-    if batch:
-        yield batch
-
-
-def _best_padded(model: PreTrainedModel, windows: Sequence[Window], *, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the best tags of the words that are labelled in windows, one window after another."""
-    padded = tokenizer.pad(
-        {"input_ids": [window.input_ids for window in windows]}, padding_side="right", return_tensors="pt"
-    )
-    best = model(**padded.to(model.device)).logits.argmax(-1).tolist()
-    return [row[place] for row, window in zip(best, windows, strict=True) for place in window.first_pieces]
-
-
-def _best_packed(model: Any, windows: Sequence[Window]) -> list[int]:
-    """Return what `_best_padded` does, without padding."""
-    batch = packed([window.input_ids for window in windows])
-    starts = (batch["lengths"].cumsum(0) - batch["lengths"]).tolist()
-    predicted = torch.tensor(
-        [start + place for start, window in zip(starts, windows, strict=True) for place in window.first_pieces],
-        dtype=torch.int64,
-    )
-    best: list[int] = packed_logits(model, batch["input_ids"], batch["lengths"], predicted).argmax(-1).tolist()
-    return best
-
-
-def predict_tasks(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    tasks: Mapping[str, Dataset],
-    *,
-    batch_size: int = 32,
-    max_length: int = MAX_LENGTH,
-) -> dict[str, list[list[str]]]:
-    """Predict the tags of several tasks with a joint head, as `annotate` does: the best of all tags of the head.
-
-    Tags of types that a task doesn't have are `O` in its predictions. Test sets that consist of the same sentences are
-    predicted once.
-
-    Args:
-        tasks: data from `load_ner`, by task.
-        batch_size: see `predict_tags`.
-        max_length: see `predict_tags`.
-    """
-    predicted: list[tuple[list[list[str]], list[list[str]]]] = []  # sentences and their tags
-    kept = {}
-    for task, data in tasks.items():
-        sentences = data["tokens"][:]
-        tags = next((tags for words, tags in predicted if words == sentences), None)
-        if tags is None:
-            tags = predict_tags(model, tokenizer, sentences, batch_size=batch_size, max_length=max_length)
-            predicted.append((sentences, tags))
-        kept[task] = keep_types(tags, types_of_labels(data))
-    return kept
 
 
 def _attention_dropout(config: PretrainedConfig) -> float:

@@ -257,6 +257,8 @@ def _predict(head: _Head, tasks: Mapping[str, TaskData]) -> dict[str, dict[str, 
                     max_length=head.max_length,
                     desc=f"Tagging {name}, {shown}",
                 )
+                if not all(np.isfinite(of_sentence.scores).all() for of_sentence in found):
+                    raise InputError(f"{head.folder} computes NaN: its training diverged. Train it again")
                 known.append((words, found))
             tags = keep_types([of_sentence.tags for of_sentence in found], types_of_labels(dataset))
             scores = [of_sentence.scores for of_sentence in found]

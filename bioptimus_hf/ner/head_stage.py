@@ -31,10 +31,11 @@ from bioptimus_hf.artifacts import (
 from bioptimus_hf.corpus.conll_writing import write_conll
 from bioptimus_hf.errors import TrainingDiverged
 from bioptimus_hf.models import load_by_name, load_token_classifier, new_head, save_head
-from bioptimus_hf.ner.finetuning import best_epoch_arguments, finetune, predict_tasks
+from bioptimus_hf.ner.finetuning import best_epoch_arguments, finetune
 from bioptimus_hf.ner.joint import JointData, keep_types
 from bioptimus_hf.ner.options import HeadOptions
 from bioptimus_hf.ner.planning import CrossTest, PlannedHead
+from bioptimus_hf.ner.prediction import predict_tasks
 from bioptimus_hf.ner.results import missing_reason, predictions_file
 from bioptimus_hf.ner.scores import SCORER, entity_scores
 from bioptimus_hf.ner.tasks import label_names, tags_of

@@ -1,19 +1,26 @@
-"""Predict the tag of each word of sentences, with its probability."""
+"""Predict a tag for each word of sentences, with its probability."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bioptimus_hf.errors import InputError
+from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.models import MAX_LENGTH, check_labels_tokens, check_tokenizer, longest_input
 from bioptimus_hf.ner.calibration import Floats
-from bioptimus_hf.ner.windows import sentence_windows
+from bioptimus_hf.ner.joint import keep_types, types_of_labels
+from bioptimus_hf.ner.packed_bert import can_be_packed, packed, packed_logits
+from bioptimus_hf.ner.windows import Window, sentence_windows
 from bioptimus_hf.progress import progress_bar
+
+_PIECES = 1024  # in a batch without padding: enough to keep a CPU busy, and few enough for its cache
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,33 @@ class ScoredTags:
     scores: Floats
 
 
+@check_call()
+def predict_tags(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sentences: Sequence[Sequence[str]],
+    *,
+    batch_size: int = 32,
+    max_length: int = MAX_LENGTH,
+) -> list[list[str]]:
+    """Predict exactly one tag for each word of sentences of any length.
+
+    Args:
+        sentences: words of each sentence.
+        batch_size: number of windows in a batch; windows are sorted by length. A BERT in float32 on a CPU reads
+            batches of about 1,024 pieces instead.
+        max_length: maximum number of word pieces in a window, including those that begin and end it.
+
+    Returns:
+        The tags of each sentence, one for each word.
+
+    Raises:
+        InputError: the model isn't a token classifier, or the tokenizer has more tokens than it has embeddings.
+    """
+    found = predict_scored_tags(model, tokenizer, sentences, batch_size=batch_size, max_length=max_length)
+    return [of_sentence.tags for of_sentence in found]
+
+
 @torch.no_grad()
 def predict_scored_tags(
     model: PreTrainedModel,
@@ -39,7 +73,7 @@ def predict_scored_tags(
     max_length: int = MAX_LENGTH,
     desc: str = "Tagging",
 ) -> list[ScoredTags]:
-    """Predict exactly one tag for each word of sentences of any length; for arguments and errors see `predict_tags`.
+    """Predict the tags of sentences with their scores; for arguments and errors see `predict_tags`.
 
     Args:
         desc: what the progress bar says.
@@ -57,18 +91,88 @@ def predict_scored_tags(
     windows.sort(key=lambda pair: -len(pair[1].input_ids))
     was_training = model.training
     model.eval()
-    for start in progress_bar(range(0, len(windows), batch_size), desc=desc, unit=" batches", leave=False):
-        batch = windows[start : start + batch_size]
-        padded = tokenizer.pad(
-            {"input_ids": [window.input_ids for _, window in batch]}, padding_side="right", return_tensors="pt"
-        )
-        best = model(**padded.to(model.device)).logits.float().softmax(-1).max(-1)
-        if not bool(best.values.isfinite().all()):
-            raise InputError("the model computes NaN: its weights are damaged or its training diverged")
-        rows = zip(batch, best.values.cpu().numpy(), best.indices.tolist(), strict=True)
-        for (number, window), scores, labels in rows:
-            for word, place in enumerate(window.first_pieces, start=window.first_word):
-                found[number].tags[word] = names[labels[place]]
-                found[number].scores[word] = scores[place]
+    logits_of: Callable[[Any, Sequence[Window]], torch.Tensor]
+    if can_be_packed(model):
+        logits_of, batches = _logits_packed, list(_batches_of_pieces(windows))
+    else:
+        logits_of = partial(_logits_padded, tokenizer=tokenizer)
+        batches = [windows[start : start + batch_size] for start in range(0, len(windows), batch_size)]
+    for batch in progress_bar(batches, desc=desc, unit=" batches", leave=False):
+        logits = logits_of(model, [window for _, window in batch]).float()
+        best = logits.argmax(-1)
+        scores = logits.softmax(-1).gather(-1, best[:, None])[:, 0].cpu().numpy()
+        labels, end = best.tolist(), 0
+        for number, window in batch:
+            begin, end = end, end + len(window.first_pieces)
+            own = slice(window.first_word, window.first_word + end - begin)
+            found[number].tags[own] = [names[label] for label in labels[begin:end]]
+            found[number].scores[own] = scores[begin:end]
     model.train(was_training)
     return found
+
+
+def _batches_of_pieces(windows: Sequence[tuple[int, Window]]) -> Iterator[list[tuple[int, Window]]]:
+    """Cut windows into batches that each end with the window that fills `_PIECES`."""
+    batch: list[tuple[int, Window]] = []
+    pieces = 0
+    for number, window in windows:
+        batch.append((number, window))
+        pieces += len(window.input_ids)
+        if pieces >= _PIECES:
+            yield batch
+            batch, pieces = [], 0
+    if batch:
+        yield batch
+
+
+def _logits_padded(
+    model: PreTrainedModel, windows: Sequence[Window], *, tokenizer: PreTrainedTokenizerBase
+) -> torch.Tensor:
+    """Return the logits (words, tags) of the words that are labelled in windows, one window after another."""
+    padded = tokenizer.pad(
+        {"input_ids": [window.input_ids for window in windows]}, padding_side="right", return_tensors="pt"
+    )
+    logits: torch.Tensor = model(**padded.to(model.device)).logits
+    rows = [row for row, window in enumerate(windows) for _ in window.first_pieces]
+    return logits[rows, [place for window in windows for place in window.first_pieces]]
+
+
+def _logits_packed(model: Any, windows: Sequence[Window]) -> torch.Tensor:
+    """Return what `_logits_padded` does, without padding."""
+    batch = packed([window.input_ids for window in windows])
+    starts = (batch["lengths"].cumsum(0) - batch["lengths"]).tolist()
+    predicted = torch.tensor(
+        [start + place for start, window in zip(starts, windows, strict=True) for place in window.first_pieces],
+        dtype=torch.int64,
+    )
+    return packed_logits(model, batch["input_ids"], batch["lengths"], predicted)
+
+
+def predict_tasks(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Mapping[str, Dataset],
+    *,
+    batch_size: int = 32,
+    max_length: int = MAX_LENGTH,
+) -> dict[str, list[list[str]]]:
+    """Predict the tags of several tasks with a joint head, as `annotate` does: the best of all tags of the head.
+
+    Tags of types that a task doesn't have are `O` in its predictions. Test sets that consist of the same sentences are
+    predicted once.
+
+    Args:
+        tasks: data from `load_ner`, by task.
+        batch_size: see `predict_tags`.
+        max_length: see `predict_tags`.
+    """
+    predicted: list[tuple[list[list[str]], list[list[str]]]] = []  # sentences and their tags
+    kept = {}
+    for task, data in tasks.items():
+        sentences = data["tokens"][:]
+        tags = next((tags for words, tags in predicted if words == sentences), None)
+        if tags is None:
+            tags = predict_tags(model, tokenizer, sentences, batch_size=batch_size, max_length=max_length)
+            predicted.append((sentences, tags))
+        kept[task] = keep_types(tags, types_of_labels(data))
+    return kept

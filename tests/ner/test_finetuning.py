@@ -29,9 +29,9 @@ from bioptimus_hf.ner.finetuning import (
     best_epoch_arguments,
     finetune,
     mean_cross_entropy,
-    predict_tags,
     windows_dataset,
 )
+from bioptimus_hf.ner.prediction import predict_tags
 from bioptimus_hf.ner.scores import entity_scores
 from bioptimus_hf.ner.tasks import (
     NerTask,

@@ -28,10 +28,11 @@ from bioptimus_hf.artifacts import Run
 from bioptimus_hf.errors import InputError, TrainingDiverged
 from bioptimus_hf.models import IGNORED_LABEL, new_head
 from bioptimus_hf.ner.experiments import make_heads
-from bioptimus_hf.ner.finetuning import mean_cross_entropy, predict_tags, predict_tasks, windows_dataset
+from bioptimus_hf.ner.finetuning import mean_cross_entropy, windows_dataset
 from bioptimus_hf.ner.joint import JointData, join_tasks, keep_types, partial_cross_entropy
 from bioptimus_hf.ner.options import HeadOptions, HeadTraining
 from bioptimus_hf.ner.planning import chosen_tasks
+from bioptimus_hf.ner.prediction import predict_tags, predict_tasks
 from bioptimus_hf.ner.results import read_results
 from bioptimus_hf.ner.tasks import BLURB_NER, NerTask, load_ner
 from bioptimus_hf.publishing.report import make_report

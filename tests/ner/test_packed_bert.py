@@ -12,9 +12,9 @@ from helpers import build_tiny_head, build_tiny_tokenizer, tiny_vocabulary
 from torch.nn.functional import cross_entropy
 from transformers import BertForTokenClassification
 
-from bioptimus_hf.ner import finetuning
-from bioptimus_hf.ner.finetuning import predict_tags
+from bioptimus_hf.ner import prediction
 from bioptimus_hf.ner.packed_bert import PackedCollator, _kept, can_be_packed, packed_logits
+from bioptimus_hf.ner.prediction import predict_tags
 
 
 def windows(seed: int, number: int) -> list[dict[str, list[int]]]:
@@ -115,7 +115,7 @@ def test_tags_do_not_depend_on_packing(monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[Any] = []
     for packs in (True, False):
         if not packs:
-            monkeypatch.setattr(finetuning, "can_be_packed", lambda _: False)
+            monkeypatch.setattr(prediction, "can_be_packed", lambda _: False)
         found.append(predict_tags(head, tokenizer, sentences, batch_size=7, max_length=20))
     assert found[0] == found[1]
     assert len({tag for tags in found[0] for tag in tags}) > 2

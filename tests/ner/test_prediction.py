@@ -1,10 +1,11 @@
-"""Test the tags of words with their scores: they are the tags of `predict_tags`, and the scores of annotation."""
+"""Test the tags of words with their scores, which are those of annotation."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+import torch
 from architectures import save_architecture
 from helpers import WORDS, build_tiny_head, build_tiny_tokenizer
 from transformers import AutoTokenizer
@@ -12,23 +13,26 @@ from transformers import AutoTokenizer
 from bioptimus_hf.annotation.annotator import Annotator
 from bioptimus_hf.models import load_by_name, load_token_classifier
 from bioptimus_hf.ner.calibration import score_of_entity
-from bioptimus_hf.ner.finetuning import predict_tags
-from bioptimus_hf.ner.prediction import predict_scored_tags
+from bioptimus_hf.ner.prediction import predict_scored_tags, predict_tags
 from bioptimus_hf.ner.scores import entity_spans
+from bioptimus_hf.ner.windows import sentence_windows
 
 SENTENCES = [WORDS[start : start + length] for start, length in ((0, 3), (5, 20), (2, 1), (9, 11))] + [WORDS * 4]
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta"])
-def test_tags_are_those_of_the_head(name: str, tmp_path: Path) -> None:
-    """The last sentence is longer than a window."""
+def test_scores_are_the_probabilities_of_the_tags(name: str, tmp_path: Path) -> None:
+    """BERT computes without padding. The last sentence is longer than a window."""
     save_architecture(name, tmp_path)
     model, tokenizer = load_token_classifier(tmp_path), load_by_name(AutoTokenizer, tmp_path)
     found = predict_scored_tags(model, tokenizer, SENTENCES, batch_size=2, max_length=40)
     assert [of_sentence.tags for of_sentence in found] == predict_tags(model, tokenizer, SENTENCES, max_length=40)
     for words, of_sentence in zip(SENTENCES, found, strict=True):
-        assert len(of_sentence.scores) == len(words)
-        assert ((1 / model.config.num_labels - 1e-6 <= of_sentence.scores) & (of_sentence.scores <= 1)).all()
+        windows = next(sentence_windows([words], tokenizer, max_length=40))
+        logits = [model(torch.tensor([one.input_ids])).logits[0, one.first_pieces] for one in windows]
+        best = torch.cat(logits).softmax(-1).max(-1)
+        assert of_sentence.tags == [model.config.id2label[label] for label in best.indices.tolist()]
+        assert of_sentence.scores == pytest.approx(best.values.detach().numpy(), abs=1e-6)
 
 
 def test_scores_are_those_of_annotation() -> None:

@@ -20,9 +20,7 @@ from seqeval.scheme import IOB2
 from bioptimus_hf.corpus.conll import read_conll
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import new_head
-from bioptimus_hf.ner.finetuning import (
-    predict_tags,
-)
+from bioptimus_hf.ner.prediction import predict_tags
 from bioptimus_hf.ner.scores import entity_counts, entity_scores
 from bioptimus_hf.ner.tasks import (
     BLURB_NER,

@@ -19,9 +19,9 @@ from transformers.modeling_outputs import TokenClassifierOutput
 
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.ner.finetuning import (
-    predict_tags,
     windows_dataset,
 )
+from bioptimus_hf.ner.prediction import predict_tags
 from bioptimus_hf.ner.tasks import (
     NerTask,
     load_ner,
