@@ -70,7 +70,7 @@ def find_labels(task: str, source: str | Path, folder: str, *, nested: bool, rep
 
     These are the first of the following that exist:
 
-    1. the source itself, if it is a file;
+    1. the source itself, or what it has under the name of the folder, if that is a file;
     2. in its sub-folder: a file or a folder for each split (see `SPLIT_NAMES`), or else all files with annotations;
     3. a file beside the sub-folders, with the name of the task's folder;
     4. in the source itself: a file or a folder for each split, or else all files with annotations.
@@ -86,9 +86,10 @@ def find_labels(task: str, source: str | Path, folder: str, *, nested: bool, rep
         InputError: there are none, or there are several for a split, or none for one of them.
     """
     source = Path(source)
-    if source.is_file():
-        return LabelFiles(source, {UNSPLIT: _labelled(source)})
     own = source / folder
+    for path in (source, own):
+        if path.is_file():
+            return LabelFiles(path, {UNSPLIT: _labelled(path)})
     if found := _in_folder(own, nested=True, report=report):
         return found
     beside = [path for end in _OTHER_ENDINGS + _ENDINGS if (path := source / f"{folder}{end}").is_file()]

@@ -138,7 +138,7 @@ def load_task(task: NerTask, options: HeadOptions) -> TaskData:
     source = task.source or options.ner_data
     if not source:
         raise InputError(
-            f"needed for {task.name}: the folder that contains the folders of the tasks", argument="ner_data"
+            f"needed for {task.name}: the folder that contains the folders or files of the tasks", argument="ner_data"
         )
     source = pin_source(source)
     splits = load_ner(task, source)

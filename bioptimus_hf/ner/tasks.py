@@ -54,7 +54,7 @@ class NerTask:
             logged.
         source: file, folder or Hub data set (`owner/name` or `owner/name@revision`) to pass to `load_ner`, for a task
             with a source of its own.
-        shares: of training, development and test set, if the source isn't split; by default `splitting.SHARES`.
+        shares: of training, development and test set, if the source isn't split; by default 0.7, 0.15 and 0.15.
         split_seed: another one gives another split; by default 0.
         read: how files are read.
 

@@ -326,8 +326,9 @@ def test_where_the_files_are(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     write_documents(loose / "in" / "a.brat", studies(6))
     write_documents(loose / "b.jsonl", studies(12)[6:])
     (loose / "README.txt").write_text("Plain text.\n")
-    by_name, given = load_ner(NerTask("mine"), tmp_path), load_ner(NerTask("mine"), tmp_path / "mine.jsonl")
-    assert by_name["test"][:] == given["test"][:]
+    given = load_ner(NerTask("mine"), tmp_path / "mine.jsonl")
+    for task in (NerTask("mine"), NerTask("x", "mine.jsonl")):
+        assert load_ner(task, tmp_path)["test"][:] == given["test"][:]
     named = NerTask("loose")
     assert {row for part in load_ner(named, tmp_path).values() for row in part["document"]} == {
         *(f"in/a.brat/s{place}" for place in range(6)),
