@@ -45,6 +45,7 @@ logger = logging.getLogger(__name__)
 _SCHEMA = pa.schema({"text": pa.string()})
 _DEFAULTS = {"encoding": "utf-8", "unit": "line"}  # of settings that a record doesn't name
 _ROWS_AT_ONCE = 1000  # of a file
+_EMPTY = f"sha256:{hashlib.sha256().hexdigest()}"  # identity of an empty file
 _CHARACTERS_AT_ONCE = 1 << 26  # whole books may be too much for one Arrow array
 
 
@@ -260,10 +261,11 @@ def _hash(file: Path) -> str:
 
 
 def _report_copies(files: Sequence[CorpusFile]) -> None:
-    """Warn about files with the same content."""
+    """Warn about files with the same content, unless they are empty."""
     copies: dict[str | None, list[str]] = {}
     for file in files:
         copies.setdefault(file.content, []).append(str(file.path))
+    copies.pop(_EMPTY, None)
     for names in copies.values():
         if len(names) > 1:
             more = f" and {len(names) - 4} more" if names[4:] else ""

@@ -361,6 +361,8 @@ def test_copies_and_unknown_files_in_a_folder(tmp_path: Path, warnings_of_packag
     for name in ("a.txt", "B.TXT", ".hidden/a.txt", "deep/c.txt.bz2", "deep/d.docx"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write_txt(tmp_path / name, ["the same"])
+    for name in ("empty.txt", "nothing.jsonl"):
+        (tmp_path / name).touch()
     assert load_corpus(tmp_path)["text"][:] == ["the same", "the same"]
     assert warnings_of_package() == [
         f"{tmp_path}: left out, since the format is unknown: {tmp_path / 'deep/c.txt.bz2'}, {tmp_path / 'deep/d.docx'}",
