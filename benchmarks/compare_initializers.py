@@ -291,7 +291,7 @@ def train_heads(options: argparse.Namespace, model: str, seed: int, threads: int
     }
     arguments = [argument for name, value in settings.items() for argument in (f"--{name}", value)]
     for task in options.tasks:
-        seeds = ("--seeds", seed, seed)  # a single number would be the number of seeds
+        seeds = ("--seed", seed, "--seeds", 1)
         run_command("finetune-ner", *arguments, "--tasks", task, *seeds, "--bf16", threads=threads)
 
 
