@@ -196,6 +196,12 @@ def mean_and_standard_deviation(spread: Mapping[str, float | None]) -> str:
     return f"{mean} ± {standard_deviation}" if standard_deviation else f"{mean}"
 
 
+def difference_and_interval(row: Mapping[str, Any]) -> str:
+    """Format a row of `paired_differences` in percent, with the simultaneous interval: `+1.20 (+0.31 to +2.05)`."""
+    low, high = row["simultaneous_interval"]
+    return f"{100 * row['mean']:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"
+
+
 def summary_row(task: str, model: str, scores: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
     """Summarise the heads of one task and model.
 

@@ -16,6 +16,7 @@ from bioptimus_hf.ner.results import (
     SEARCH,
     HeadResult,
     averages,
+    difference_and_interval,
     mean_and_standard_deviation,
     paired_differences,
     single_model,
@@ -257,9 +258,8 @@ def _protocol(seeds: Sequence[int]) -> str:
 def _difference(row: Row | None, seeds: int) -> str:
     if row is None:
         return ""
-    low, high = row["simultaneous_interval"]
     pairs = "" if len(row.get("seeds", range(seeds))) == seeds else f", {len(row['seeds'])} pairs"
-    return f"{100 * row['mean']:+.2f} ({100 * low:+.2f} to {100 * high:+.2f}{pairs})"
+    return f"{difference_and_interval(row).removesuffix(')')}{pairs})"
 
 
 def _line(*columns: str) -> str:

@@ -10,7 +10,7 @@ import jinja2
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 
 from bioptimus_hf.errors import InputError
-from bioptimus_hf.ner.results import mean_and_standard_deviation
+from bioptimus_hf.ner.results import difference_and_interval, mean_and_standard_deviation
 from bioptimus_hf.ner.scores import LENIENT_SCORER, SCORER
 from bioptimus_hf.publishing.options import About
 
@@ -107,6 +107,7 @@ def render(template: str, facts: Mapping[str, Any]) -> str:
         "percent": _percent,
         "count": _count,
         "mean_and_standard_deviation": mean_and_standard_deviation,
+        "difference": difference_and_interval,
         "duration": _duration,
         "machine": _machine,
         "clause": _clause,

@@ -12,7 +12,7 @@ from bioptimus_hf.models import MIN_SCORE
 from bioptimus_hf.ner.options import JOINT
 from bioptimus_hf.ner.results import predictions_file, single_model, tests_of
 from bioptimus_hf.pretraining.versions import folder_name
-from bioptimus_hf.publishing.heads import base_results, heads_of, result_rows
+from bioptimus_hf.publishing.heads import base_results, differences_from_base, heads_of, result_rows
 from bioptimus_hf.publishing.options import About
 from bioptimus_hf.publishing.recipe import NOT_OPTIONS, SECTIONS, own_curriculum, recipe
 from bioptimus_hf.publishing.records import (
@@ -81,6 +81,7 @@ def encoder_facts(run_dir: str | Path, version: str, repo_id: str, about: About)
         "results": results,
         "joint_results": joint_results,
         "base_results": _alike(base_results(run), [*results, *joint_results]),
+        "differences": differences_from_base(run, version, list(heads)),
         "start": start_of(run, pretraining),
         "recipe": recipe({**records, "pretraining": pretraining}, common["base"]),
         "own_curriculum": own_curriculum(pretraining["settings"]["curriculum"]),
@@ -137,6 +138,7 @@ def head_facts(run_dir: str | Path, task: str, version: str, repo_id: str, about
         "decontamination": pretraining_of(run, record)["facts"].get("decontamination"),
         "excluded": sum(head.record["facts"].get("excluded", {}).values()),
         "base_results": _alike(base_results(run), rows),
+        "differences": differences_from_base(run, version, [task]),
         "single_results": single,
     }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,9 @@ from bioptimus_hf.ner.results import (
     SEARCH,
     adapted_model,
     finished_heads,
+    paired_differences,
+    read_results,
+    single_model,
     summary_row,
     tests_of,
 )
@@ -85,6 +88,24 @@ def base_results(run: Path) -> list[dict[str, Any]]:
             _check_seeds(own)
             rows += result_rows(list(own.values()))
     return rows
+
+
+def differences_from_base(run: Path, version: str, tasks: Collection[str]) -> list[dict[str, Any]]:
+    """Return how the heads of a version differ from those of the model that was adapted (see `paired_differences`).
+
+    Args:
+        tasks: names of tasks, and `joint` for the joint heads.
+    """
+    adapted = adapted_model(run)
+    heads = [folder for folder in finished_heads(run / "ner") if folder.parts[-3] in tasks]
+    of_base = [
+        folder for folder in heads if folder.parent.name == BASE and read_record(folder)["inputs"]["model"] == adapted
+    ]
+    if not of_base:
+        return []
+    of_version = [folder for folder in heads if folder.parent.name == folder_name(version)]
+    rows = paired_differences(read_results([*of_base, *of_version]), [BASE])
+    return [row for row in rows if single_model(row["minus"]) == BASE != single_model(row["model"])]
 
 
 def result_rows(scores: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from bioptimus_hf.artifacts import read_record
 from bioptimus_hf.cli.__main__ import main
 from bioptimus_hf.errors import InputError
+from bioptimus_hf.publishing.cards import head_card
 from bioptimus_hf.publishing.facts import head_facts
 from bioptimus_hf.publishing.heads import heads_of
 from bioptimus_hf.publishing.options import CardOptions, Selection
@@ -167,6 +168,11 @@ def test_unfinished_heads_are_ignored(run_dir: Path) -> None:
 def test_heads_of_the_base_model_are_recognised_by_its_identity(run_dir: Path) -> None:
     """A head in a folder called `base` may have been trained on another model."""
     shutil.copytree(run_dir / "ner" / "own" / "v0.4", run_dir / "ner" / "own" / "base")
+    for model, found in (("base", "O"), ("v0.4", "B-X")):
+        for seed in "01":
+            head = run_dir / "ner" / "own" / model / seed
+            (head / "predictions.tsv").write_text(f"a\tB-X\tB-X\n\nb\tB-X\t{found}\n\n")
+            change(head / "scores.json", model=model)
     for own in (False, True):
         for seed in "01":
             record = run_dir / "ner" / "own" / "base" / seed / "made.json"
@@ -174,6 +180,10 @@ def test_heads_of_the_base_model_are_recognised_by_its_identity(run_dir: Path) -
             change(record, inputs={"train": "sha256:1", "model": adapted if own else "name:other/model@1"})
         facts = head_facts(run_dir, "own", "0.4", "ada/encoder-own", ABOUT)
         assert [row["seeds"] for row in facts["base_results"]] == ([[0, 1]] if own else [])
+        differences = [(row["task"], row["model"], row["seeds"]) for row in facts["differences"]]
+        assert differences == ([("own", "v0.4", [0, 1])] if own else [])
+        says = "F1 minus that of the model that was adapted, in pairs of the same seed: own +33.33 (+0.00 to +100.00)."
+        assert (says in head_card(facts)) == own
 
 
 @pytest.mark.parametrize("repo_id", ["encoder", "a/b/c", "ada/a--b", "ada/.x", "ada/x y", ""])
