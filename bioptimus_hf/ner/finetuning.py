@@ -58,6 +58,9 @@ logger = logging.getLogger(__name__)
 
 _ADAMW = ("adamw_torch", "adamw_torch_fused")  # decay weights by a factor, whatever their gradients
 _SCORES = ("precision", "recall", "f1")
+_latest_windows: dict[
+    str, Dataset
+] = {}  # the latest result of `windows_dataset`, for the next seed, by its fingerprint
 DIVERGED = "training diverged. Nothing was saved; try a lower learning_rate or more warmup_steps"
 
 
@@ -340,22 +343,25 @@ def windows_dataset(
 
     Returns:
         One row for each window: `input_ids`, `attention_mask` and `labels`. The label is that of `ner_tags` at the
-        first piece of a word, in exactly one window, and -100 elsewhere.
+        first piece of a word, in exactly one window, and -100 elsewhere. The latest result is kept.
     """
-    # Without it, datasets would pickle the tokenizer to hash it, which takes longer than tokenising.
-    encoding = hashlib.sha256(f"{dataset._fingerprint} {WordEncoder(tokenizer).key} {max_length}".encode())
-    with progress_of_datasets():
-        windows = dataset.map(
-            _labelled_windows,
-            batched=True,
-            remove_columns=dataset.column_names,
-            fn_kwargs={"tokenizer": tokenizer, "max_length": max_length},
-            num_proc=map_processes(num_proc),
-            load_from_cache_file=False,
-            new_fingerprint=f"windows-{encoding.hexdigest()[:32]}",
-            desc="Tokenising",
-        )
-    return cast(Dataset, windows)
+    encoding = f"{dataset._fingerprint} {WordEncoder(tokenizer).key} {max_length}"
+    fingerprint = f"windows-{hashlib.sha256(encoding.encode()).hexdigest()[:32]}"
+    if fingerprint not in _latest_windows:
+        with progress_of_datasets():
+            windows = dataset.map(
+                _labelled_windows,
+                batched=True,
+                remove_columns=dataset.column_names,
+                fn_kwargs={"tokenizer": tokenizer, "max_length": max_length},
+                num_proc=map_processes(num_proc),
+                load_from_cache_file=False,
+                new_fingerprint=fingerprint,  # otherwise datasets pickles the tokenizer, which takes a second
+                desc="Tokenising",
+            )
+        _latest_windows.clear()
+        _latest_windows[fingerprint] = cast(Dataset, windows)
+    return _latest_windows[fingerprint]
 
 
 def _attention_dropout(config: PretrainedConfig) -> float:

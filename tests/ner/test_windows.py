@@ -118,3 +118,18 @@ def test_every_label_is_at_the_first_piece_of_the_word(tiny_tokenizer: BertToken
         for word, tag in zip(words, tags, strict=True)
     ]
     assert labelled == expected
+
+
+def test_windows_are_made_once_for_all_seeds(tiny_tokenizer: BertTokenizer) -> None:
+    rows = load_ner(NerTask("sample"), SAMPLE)["validation"]
+    made = windows_dataset(rows, tiny_tokenizer)
+    assert windows_dataset(rows, build_tiny_tokenizer()) is made
+    others = [
+        windows_dataset(rows, BertTokenizer(vocab=tiny_tokenizer.get_vocab(), do_lower_case=False)),
+        windows_dataset(rows, tiny_tokenizer, max_length=20),
+        windows_dataset(rows.select(range(9)), tiny_tokenizer),
+    ]
+    assert all(other["input_ids"][:] != made["input_ids"][:] for other in others)
+    again = windows_dataset(rows, tiny_tokenizer)
+    assert again is not made
+    assert again[:] == made[:]
