@@ -75,7 +75,9 @@ if TYPE_CHECKING:  # what editors and type checkers see of the names below
     from bioptimus_hf.publishing.consistency import Finding as Finding
     from bioptimus_hf.publishing.consistency import check_results as check_results
     from bioptimus_hf.publishing.options import About as About
+    from bioptimus_hf.publishing.options import PackageOptions as PackageOptions
     from bioptimus_hf.publishing.options import Selection as Selection
+    from bioptimus_hf.publishing.package import package_head as package_head
     from bioptimus_hf.publishing.publish import PublishedVersion as PublishedVersion
     from bioptimus_hf.publishing.publish import publish as publish
     from bioptimus_hf.publishing.report import make_report as make_report
@@ -165,6 +167,8 @@ _PUBLIC = {
     "export_onnx": "annotation.onnx_export",
     "About": "publishing.options",
     "Selection": "publishing.options",
+    "PackageOptions": "publishing.options",
+    "package_head": "publishing.package",
     "PublishedVersion": "publishing.publish",
     "publish": "publishing.publish",
     "Finding": "publishing.consistency",

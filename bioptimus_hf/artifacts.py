@@ -44,6 +44,11 @@ if TYPE_CHECKING:  # this module is imported everywhere, mostly without data set
 
 logger = logging.getLogger(__name__)
 
+PACKAGED = "packaged_head"
+"""Name of the folder of a head in its installed package."""
+PACKAGE = "package"
+"""Key in the record of a packaged head: `name==version`."""
+
 _REQUIRED = {"fingerprint": str, "inputs": dict, "settings": dict}
 _VERSIONS_RECORDED = ("bioptimus-hf", "torch", "transformers", "datasets", "tokenizers", "accelerate")
 
@@ -125,13 +130,16 @@ def sha256_of_file(path: str | Path) -> str:
 def identity(source: str | Path) -> str:
     """Return a string that identifies the content of an input, wherever it is stored.
 
-    A folder with a record is identified by the record's fingerprint, any other folder by the hashes of its files, a
-    file by its sha256, and anything else (a model or data set on the Hub) by its name, with `@commit` if the caller
-    adds it.
+    A folder with a record is identified by the record's fingerprint, a packaged head by name, version and a hash of its
+    files, any other folder by the hashes of its files, a file by its sha256, and anything else (a model or data set on
+    the Hub) by its name, with `@commit` if the caller adds it.
     """
     path = Path(source)
     if (path / RECORD).is_file():
-        return f"stage:{read_record(path)['fingerprint']}"
+        record = read_record(path)
+        if PACKAGE in record:
+            return f"package:{record[PACKAGE]}@{_digest(record['files'])}"
+        return f"stage:{record['fingerprint']}"
     if path.is_dir():
         # A README describes the model and isn't part of it.
         files = sorted(file for file in path.rglob("*") if file.is_file() and file.name != "README.md")
@@ -263,6 +271,8 @@ def remedy(path: Path) -> str:
     command = commands.get(path.name, "pretrain" if re.match(r"v\d|pretraining", path.name) else None)
     if command is None and path.name.isdigit():
         command = "finetune-ner"
+    if path.name == PACKAGED:
+        return "install its package again (pip install --force-reinstall)"
     if (path / "model.onnx").exists():
         return "export it again to a new folder (`bioptimus export-onnx`)"
     return f"make it again (`bioptimus {command} --force`)" if command else "make it again with force"

@@ -1,4 +1,4 @@
-"""Find, load, validate and save models and tokenizers, given as a folder or by name on the Hub.
+"""Find, load, validate and save models and tokenizers, by folder, installed package or name on the Hub.
 
 A name on the Hub is `owner/name` or `owner/name@revision`: a branch, a tag or a commit. PyTorch is
 imported only by functions that load weights, since many users of this module read nothing but text.
@@ -7,6 +7,7 @@ imported only by functions that load weights, since many users of this module re
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import logging
 import re
@@ -30,7 +31,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 
 from bioptimus_hf.argument_checks import check_call
-from bioptimus_hf.artifacts import RECORD, identity, moved_revision, read_record, remedy, verify, write_json
+from bioptimus_hf.artifacts import PACKAGED, RECORD, identity, moved_revision, read_record, remedy, verify, write_json
 from bioptimus_hf.errors import InputError, format_error, lacks_memory
 from bioptimus_hf.storage import apply_umask
 
@@ -47,6 +48,9 @@ MAX_LENGTH = 512
 
 MIN_SCORE = "min_score"
 """Key in the configuration of a head: the least score of entities that gave the best F1 (see `ner.calibration`)."""
+
+HEAD_PACKAGES = "bioptimus_hf.heads"
+"""Group of the entry points of installed packages with heads, as `bioptimus package` builds them."""
 
 # The files of a model. Published folders may contain others, such as the state of an optimizer.
 _CONFIGURATION = ("config.json", "vocab.txt", "tokenizer*.json", "special_tokens_map.json", "added_tokens.json")
@@ -68,6 +72,7 @@ _HEADS = (
 )
 _WEIGHTS_OF_HEADS = ("classifier.", "qa_outputs.")
 _MANY_SPARE = 1000  # embeddings without a token: a few hundred are common, to make their number divisible
+_PACKAGE_NAME = re.compile(r"[a-zA-Z0-9]([\w.-]*[a-zA-Z0-9])?", re.ASCII)
 _HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?(@[\w./-]+)?")
 
 
@@ -77,7 +82,7 @@ class Source:
 
     Attributes:
         folder: local folder of its files.
-        commit: `name@commit` on the Hub; None for a local folder.
+        commit: `name@commit` on the Hub; None for a local folder and an installed package.
     """
 
     folder: str
@@ -110,17 +115,37 @@ def find_model(name: str | Path) -> Source:
     """Find a model, and download its configuration, tokenizer and weights if they aren't in the cache.
 
     Args:
-        name: local folder or name on the Hub. Offline, or with HF_HUB_OFFLINE=1, the cache is used.
+        name: local folder, name of an installed package with a head, or name on the Hub: the first of these that
+            exists. Offline, or with HF_HUB_OFFLINE=1, the cache is used.
 
     Raises:
-        InputError: neither a local folder nor available on the Hub.
+        InputError: neither a local folder nor an installed package nor available on the Hub; or files of the package
+            are missing.
     """
     if Path(name).exists():
         return Source(str(name))
+    if packaged := _packaged_head(str(name)):
+        return Source(str(packaged))
     found = _download(str(name), "model", (*_CONFIGURATION, *_SAFETENSORS))
     if not any(Path(found.folder).glob(_SAFETENSORS[0])):
         found = _download(str(name), "model", (*_CONFIGURATION, *_PICKLED))
     return found
+
+
+def _packaged_head(name: str) -> Path | None:
+    """Return the folder of a head that is installed as a package; None if no package of this name has one."""
+    if not _PACKAGE_NAME.fullmatch(name):
+        return None
+    try:
+        package = importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    for point in package.entry_points.select(group=HEAD_PACKAGES):
+        folder = Path(str(package.locate_file(point.module))) / PACKAGED
+        if not (folder / RECORD).is_file():
+            raise InputError(f"{name}: {folder / RECORD} is missing: {remedy(folder)}")
+        return folder
+    return None
 
 
 def find_files(name: str | Path, patterns: Sequence[str]) -> Source:
@@ -735,4 +760,5 @@ def _unavailable(given: str, kind: str, error: Exception) -> InputError:
     if isinstance(error, LocalEntryNotFoundError):
         unset = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the Hub can't be reached: check the network"
         reason = f"it isn't in the cache, and {unset}"
-    return InputError(f"{given}: not a local {kind} folder and not available on the Hub ({reason})")
+    package = ", not an installed package with a head" if kind == "model" and _PACKAGE_NAME.fullmatch(given) else ""
+    return InputError(f"{given}: not a local {kind} folder{package} and not available on the Hub ({reason})")

@@ -56,6 +56,7 @@ def samples() -> dict[str, Any]:
         "Path": Path("nowhere"),
         "int": 5,
         "HeadOptions": bioptimus_hf.HeadOptions(tasks=["nothing"]),
+        "PackageOptions": bioptimus_hf.PackageOptions("nowhere", "nothing-yet", "mit"),
         "PretrainingOptions": bioptimus_hf.PretrainingOptions(),
         "MaskingStrategy": bioptimus_hf.MaskingStrategy("token", 0.15, corrupt=True),
         "Accelerator": Accelerator(cpu=True),

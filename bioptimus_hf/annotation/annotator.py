@@ -50,9 +50,9 @@ class Annotator:
     after the type, and types without marks. Labels that name no type (`LABEL_1`, a bare `B`) need `labels`.
 
     Args:
-        model: a token classifier, or its folder or Hub name (`name@revision`), or several of these, which are applied
-            to the same texts. A folder written by `export_onnx` works too. A model object is moved to `device` and
-            `dtype` and prepared for inference, not copied.
+        model: a token classifier, or its folder, installed package (see `package_head`) or Hub name (`name@revision`),
+            or several of these, which are applied to the same texts. A folder written by `export_onnx` works too. A
+            model object is moved to `device` and `dtype` and prepared for inference, not copied.
         tokenizer: tokenizer of all models; by default each model's own, which requires that models are given by name.
         batch_size: windows per batch, at least 1; by default 64 on a GPU, and on a CPU as many as have 1,024 pieces
             with their padding, which is as fast as any other number on all engines.

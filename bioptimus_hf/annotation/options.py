@@ -38,7 +38,10 @@ class AnnotationOptions:
     """
 
     models: list[str] = field(
-        metadata={"help": "Folders or Hub names of NER heads; folders of exported ONNX files work too", "path": True}
+        metadata={
+            "help": "Folders, installed packages or Hub names of NER heads; folders of exported ONNX files work too",
+            "path": True,
+        }
     )
     input: list[str] = field(
         metadata={
@@ -209,7 +212,7 @@ class ExportOptions:
         InputError: the precision is unknown.
     """
 
-    model: str = field(metadata={"help": "Folder or Hub name of a NER head", "path": True})
+    model: str = field(metadata={"help": "Folder, installed package or Hub name of a NER head", "path": True})
     output_dir: str = field(
         metadata={"help": "New or empty folder for the ONNX file, its configuration and tokenizer", "path": "output"}
     )
@@ -237,8 +240,8 @@ class AppOptions:
     models: list[str] = field(
         default_factory=_models_of_environment,
         metadata={
-            "help": f"Folders or Hub names of NER heads that annotate the text; by default those in the environment "
-            f"variable {MODELS_VARIABLE}, separated by whitespace",
+            "help": "Folders, installed packages or Hub names of NER heads that annotate the text; by default those "
+            f"in the environment variable {MODELS_VARIABLE}, separated by whitespace",
             "path": True,
         },
     )

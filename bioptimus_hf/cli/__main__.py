@@ -25,6 +25,7 @@ COMMANDS = {
     "finetune-ner": "Fine-tune NER heads and tabulate their scores",
     "annotate": "Find entities in files of documents",
     "export-onnx": "Export a head as an ONNX file",
+    "package": "Build a package from a head, to install and use by name",
     "check": "Check that the files of a run are as they were written",
     "report": "Summarise what a run has produced, or what NER heads get wrong",
     "publish": "Publish versions and heads on the Hugging Face Hub",

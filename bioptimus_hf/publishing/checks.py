@@ -119,7 +119,7 @@ def check_folder(folder: Path, architecture: str) -> None:
     _check_vocabulary(folder, config["vocab_size"])
     _check_weights(folder / WEIGHTS, architecture)
     for name in sorted(found):
-        _check_private(folder / name)
+        check_private(folder / name)
 
 
 def _reason_against(name: str) -> str | None:
@@ -172,8 +172,12 @@ def _check_weights(path: Path, architecture: str) -> None:
         raise InputError(f"{path} is damaged or incomplete ({error})") from error
 
 
-def _check_private(path: Path) -> None:
-    """Raise if a file contains a path of this machine or a token of the Hub."""
+def check_private(path: Path) -> None:
+    """Raise if a file contains a path of this machine or a token of the Hub.
+
+    Raises:
+        InputError: it does. Weights and vocabularies aren't searched.
+    """
     if path.suffix == ".safetensors" or path.name in ("vocab.txt", "tokenizer.json"):
         return  # numbers, and tokens that may look like anything
     content = path.read_bytes()

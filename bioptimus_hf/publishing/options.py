@@ -1,4 +1,4 @@
-"""Define the options of publishing and of the report."""
+"""Define the options of publishing, of packages and of the report."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Literal
 
 from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.errors import InputError
+from bioptimus_hf.publishing.wheel import normal_license, normal_name, normal_version
 
 What = Literal["encoder", "heads", "all"]
 
@@ -60,6 +61,43 @@ class PublishOptions:
     )
     push: bool = field(default=False, metadata={"help": "Publish; without it, only show what would be published"})
     public: bool = field(default=False, metadata={"help": "Make the repositories public"})
+
+
+@check_call()
+@dataclass(frozen=True)
+class PackageOptions:
+    """Which head becomes a package, and what the package says about itself.
+
+    Raises:
+        InputError: the name isn't that of a package and a module, the licence is missing or not an SPDX expression, or
+            the version can't be read.
+    """
+
+    head: str = field(
+        metadata={"help": "Folder, installed package or Hub name of a NER head", "positional": True, "path": True}
+    )
+    name: str = field(metadata={"help": "Name of the package, such as disease-finder"})
+    license: str = field(
+        default="", metadata={"help": "Licence of the weights, as an SPDX expression: Apache-2.0 (needed)"}
+    )
+    version: str | None = field(
+        default=None,
+        metadata={"help": "Version of the package; by default that of the encoder, such as 0.4, or 0.1.0"},
+    )
+    license_file: str | None = field(
+        default=None, metadata={"help": "File with the text of the licence, to put into the package", "path": True}
+    )
+    output_dir: str = field(default="dist", metadata={"help": "Folder for the wheel", "path": "output"})
+    force: bool = field(default=False, metadata={"help": "Replace another wheel of the same name and version"})
+
+    def __post_init__(self) -> None:
+        for name in ("head", "output_dir"):
+            if not getattr(self, name):
+                raise InputError("is empty: name a folder", argument=name)
+        normal_name(self.name)
+        normal_license(self.license)
+        if self.version is not None:
+            normal_version(self.version)
 
 
 @check_call()
