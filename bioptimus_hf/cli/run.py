@@ -27,7 +27,7 @@ from bioptimus_hf.artifacts import read_json
 from bioptimus_hf.cli import estimates, lookahead
 from bioptimus_hf.cli.__main__ import COMMANDS
 from bioptimus_hf.cli.options import check_recipe, parse_values
-from bioptimus_hf.cli.recipes import SECTIONS, default_output_dir, read_recipe
+from bioptimus_hf.cli.recipes import SECTIONS, default_output_dir, read_recipe, relative_to_recipe
 from bioptimus_hf.errors import InputError, Terminated
 from bioptimus_hf.ner.options import JOINT
 from bioptimus_hf.recipes import find
@@ -169,7 +169,10 @@ class Plan:
         section = self.content.get("finetune_ner") or {}
         tasks = section.get("tasks") or []
         named = [str(task) for task in (tasks if isinstance(tasks, list) else [tasks])]
-        sources = [task for task in named if re.search(r"=|/|\.ya?ml$", task) or Path(task).is_file()]
+        beside = (Path(relative_to_recipe(self.path, task, new=False)) for task in named)
+        sources = [
+            task for task, path in zip(named, beside, strict=True) if re.search(r"=|/|\.ya?ml$", task) or path.is_file()
+        ]
         return bool(self.options.ner_data or section.get("ner_data") or sources)
 
     def _state(self, stage: str) -> str:

@@ -68,8 +68,7 @@ def test_without_ner_data_heads_are_left_out_and_the_report_is_written(tmp_path:
     assert plan.stages == [stage for stage in STAGES if stage != "finetune_ner"]
     assert "finetune-ner  left out: no NER data is named" in plan.table()
     (tmp_path / "labels.jsonl").write_text("")
-    labels = str(tmp_path / "labels.jsonl")
-    for options in ({"ner_data": "ner"}, {"tasks": "mine=ner"}, {"tasks": ["task.yaml"]}, {"tasks": [labels]}):
+    for options in ({"ner_data": "ner"}, {"tasks": "mine=ner"}, {"tasks": ["task.yaml"]}, {"tasks": ["labels.jsonl"]}):
         assert "finetune_ner" in Plan(RecipeOptions(write_recipe(tmp_path, finetune_ner=options))).stages
     assert "finetune_ner" in Plan(RecipeOptions(write_recipe(tmp_path), ner_data="data/ner")).stages
 
