@@ -87,7 +87,7 @@ def resolve(source: str | Path | Sequence[str | Path], *, report: bool = False) 
         files.extend(found)
     if not files:
         raise InputError("no corpus given: name files, folders or a Hub data set")
-    _check_copies(files)
+    check_copies(files)
     return files
 
 
@@ -225,8 +225,8 @@ def text_of(document: Document | InputError) -> str:
     return document.text
 
 
-def _check_copies(files: Iterable[Path]) -> None:
-    """Raise for a file and its compressed copy: whoever has both means one of them."""
+def check_copies(files: Iterable[Path]) -> None:
+    """Raise InputError for a file and its compressed copy: whoever has both means one of them."""
     present = set(files)
     for file in sorted(present):
         packed = file.with_name(f"{file.name}.gz")

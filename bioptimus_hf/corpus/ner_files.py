@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bioptimus_hf.corpus.brat import has_annotations
-from bioptimus_hf.corpus.files import is_hidden, readable_files, some
+from bioptimus_hf.corpus.files import check_copies, is_hidden, readable_files, some
 from bioptimus_hf.corpus.formats import ANNOTATED, FORMATS, annotated_format
 from bioptimus_hf.errors import InputError
 
@@ -83,7 +83,8 @@ def find_labels(task: str, source: str | Path, folder: str, *, nested: bool, rep
         report: warn about files that are left out.
 
     Raises:
-        InputError: there are none, or there are several for a split, or none for one of them.
+        InputError: there are none, or there are several for a split, or none for one of them, or a file lies beside its
+            compressed copy.
     """
     source = Path(source)
     own = source / folder
@@ -158,7 +159,11 @@ def _labelled(path: Path) -> dict[Path, str]:
 
 
 def _labelled_in(folder: Path, *, nested: bool, report: bool) -> dict[Path, str]:
-    """Return the files with annotations in a folder, in order; a warning names the others."""
+    """Return the files with annotations in a folder, in order; a warning names the others.
+
+    Raises:
+        InputError: a file lies beside its compressed copy.
+    """
     if not folder.is_dir():
         return {}
     inside = [path for path in folder.glob("**/*" if nested else "*") if not is_hidden(path.relative_to(folder))]
@@ -169,6 +174,7 @@ def _labelled_in(folder: Path, *, nested: bool, report: bool) -> dict[Path, str]
             files[path] = path.relative_to(folder).as_posix()
         else:
             others.append(str(path))
+    check_copies(files)
     if files and report:
         readable_files(inside, folder)  # warns of those of unknown formats
         if others:

@@ -339,6 +339,9 @@ def test_where_the_files_are(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     assert {row for part in direct.values() for row in part["document"]} == {f"s{place}" for place in range(6, 12)}
     (task,) = chosen_tasks([f"other={loose}"])
     assert sum(len(part) for part in load_task(task, HeadOptions()).splits.values()) == 24
+    write_documents(loose / "b.jsonl.gz", studies(12)[6:])
+    with pytest.raises(InputError, match=r"b\.jsonl and b\.jsonl\.gz are the same documents twice"):
+        load_ner(NerTask("other"), loose)
 
 
 def test_files_are_tasks_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
