@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -58,9 +59,8 @@ logger = logging.getLogger(__name__)
 
 _ADAMW = ("adamw_torch", "adamw_torch_fused")  # decay weights by a factor, whatever their gradients
 _SCORES = ("precision", "recall", "f1")
-_latest_windows: dict[
-    str, Dataset
-] = {}  # the latest result of `windows_dataset`, for the next seed, by its fingerprint
+# The latest result of `windows_dataset`, for the next seed, by its fingerprint.
+_latest_windows: dict[str, Dataset] = {}
 DIVERGED = "training diverged. Nothing was saved; try a lower learning_rate or more warmup_steps"
 
 
@@ -107,7 +107,7 @@ def finetune(
     train = windows_dataset(sentences, tokenizer, max_length=max_length, num_proc=num_proc)
     if len(train) <= arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size:
         logger.warning("an epoch has a single update: the %d windows of text fit into one batch", len(train))
-    with _prepared(model, train, arguments) as is_packed:
+    with _prepared(model, tokenizer, train, arguments) as is_packed:
         trainer = trainer_class(
             model=model,
             args=arguments,
@@ -128,31 +128,45 @@ def finetune(
 
 
 @contextmanager
-def _prepared(model: PreTrainedModel, train: Dataset, arguments: TrainingArguments) -> Iterator[bool]:
+def _prepared(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, train: Dataset, arguments: TrainingArguments
+) -> Iterator[bool]:
     """Make training faster on a CPU; afterwards, the model is as it was, with other weights.
 
     Yields:
         Whether the model now reads batches of a `PackedCollator`.
     """
-    if arguments.device.type != "cpu":
-        yield False
-        return
-    kind = type(model)
-    is_packed = can_be_packed(model) and not arguments.gradient_checkpointing
-    if is_packed:
-        model.__class__ = PackedBertForTokenClassification
-    else:
-        prepare_for_cpu(model, arguments.device, dropout=_attention_dropout(model.config))
-    rows = None
-    if arguments.optim in _ADAMW and can_train_rows(model):
-        rows = train_rows(model, (piece for ids in train["input_ids"][:] for piece in ids))
+    kind, architectures = type(model), model.config.architectures
+    rows: TrainedRows | None = None
+    on_cpu = arguments.device.type == "cpu"
+    is_packed = on_cpu and can_be_packed(model) and not arguments.gradient_checkpointing
     try:
+        if is_packed:
+            model.__class__ = PackedBertForTokenClassification
+        else:
+            prepare_for_cpu(model, arguments.device, dropout=_attention_dropout(model.config))
+        if on_cpu and arguments.optim in _ADAMW and can_train_rows(model):
+            padding = [] if is_packed else [tokenizer.pad_token_id]  # a batch has it, though no window does
+            rows = train_rows(model, chain(padding, *train["input_ids"][:]))
         yield is_packed
     finally:
-        model.__dict__.pop("forward", None)  # the one that Accelerate puts there computes in bfloat16
+        for name in ("forward", "_original_forward"):  # Accelerate puts them there: they compute in bfloat16
+            vars(model).pop(name, None)
         model.__class__ = kind
+        model.config.architectures = architectures  # saving a checkpoint has put the name of the class there
         if rows is not None:
             model.set_input_embeddings(rows.restored())
+
+
+@contextmanager
+def _in_float32(model: PreTrainedModel) -> Iterator[None]:
+    """Do without the `forward` that Accelerate has given to the model, which computes in bfloat16."""
+    forward = vars(model).pop("forward", None)
+    try:
+        yield
+    finally:
+        if forward is not None:
+            model.forward = forward
 
 
 def _check_labels(model: PreTrainedModel, dataset: DatasetDict | JointData) -> None:
@@ -278,7 +292,8 @@ class HeadTrainer(Trainer):
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Return the `scores` of a data set, by default of `eval_dataset`."""
-        scores = self.scores(self.eval_dataset if eval_dataset is None else eval_dataset)
+        with _in_float32(self.model):
+            scores = self.scores(self.eval_dataset if eval_dataset is None else eval_dataset)
         metrics = {f"{metric_key_prefix}_{name}": score for name, score in scores.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

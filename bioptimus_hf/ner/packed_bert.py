@@ -24,6 +24,7 @@ from bioptimus_hf.models import IGNORED_LABEL
 
 _GROUPS = 4  # of sentences of similar length: more have less padding, but each costs a dozen small operations
 _LEVELS = 2**15  # resolution of the probability of dropout
+_PLAIN = ("torch.nn.modules.", "transformers.models.bert.", "transformers.activations", "bioptimus_hf.ner.")
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,10 @@ def packed(rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
 
 
 def can_be_packed(model: PreTrainedModel) -> bool:
-    """Say whether `packed_logits` can compute a model: a plain BERT head on a CPU."""
+    """Say whether `packed_logits` can compute a model: a plain BERT head on a CPU.
+
+    It reads weights past the modules that hold them, and would miss what adapters or quantization add to these.
+    """
     config = model.config
     return (
         type(model) in (BertForTokenClassification, PackedBertForTokenClassification)
@@ -96,6 +100,7 @@ def can_be_packed(model: PreTrainedModel) -> bool:
         and model.dtype == torch.float32
         and config.hidden_act == "gelu"
         and not config.is_decoder
+        and all(type(module).__module__.startswith(_PLAIN) for module in model.modules())
     )
 
 

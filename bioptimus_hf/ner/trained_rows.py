@@ -85,9 +85,10 @@ def train_rows(model: PreTrainedModel, used: Iterable[int]) -> TrainedRows:
 
 def decay_with(rows: TrainedRows, optimizer: torch.optim.Optimizer) -> None:
     """Decay the rows that aren't trained in every step of an optimizer that decays as AdamW does."""
-    group = next(group for group in optimizer.param_groups if any(one is rows.weight for one in group["params"]))
 
-    def decay(*_: Any) -> None:
+    def decay(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        # Found in every step, because loading a state, as Accelerate does at the beginning, makes new groups.
+        group = next(group for group in optimizer.param_groups if any(one is rows.weight for one in group["params"]))
         rows.decay *= 1 - float(group["lr"]) * group["weight_decay"]
 
     optimizer.register_step_pre_hook(decay)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from architectures import save_architecture
 from datasets import DatasetDict
 from helpers import build_tiny_bert, build_tiny_tokenizer
 from transformers import (
@@ -125,17 +126,35 @@ def test_equal_seeds_give_equal_weights(base: Path, sample: DatasetDict, tmp_pat
 def test_a_trained_head_is_a_plain_model(base: Path, sample: DatasetDict, tmp_path: Path) -> None:
     """What makes training faster is gone afterwards; words that didn't occur were decayed, and nothing else."""
     few = DatasetDict({split: part.select(range(24)) for split, part in sample.items()})
-    options = {"learning_rate": 1e-2, "weight_decay": 0.5, "lr_scheduler_type": "constant", "num_train_epochs": 1}
+    options = {"learning_rate": 1e-2, "weight_decay": 0.5, "lr_scheduler_type": "linear", "num_train_epochs": 1}
     head, tokenizer, _ = train(base, few, tmp_path, seed=5, bf16=True, **options)
     assert type(head) is BertForTokenClassification
-    assert "forward" not in vars(head)  # which Accelerate makes compute in bfloat16
+    assert not {"forward", "_original_forward"} & vars(head).keys()  # which Accelerate makes compute in bfloat16
+    assert head.config.architectures == new_head(base, label_names(few["train"]), seed=5)[0].config.architectures
     rows = head.get_input_embeddings()
     assert type(rows) is torch.nn.Embedding
     used = {piece for ids in windows_dataset(few["train"], tokenizer)["input_ids"] for piece in ids}
     before = new_head(base, label_names(few["train"]), seed=5)[0].get_input_embeddings().weight
-    decayed = before * (1 - 1e-2 * 0.5) ** 2  # 24 windows are 2 updates
+    decayed = before * (1 - 1e-2 * 0.5) * (1 - 0.5e-2 * 0.5)  # 24 windows are 2 updates
     equal = torch.isclose(rows.weight, decayed, rtol=1e-5, atol=1e-7).all(-1)
     assert set((~equal).nonzero()[:, 0].tolist()) == used
+
+
+def test_heads_of_other_architectures_train_with_padding_and_are_evaluated_in_float32(
+    sample: DatasetDict, tmp_path: Path
+) -> None:
+    save_architecture("roberta", tmp_path / "base")
+    few = DatasetDict({split: part.select(range(24)) for split, part in sample.items()})
+    head, tokenizer = new_head(tmp_path / "base", label_names(few["train"]), seed=5)
+    dtypes = set()
+    head.classifier.register_forward_hook(lambda module, _, logits: dtypes.add((module.training, logits.dtype)))
+    arguments = best_epoch_arguments(
+        tmp_path / "checkpoints", use_cpu=True, disable_tqdm=True, bf16=True, num_train_epochs=1
+    )
+    finetune(head, tokenizer, few, arguments)
+    assert dtypes == {(True, torch.bfloat16), (False, torch.float32)}
+    assert not {"forward", "_original_forward"} & vars(head).keys()
+    assert type(head.get_input_embeddings()) is torch.nn.Embedding
 
 
 def test_a_head_that_diverges_is_refused(base: Path, sample: DatasetDict, tmp_path: Path) -> None:

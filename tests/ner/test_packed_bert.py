@@ -28,6 +28,10 @@ def windows(seed: int, number: int) -> list[dict[str, list[int]]]:
     return rows
 
 
+class AdaptedLinear(torch.nn.Linear):
+    """Stands for the layers that adapters (LoRA) and quantization put in the place of `nn.Linear`."""
+
+
 def without_dropout(head: BertForTokenClassification) -> BertForTokenClassification:
     for module in head.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -125,4 +129,8 @@ def test_other_models_are_left_to_transformers() -> None:
     head = build_tiny_head(layers=1)
     assert not can_be_packed(head.bfloat16())
     head.float().config.hidden_act = "relu"
+    assert not can_be_packed(head)
+    head = build_tiny_head(layers=1)
+    query = head.bert.encoder.layer[0].attention.self.query
+    head.bert.encoder.layer[0].attention.self.query = AdaptedLinear(query.in_features, query.out_features)
     assert not can_be_packed(head)
