@@ -150,7 +150,8 @@ def _prepared(
             rows = train_rows(model, chain(padding, *train["input_ids"][:]))
         yield is_packed
     finally:
-        for name in ("forward", "_original_forward"):  # Accelerate puts them there: they compute in bfloat16
+        # Accelerate's: a `forward` in bfloat16, and the mark with which the model wouldn't be prepared another time.
+        for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
             vars(model).pop(name, None)
         model.__class__ = kind
         model.config.architectures = architectures  # saving a checkpoint has put the name of the class there

@@ -151,9 +151,10 @@ def test_heads_of_other_architectures_train_with_padding_and_are_evaluated_in_fl
     arguments = best_epoch_arguments(
         tmp_path / "checkpoints", use_cpu=True, disable_tqdm=True, bf16=True, num_train_epochs=1
     )
-    finetune(head, tokenizer, few, arguments)
-    assert dtypes == {(True, torch.bfloat16), (False, torch.float32)}
-    assert not {"forward", "_original_forward"} & vars(head).keys()
+    for _ in range(2):  # a trained head can be trained further, in the same precision
+        dtypes.clear()
+        finetune(head, tokenizer, few, arguments)
+        assert dtypes == {(True, torch.bfloat16), (False, torch.float32)}
     assert type(head.get_input_embeddings()) is torch.nn.Embedding
 
 
