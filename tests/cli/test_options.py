@@ -16,6 +16,7 @@ from bioptimus_hf.artifacts import Run
 from bioptimus_hf.cli.__main__ import main
 from bioptimus_hf.cli.options import build_parser, parse, with_dashes
 from bioptimus_hf.cli.recipes import COMMON
+from bioptimus_hf.cli.report import HeadsToReport
 from bioptimus_hf.corpus.options import Corpus
 from bioptimus_hf.errors import InputError
 
@@ -305,10 +306,11 @@ def test_help_begins_with_an_example_and_groups_the_options() -> None:
         (InputError("must be above 0", argument="seed"), "--seed: must be above 0"),
         (InputError("must be above 0", argument="num_proc"), "--num_proc: must be above 0"),
         (InputError("fix it, or set on_error=skip"), "fix it, or set --on_error=skip"),
+        (InputError("is no head", argument="heads"), "heads: is no head"),  # not an option
     ],
 )
 def test_errors_name_options_as_they_are_written(said: InputError, shown: str) -> None:
-    assert with_dashes(said, [Run, AnnotationOptions]) == shown
+    assert with_dashes(said, [Run, AnnotationOptions, HeadsToReport]) == shown
 
 
 @pytest.mark.parametrize("arguments", [["--corpus", ""], ["--corpus", "a.txt", ""], ["--output_dir", ""]])
