@@ -33,7 +33,6 @@ from bioptimus_hf.artifacts import (
 from bioptimus_hf.errors import InputError, counted
 from bioptimus_hf.models import (
     HEAD_PACKAGES,
-    MIN_SCORE,
     Source,
     check_tokenizer,
     describe_tokenizer,
@@ -43,6 +42,7 @@ from bioptimus_hf.models import (
     longest_input,
     save_tokenizer,
 )
+from bioptimus_hf.ner.calibration import recommended_min_score
 from bioptimus_hf.ner.results import tests_of
 from bioptimus_hf.publishing.cards import render
 from bioptimus_hf.publishing.checks import check_private
@@ -158,7 +158,7 @@ def _write_head(options: PackageOptions, source: Source, folder: Path) -> WheelM
         "types": _types(model, options.head),
         "kept": counted(len(kept), "tensor") if kept else None,
         "max_length": tokenizer.model_max_length,
-        "min_score": getattr(model.config, MIN_SCORE, None),
+        "min_score": recommended_min_score(model.config),
         "commit": source.commit,
         "trained": _trained(Path(source.folder)),
     }

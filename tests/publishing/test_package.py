@@ -153,6 +153,23 @@ def test_the_card_says_what_the_run_recorded(wheel: Path) -> None:
     assert str(ROOT).encode() not in everything
 
 
+@pytest.mark.parametrize(
+    ("min_score", "said"),
+    [
+        ({"best": 0.62, "f1": 0.84, "f1_of_all": 0.83, "left_out": 0.1}, "a score below 0.62 changed F1"),
+        ({"best": 0.0, "f1": 0.83, "f1_of_all": 0.83, "left_out": 0.0}, None),
+        (0.5, None),  # of another program
+    ],
+)
+def test_the_card_states_the_least_score_if_it_leaves_out_anything(
+    options: PackageOptions, tmp_path: Path, min_score: Any, said: str | None
+) -> None:
+    head = save_tiny_head(tmp_path / "head", min_score=min_score)
+    with zipfile.ZipFile(package_head(replace(options, head=str(head), output_dir=str(tmp_path)))) as archive:
+        card = archive.read("disease_finder/packaged_head/README.md").decode()
+    assert said in card if said else "a score below" not in card
+
+
 def test_an_installed_head_is_used_by_its_name(installed: Path, head: Path) -> None:
     expected = list(Annotator(head).annotate(TEXTS))
     found = list(Annotator("disease-finder").annotate(TEXTS))
