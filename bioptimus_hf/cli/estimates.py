@@ -72,9 +72,8 @@ def megabytes_written(stage: str, options: Mapping[str, Any], text: float | None
     models = 0.0
     if stage == "distill":
         models = 1
-    if (
-        stage == "pretrain"
-    ):  # a checkpoint has two moments of each weight, too; a new one is written beside the old ones
+    if stage == "pretrain":
+        # A checkpoint has two moments of each weight, too; a new one is written beside the old ones.
         models = (len(options["phases"] or []) or _PHASES) + 3 * ((options["save_total_limit"] or 1) + 1)
     if stage == "finetune_ner":
         models = 1 + heads(options)

@@ -89,4 +89,4 @@ PUBLISHED = (
         PIECES,
     ),
 )
-"""Copied from the named tables. None says which scorer was used, so we compare our conlleval F1 with them."""
+"""Copied from the named tables. None of them names its scorer, so we compare our conlleval F1 with them."""

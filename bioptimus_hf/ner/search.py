@@ -91,6 +91,8 @@ class Search:
         """
         scores: dict[Path, float] = {}
         with working_on(self.root, self.run):
+            if self.run.force:
+                self.forget()  # otherwise an interrupted search might leave a head that isn't trained again
             for folder, head in self.trainings().items():
                 if folder not in finished:
                     with working_on(folder, self.run):

@@ -168,6 +168,23 @@ def test_a_search_that_was_killed_goes_on_where_it_stopped(
     assert [(model, seed) for _, model, _, _, seed in trainings.done] == [("x", 0), ("x", 1), ("y", 0), ("y", 1)]
 
 
+def test_with_force_nothing_is_left_of_a_search_that_was_killed(
+    options: HeadOptions, trainings: Trainings, tmp_path: Path
+) -> None:
+    def killed(fitted: Fitted) -> float:
+        if len(trainings.done) == 3:
+            raise KeyboardInterrupt
+        return f1_of(fitted)
+
+    trainings.dev_f1 = killed
+    with pytest.raises(KeyboardInterrupt):
+        make_heads(Run(str(tmp_path)), options, GRID)
+    trainings.dev_f1 = lambda fitted: f1_of(fitted) - 0.05
+    root = make_heads(Run(str(tmp_path), force=True), options, GRID)
+    scores = json.loads((root / "a" / "x" / "0" / "scores.json").read_text())
+    assert max(row["f1"] for row in scores["validation"]) == pytest.approx(0.8 - 0.05)
+
+
 def test_settings_that_diverge_are_never_chosen_and_leave_a_gap_if_all_do(
     options: HeadOptions, trainings: Trainings, tmp_path: Path
 ) -> None:
