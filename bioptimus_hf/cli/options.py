@@ -266,15 +266,13 @@ def with_dashes(error: InputError, options: Sequence[type]) -> str:
     Args:
         options: the dataclasses of the command.
     """
-    fields = [field for type_ in options for field in dataclasses.fields(type_)]
-    positional = {field.name for field in fields if field.metadata.get("positional")}
-    names = {field.name for field in fields} - positional
+    fields = (field for type_ in options for field in dataclasses.fields(type_))
+    names = {field.name for field in fields if not field.metadata.get("positional")}
     compound = "|".join(sorted(name for name in names if "_" in name)) or "$^"  # no word of plain English looks so
-    simple = "|".join(sorted(name for name in names if "_" not in name))
+    simple = "|".join(sorted(name for name in names if "_" not in name)) or "$^"
     message = re.sub(rf"(?<![\w/.-])(?=({compound})(?![\w/.]))", "--", str(error))
     message = re.sub(rf"(?:(?<=\buse )|(?<=\bset ))(?=({simple})\b)|(?<=\bwith )(?=force\b)", "--", message)
-    is_option = error.argument and error.argument not in positional
-    return f"--{message}" if is_option and not message.startswith("--") else message
+    return f"--{message}" if error.argument in names and not message.startswith("--") else message
 
 
 def _example_first(docstring: str) -> str:

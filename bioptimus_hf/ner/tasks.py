@@ -198,7 +198,10 @@ def read_task(path: str | Path) -> NerTask:
         content["source"] = str(beside)
     if "source" not in content:
         content.setdefault("folder", content["name"])
-    return NerTask(**content)
+    try:
+        return NerTask(**content)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def task_identity(task: str | NerTask, source: str | Path, dataset: DatasetDict) -> dict[str, str]:

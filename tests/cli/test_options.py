@@ -307,6 +307,7 @@ def test_help_begins_with_an_example_and_groups_the_options() -> None:
         (InputError("must be above 0", argument="num_proc"), "--num_proc: must be above 0"),
         (InputError("fix it, or set on_error=skip"), "fix it, or set --on_error=skip"),
         (InputError("is no head", argument="heads"), "heads: is no head"),  # not an option
+        (InputError("leave it out", argument="split_seed"), "split_seed: leave it out"),  # of a task's YAML file
     ],
 )
 def test_errors_name_options_as_they_are_written(said: InputError, shown: str) -> None:

@@ -551,6 +551,7 @@ def test_invalid_yaml_is_refused(tmp_path: Path, content: str, says: str) -> Non
     with pytest.raises(InputError) as caught:
         read_task(file)
     assert says in str(caught.value)
+    assert str(caught.value).startswith(str(file))
     assert "\n" not in str(caught.value)
 
 
