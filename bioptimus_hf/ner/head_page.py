@@ -76,7 +76,10 @@ small { font-weight: 600; }
 <h1>What this NER head gets wrong</h1>
 <p>Task {{ task }}, model {{ model }}, seed {{ seed }}. Entities are counted on words: {{ scorer }}. Unless they say
 otherwise, all figures are of the test set, in percent.</p>
-{% if min_score %}
+{% if min_score and not min_score.best %}
+<p>The best <code>min_score</code> is <b>0</b>: no other one raises {{ "the mean " if tasks | length > 1 }}F1 on the
+development set{{ "s" if tasks | length > 1 }}.</p>
+{% elif min_score %}
 <p>The best <code>min_score</code> is <b>{{ "%.2f" | format(min_score.best) }}</b>: on the development
 set{{ "s" if tasks | length > 1 }}, it changes {{ "the mean " if tasks | length > 1 }}F1 from
 {{ percent(min_score.f1_of_all) }} to {{ percent(min_score.f1) }}, and leaves out {{ percent(min_score.left_out) }} %

@@ -183,6 +183,9 @@ def test_the_page_escapes_what_it_shows(tmp_path: Path, data: Path) -> None:
     assert "<script" not in page
     assert "<img src=x" not in page
     assert page.count("&lt;script&gt;") > 2
+    assert "<code>min_score</code> is <b>0</b>: no other one raises F1" in head_page(
+        {**report, "min_score": {"best": 0}}
+    )
 
 
 def test_a_damaged_head_does_not_stop_the_others(tmp_path: Path, data: Path, command: Command) -> None:
