@@ -65,8 +65,9 @@ def pubtator_text(documents: Iterable[Document]) -> Iterator[str]:
     blanks = 0
     for document in documents:
         lines = _lines(document)
-        breaks = sum(map(document.text.count, _BREAKS))
-        blanks += breaks - (breaks and len(lines) > 1 and lines[1].startswith(f"{document.id}|a|"))
+        title = len(lines[0]) - len(f"{document.id}|t|")
+        kept = document.text[title : title + 1] == "\n"  # between title and abstract
+        blanks += sum(map(document.text.count, _BREAKS)) - kept
         yield "\n".join([*lines, "", ""])
     if blanks:
         logger.warning("PubTator can't hold tabs and line breaks in a text: wrote %d of them as spaces", blanks)

@@ -19,7 +19,7 @@ from bioc.validator import BioCValidator
 from datasets import Features, List, Value, load_dataset
 from lxml import etree
 
-from bioptimus_hf.corpus.documents import Document, Entity, join_passages
+from bioptimus_hf.corpus.documents import Document, Entity, Passage, join_passages
 from bioptimus_hf.corpus.formats import DocumentReader, write_documents
 from bioptimus_hf.corpus.reading import ReadOptions
 from bioptimus_hf.errors import InputError
@@ -221,6 +221,11 @@ def test_pubtator_says_how_many_breaks_became_spaces(
     assert warnings_of_package() == []
     write_documents(tmp_path / "b.pubtator", [Document("1", "Title\nAb\tstract\nmore"), Document("2", "Title")])
     assert warnings_of_package() == ["PubTator can't hold tabs and line breaks in a text: wrote 2 of them as spaces"]
+    passages = [Passage(0, 5, 0), Passage(6, 19, 6)]  # with a space between them
+    write_documents(tmp_path / "c.pubtator", [Document("1", "Title Abstract\nmore", passages=passages)])
+    assert warnings_of_package()[1:] == [
+        "PubTator can't hold tabs and line breaks in a text: wrote 1 of them as spaces"
+    ]
 
 
 @pytest.mark.parametrize(("format", "separator"), [("csv", ","), ("tsv", "\t")])
