@@ -121,8 +121,8 @@ def partial_cross_entropy(
     label is compatible with one tag.
 
     Args:
-        outputs: with `logits` (batch, pieces, tags).
-        labels: (batch, pieces), rows of `compatible`; -100 is ignored.
+        outputs: with `logits` (..., tags).
+        labels: (...), of the same shape; rows of `compatible`; -100 is ignored.
         num_items_in_batch: number of labels of the update.
         compatible: (labels, tags), from `join_tasks`.
     """

@@ -269,17 +269,15 @@ class _Layer(torch.autograd.Function):
         middle, inner, active, up, down, last_kept, last_summed = context.second
         last_mean, last_deviation, last_norm, last_norm_bias = context.last
         attended, saved = context.attended
-        width, all_three = states.shape[-1:], [True, True, True]
-        normed = torch.ops.aten.native_layer_norm_backward
-        outer, last_norm_grad, last_norm_bias_grad = normed(
-            outer.contiguous(), last_summed, width, last_mean, last_deviation, last_norm, last_norm_bias, all_three
+        outer, last_norm_grad, last_norm_bias_grad = _norm_backward(
+            outer.contiguous(), last_summed, last_mean, last_deviation, last_norm, last_norm_bias
         )
         block = _zero(outer * context.scale, last_kept)
         down_grads = block.t() @ active, block.sum(0)
         block = torch.ops.aten.gelu_backward(block @ down, inner)
         up_grads = block.t() @ middle, block.sum(0)
         outer = torch.addmm(outer, block, up)
-        outer, norm_grad, norm_bias_grad = normed(outer, summed, width, mean, deviation, norm, norm_bias, all_three)
+        outer, norm_grad, norm_bias_grad = _norm_backward(outer, summed, mean, deviation, norm, norm_bias)
         block = _zero(outer * context.scale, kept)
         out_grads = block.t() @ attended, block.sum(0)
         block = block @ out
@@ -292,6 +290,25 @@ class _Layer(torch.autograd.Function):
         grads = [grad for pair in qkv_grads for grad in pair]
         grads += [*out_grads, norm_grad, norm_bias_grad, *up_grads, *down_grads, last_norm_grad, last_norm_bias_grad]
         return outer, None, None, None, *(grad.float() for grad in grads), None
+
+
+def _norm_backward(outer: Tensor, values: Tensor, mean: Tensor, scale: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+    """Return the gradients of what layer normalisation was given: values, weight and bias.
+
+    In bfloat16, PyTorch 2 adds those of weight and bias up in bfloat16, and loses most of them in a long batch.
+
+    Args:
+        outer: of shape (pieces, width), like `values`.
+        mean: of each row of `values`, in float32, of shape (pieces, 1).
+        scale: the inverse of its standard deviation.
+        weights: weight and bias.
+    """
+    half = values.dtype != torch.float32
+    wanted = [True, not half, not half]
+    grads = torch.ops.aten.native_layer_norm_backward(outer, values, values.shape[1:], mean, scale, *weights, wanted)
+    if not half:
+        return tuple(grads)
+    return grads[0], ((values - mean).mul_(scale).mul_(outer)).sum(0), outer.sum(0, dtype=torch.float32)
 
 
 def _attend(projected: Tensor, attention: _Attention) -> tuple[Tensor, list[tuple[Any, ...]]]:
