@@ -73,13 +73,14 @@ def find_labels(task: str, source: str | Path, folder: str, *, nested: bool, rep
     1. the source itself, or what it has under the name of the folder, if that is a file;
     2. in its sub-folder: a file or a folder for each split (see `SPLIT_NAMES`), or else all files with annotations;
     3. a file beside the sub-folders, with the name of the task's folder;
-    4. in the source itself: a file or a folder for each split, or else all files with annotations.
+    4. in the source itself: a file or a folder for each split, or else the only file with annotations, and if `nested`,
+       all of them.
 
     Args:
         task: name of the task, for messages.
         source: a file, or a folder with the sub-folder or the files themselves.
         folder: name of the sub-folder.
-        nested: look into all sub-folders of the source for files with annotations, too.
+        nested: the source is that of this task alone, so look into all its sub-folders, too.
         report: warn about files that are left out.
 
     Raises:
@@ -99,6 +100,12 @@ def find_labels(task: str, source: str | Path, folder: str, *, nested: bool, rep
     if beside:
         return LabelFiles(beside[0], {UNSPLIT: _labelled(beside[0])})
     if found := _in_folder(source, nested=nested, report=report):
+        inside = list(map(str, found.files.get(UNSPLIT, ())))
+        if len(inside) > 1 and not nested:
+            raise InputError(
+                f"no files of task {task} in {source}, but {some(inside)}: give the source as {task}=FILE, or "
+                f"{task}={source} for all of them together"
+            )
         return found
     raise InputError(
         f"no train.tsv for task {task} in {own} or {source} (nor one that ends in .conll, .iob, .iob2, .bio or .txt), "
