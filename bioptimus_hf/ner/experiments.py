@@ -16,6 +16,7 @@ from accelerate import PartialState
 from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.artifacts import RECORD, Run, is_finished, read_json, read_record, replaced_sources, verification
 from bioptimus_hf.errors import InputError, TrainingDiverged, counted
+from bioptimus_hf.ner.finetuning import TRAINER
 from bioptimus_hf.ner.head_stage import report_missing, score_elsewhere, try_to_train, working_on
 from bioptimus_hf.ner.joint import JointData
 from bioptimus_hf.ner.options import HeadOptions, HeadTraining
@@ -149,7 +150,7 @@ def plan_experiment(run: Run, options: HeadOptions, training: HeadTraining) -> E
     cross_tests = load_cross_tests(tasks, options)
     seeds = options.seeds_from(run.seed)
     root = run.root / "ner"
-    settings = {"max_length": options.max_length, "processes": state.num_processes}
+    settings = {"max_length": options.max_length, "processes": state.num_processes, "trainer": TRAINER}
     plan = plan_joint_heads if options.joint else plan_heads
     by_group: dict[tuple[str, str], dict[Path, PlannedHead]] = defaultdict(dict)
     for folder, head in plan(root, tasks, encoders, seeds, settings).items():

@@ -61,6 +61,8 @@ _ADAMW = ("adamw_torch", "adamw_torch_fused")  # decay weights by a factor, what
 _SCORES = ("precision", "recall", "f1")
 # The latest result of `windows_dataset`, for the next seed, by its fingerprint.
 _latest_windows: dict[str, Dataset] = {}
+TRAINER = 2
+"""Number of the way in which heads are trained. Heads of another number have other weights with the same settings."""
 DIVERGED = "training diverged. Nothing was saved; try a lower learning_rate or more warmup_steps"
 
 

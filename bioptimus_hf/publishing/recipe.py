@@ -26,6 +26,7 @@ NOT_OPTIONS = frozenset(
         "merged_types",
         "processes",
         "search",
+        "trainer",
     )
 )
 """Recorded settings that aren't options of a command; a card states them in other ways."""

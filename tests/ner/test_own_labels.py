@@ -343,7 +343,9 @@ def test_where_the_files_are(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     with pytest.raises(InputError, match=r"b\.jsonl and b\.jsonl\.gz are the same documents twice"):
         load_ner(NerTask("other"), loose)
     (loose / "b.jsonl.gz").rename(loose / "c.jsonl.gz")  # which of the two is the task's?
-    with pytest.raises(InputError, match=r"no files of task other in .*b\.jsonl.*c\.jsonl\.gz: give the source as other="):
+    with pytest.raises(
+        InputError, match=r"no files of task other in .*b\.jsonl.*c\.jsonl\.gz: give the source as other="
+    ):
         load_ner(NerTask("other"), loose)
     assert load_ner(NerTask("c"), loose)["train"]
 

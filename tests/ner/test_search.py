@@ -205,13 +205,11 @@ def test_settings_that_diverge_are_never_chosen_and_leave_a_gap_if_all_do(
     assert len(trainings.done) == 2 + 1
 
 
-def test_fixed_settings_have_the_records_they_always_had(
-    options: HeadOptions, trainings: Trainings, tmp_path: Path
-) -> None:
+def test_the_record_of_fixed_settings(options: HeadOptions, trainings: Trainings, tmp_path: Path) -> None:
     training = HeadTraining(learning_rate=1e-3, num_train_epochs=2)
     root = make_heads(Run(str(tmp_path / "run")), options, training)
     record = read_record(root / "a" / "x" / "1")
-    settings = {**asdict(training), "max_length": 512, "processes": 1, "merged_type": None, "seed": 1}
+    settings = {**asdict(training), "max_length": 512, "processes": 1, "trainer": 2, "merged_type": None, "seed": 1}
     assert record["fingerprint"] == fingerprint(record["inputs"], settings)
     assert not (tmp_path / "run" / "ner_search").exists()
     assert "Settings of each task" not in (root / "results.md").read_text()
