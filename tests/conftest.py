@@ -6,6 +6,7 @@ import gc
 import os
 import shutil
 import socket
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="bioptimus-tests-")  #
 
 import pytest
 import torch
-from helpers import address_of, build_tiny_bert, build_tiny_head, build_tiny_tokenizer
+from helpers import CHECKS, address_of, build_tiny_bert, build_tiny_head, build_tiny_tokenizer
 from hub import Hub
 from transformers import BertForMaskedLM, BertTokenizer
 
@@ -47,6 +48,13 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def _own_cache() -> Iterator[None]:
     yield
     shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_ray(pytestconfig: pytest.Config) -> Iterator[None]:
+    yield
+    if CHECKS not in pytestconfig.getini("python_functions"):
+        assert "ray" not in sys.modules, "a test imported Ray: see run_checks_apart"
 
 
 class Command:

@@ -143,6 +143,9 @@ def assert_same_entities(found: Sequence[Entity], expected: Sequence[Entity], *,
     assert [one.score for one in found] == pytest.approx([one.score for one in expected], abs=tolerance)
 
 
+CHECKS = "check_*"
+
+
 def address_of(machines: Any) -> str:
     """Return the address of a cluster of Ray on this machine."""
     return f"127.0.0.1:{machines.address.rpartition(':')[2]}"
@@ -151,12 +154,13 @@ def address_of(machines: Any) -> str:
 def run_checks_apart(file: str, names: str) -> None:
     """Run those functions `check_*` of a test file whose names match, as for `pytest -k`, in a process of its own.
 
-    A process that was connected to Ray may hang when it forks others later, as `datasets` does: threads of Ray are lost
-    in the middle of their work.
+    Everything that imports Ray is run like this. Ray leaves threads behind, which break a process when it forks others
+    later, as `datasets` and workers of PyTorch do: it hangs, or ends without a word.
     """
-    pytest.importorskip("ray")
+    if util.find_spec("ray") is None:
+        pytest.skip("needs the extra `ray`")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    command += ["-o", "python_functions=check_*", "-k", names, file]
+    command += ["-o", f"python_functions={CHECKS}", "-k", names, file]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     assert "skipped" not in done.stdout

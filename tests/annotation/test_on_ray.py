@@ -118,6 +118,14 @@ def check_results_records_and_messages_are_those_of_one_machine(
     assert facts["replaced"] == 1
 
 
+def check_an_unknown_address(tiny_head: Path, shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = shards.parent / "out"
+    given = ["annotate", "--models", str(tiny_head), "--input", str(shards), "--output_dir", str(out)]
+    assert main([*given, "--runner", "ray", "--address", "127.0.0.1:1"]) == 2
+    assert capsys.readouterr().err.startswith("error: --address: no Ray cluster at 127.0.0.1:1: ")
+    assert not out.exists()
+
+
 def check_a_killed_driver(machines: Any, tiny_head: Path, shards: Path) -> None:
     """What was finished stays as it is, and the rest is annotated when the same command is given again."""
     out, local = shards.parent / "out", shards.parent / "local"
@@ -381,12 +389,11 @@ def test_memory_that_runs_out(worker: Any, job: Job | None, monkeypatch: pytest.
         ([{"CPU": 2}], {"gpus_per_actor": 1.0}, 100, "has 1 processor and 1 GPUs for an actor"),
     ],
 )
-def test_how_the_cluster_is_shared(
+def check_how_the_cluster_is_shared(
     nodes: list[dict[str, float]], options: dict[str, Any], files: int, expected: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ray = pytest.importorskip("ray")
     dead = {"Alive": False, "Resources": {"CPU": 99, "GPU": 9}}
-    monkeypatch.setattr(ray, "nodes", lambda: [dead, *({"Alive": True, "Resources": node} for node in nodes)])
+    monkeypatch.setattr("ray.nodes", lambda: [dead, *({"Alive": True, "Resources": node} for node in nodes)])
     annotation, runner = AnnotationOptions(["head"], ["in"], "out"), RunnerOptions("ray", **options)
     if isinstance(expected, str):
         with pytest.raises(InputError, match=expected):
@@ -396,10 +403,9 @@ def test_how_the_cluster_is_shared(
     assert (share.workers, share.cpus, share.gpus) == expected
 
 
-def test_exported_models_leave_gpus_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ray = pytest.importorskip("ray")
+def check_exported_models_leave_gpus_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model.onnx").touch()
-    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 4, "GPU": 1}}])
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 4, "GPU": 1}}])
     share = module._share_of(RunnerOptions("ray"), AnnotationOptions([str(tmp_path)], ["in"], "out"), 9)
     assert (share.workers, share.cpus, share.gpus) == (4, 1, 0)
 
@@ -422,15 +428,6 @@ def test_exported_models_leave_gpus_alone(tmp_path: Path, monkeypatch: pytest.Mo
 def test_bad_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=f"^{message}"):
         RunnerOptions(**options)
-
-
-def test_an_unknown_address(tiny_head: Path, shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("ray")
-    out = shards.parent / "out"
-    given = ["annotate", "--models", str(tiny_head), "--input", str(shards), "--output_dir", str(out)]
-    assert main([*given, "--runner", "ray", "--address", "127.0.0.1:1"]) == 2
-    assert capsys.readouterr().err.startswith("error: --address: no Ray cluster at 127.0.0.1:1: ")
-    assert not out.exists()
 
 
 def test_without_ray_installed(tiny_head: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:

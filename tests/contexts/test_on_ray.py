@@ -226,16 +226,15 @@ def test_without_ray_installed(corpus: Path, tokenizer: BertTokenizer, monkeypat
         ("nonsense", "no Ray cluster at nonsense: Invalid address"),
     ],
 )
-def test_bad_addresses(corpus: Path, tokenizer: BertTokenizer, address: str, message: str) -> None:
-    pytest.importorskip("ray.data")
+def check_bad_addresses(corpus: Path, tokenizer: BertTokenizer, address: str, message: str) -> None:
     started = time.monotonic()
     with pytest.raises(InputError, match=message):
         on_ray(corpus, tokenizer, address=address)
     assert time.monotonic() - started < 30
 
 
-def test_connected_elsewhere(corpus: Path, tokenizer: BertTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pytest.importorskip("ray"), "is_initialized", lambda: True)
+def check_connected_elsewhere(corpus: Path, tokenizer: BertTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
     with pytest.raises(InputError, match="address: this process is already connected to Ray: omit auto"):
         on_ray(corpus, tokenizer, address="auto")
 
@@ -254,7 +253,8 @@ def check_ray_on_this_machine(
     corpus: Path, tokenizer: BertTokenizer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Ray is started and stopped without a word, and the process is left as it was."""
-    ray = pytest.importorskip("ray")
+    import ray
+
     folders = []
 
     class Noted(tempfile.TemporaryDirectory):
