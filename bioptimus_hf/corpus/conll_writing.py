@@ -81,7 +81,8 @@ def _block(
     inside = False
     for start, end in tokens:
         if sentence < len(ends) and start >= ends[sentence]:
-            yield "\n"
+            if start > tokens[0][0]:  # otherwise there was no token in the sentences before
+                yield "\n"
             inside = False
             while sentence < len(ends) and start >= ends[sentence]:
                 sentence += 1

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bioptimus_hf.corpus.conll import read_conll, read_words
-from bioptimus_hf.corpus.documents import Document, Entity, join_passages, without_overlaps
+from bioptimus_hf.corpus.documents import Document, Entity, Passage, join_passages, without_overlaps
 from bioptimus_hf.corpus.formats import DocumentReader, write_documents
 from bioptimus_hf.corpus.reading import ReadOptions
 from bioptimus_hf.errors import InputError
@@ -315,6 +315,13 @@ def test_tokens_with_blanks_are_cut_beside_them(tmp_path: Path) -> None:
     found = Document("1", text, [Entity(6, 13, "aspirin", "Drug")], tokens=[(0, 13), (14, 19)])
     write_documents(tmp_path / "a.conll", [found])
     assert read_conll(tmp_path / "a.conll") == [(["10 mg", "aspirin", "daily"], ["O", "B-Drug", "O"])]
+
+
+def test_a_sentence_without_tokens_leaves_no_line(tmp_path: Path) -> None:
+    write_documents(
+        tmp_path / "a.conll", [Document("1", "\ufeff\n\nAsthma.", passages=(Passage(0, 1, 0), Passage(3, 10, 3)))]
+    )
+    assert (tmp_path / "a.conll").read_text() == "-DOCSTART- -X- O O\n\nAsthma\tO\n.\tO\n\n"
 
 
 def test_spacy_reads_our_documents(tmp_path: Path) -> None:
