@@ -60,10 +60,13 @@ def entry(command: str | None = None) -> NoReturn:
     gc.set_threshold(100_000, 20, 20)
     atexit.register(gc.freeze)
     sys.unraisablehook = _interrupt_again
-    status = main([*([command] if command else []), *sys.argv[1:]], own_process=True)
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # there is nothing to interrupt any more but the end of the interpreter
+    try:
+        status = main([*([command] if command else []), *sys.argv[1:]], own_process=True)
+    except KeyboardInterrupt:  # before a command could begin, or after it had ended
+        print("interrupted: run the same command again, without --force, to resume", file=sys.stderr)
+        status = 128 + signal.SIGINT
+    # There is nothing to interrupt any more but the end of the interpreter.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(status)
 
 
