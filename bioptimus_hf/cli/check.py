@@ -18,7 +18,7 @@ from bioptimus_hf.errors import InputError
 class CheckOptions:
     """What is checked."""
 
-    folder: str = field(metadata={"help": "Folder of a run, or of annotated files", "positional": True})
+    folder: str = field(metadata={"help": "Folder of a run, or of annotated files", "positional": True, "path": True})
     sizes_only: bool = field(default=False, metadata={"help": "Compare the sizes of files but don't read them"})
 
 

@@ -103,7 +103,10 @@ def parse_values(options: Sequence[type], section: str, description: str | None,
         # An unset variable of the shell, which would mean the working directory.
         named = action.dest in ("output_dir", "corpus") or getattr(action, "path", None)
         if named and "" in (value if isinstance(value, list) else [value]):
-            raise InputError("is empty: name a file or folder", argument=action.dest)
+            problem = "is empty: name a file or folder"
+            if not action.option_strings:  # a positional argument, which has no dashes
+                raise InputError(f"{action.dest}: {problem}")
+            raise InputError(problem, argument=action.dest)
     return values
 
 

@@ -47,7 +47,9 @@ _TRAINED = ("pretrain", "finetune_ner")  # the stages that Accelerate may launch
 class RecipeOptions:
     """What is run."""
 
-    recipe: str = field(metadata={"help": "YAML file, or the name of a recipe of the package", "positional": True})
+    recipe: str = field(
+        metadata={"help": "YAML file, or the name of a recipe of the package", "positional": True, "path": True}
+    )
     output_dir: str | None = field(default=None, metadata={"help": "Folder of the run (default: runs/NAME OF RECIPE)"})
     base_model: str | None = field(default=None, metadata={"help": "Model to adapt: local folder or name on the Hub"})
     corpus: list[str] | None = field(default=None, metadata={"help": "Files, folders or a data set on the Hub"})

@@ -320,6 +320,16 @@ def test_an_empty_path_is_not_the_working_directory(arguments: list[str]) -> Non
         parse([Run, Corpus], "train_vocabulary", None, arguments)
 
 
+@pytest.mark.parametrize(
+    ("command", "name"), [("package", "head"), ("report", "heads"), ("check", "folder"), ("run", "recipe")]
+)
+def test_an_empty_positional_argument_has_no_dashes(
+    command: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "", *(["--name", "x"] if command == "package" else [])]) == 2
+    assert capsys.readouterr().err == f"error: {name}: is empty: name a file or folder\n"
+
+
 @pytest.mark.parametrize("arguments", [["--num_proc", "0"], ["--num_proc", "-3"], ["--max_megabytes", "inf"]])
 def test_numbers_that_nothing_can_be_done_with(arguments: list[str]) -> None:
     with pytest.raises(InputError, match=f"{arguments[0][2:]}: must be"):
