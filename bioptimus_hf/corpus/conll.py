@@ -137,9 +137,10 @@ def types_of(sentences: Sequence[Sentence]) -> tuple[str, ...]:
 
 
 class _DocumentStart(NamedTuple):
-    """The beginning of a document, and its id if the line has one."""
+    """The beginning of a document: its id if the line has one, and the number of the line."""
 
     id: str
+    line: int
 
 
 class _Row(NamedTuple):
@@ -156,7 +157,7 @@ def _groups(file: InputFile) -> Iterator[tuple[str | None, list[Sentence | Input
     """Yield the sentences of each document after its id, which may be empty; None for one outside of documents."""
     name: str | None = None
     held: list[Sentence | InputError] = []
-    size = 0
+    size = begin = 0
     for item in _sentences(file):
         if not isinstance(item, _DocumentStart):
             if name is None:
@@ -164,14 +165,14 @@ def _groups(file: InputFile) -> Iterator[tuple[str | None, list[Sentence | Input
                 continue
             size += 0 if isinstance(item, InputError) else sum(map(len, item[0])) + len(item[0])
             if size > file.options.limit:  # is only counted, so that memory doesn't grow with it
-                held = [TooLongError(f"{file.path}, document {name}".rstrip(), size, file.options)]
+                held = [TooLongError(f"{file.path}, document that begins in line {begin}", size, file.options)]
             else:
                 held.append(item)
             continue
         two_lines = name == "" and not held and item.id  # for one document
         if name is not None and not two_lines:
             yield name, held
-        name, held, size = item.id, [], 0
+        name, begin, held, size = item.id, item.line, [], 0
     if name is not None:
         yield name, held
 
@@ -203,7 +204,7 @@ def _sentences(
             yield fault or reader.sentence(rows)
         rows, fault, size = [], None, 0
         if isinstance(row, re.Match):
-            yield _DocumentStart(next(filter(None, row.groups()), "").strip())
+            yield _DocumentStart(next(filter(None, row.groups()), "").strip(), number)
 
 
 class _Rows:

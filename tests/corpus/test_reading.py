@@ -299,7 +299,7 @@ def test_a_document_over_the_limit_is_an_error_of_the_document(name: str, tmp_pa
             "begins in line 1: more than 4 times the limit",
         ),
         ("a.conll", "", "asthma\tO\n", "line 1: a document of 0.0 MB"),
-        ("a.conll", "-DOCSTART- -X- O O\n\n", "asthma\tO\n\n", "document: a document of 0.0 MB"),
+        ("a.conll", "-DOCSTART- -X- O O\n\n", "asthma\tO\n\n", "begins in line 1: a document of 0.0 MB"),
     ],
 )
 def test_what_seems_to_lack_empty_lines_does_not_fill_the_memory(
