@@ -111,6 +111,7 @@ def render(template: str, facts: Mapping[str, Any]) -> str:
         "duration": _duration,
         "machine": _machine,
         "clause": _clause,
+        "listed": _listed,
     }
     try:
         return environment.get_template(template).render(facts)
@@ -177,6 +178,16 @@ def _percent(share: float, digits: int = 0) -> str:
 def _clause(text: str) -> str:
     """Return a text that a person gave without a full stop at its end, since a sentence goes on after it."""
     return text.strip().removesuffix(".")
+
+
+def _listed(items: Sequence[str], last: str = "and") -> str:
+    """Return items as a sentence lists them: `A`, `A and B`, `A, B and C`.
+
+    Args:
+        items: what is listed.
+        last: the word before the last one.
+    """
+    return f" {last} ".join(filter(None, (", ".join(items[:-1]), *items[-1:])))
 
 
 def _count(number: float) -> str:

@@ -134,7 +134,10 @@ def _check_free(name: str) -> None:
             return  # another version of it
         raise InputError(f"{name} {package.version} is installed and isn't a head: choose another", argument="name")
     module = importlib.util.find_spec(module_name(name))
-    if module is not None and module.origin is not None:  # a folder without modules has no origin
+    if module is None:
+        return
+    # Namespace packages such as `google` have no origin. Neither has any folder of the working directory.
+    if module.origin is not None or module.name in importlib.metadata.packages_distributions():
         raise InputError(f"`import {module.name}` already imports another module: choose another", argument="name")
 
 

@@ -91,6 +91,14 @@ def test_commands_of_the_cards_are_accepted(finished: Path, tmp_path: Path) -> N
     assert options.seeds == [0, 1]
 
 
+@pytest.mark.parametrize("listed", ["Gene", "Disease and Gene", "Chemical, Disease and Gene"])
+def test_types_are_listed_as_in_a_sentence(finished: Path, listed: str) -> None:
+    facts = head_facts(finished, "own", "0.4", "lab/encoder-own", ABOUT)
+    card = head_card({**facts, "labels": listed.replace(" and ", ", ").split(", ")})
+    assert f"mentions of {listed}, fine-tuned" in card
+    assert f"labelled {listed.replace(' and ', ' or ')}\n" in card
+
+
 def test_cards_state_the_settings_that_were_chosen(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     for seed in (0, 1):

@@ -340,6 +340,20 @@ def test_what_can_not_become_a_package(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_namespace_of_another_package_is_taken_and_a_folder_is_not(
+    options: PackageOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("theirs/part", "own_folder", "their_part-1.dist-info"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "their_part-1.dist-info" / "METADATA").write_text("Name: their-part\nVersion: 1\n")
+    (tmp_path / "their_part-1.dist-info" / "top_level.txt").write_text("theirs\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match="name: `import theirs` already imports another module"):
+        package_head(replace(options, name="theirs"))
+    path = package_head(replace(options, name="own-folder", output_dir=str(tmp_path / "dist")))
+    assert path.name == "own_folder-0.4-py3-none-any.whl"
+
+
 def test_heads_that_are_not_fit_for_a_package(options: PackageOptions, head: Path, tmp_path: Path) -> None:
     dist = {"output_dir": str(tmp_path / "dist")}
     private = save_tiny_head(tmp_path / "private", note="/home/somebody/secret")
