@@ -40,6 +40,7 @@ from typing import Any
 
 import torch
 from datasets import DatasetDict, disable_caching, disable_progress_bars
+from scipy.stats import t
 from transformers import (
     AutoModelForTokenClassification,
     AutoTokenizer,
@@ -54,6 +55,7 @@ from bioptimus_hf.cli.launch import keep_freed_memory
 from bioptimus_hf.models import IGNORED_LABEL, new_head
 from bioptimus_hf.ner.finetuning import best_epoch_arguments, finetune
 from bioptimus_hf.ner.prediction import predict_tags
+from bioptimus_hf.ner.results import mean_and_standard_deviation, spread
 from bioptimus_hf.ner.scores import entity_scores
 from bioptimus_hf.ner.tasks import NER_TASKS, label_names, load_ner, tags_of
 
@@ -75,8 +77,6 @@ ROWS = {
 STOCK, STOCK_BF16, OURS, OURS_BF16 = ROWS
 PAIRS = ((OURS, STOCK), (OURS_BF16, STOCK), (OURS_BF16, STOCK_BF16))
 MAX_LENGTH = 512
-# Two-sided 95 % quantiles of Student's t, by degrees of freedom.
-T_QUANTILES = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
 def common(options: argparse.Namespace, seed: int) -> dict[str, Any]:
@@ -235,17 +235,11 @@ def measure_apart(options: argparse.Namespace, task: str, label: str, seed: int)
 def interval(differences: Sequence[float]) -> str:
     """Return the mean of paired differences with the 95 % interval of Student's t, in percentage points."""
     mean = 100 * statistics.fmean(differences)
-    quantile = T_QUANTILES.get(len(differences) - 1)
-    if quantile is None:
+    if len(differences) < 2:
         return f"{mean:+.2f}"
+    quantile = t.ppf(0.975, len(differences) - 1)
     half = 100 * quantile * statistics.stdev(differences) / math.sqrt(len(differences))
     return f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
-
-
-def mean_and_deviation(values: Sequence[float]) -> str:
-    """Return mean and standard deviation in percent."""
-    deviation = f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{100 * statistics.fmean(values):.2f}{deviation}"
 
 
 def table(task: str, results: Mapping[str, Mapping[int, dict[str, float]]]) -> list[str]:
@@ -274,7 +268,8 @@ def table(task: str, results: Mapping[str, Mapping[int, dict[str, float]]]) -> l
         for name in ("seconds", "cpu"):
             cells += [f"{median[label, name]:.1f}", ratio(label, STOCK, name), ratio(label, STOCK_BF16, name)]
         cells.append(f"{median[label, 'megabytes']:,.0f}")
-        cells += [mean_and_deviation([run[split] for run in runs.values()]) for split in ("validation", "test")]
+        for split in ("validation", "test"):
+            cells.append(mean_and_standard_deviation(spread([run[split] for run in runs.values()])))
         lines.append(f"| {' | '.join([*cells, str(len(runs))])} |")
     lines += ["", f"| {task}, paired by seed (95 %) | dev F1 | test F1 | seeds |", "| --- | --- | --- | --- |"]
     for one, other in PAIRS:
