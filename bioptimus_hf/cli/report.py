@@ -45,7 +45,8 @@ class HeadsToReport:
     tasks: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Tasks that NER_DATA doesn't have under their names: NAME=SOURCE or FILE.yaml, as for finetune-ner",
+            "help": "Tasks that NER_DATA doesn't have under their names: NAME=SOURCE, a file such as labels.jsonl, or "
+            "FILE.yaml, as for finetune-ner",
             "path": True,
         },
     )

@@ -41,7 +41,8 @@ class HeadOptions:
             "NER_DATA/{train,dev,test}.tsv, also in other formats with annotations (BioC, PubTator, brat, JSON lines, "
             "Parquet), or a file or folder NER_DATA/NAME of annotated documents, which is split by document; its "
             "entity types are those in the files. NAME=SOURCE reads another file or folder, or a data set on the Hub "
-            "(owner/name or owner/name@revision); FILE.yaml describes a task (see NerTask)",
+            "(owner/name or owner/name@revision); a file such as labels.jsonl is the task labels; FILE.yaml "
+            "describes a task (see NerTask)",
             "path": True,
         },
     )
