@@ -398,6 +398,17 @@ def describe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Any:
     return json.loads(backend.to_str())
 
 
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Put a model into evaluation mode, and back into its own mode afterwards, also after an error or an interrupt."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
 def _load_word_tokenizer(folder: str) -> PreTrainedTokenizerBase:
     """Load a tokenizer that encodes each word of a sentence given as words as it would after a blank.
 

@@ -24,7 +24,7 @@ class HeadsToReport:
     """Which heads to report, and what they were trained on.
 
     Raises:
-        InputError: data is given without heads.
+        InputError: another of them is given without heads.
     """
 
     heads: list[str] = field(
@@ -54,7 +54,7 @@ class HeadsToReport:
     no_verify: bool = field(default=False, metadata={"help": "Read heads without comparing them with their hashes"})
 
     def __post_init__(self) -> None:
-        for name in ("ner_data", "tasks", "force"):
+        for name in ("ner_data", "tasks", "force", "no_verify"):
             if getattr(self, name) and not self.heads:
                 raise InputError("is for the report of heads: name their folders, too", argument=name)
 

@@ -32,6 +32,7 @@ _OTHER_ENDINGS = (
     ),
     *(".xml", ".xml.gz"),  # of BioC, too
 )
+_DOCUMENT_ENDINGS = (*_OTHER_ENDINGS, *_BRAT_FOLDERS)
 TEST_PATTERNS = [f"{folder}test{ending}" for folder in ("", "*/") for ending in (*_ENDINGS, *_LAST_ENDINGS)]
 """Patterns of the test sets in a folder and in its sub-folders."""
 
@@ -115,7 +116,7 @@ def find_labels(task: str, source: str | Path, folder: str, *, nested: bool, rep
 
 def _in_folder(folder: Path, *, nested: bool, report: bool) -> LabelFiles | None:
     """Return the files of each split, or else all files with annotations; None if there are none."""
-    tiers = (_ENDINGS, (*_OTHER_ENDINGS, *_BRAT_FOLDERS), _LAST_ENDINGS)
+    tiers = (_ENDINGS, _DOCUMENT_ENDINGS, _LAST_ENDINGS)
     found = {split: _first(folder, split, tiers) for split in SPLIT_NAMES}
     if not any(found.values()):
         inside = _labelled_in(folder, nested=nested, report=report)
@@ -134,6 +135,10 @@ def _in_folder(folder: Path, *, nested: bool, report: bool) -> LabelFiles | None
             files[split] = {path: ""} if _is_conll(path) else _labelled(path)
         if not files[split]:
             raise InputError(f"{path} has no file with annotations: give one in the formats {', '.join(ANNOTATED)}")
+    in_conll = [split for split, path in found.items() if path and path.name.endswith(_ENDINGS)]
+    others = [path.name for split in in_conll for path in _named(folder, split, _DOCUMENT_ENDINGS)]
+    if report and others:
+        logger.warning("%s: left out, because these splits also have CoNLL files: %s", folder, some(others))
     return LabelFiles(folder, files)
 
 
@@ -144,14 +149,19 @@ def _first(folder: Path, split: str, tiers: Iterable[Iterable[str]]) -> Path | N
         InputError: there are several.
     """
     for endings in tiers:
-        paths = [folder / f"{name}{ending}" for name in SPLIT_NAMES[split] for ending in endings]
-        found = [path for path in paths if (path.is_dir() if path.suffix in _BRAT_FOLDERS else path.is_file())]
+        found = _named(folder, split, endings)
         if len(found) > 1:
             several = " and ".join(path.name for path in found)
             raise InputError(f"{folder} has several files for {split}, {several}: move all but one away")
         if found:
             return found[0]
     return None
+
+
+def _named(folder: Path, split: str, endings: Iterable[str]) -> list[Path]:
+    """Return the files and folders that have a name of a split and one of the endings."""
+    paths = [folder / f"{name}{ending}" for name in SPLIT_NAMES[split] for ending in endings]
+    return [path for path in paths if (path.is_dir() if path.suffix in _BRAT_FOLDERS else path.is_file())]
 
 
 def _labelled(path: Path) -> dict[Path, str]:

@@ -28,7 +28,6 @@ from bioptimus_hf.ner.planning import (
     load_cross_tests,
     load_task,
     plan_heads,
-    plan_joint_heads,
 )
 from bioptimus_hf.ner.results import (
     BASE,
@@ -43,7 +42,7 @@ from bioptimus_hf.ner.results import (
     single_model,
     training_record,
 )
-from bioptimus_hf.ner.search import Search, tried
+from bioptimus_hf.ner.search import Search, searched
 from bioptimus_hf.ner.tables import write_results
 from bioptimus_hf.ner.tasks import NER_TASKS
 
@@ -56,13 +55,15 @@ class HeadGroup:
 
     Attributes:
         heads: by their folders.
-        search: of their settings; None if these are fixed, or have been chosen.
+        search: of their settings; None if these are fixed.
+        chosen: whether the settings are known: they are fixed, or an earlier command has chosen them.
         missing: folders of the heads that aren't finished.
-        tried: folders of the settings that the search has tried.
+        tried: folders of the settings that the search has tried, if it has to choose.
     """
 
     heads: Mapping[Path, PlannedHead]
     search: Search | None
+    chosen: bool
     missing: Collection[Path]
     tried: Collection[Path]
 
@@ -151,9 +152,8 @@ def plan_experiment(run: Run, options: HeadOptions, training: HeadTraining) -> E
     seeds = options.seeds_from(run.seed)
     root = run.root / "ner"
     settings = {"max_length": options.max_length, "processes": state.num_processes, "trainer": TRAINER}
-    plan = plan_joint_heads if options.joint else plan_heads
     by_group: dict[tuple[str, str], dict[Path, PlannedHead]] = defaultdict(dict)
-    for folder, head in plan(root, tasks, encoders, seeds, settings).items():
+    for folder, head in plan_heads(root, tasks, encoders, seeds, settings, joint=options.joint).items():
         by_group[head.task, head.model][folder] = head
     groups = [_group(run, heads, training) for heads in by_group.values()]
     heads = {folder: head for group in groups for folder, head in group.heads.items()}
@@ -175,19 +175,28 @@ def _group(run: Run, heads: Mapping[Path, PlannedHead], training: HeadTraining) 
     """Fix the settings of a group's heads, as far as they are known, and find those that are missing.
 
     Raises:
-        InputError: a head, or a training of the search, is finished with other inputs or settings.
+        InputError: a head, or a training of the search, is finished with other inputs or settings; or the settings are
+            chosen again, but not for all seeds that are finished.
     """
     (folder, first), *_ = heads.items()
     candidates = training.candidates()
     search = Search(run, first, candidates, training.grid) if training.grid else None
     chosen = search.chosen_before(folder.parent) if search else training
-    search = None if chosen else search
-    tried_before = [place for place in search.trainings() if search.is_finished(place)] if search else []
+    tried_before: list[Path] = []
+    if search and not chosen:
+        tried_before = search.tried()
+        others = sorted(record.parent for record in folder.parent.glob(f"*/{RECORD}") if record.parent not in heads)
+        if run.force and others:
+            raise InputError(
+                f"{others[0]} would stay as it is, but the settings are chosen again and may change: train all seeds "
+                f"again, or move it away",
+                argument="seeds",
+            )
     settled = {place: head.trained_with(chosen or candidates[0], training.grid) for place, head in heads.items()}
     missing = [
         place for place, head in settled.items() if not is_finished(place, head.inputs, head.settings, force=run.force)
     ]
-    return HeadGroup(settled, search, missing, tried_before)
+    return HeadGroup(settled, search, bool(chosen), missing, tried_before)
 
 
 def planned_trainings(run: Run, options: HeadOptions, training: HeadTraining) -> list[PlannedTraining]:
@@ -198,10 +207,10 @@ def planned_trainings(run: Run, options: HeadOptions, training: HeadTraining) ->
     """
     with verification(not run.no_verify):
         experiment = plan_experiment(run, options, training)
-        return [planned for group in experiment.groups for planned in _trainings_of(group, run, training)]
+        return [planned for group in experiment.groups for planned in _trainings_of(group, training)]
 
 
-def _trainings_of(group: HeadGroup, run: Run, training: HeadTraining) -> Iterator[PlannedTraining]:
+def _trainings_of(group: HeadGroup, training: HeadTraining) -> Iterator[PlannedTraining]:
     (first, head), *others = group.heads.items()
     train = head.dataset.train if isinstance(head.dataset, JointData) else head.dataset["train"]
 
@@ -211,14 +220,10 @@ def _trainings_of(group: HeadGroup, run: Run, training: HeadTraining) -> Iterato
         work = len(train) * training.num_train_epochs
         return PlannedTraining(head.task, head.model, head.encoder, work, finished, seconds)
 
-    if not training.grid:
-        others = [(first, head), *others]
-    else:  # the first head is the best one of the search
-        search = group.search or Search(run, head, training.candidates(), training.grid)
-        for folder in search.trainings():
-            yield planned(folder, finished=group.search is None or folder in group.tried)
-        if group.search is None and first in group.missing:
-            others = [(first, head), *others]
+    for folder in group.search.trainings() if group.search else ():
+        yield planned(folder, finished=group.chosen or folder in group.tried)
+    if not group.search or (group.chosen and first in group.missing):
+        others = [(first, head), *others]  # otherwise it is the best one of the search
     for folder, _ in others:
         yield planned(folder, finished=folder not in group.missing)
 
@@ -256,7 +261,7 @@ def _task(group: HeadGroup) -> str:
 def _train_group(group: HeadGroup, run: Run, grid: Mapping[str, Sequence[Any]]) -> list[str]:
     """Train the heads that a group lacks, after the search of their settings; return why some are still missing."""
     heads, search = group.heads, group.search
-    if search:
+    if search and not group.chosen:
         chosen = search.choose(group.tried)
         if chosen is None:
             return [report_missing(folder, search.reasons()) for folder in group.missing]
@@ -266,7 +271,7 @@ def _train_group(group: HeadGroup, run: Run, grid: Mapping[str, Sequence[Any]]) 
         with working_on(folder, run):
             reasons += try_to_train(folder, heads[folder], run, search.kept(heads[folder]) if search else None)
     if search:
-        search.forget()
+        search.forget()  # also what a killed command has left
     return reasons
 
 
@@ -288,7 +293,7 @@ def tabulate(root: Path, models: Sequence[str], references: Sequence[str]) -> No
     heads = finished_heads(root)
     missing = missing_heads(root) | _foreign_heads(heads, adapted_model(root.parent))
     results = sorted(read_results(head for head in heads if head not in missing), key=order)
-    trainings = [training_record(folder) for folder in (*tried(root.parent), *heads)] if root.name == "ner" else []
+    trainings = [training_record(folder) for folder in (*searched(root.parent), *heads)] if root.name == "ner" else []
     text = write_results(root, results, references=references, missing=missing, trainings=trainings)
     logger.info("saved %s\n%s", root / "results.md", text)
 

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.artifacts import RECORD, Run, read_json, read_record, replace_files, verify
 from bioptimus_hf.errors import InputError
-from bioptimus_hf.models import load_by_name, load_token_classifier
+from bioptimus_hf.models import MIN_SCORE, load_by_name, load_token_classifier
 from bioptimus_hf.ner.calibration import (
     MinScore,
     ScoredEntities,
@@ -238,6 +238,7 @@ def _predict(head: _Head, tasks: Mapping[str, TaskData]) -> dict[str, dict[str, 
     """Predict the development and test set of each task; sets of the same sentences once."""
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     model = load_token_classifier(head.folder).to(device)
+    tokenizer = load_by_name(AutoTokenizer, head.folder)
     labels = [name for _, name in sorted(model.config.id2label.items())]
     known: list[tuple[list[list[str]], list[ScoredTags]]] = []
     predictions: dict[str, dict[str, _Prediction]] = {}
@@ -252,7 +253,7 @@ def _predict(head: _Head, tasks: Mapping[str, TaskData]) -> dict[str, dict[str, 
             if found is None:
                 found = predict_scored_tags(
                     model,
-                    load_by_name(AutoTokenizer, head.folder),
+                    tokenizer,
                     words,
                     max_length=head.max_length,
                     desc=f"Tagging {name}, {shown}",
@@ -290,6 +291,7 @@ def _compare(head: _Head, task: str, test: Mapping[str, Any]) -> None:
 
 def _write(folder: Path, content: Mapping[str, Any], best: MinScore | None) -> None:
     configuration = read_json(folder / "config.json")
+    configuration.pop(MIN_SCORE, None)  # of an earlier report
     configuration = best.in_configuration(configuration) if best else configuration
     files = {
         DATA: json.dumps(content, indent=2, ensure_ascii=False),

@@ -233,63 +233,54 @@ def plan_heads(
     encoders: Mapping[str, Source],
     seeds: Sequence[int],
     settings: Mapping[str, Any],
+    *,
+    joint: bool,
 ) -> dict[Path, PlannedHead]:
-    """Return every head of the grid by the folder it belongs into.
+    """Return a head for each task, encoder and seed by the folder it belongs into.
 
     Args:
         settings: that shape all heads alike, beside those of `HeadTraining`, which `PlannedHead.trained_with` adds.
+        joint: plan one head for all tasks instead of one for each.
+
+    Raises:
+        InputError: see `join_tasks`.
     """
+    gold = {
+        name: hash_of_gold(data.splits["test"]["tokens"][:], tags_of(data.splits["test"]))
+        for name, data in tasks.items()
+    }
+    groups = {JOINT: tasks} if joint else {name: {name: data} for name, data in tasks.items()}
     heads = {}
-    for name, data in tasks.items():
-        gold = _gold(data)
-        of_task = {**settings, "merged_type": data.task.merged_type}
+    for name, members in groups.items():
+        dataset, data_inputs, of_task = _joined(members) if joint else _single(members[name])
+        of_task = {**settings, **of_task}
         for (label, model), seed in product(encoders.items(), seeds):
-            inputs = {**data.inputs, "model": model.identity}
+            inputs = {**data_inputs, "model": model.identity}
+            setups = [HeadSetup(member, label, seed, gold[member], of_task, inputs) for member in members]
             heads[root / name / label / str(seed)] = PlannedHead(
                 task=name,
                 model=label,
                 seed=seed,
                 encoder=model.folder,
-                dataset=data.splits,
-                tests={name: data.splits["test"]},
-                setups=[HeadSetup(name, label, seed, gold, settings=of_task, inputs=inputs)],
+                dataset=dataset,
+                tests={member: data.splits["test"] for member, data in members.items()},
+                setups=[joint_setup(setup, inputs, of_task) for setup in setups] if joint else setups,
                 inputs=inputs,
                 settings={**of_task, "seed": seed},
             )
     return heads
 
 
-def plan_joint_heads(
-    root: Path,
-    tasks: Mapping[str, TaskData],
-    encoders: Mapping[str, Source],
-    seeds: Sequence[int],
-    settings: Mapping[str, Any],
-) -> dict[Path, PlannedHead]:
-    """Return a joint head for each model and seed by the folder it belongs into; see `plan_heads`.
+def _single(data: TaskData) -> tuple[DatasetDict, Mapping[str, str], dict[str, Any]]:
+    """Return the data of a task, its identity, and the settings of its heads."""
+    return data.splits, data.inputs, {"merged_type": data.task.merged_type}
 
-    Raises:
-        InputError: see `join_tasks`.
-    """
-    joined = join_tasks({name: data.splits for name, data in tasks.items()})
-    data_inputs = {f"{name}/{split}": value for name, data in tasks.items() for split, value in data.inputs.items()}
-    of_all = {**settings, "merged_types": {name: data.task.merged_type for name, data in tasks.items()}}
-    gold = {name: _gold(data) for name, data in tasks.items()}
-    heads = {}
-    for (label, model), seed in product(encoders.items(), seeds):
-        inputs = {**data_inputs, "model": model.identity}
-        heads[root / JOINT / label / str(seed)] = PlannedHead(
-            task=JOINT,
-            model=label,
-            seed=seed,
-            encoder=model.folder,
-            dataset=joined,
-            tests={name: data.splits["test"] for name, data in tasks.items()},
-            setups=[joint_setup(HeadSetup(name, label, seed, gold[name]), inputs, of_all) for name in tasks],
-            inputs=inputs,
-            settings={**of_all, "seed": seed},
-        )
-    return heads
+
+def _joined(tasks: Mapping[str, TaskData]) -> tuple[JointData, Mapping[str, str], dict[str, Any]]:
+    """Return the data of several tasks as one set, its identity, and the settings of joint heads."""
+    inputs = {f"{name}/{split}": value for name, data in tasks.items() for split, value in data.inputs.items()}
+    merged_types = {name: data.task.merged_type for name, data in tasks.items()}
+    return join_tasks({name: data.splits for name, data in tasks.items()}), inputs, {"merged_types": merged_types}
 
 
 def _chosen_task(given: str) -> NerTask:
@@ -299,8 +290,3 @@ def _chosen_task(given: str) -> NerTask:
     if not source and ("/" in given or Path(given).is_file()):
         name, source = stem_of(given), given
     return replace(NER_TASKS.get(name) or NerTask(name, folder=name), source=source)
-
-
-def _gold(data: TaskData) -> str:
-    """Return the hash of a test set."""
-    return hash_of_gold(data.splits["test"]["tokens"][:], tags_of(data.splits["test"]))

@@ -13,7 +13,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bioptimus_hf.argument_checks import check_call
-from bioptimus_hf.models import MAX_LENGTH, check_labels_tokens, check_tokenizer, longest_input
+from bioptimus_hf.models import MAX_LENGTH, check_labels_tokens, check_tokenizer, evaluating, longest_input
 from bioptimus_hf.ner.calibration import Floats
 from bioptimus_hf.ner.joint import keep_types, types_of_labels
 from bioptimus_hf.ner.packed_bert import can_be_packed, packed, packed_logits
@@ -89,25 +89,23 @@ def predict_scored_tags(
         for window in of_sentence
     ]
     windows.sort(key=lambda pair: -len(pair[1].input_ids))
-    was_training = model.training
-    model.eval()
     logits_of: Callable[[Any, Sequence[Window]], torch.Tensor]
     if can_be_packed(model):
         logits_of, batches = _logits_packed, list(_batches_of_pieces(windows))
     else:
         logits_of = partial(_logits_padded, tokenizer=tokenizer)
         batches = [windows[start : start + batch_size] for start in range(0, len(windows), batch_size)]
-    for batch in progress_bar(batches, desc=desc, unit=" batches", leave=False):
-        logits = logits_of(model, [window for _, window in batch]).float()
-        best = logits.argmax(-1)
-        scores = logits.softmax(-1).gather(-1, best[:, None])[:, 0].cpu().numpy()
-        labels, end = best.tolist(), 0
-        for number, window in batch:
-            begin, end = end, end + len(window.first_pieces)
-            own = slice(window.first_word, window.first_word + end - begin)
-            found[number].tags[own] = [names[label] for label in labels[begin:end]]
-            found[number].scores[own] = scores[begin:end]
-    model.train(was_training)
+    with evaluating(model):
+        for batch in progress_bar(batches, desc=desc, unit=" batches", leave=False):
+            logits = logits_of(model, [window for _, window in batch]).float()
+            best = logits.argmax(-1)
+            scores = logits.softmax(-1).gather(-1, best[:, None])[:, 0].cpu().numpy()
+            labels, end = best.tolist(), 0
+            for number, window in batch:
+                begin, end = end, end + len(window.first_pieces)
+                own = slice(window.first_word, window.first_word + end - begin)
+                found[number].tags[own] = [names[label] for label in labels[begin:end]]
+                found[number].scores[own] = scores[begin:end]
     return found
 
 

@@ -54,18 +54,21 @@ class Search:
     def trainings(self) -> dict[Path, PlannedHead]:
         """Return the head to train with each candidate, by its folder."""
         return {
-            self.root / _name(candidate) / str(self.head.seed): self.head.trained_with(candidate)
+            self.root / _folder_name(candidate) / str(self.head.seed): self.head.trained_with(candidate)
             for candidate in self.candidates
         }
 
-    def is_finished(self, folder: Path) -> bool:
-        """Check whether a candidate has been tried.
+    def tried(self) -> list[Path]:
+        """Return the folders of the candidates that have been tried.
 
         Raises:
-            InputError: it has, with other inputs or other settings besides those in the grid.
+            InputError: one has been tried with other inputs, or other settings besides those in the grid.
         """
-        head = self.trainings()[folder]
-        return is_finished(folder, head.inputs, head.settings, force=self.run.force)
+        return [
+            folder
+            for folder, head in self.trainings().items()
+            if is_finished(folder, head.inputs, head.settings, force=self.run.force)
+        ]
 
     def chosen_before(self, heads: Path) -> HeadTraining | None:
         """Return the settings that finished heads were trained with, if they were chosen by the same search.
@@ -123,7 +126,7 @@ class Search:
         record = read_record(folder)
         if record["fingerprint"] != fingerprint(head.inputs, settings):
             return None
-        trained = self.root / _name(head.training) / str(head.seed)
+        trained = self.root / _folder_name(head.training) / str(head.seed)
         return TrainedHead(record["facts"]["history"], partial(_copy_head, folder), read_record(trained)["seconds"])
 
     def forget(self) -> None:
@@ -166,14 +169,14 @@ class Search:
         return self.head.task, self.head.model
 
 
-def tried(root: Path) -> Iterator[Path]:
+def searched(root: Path) -> Iterator[Path]:
     """Yield the folders of all trainings of searches in a run."""
     for record in sorted((root / FOLDER).glob(f"*/*/*/*/{RECORD}")):
         if record.parent.name.isdecimal():
             yield record.parent
 
 
-def _name(training: HeadTraining) -> str:
+def _folder_name(training: HeadTraining) -> str:
     """Return the name of the folder of a candidate."""
     return f"learning_rate-{training.learning_rate}-batch-{training.per_device_train_batch_size}"
 

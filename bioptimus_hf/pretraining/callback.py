@@ -23,6 +23,7 @@ from transformers.trainer_callback import ExportableState
 
 from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.errors import InputError
+from bioptimus_hf.models import evaluating
 from bioptimus_hf.pretraining.curriculum import (
     BIOPTIMUS_CURRICULUM,
     Phase,
@@ -265,17 +266,14 @@ def _multiplies_loss(args: TrainingArguments, model: Any) -> bool:
     factor = args.world_size * args.gradient_accumulation_steps
     if factor == 1 or model is None:
         return False
-    was_training = model.training
-    model.eval()
     device = next(model.parameters()).device
     ids = torch.zeros((1, 8), dtype=torch.int64, device=device)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(model):
             losses = [model(input_ids=ids, labels=ids, num_items_in_batch=count).loss for count in (1, 2)]
         ignored = bool(losses[0] == losses[1])
     except (TypeError, AttributeError):  # it takes no such argument, and the Trainer knows
         ignored = False
-    model.train(was_training)
     if ignored:
         logger.warning(
             "%s ignores num_items_in_batch, so the Trainer's losses are up to %d times too large, and they aren't "

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from bioptimus_hf.errors import InputError, TrainingDiverged
-from bioptimus_hf.models import IGNORED_LABEL, check_finite, save_tokenizer
+from bioptimus_hf.models import IGNORED_LABEL, check_finite, evaluating, save_tokenizer
 from bioptimus_hf.pretraining import checkpoints
 from bioptimus_hf.pretraining.callback import CurriculumCallback
 from bioptimus_hf.pretraining.masking import BioptimusDataCollator
@@ -260,13 +260,12 @@ def loss_and_count(
         collator: pads the rows.
         batch_size: rows per forward pass.
     """
-    training = model.training
-    model.eval()
     sums = torch.zeros(2, dtype=torch.float64)
     # With its own generator, the loader draws nothing from the global one, which dropout uses.
     generator = torch.Generator()
-    for batch in DataLoader(dataset, batch_size=batch_size, collate_fn=collator, generator=generator):
-        batch = {name: values.to(model.device) for name, values in batch.items()}
-        sums += torch.stack([model(**batch, num_items_in_batch=1).loss, (batch["labels"] != IGNORED_LABEL).sum()]).cpu()
-    model.train(training)
+    with evaluating(model):
+        for batch in DataLoader(dataset, batch_size=batch_size, collate_fn=collator, generator=generator):
+            batch = {name: values.to(model.device) for name, values in batch.items()}
+            masked = (batch["labels"] != IGNORED_LABEL).sum()
+            sums += torch.stack([model(**batch, num_items_in_batch=1).loss, masked]).cpu()
     return sums

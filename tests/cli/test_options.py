@@ -314,6 +314,13 @@ def test_errors_name_options_as_they_are_written(said: InputError, shown: str) -
     assert with_dashes(said, [Run, AnnotationOptions, HeadsToReport]) == shown
 
 
+@pytest.mark.parametrize("option", ["--ner_data=data", "--tasks=a", "--force", "--no_verify"])
+def test_options_of_the_report_of_heads_need_heads(option: str) -> None:
+    name = option[2:].partition("=")[0]
+    with pytest.raises(InputError, match=f"^{name}: is for the report of heads: name their folders, too"):
+        parse([HeadsToReport], "report", "", [option])
+
+
 @pytest.mark.parametrize("arguments", [["--corpus", ""], ["--corpus", "a.txt", ""], ["--output_dir", ""]])
 def test_an_empty_path_is_not_the_working_directory(arguments: list[str]) -> None:
     with pytest.raises(InputError, match=f"{arguments[0][2:]}: is empty: name a file or folder"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,18 @@ def test_a_head_that_finds_nothing_or_nothing_that_is_correct(
     assert json.loads((head / "config.json").read_text()) == json.loads(before)
     page = (head / PAGE).read_text()
     assert ("No entities are found" if annotated == ANNOTATED else "All of them are wrong") in page
+
+
+def test_a_new_report_without_a_best_score_removes_that_of_an_earlier_one(tmp_path: Path, data: Path) -> None:
+    head = save(tmp_path / "head", data, {"asthma": "B-Disease"})
+    report_heads([head], str(data))
+    assert recommended_min_score(AutoConfig.from_pretrained(head))
+    save_head(build_head_of_words({}, TAGS), build_tiny_tokenizer(), tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "model.safetensors", head)
+    record = read_record(head)
+    write_record(head / RECORD, record["inputs"], record["settings"], facts={}, seconds=0)
+    report_heads([head], str(data), force=True)
+    assert recommended_min_score(AutoConfig.from_pretrained(head)) is None
 
 
 def test_bad_input_is_named_in_one_line(tmp_path: Path, data: Path) -> None:

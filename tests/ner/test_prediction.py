@@ -8,10 +8,11 @@ import pytest
 import torch
 from architectures import save_architecture
 from helpers import WORDS, build_tiny_head, build_tiny_tokenizer
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, BertForTokenClassification
 
 from bioptimus_hf.annotation.annotator import Annotator
 from bioptimus_hf.models import load_by_name, load_token_classifier
+from bioptimus_hf.ner import prediction
 from bioptimus_hf.ner.calibration import score_of_entity
 from bioptimus_hf.ner.prediction import predict_scored_tags, predict_tags
 from bioptimus_hf.ner.scores import entity_spans
@@ -47,3 +48,18 @@ def test_scores_are_those_of_annotation() -> None:
             assert any(score == pytest.approx(one, abs=1e-6) for one in every)
         compared += len(scores)
     assert compared > 10
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_of_the_model_is_restored_after_an_interrupt(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = build_tiny_head(layers=1).train(training), build_tiny_tokenizer()
+    modes: list[bool] = []
+
+    def interrupted(model: BertForTokenClassification, *_: object) -> torch.Tensor:
+        modes.append(model.training)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prediction, "packed_logits", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        predict_tags(model, tokenizer, SENTENCES)
+    assert (modes, model.training) == ([False], training)

@@ -40,6 +40,16 @@ class Trainings:
         self.done: list[Fitted] = []
         self.dev_f1 = dev_f1
 
+    def stop_after(self, number: int) -> None:
+        """Be interrupted in the training after this number of them."""
+
+        def dev_f1(fitted: Fitted) -> float:
+            if len(self.done) == number:
+                raise KeyboardInterrupt
+            return f1_of(fitted)
+
+        self.dev_f1 = dev_f1
+
     def fit(self, head: PlannedHead, folder: Path, run: Run) -> TrainedHead:
         training: Any = head.training
         fitted = (head.task, head.model, training.learning_rate, training.per_device_train_batch_size, head.seed)
@@ -146,12 +156,7 @@ def test_a_search_that_was_killed_goes_on_where_it_stopped(
 ) -> None:
     run = Run(str(tmp_path / "run"))
 
-    def killed(fitted: Fitted) -> float:
-        if len(trainings.done) == 3:
-            raise KeyboardInterrupt
-        return f1_of(fitted)
-
-    trainings.dev_f1 = killed
+    trainings.stop_after(3)
     with pytest.raises(KeyboardInterrupt):
         make_heads(run, options, GRID)
     states = [planned.finished for planned in planned_trainings(run, options, GRID)]
@@ -168,15 +173,38 @@ def test_a_search_that_was_killed_goes_on_where_it_stopped(
     assert [(model, seed) for _, model, _, _, seed in trainings.done] == [("x", 0), ("x", 1), ("y", 0), ("y", 1)]
 
 
+def test_the_weights_that_a_killed_command_has_left_are_deleted(
+    options: HeadOptions, trainings: Trainings, tmp_path: Path
+) -> None:
+    run, options = Run(str(tmp_path / "run")), replace(options, models=options.models[:1])
+    trainings.stop_after(4)  # the head of the first seed is the best one of the search
+    with pytest.raises(KeyboardInterrupt):
+        make_heads(run, options, GRID)
+    assert (run.root / "ner" / "a" / "x" / "0").is_dir()
+    assert list((run.root / "ner_search").rglob("*.safetensors"))
+    trainings.dev_f1 = f1_of
+    make_heads(run, options, GRID)
+    assert len(trainings.done) == len(set(trainings.done)) == 5
+    assert not list((run.root / "ner_search").rglob("*.safetensors"))
+
+
+def test_with_force_the_settings_are_not_chosen_again_for_some_seeds_only(
+    options: HeadOptions, trainings: Trainings, tmp_path: Path
+) -> None:
+    run, options = Run(str(tmp_path / "run"), force=True), replace(options, models=options.models[:1])
+    make_heads(run, options, GRID)
+    trainings.done.clear()
+    with pytest.raises(InputError, match=r"^seeds: .*/a/x/1 would stay as it is, but the settings are chosen again"):
+        make_heads(run, replace(options, seeds=[1]), GRID)
+    assert trainings.done == []
+    make_heads(run, options, GRID)
+    assert len(trainings.done) == 5
+
+
 def test_with_force_nothing_is_left_of_a_search_that_was_killed(
     options: HeadOptions, trainings: Trainings, tmp_path: Path
 ) -> None:
-    def killed(fitted: Fitted) -> float:
-        if len(trainings.done) == 3:
-            raise KeyboardInterrupt
-        return f1_of(fitted)
-
-    trainings.dev_f1 = killed
+    trainings.stop_after(3)
     with pytest.raises(KeyboardInterrupt):
         make_heads(Run(str(tmp_path)), options, GRID)
     trainings.dev_f1 = lambda fitted: f1_of(fitted) - 0.05

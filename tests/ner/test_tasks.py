@@ -177,6 +177,17 @@ def test_two_files_for_a_split_are_an_error(more: str, says: str, tmp_path: Path
         load_ner(NerTask("mine"), tmp_path)
 
 
+def test_documents_beside_conll_files_are_left_out_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_task(tmp_path)
+    for name in ("train.jsonl", "dev.parquet", "train.txt"):  # text files often hold plain text
+        (tmp_path / name).write_text("")
+    load_ner(NerTask("mine"), tmp_path)
+    (message,) = [message for message in caplog.messages if "left out" in message]
+    assert message == f"{tmp_path}: left out, because these splits also have CoNLL files: train.jsonl, dev.parquet"
+
+
 def test_the_folder_of_a_task_has_its_name(tmp_path: Path) -> None:
     write_task(tmp_path / "mine")
     for source in (tmp_path, tmp_path / "mine"):
