@@ -30,6 +30,7 @@ from bioptimus_hf.cli.__main__ import main
 from bioptimus_hf.corpus import formats
 from bioptimus_hf.corpus.formats import READABLE, WRITABLE, DocumentReader
 from bioptimus_hf.errors import InputError
+from bioptimus_hf.ner.calibration import MinScore
 
 SAMPLE = ROOT / "bioptimus_hf" / "sample"
 TEXTS = (SAMPLE / "corpus.txt").read_text(encoding="utf-8").splitlines()[:12]
@@ -507,14 +508,32 @@ def test_reading_less_than_half_is_no_success(
         assert len(list(DocumentReader(out / "a.jsonl.jsonl"))) == number
 
 
+def test_records_of_older_versions_list_all_skipped_documents(
+    tiny_head: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "Aspirin."}\n{"text": 3}\n')
+    (target,) = annotate(tiny_head, tmp_path / "a.jsonl", tmp_path / "out", on_error="skip")
+    then = json.loads(record_of(target).read_text())
+    del then["facts"]["documents_skipped"]
+    del then["checksum"]
+    record_of(target).write_text(json.dumps(then))
+    before = modified(tmp_path / "out")
+    caplog.clear()
+    annotate(tiny_head, tmp_path / "a.jsonl", tmp_path / "out", on_error="skip")
+    assert "skipped 1 document of 1 file" in caplog.text
+    assert modified(tmp_path / "out") == before
+
+
 def test_files_without_documents(tiny_head: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """An empty shard is nothing unusual, but a call that finds no document at all has failed."""
+    caplog.set_level("INFO")
     (tmp_path / "a.txt").write_text(" \n\n")
     (tmp_path / "b.txt").touch()
     for _ in range(2):
         with pytest.raises(InputError, match=r"^no text in .*a\.txt, .*b\.txt"):
             annotate(tiny_head, f"{tmp_path}/*.txt", tmp_path / "out")
     assert f"{tmp_path / 'a.txt'} has no documents" in caplog.text
+    assert "annotated 0" not in caplog.text
     (tmp_path / "c.txt").write_text("Aspirin.")
     assert len(annotate(tiny_head, f"{tmp_path}/*.txt", tmp_path / "out")) == 3
 
@@ -782,6 +801,20 @@ def test_a_type_that_brat_cannot_hold(tiny_head: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="'my type' can't be a type in brat"):
         annotate(tiny_head, tmp_path / "a.txt", tmp_path / "out", format="brat", labels=["Chemical=my type"])
     assert not list((tmp_path / "out").rglob("*.brat*"))
+
+
+@pytest.mark.parametrize(("second", "recorded"), [(0.6, [0.2, 0.6]), (0.2, 0.2)])
+def test_the_best_least_score_of_every_head_is_recorded(
+    second: float, recorded: Any, tiny_head: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "a.txt").write_text(TEXTS[0], encoding="utf-8")
+    heads = [shutil.copytree(tiny_head, tmp_path / name) for name in ("one", "other")]
+    for head, best in zip(heads, (0.2, second), strict=True):
+        config = json.loads((head / "config.json").read_text())
+        (head / "config.json").write_text(json.dumps(MinScore(best, 0.9, 0.8, 0.1).in_configuration(config)))
+    given = [str(head) for head in heads], [str(tmp_path / "a.txt")], str(tmp_path / "out")
+    (path,) = annotate_files(AnnotationOptions(*given, min_score="best"))
+    assert read_record(record_of(path))["settings"]["min_score"] == recorded
 
 
 def test_the_least_score_is_a_setting(tiny_head: Path, tmp_path: Path) -> None:
