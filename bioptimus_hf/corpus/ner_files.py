@@ -93,9 +93,12 @@ def find_labels(task: str, source: str | Path, folder: str, *, nested: bool, rep
     for path in (source, own):
         if path.is_file():
             return LabelFiles(path, {UNSPLIT: _labelled(path)})
-    if found := _in_folder(own, nested=True, report=report):
-        return found
     beside = [path for end in _OTHER_ENDINGS + _ENDINGS if (path := source / f"{folder}{end}").is_file()]
+    if found := _in_folder(own, nested=True, report=report):
+        if report and beside:
+            files = some([path.name for path in beside])
+            logger.warning("%s: left out, because the folder %s has files for the task, too: %s", source, folder, files)
+        return found
     if len(beside) > 1:
         raise InputError(f"several files for task {task}, {some(list(map(str, beside)))}: move all but one away")
     if beside:

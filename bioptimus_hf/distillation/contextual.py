@@ -21,7 +21,7 @@ from bioptimus_hf.contexts.kernels import hash_texts
 from bioptimus_hf.contexts.matching import utf8_buffers
 from bioptimus_hf.corpus.whitespace import with_blanks
 from bioptimus_hf.errors import InputError, TrainingDiverged
-from bioptimus_hf.models import check_finite, check_tokenizer
+from bioptimus_hf.models import check_finite, check_tokenizer, evaluating
 from bioptimus_hf.progress import progress_bar
 
 DIVERGED = "the base model may be damaged, or bfloat16 too coarse for it: try another layer, or without bf16"
@@ -79,13 +79,14 @@ def contextual_embeddings(
     """
     check_tokenizer(tokenizer, model.config)
     check_layer(model.config, layer)
-    encoder = model.base_model.eval()
+    encoder = model.base_model
     # Many tokenizers on the Hub set no limit, for which transformers 5 uses 1e30.
     limit = min(tokenizer.model_max_length, model.config.max_position_embeddings)
     index = _build_index(contexts)
     sums = torch.zeros(len(index.tokens), model.config.hidden_size, dtype=torch.float64)
     counts = torch.zeros(len(index.tokens), dtype=torch.int64)
-    with progress_bar(total=len(index.firsts) - 1, desc="Reading contexts", unit=" sentences") as bar:
+    bar = progress_bar(total=len(index.firsts) - 1, desc="Reading contexts", unit=" sentences")
+    with evaluating(encoder), bar:
         for texts, spans in _batches(contexts, index, tokenizer, batch_size):
             encoded, places = _encode(texts, spans, tokenizer, limit)
             inputs = {name: values.to(model.device) for name, values in encoded.items()}

@@ -23,7 +23,7 @@ from bioptimus_hf.corpus.whitespace import with_blanks
 from bioptimus_hf.distillation.contextual import DIVERGED, check_layer
 from bioptimus_hf.distillation.options import RowTraining
 from bioptimus_hf.errors import InputError, TrainingDiverged
-from bioptimus_hf.models import check_finite, check_tokenizer
+from bioptimus_hf.models import check_finite, check_tokenizer, evaluating
 from bioptimus_hf.progress import progress_bar
 
 _SNIPPET = 50  # pieces of text around a token, including its own, as in the paper
@@ -98,10 +98,11 @@ def distill_tokens(
     size = model.get_input_embeddings().weight.shape[1]
     if wrong := [token for token, row in start.items() if row.shape != (size,)]:
         raise InputError(f"the embedding of {wrong[0]!r} hasn't the model's size, {size}", argument="start")
-    encoder, limit = model.base_model.eval(), training.max_tokens
+    encoder, limit = model.base_model, training.max_tokens
     rows: dict[str, torch.Tensor] = {}
     rows_of_token = _rows_by_token(contexts, start, training.seed)
-    with progress_bar(total=limit or len(rows_of_token), desc="Distilling tokens", unit=" tokens") as bar:
+    bar = progress_bar(total=limit or len(rows_of_token), desc="Distilling tokens", unit=" tokens")
+    with evaluating(encoder), bar:
         for tokens, snippets in _batches(contexts, rows_of_token, tokenizer):
             remaining = None if limit is None else limit - len(rows)
             usable = [number for number, of_token in enumerate(snippets) if of_token][:remaining]

@@ -91,6 +91,19 @@ def test_a_token_that_is_a_single_piece_keeps_its_row(tiny_bert: BertForMaskedLM
     assert own < 0.05 * other
 
 
+def test_a_model_in_training_is_read_without_dropout_and_stays_in_training(
+    tiny_bert: BertForMaskedLM, tokenizer: BertTokenizer
+) -> None:
+    rows, start = contexts_of("renal"), {"renal": torch.zeros(32)}
+    found = [contextual_embeddings(tiny_bert, tokenizer, rows), distill_tokens(tiny_bert, tokenizer, rows, start)]
+    tiny_bert.train()
+    again = [contextual_embeddings(tiny_bert, tokenizer, rows)]
+    assert tiny_bert.base_model.training
+    again.append(distill_tokens(tiny_bert, tokenizer, rows, start))
+    assert all(module.training for module in tiny_bert.modules())
+    assert all(torch.equal(one["renal"], other["renal"]) for one, other in zip(found, again, strict=True))
+
+
 def test_a_row_depends_only_on_its_own_contexts(tiny_bert: BertForMaskedLM, tokenizer: BertTokenizer) -> None:
     start = {token: torch.full((32,), 0.01) for token in ("cardiopathy", "nephrotoxic", "nephritis")}
     numbers = {"cardiopathy": 3, "nephrotoxic": 60, "nephritis": 1}

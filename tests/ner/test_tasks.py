@@ -188,6 +188,16 @@ def test_documents_beside_conll_files_are_left_out_with_a_warning(
     assert message == f"{tmp_path}: left out, because these splits also have CoNLL files: train.jsonl, dev.parquet"
 
 
+def test_a_file_beside_the_folder_of_a_task_is_left_out_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_task(tmp_path / "mine")
+    (tmp_path / "mine.jsonl").write_text("")
+    load_ner(NerTask("mine"), tmp_path)
+    says = f"{tmp_path}: left out, because the folder mine has files for the task, too: mine.jsonl"
+    assert caplog.messages.count(says) == 1
+
+
 def test_the_folder_of_a_task_has_its_name(tmp_path: Path) -> None:
     write_task(tmp_path / "mine")
     for source in (tmp_path, tmp_path / "mine"):
