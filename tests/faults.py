@@ -486,7 +486,7 @@ def interrupt(world: World, processes: Processes, stage: str, fault: str, moment
     end = end_of(started.wait())
     case = f"after {moment:.0%} of the time"
     if "Traceback" in end.said:
-        return Finding(stage, fault, "failed", case, f"a traceback: {end.error}")
+        return Finding(stage, fault, "failed", case, f"a traceback: {end.said[-2000:]}")
     again = end_of(processes.run(command, patch=_patch()))
     if again.status != 0:
         return Finding(stage, fault, "failed", case, f"ended with {end.status}; then {again.error}")

@@ -141,11 +141,13 @@ def _execute(
     command: list[str], environment: dict[str, str], output: Path, patch: str, when: tuple[str, int] | None
 ) -> None:
     os.environ.update(environment)
-    with open(output, "wb") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
     if patch:
         exec(patch, {})
+    from bioptimus_hf.cli.__main__ import entry
+
+    with open(output, "wb") as file:  # from here on, a signal hits the command and not its preparation
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
     if when is not None:
         end, number = when
 
@@ -161,8 +163,6 @@ def _execute(
         sys.argv = command
         runpy.run_path(name, run_name="__main__")
     else:
-        from bioptimus_hf.cli.__main__ import entry
-
         sys.argv = ["bioptimus", *options]
         entry(name)
 

@@ -102,6 +102,7 @@ def _annotate_all(options: AnnotationOptions, runner: RunnerOptions, lock: Path)
             if facts is None:
                 rest.append(Job(file, target, found[file].as_posix()))
             else:
+                begun(target).unlink(missing_ok=True)  # of a process that ended just before it could do so
                 outcome.facts[file] = facts
     if outcome.facts:
         logger.info("%d of %d files are already annotated", len(outcome.facts), len(targets))

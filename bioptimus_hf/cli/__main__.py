@@ -52,22 +52,27 @@ def entry(command: str | None = None) -> NoReturn:
     Args:
         command: name of the command; default: the first argument of the process.
     """
-    # Before PyTorch is loaded: its threads are not to spin while they wait, which starves each other when the machine
-    # is busy. The user's own setting wins.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Importing the libraries creates a million objects that live as long as the process. To search them for garbage
-    # again and again, and once more at the end, would take a quarter of the start-up time.
-    gc.set_threshold(100_000, 20, 20)
-    atexit.register(gc.freeze)
-    sys.unraisablehook = _interrupt_again
     try:
+        # Before PyTorch is loaded: its threads are not to spin while they wait, which starves each other when the
+        # machine is busy. The user's own setting wins.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        # Importing the libraries creates a million objects that live as long as the process. To search them for garbage
+        # again and again, and once more at the end, would take a quarter of the start-up time.
+        gc.set_threshold(100_000, 20, 20)
+        atexit.register(gc.freeze)
+        sys.unraisablehook = _interrupt_again
         status = main([*([command] if command else []), *sys.argv[1:]], own_process=True)
+        _ignore_interrupts()
     except KeyboardInterrupt:  # before a command could begin, or after it had ended
+        _ignore_interrupts()
         print("interrupted: run the same command again, without --force, to resume", file=sys.stderr)
         status = 128 + signal.SIGINT
-    # There is nothing to interrupt any more but the end of the interpreter.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(status)
+
+
+def _ignore_interrupts() -> None:
+    """Ignore Ctrl-C from here on: there is nothing to interrupt any more but the end of the interpreter."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _interrupt_again(unraisable: sys.UnraisableHookArgs) -> None:

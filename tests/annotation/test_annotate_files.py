@@ -293,6 +293,28 @@ def test_a_kill_leaves_no_record_of_a_replaced_file(
         annotate(other, source, out)
 
 
+def test_an_interrupt_after_a_file_is_finished_leaves_nothing(
+    tiny_head: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_record = jobs.write_record
+
+    def write_and_interrupt(*arguments: Any, **named: Any) -> None:
+        write_record(*arguments, **named)
+        raise KeyboardInterrupt
+
+    source, out = tmp_path / "a.txt", tmp_path / "out"
+    source.write_text("asthma")
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "write_record", write_and_interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            annotate(tiny_head, source, out)
+    before = modified(out)
+    annotate(tiny_head, source, out)
+    assert not list(out.rglob("*.begun"))
+    done = out / "a.txt.jsonl"
+    assert modified(out)[done] == before[done]  # it isn't annotated again
+
+
 @pytest.mark.slow
 def test_a_killed_command_is_resumed(tiny_head: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source, out = tmp_path / "in", tmp_path / "out"
