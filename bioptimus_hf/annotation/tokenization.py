@@ -17,11 +17,10 @@ from bioptimus_hf.corpus.tags import OUTSIDE, Tag
 from bioptimus_hf.models import longest_input
 from bioptimus_hf.ner.calibration import score_of_entity
 from bioptimus_hf.ner.text_words import keep_graphemes
-from bioptimus_hf.ner.windows import window_spans
+from bioptimus_hf.ner.windows import OVERLAP, document_window, spans_of_words
 from bioptimus_hf.ner.word_pieces import EncodedText, WordEncoder
 
 Array = npt.NDArray[Any]
-_OVERLAP = 0.125  # share of a window: a sentence or two of context on each side costs an eighth more work
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,9 @@ class TextTokenizer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
         self._encoder = WordEncoder(tokenizer)
-        self._room = longest_input(config, tokenizer) - len(self._encoder.begin) - len(self._encoder.end)
+        longest = longest_input(config, tokenizer)
+        window = min(longest, document_window(config) or longest)
+        self._room = window - len(self._encoder.begin) - len(self._encoder.end)
 
     def is_equivalent_to(self, other: TextTokenizer) -> bool:
         """Tell whether both divide every text into the same windows."""
@@ -143,15 +144,10 @@ class TextTokenizer:
                 yield TextWindow(np.concatenate([begin, ids, end]).astype(np.int64), 0, first + len(begin))
             return
         sizes = np.minimum(np.diff(first, append=len(ids)), room)  # a word that doesn't fit is truncated
-        sentence = np.searchsorted(sentence_starts(text), encoded.starts, side="right")
-        too_long = np.bincount(sentence, weights=sizes) > room
-        units = np.flatnonzero(np.diff(sentence, prepend=-1) | too_long[sentence])  # first word of each unit
-        bounds = np.append(units, len(first))
-        unit_sizes = np.add.reduceat(sizes, units).tolist()
-        for left, right, own_left, own_right in window_spans(unit_sizes, room, overlap=int(room * _OVERLAP)):
-            words = range(bounds[left], bounds[right])
-            pieces = [ids[first[word] : first[word] + sizes[word]] for word in words]
+        starts = sentence_starts(text)[1:]
+        sentences = np.searchsorted(starts, encoded.starts, side="right")
+        for left, right, own_left, own_right in spans_of_words(sizes, sentences, room, overlap=OVERLAP):
+            pieces = [ids[first[word] : first[word] + sizes[word]] for word in range(left, right)]
             places = len(begin) + np.cumsum([0, *map(len, pieces)])[:-1]
-            own = slice(bounds[own_left] - bounds[left], bounds[own_right] - bounds[left])
             window = np.concatenate([begin, *pieces, end]).astype(np.int64)
-            yield TextWindow(window, int(bounds[own_left]), places[own])
+            yield TextWindow(window, own_left, places[own_left - left : own_right - left])

@@ -151,7 +151,9 @@ def plan_experiment(run: Run, options: HeadOptions, training: HeadTraining) -> E
     cross_tests = load_cross_tests(tasks, options)
     seeds = options.seeds_from(run.seed)
     root = run.root / "ner"
-    settings = {"max_length": options.max_length, "processes": state.num_processes, "trainer": TRAINER}
+    settings: dict[str, Any] = {"max_length": options.window, "processes": state.num_processes, "trainer": TRAINER}
+    if options.context != "sentence":  # heads that were trained before there was a choice have no such key
+        settings["context"] = options.context
     by_group: dict[tuple[str, str], dict[Path, PlannedHead]] = defaultdict(dict)
     for folder, head in plan_heads(root, tasks, encoders, seeds, settings, joint=options.joint).items():
         by_group[head.task, head.model][folder] = head

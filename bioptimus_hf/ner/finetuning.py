@@ -6,7 +6,7 @@ import hashlib
 import logging
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
@@ -34,6 +34,7 @@ from bioptimus_hf.artifacts import map_processes
 from bioptimus_hf.errors import InputError, TrainingDiverged
 from bioptimus_hf.hardware import prepare_for_cpu
 from bioptimus_hf.models import (
+    DOCUMENT_WINDOW,
     IGNORED_LABEL,
     MAX_LENGTH,
     check_finite,
@@ -41,6 +42,7 @@ from bioptimus_hf.models import (
     longest_input,
 )
 from bioptimus_hf.ner.joint import JointData, partial_cross_entropy
+from bioptimus_hf.ner.options import Context
 from bioptimus_hf.ner.packed_bert import (
     PackedBertForTokenClassification,
     PackedCollator,
@@ -48,9 +50,9 @@ from bioptimus_hf.ner.packed_bert import (
 )
 from bioptimus_hf.ner.prediction import predict_tags, predict_tasks
 from bioptimus_hf.ner.scores import entity_scores
-from bioptimus_hf.ner.tasks import check_splits, label_names, tags_of
+from bioptimus_hf.ner.tasks import check_splits, documents_of, label_names, tags_of
 from bioptimus_hf.ner.trained_rows import TrainedRows, can_train_rows, decay_with, train_rows
-from bioptimus_hf.ner.windows import sentence_windows
+from bioptimus_hf.ner.windows import Window, document_windows, sentence_windows, sentences_by_document
 from bioptimus_hf.ner.word_pieces import WordEncoder
 from bioptimus_hf.pretraining.training_progress import TrainingProgress
 from bioptimus_hf.progress import progress_of_datasets
@@ -74,6 +76,7 @@ def finetune(
     arguments: TrainingArguments,
     *,
     max_length: int = MAX_LENGTH,
+    context: Context = "sentence",
     num_proc: int | None = None,
 ) -> list[dict[str, float]]:
     """Train a head and its encoder on `train`, and restore the weights of the best epoch.
@@ -86,6 +89,9 @@ def finetune(
         dataset: from `load_ner`, of which `test` isn't used; or from `join_tasks`.
         arguments: from `best_epoch_arguments`.
         max_length: maximum number of word pieces in a window, including those that begin and end it.
+        context: `document` trains on windows of neighbouring sentences of a document (see `document_windows`) instead
+            of single sentences. Sentences that aren't known to be from a document count as one document. The
+            configuration of the model says so, and prediction and annotation read text in the same windows.
         num_proc: number of processes for tokenising.
 
     Returns:
@@ -93,8 +99,8 @@ def finetune(
         joint head, these are means over the tasks, and `<task>_f1` is the F1 of each.
 
     Raises:
-        InputError: the model has other labels than the data set, or fewer embeddings than the tokenizer has tokens; or
-            the data set lacks a split or column.
+        InputError: the model has other labels than the data set, or fewer embeddings than the tokenizer has tokens; the
+            data set lacks a split or column; or a joint head is to be trained on documents.
         TrainingDiverged: the loss or a weight is NaN or infinite.
     """
     check_tokenizer(tokenizer, model.config)
@@ -102,11 +108,15 @@ def finetune(
     max_length = min(max_length, longest_input(model.config))
     loss: Callable[..., torch.Tensor] = mean_cross_entropy
     if isinstance(dataset, JointData):
+        if context == "document":
+            raise InputError("joint heads are trained on sentences", argument="context")
         sentences, validation, trainer_class = dataset.train, dataset.validation, JointTrainer
         loss = partial(partial_cross_entropy, compatible=dataset.compatible)
     else:
         sentences, validation, trainer_class = dataset["train"], dataset["validation"], HeadTrainer
-    train = windows_dataset(sentences, tokenizer, max_length=max_length, num_proc=num_proc)
+    if context == "document":
+        setattr(model.config, DOCUMENT_WINDOW, max_length)
+    train = windows_dataset(sentences, tokenizer, max_length=max_length, context=context, num_proc=num_proc)
     if len(train) <= arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size:
         logger.warning("an epoch has a single update: the %d windows of text fit into one batch", len(train))
     with _prepared(model, tokenizer, train, arguments) as is_packed:
@@ -310,6 +320,7 @@ class HeadTrainer(Trainer):
             dataset["tokens"],
             batch_size=self.args.eval_batch_size,
             max_length=self.max_length,
+            documents=documents_of(dataset),
         )
         scores = entity_scores(tags_of(dataset), predicted)
         return {name: scores[name] for name in _SCORES}
@@ -355,30 +366,44 @@ def mean_cross_entropy(
 
 
 def windows_dataset(
-    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int = MAX_LENGTH, num_proc: int | None = None
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int = MAX_LENGTH,
+    context: Context = "sentence",
+    num_proc: int | None = None,
 ) -> Dataset:
-    """Split the sentences of a data set from `load_ner`, or of `JointData.train`, into windows for training.
+    """Divide the sentences of a data set from `load_ner`, or of `JointData.train`, into windows for training.
+
+    Args:
+        context: whether a window is a sentence, or neighbouring sentences of a document.
 
     Returns:
         One row for each window: `input_ids`, `attention_mask` and `labels`. The label is that of `ner_tags` at the
         first piece of a word, in exactly one window, and -100 elsewhere. The latest result is kept.
     """
-    encoding = f"{dataset._fingerprint} {WordEncoder(tokenizer).key} {max_length}"
+    encoding = f"{dataset._fingerprint} {WordEncoder(tokenizer).key} {max_length} {context}"
     fingerprint = f"windows-{hashlib.sha256(encoding.encode()).hexdigest()[:32]}"
     if fingerprint not in _latest_windows:
-        with progress_of_datasets():
-            windows = dataset.map(
-                _labelled_windows,
-                batched=True,
-                remove_columns=dataset.column_names,
-                fn_kwargs={"tokenizer": tokenizer, "max_length": max_length},
-                num_proc=map_processes(num_proc),
-                load_from_cache_file=False,
-                new_fingerprint=fingerprint,  # otherwise datasets pickles the tokenizer, which takes a second
-                desc="Tokenising",
-            )
+        if context == "document":
+            documents = documents_of(dataset)
+            words, tags = (sentences_by_document(dataset[name][:], documents) for name in ("tokens", "ner_tags"))
+            of_documents = document_windows(words, tokenizer, max_length=max_length)
+            windows = Dataset.from_dict(_labelled([list(chain(*of_document)) for of_document in tags], of_documents))
+        else:
+            with progress_of_datasets():
+                windows = dataset.map(
+                    _labelled_sentences,
+                    batched=True,
+                    remove_columns=dataset.column_names,
+                    fn_kwargs={"tokenizer": tokenizer, "max_length": max_length},
+                    num_proc=map_processes(num_proc),
+                    load_from_cache_file=False,
+                    new_fingerprint=fingerprint,  # otherwise datasets pickles the tokenizer, which takes a second
+                    desc="Tokenising",
+                )
         _latest_windows.clear()
-        _latest_windows[fingerprint] = cast(Dataset, windows)
+        _latest_windows[fingerprint] = windows
     return _latest_windows[fingerprint]
 
 
@@ -388,16 +413,25 @@ def _attention_dropout(config: PretrainedConfig) -> float:
     return next((float(getattr(config, name)) for name in names if hasattr(config, name)), 0.1)
 
 
-def _labelled_windows(
+def _labelled_sentences(
     batch: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> dict[str, list[list[int]]]:
+    return _labelled(batch["ner_tags"], sentence_windows(batch["tokens"], tokenizer, max_length=max_length))
+
+
+def _labelled(tags: Sequence[Sequence[int]], windows: Iterable[Sequence[Window]]) -> dict[str, list[list[int]]]:
+    """Return the columns of training windows.
+
+    Args:
+        tags: of the words of each sentence or document.
+        windows: of each sentence or document.
+    """
     rows: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": [], "labels": []}
-    windows_of = sentence_windows(batch["tokens"], tokenizer, max_length=max_length)
-    for tags, windows in zip(batch["ner_tags"], windows_of, strict=True):
-        for window in windows:
+    for own, of_own in zip(tags, windows, strict=True):
+        for window in of_own:
             labels = [IGNORED_LABEL] * len(window.input_ids)
             for word, place in enumerate(window.first_pieces, start=window.first_word):
-                labels[place] = tags[word]
+                labels[place] = own[word]
             rows["input_ids"].append(window.input_ids)
             rows["attention_mask"].append([1] * len(window.input_ids))
             rows["labels"].append(labels)

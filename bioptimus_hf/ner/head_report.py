@@ -34,7 +34,7 @@ from bioptimus_hf.ner.planning import TaskData, chosen_tasks, load_task
 from bioptimus_hf.ner.prediction import ScoredTags, predict_scored_tags
 from bioptimus_hf.ner.results import finished_heads, tests_of
 from bioptimus_hf.ner.scores import SCORER, entity_spans
-from bioptimus_hf.ner.tasks import BLURB_NER, label_names, tags_of
+from bioptimus_hf.ner.tasks import BLURB_NER, documents_of, label_names, tags_of
 
 logger = logging.getLogger(__name__)
 
@@ -240,7 +240,7 @@ def _predict(head: _Head, tasks: Mapping[str, TaskData]) -> dict[str, dict[str, 
     model = load_token_classifier(head.folder).to(device)
     tokenizer = load_by_name(AutoTokenizer, head.folder)
     labels = [name for _, name in sorted(model.config.id2label.items())]
-    known: list[tuple[list[list[str]], list[ScoredTags]]] = []
+    known: list[tuple[Any, list[ScoredTags]]] = []  # sentences with their documents, and what was found
     predictions: dict[str, dict[str, _Prediction]] = {}
     for name, data in tasks.items():
         if unknown := set(label_names(data.splits["train"])) - set(labels):
@@ -248,19 +248,20 @@ def _predict(head: _Head, tasks: Mapping[str, TaskData]) -> dict[str, dict[str, 
         predictions[name] = {}
         for shown, split in _SPLITS.items():
             dataset: Dataset = data.splits[split]
-            words = dataset["tokens"][:]
-            found = next((found for sentences, found in known if sentences == words), None)
+            text = words, documents = dataset["tokens"][:], documents_of(dataset)
+            found = next((found for other, found in known if other == text), None)
             if found is None:
                 found = predict_scored_tags(
                     model,
                     tokenizer,
                     words,
                     max_length=head.max_length,
+                    documents=documents,
                     desc=f"Tagging {name}, {shown}",
                 )
                 if not all(np.isfinite(of_sentence.scores).all() for of_sentence in found):
                     raise InputError(f"{head.folder} computes NaN: its training diverged. Train it again")
-                known.append((words, found))
+                known.append((text, found))
             tags = keep_types([of_sentence.tags for of_sentence in found], types_of_labels(dataset))
             scores = [of_sentence.scores for of_sentence in found]
             predictions[name][shown] = _Prediction(words, tags_of(dataset), tags, scores)

@@ -125,7 +125,13 @@ def fit(head: PlannedHead, folder: Path, run: Run) -> TrainedHead:
     )
     try:
         history = finetune(
-            model, tokenizer, head.dataset, arguments, max_length=head.settings["max_length"], num_proc=run.num_proc
+            model,
+            tokenizer,
+            head.dataset,
+            arguments,
+            max_length=head.settings["max_length"],
+            context=head.settings.get("context", "sentence"),
+            num_proc=run.num_proc,
         )
         state.wait_for_everyone()  # the Trainer of a slower process may still list its checkpoints
     finally:
@@ -146,14 +152,14 @@ def score_elsewhere(head: Path, test: CrossTest, run: Run, options: HeadOptions)
     own = read_json(head / "scores.json")
     folder = run.root / "cross_test" / f"{test.task}-on-{test.other}" / head.parent.name / head.name
     inputs = {**test.inputs, "head": identity(head)}
-    settings: dict[str, Any] = {"max_length": options.max_length, "seed": own["seed"]}
+    settings: dict[str, Any] = {"max_length": options.window, "seed": own["seed"]}
     if test.types:
         settings["types"] = list(test.types)
     if is_finished(folder, inputs, settings, force=run.force):
         return
     with working_on(folder, run), building(folder, inputs, settings, sources={"head": head}) as stage:
         verify(head)
-        scores = _score(stage, head, {test.other: test.test}, options.max_length, types=test.types)[test.other]
+        scores = _score(stage, head, {test.other: test.test}, options.window, types=test.types)[test.other]
         content = {"task": f"{test.task}, tested on {test.other}", "model": own["model"], "seed": own["seed"]}
         record = read_record(head)
         trained = {"inputs": record["inputs"], "settings": record["settings"]}

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import PurePath
-from typing import Any
+from typing import Any, Literal, get_args
 
 from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.errors import InputError
 
+Context = Literal["sentence", "document"]
+_WINDOWS: dict[Context, int] = {"sentence": 512, "document": 128}
 JOINT = "joint"
 """Folder of the joint heads, in place of that of a task. `joint/` before the label of a model, which can't contain a
 slash, is the label of its joint head.
@@ -91,9 +93,21 @@ class HeadOptions:
             "path": True,
         },
     )
-    max_length: int = field(
-        default=512,
-        metadata={"help": "Word pieces in a window; longer sentences are split into overlapping windows"},
+    context: Context = field(
+        default="sentence",
+        metadata={
+            "help": "What a head reads at once: sentence, or document, in windows of as many neighbouring sentences as "
+            "fit. Annotation then reads text in the same windows. Sentences of files that don't mark documents count "
+            "as one document"
+        },
+    )
+    max_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Word pieces in a window; longer sentences are split into overlapping windows. Default: "
+            f"{_WINDOWS['sentence']}, or {_WINDOWS['document']} with context document, where a window holds about four "
+            "sentences: make the batch smaller accordingly"
+        },
     )
 
     def __post_init__(self) -> None:
@@ -132,10 +146,19 @@ class HeadOptions:
                 raise InputError(f"{given}: expected TASK:OTHER, or all", argument="cross_test")
         if self.joint and self.cross_test:
             raise InputError("only scores heads of single tasks: leave it out, or joint", argument="cross_test")
-        if self.max_length < 3:
+        if self.context not in get_args(Context):
+            raise InputError(f"must be {' or '.join(get_args(Context))}, not {self.context!r}", argument="context")
+        if self.joint and self.context == "document":
+            raise InputError("joint heads are trained on sentences: leave it out, or joint", argument="context")
+        if self.max_length is not None and self.max_length < 3:
             raise InputError(
                 f"{self.max_length} leaves no room for a word besides [CLS] and [SEP]", argument="max_length"
             )
+
+    @property
+    def window(self) -> int:
+        """Word pieces in a window."""
+        return self.max_length or _WINDOWS[self.context]
 
     def seeds_from(self, first: int) -> list[int]:
         """Return the seeds themselves, or as many as the single number says, counted from `first`."""

@@ -5,19 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.models import MAX_LENGTH, check_labels_tokens, check_tokenizer, evaluating, longest_input
 from bioptimus_hf.ner.calibration import Floats
 from bioptimus_hf.ner.joint import keep_types, types_of_labels
 from bioptimus_hf.ner.packed_bert import can_be_packed, packed, packed_logits
-from bioptimus_hf.ner.windows import Window, sentence_windows
+from bioptimus_hf.ner.tasks import documents_of
+from bioptimus_hf.ner.windows import (
+    Window,
+    document_window,
+    document_windows,
+    sentence_windows,
+    sentences_by_document,
+)
 from bioptimus_hf.progress import progress_bar
 
 _PIECES = 1024  # in a batch without padding: enough to keep a CPU busy, and few enough for its cache
@@ -44,6 +52,7 @@ def predict_tags(
     *,
     batch_size: int = 32,
     max_length: int = MAX_LENGTH,
+    documents: Sequence[str | None] | None = None,
 ) -> list[list[str]]:
     """Predict exactly one tag for each word of sentences of any length.
 
@@ -52,14 +61,19 @@ def predict_tags(
         batch_size: number of windows in a batch; windows are sorted by length. A BERT in float32 on a CPU reads
             batches of about 1,024 pieces instead.
         max_length: maximum number of word pieces in a window, including those that begin and end it.
+        documents: document of each sentence, from `documents_of`, for heads that are trained with document context:
+            neighbouring sentences with the same value are read together. By default, each sentence is read by itself.
 
     Returns:
         The tags of each sentence, one for each word.
 
     Raises:
-        InputError: the model isn't a token classifier, or the tokenizer has more tokens than it has embeddings.
+        InputError: the model isn't a token classifier, or the tokenizer has more tokens than it has embeddings; or
+            there aren't as many documents as sentences.
     """
-    found = predict_scored_tags(model, tokenizer, sentences, batch_size=batch_size, max_length=max_length)
+    found = predict_scored_tags(
+        model, tokenizer, sentences, batch_size=batch_size, max_length=max_length, documents=documents
+    )
     return [of_sentence.tags for of_sentence in found]
 
 
@@ -71,6 +85,7 @@ def predict_scored_tags(
     *,
     batch_size: int = 32,
     max_length: int = MAX_LENGTH,
+    documents: Sequence[str | None] | None = None,
     desc: str = "Tagging",
 ) -> list[ScoredTags]:
     """Predict the tags of sentences with their scores; for arguments and errors see `predict_tags`.
@@ -81,13 +96,10 @@ def predict_scored_tags(
     check_labels_tokens("the model", model)
     check_tokenizer(tokenizer, model.config)
     names = model.config.id2label
-    max_length = min(max_length, longest_input(model.config))
-    found = [ScoredTags([""] * len(words), np.zeros(len(words), dtype=np.float32)) for words in sentences]
-    windows = [
-        (number, window)
-        for number, of_sentence in enumerate(sentence_windows(sentences, tokenizer, max_length=max_length))
-        for window in of_sentence
-    ]
+    windows = list(_numbered_windows(model.config, tokenizer, sentences, documents, max_length))
+    ends = np.cumsum([len(words) for words in sentences], dtype=np.int64).tolist()
+    tags = [""] * (ends[-1] if ends else 0)
+    probabilities = np.zeros(len(tags), dtype=np.float32)
     windows.sort(key=lambda pair: -len(pair[1].input_ids))
     logits_of: Callable[[Any, Sequence[Window]], torch.Tensor]
     if can_be_packed(model):
@@ -101,12 +113,35 @@ def predict_scored_tags(
             best = logits.argmax(-1)
             scores = logits.softmax(-1).gather(-1, best[:, None])[:, 0].cpu().numpy()
             labels, end = best.tolist(), 0
-            for number, window in batch:
+            for first, window in batch:
                 begin, end = end, end + len(window.first_pieces)
-                own = slice(window.first_word, window.first_word + end - begin)
-                found[number].tags[own] = [names[label] for label in labels[begin:end]]
-                found[number].scores[own] = scores[begin:end]
-    return found
+                own = slice(first, first + end - begin)
+                tags[own] = [names[label] for label in labels[begin:end]]
+                probabilities[own] = scores[begin:end]
+    return [ScoredTags(tags[begin:end], probabilities[begin:end]) for begin, end in pairwise([0, *ends])]
+
+
+def _numbered_windows(
+    configuration: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    sentences: Sequence[Sequence[str]],
+    documents: Sequence[str | None] | None,
+    max_length: int,
+) -> Iterator[tuple[int, Window]]:
+    """Yield the windows in which a head reads sentences, each with the number of its first word among all words."""
+    max_length = min(max_length, longest_input(configuration))
+    size = document_window(configuration)
+    if size is None:
+        parts = [[words] for words in sentences]
+        windows = sentence_windows(sentences, tokenizer, max_length=max_length)
+    else:
+        parts = sentences_by_document(sentences, range(len(sentences)) if documents is None else documents)
+        windows = document_windows(parts, tokenizer, max_length=min(max_length, size))
+    before = 0
+    for part, of_part in zip(parts, windows, strict=True):
+        for window in of_part:
+            yield before + window.first_word, window
+        before += sum(map(len, part))
 
 
 def _batches_of_pieces(windows: Sequence[tuple[int, Window]]) -> Iterator[list[tuple[int, Window]]]:
@@ -164,13 +199,15 @@ def predict_tasks(
         batch_size: see `predict_tags`.
         max_length: see `predict_tags`.
     """
-    predicted: list[tuple[list[list[str]], list[list[str]]]] = []  # sentences and their tags
+    predicted: list[tuple[Any, list[list[str]]]] = []  # sentences with their documents, and their tags
     kept = {}
     for task, data in tasks.items():
-        sentences = data["tokens"][:]
-        tags = next((tags for words, tags in predicted if words == sentences), None)
+        text = sentences, documents = data["tokens"][:], documents_of(data)
+        tags = next((tags for known, tags in predicted if known == text), None)
         if tags is None:
-            tags = predict_tags(model, tokenizer, sentences, batch_size=batch_size, max_length=max_length)
-            predicted.append((sentences, tags))
+            tags = predict_tags(
+                model, tokenizer, sentences, batch_size=batch_size, max_length=max_length, documents=documents
+            )
+            predicted.append((text, tags))
         kept[task] = keep_types(tags, types_of_labels(data))
     return kept

@@ -284,6 +284,12 @@ def tags_of(dataset: Dataset) -> list[list[str]]:
     return [[names[number] for number in numbers] for numbers in dataset["ner_tags"][:]]
 
 
+def documents_of(dataset: Dataset) -> list[str | None]:
+    """Return the document that each sentence of a data set from `load_ner` is from, None where it isn't known."""
+    documents: list[str | None] = dataset["document"][:] if "document" in dataset.column_names else []
+    return documents or [None] * len(dataset)
+
+
 def _named(task: str | NerTask) -> NerTask:
     if isinstance(task, NerTask):
         return task

@@ -1,28 +1,38 @@
-"""Split sentences that are longer than a model's input into overlapping windows."""
+"""Divide sentences or documents into windows that fit a model."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby, islice
+from operator import itemgetter
+from typing import Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from bioptimus_hf.errors import InputError
-from bioptimus_hf.models import MAX_LENGTH
+from bioptimus_hf.models import DOCUMENT_WINDOW, MAX_LENGTH
 from bioptimus_hf.ner.word_pieces import WordEncoder
+
+Array = npt.NDArray[Any]
+Item = TypeVar("Item")
+OVERLAP = 0.125
+"""Share of a window of a document for context: a sentence or two on each side cost an eighth more work."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """A part of a sentence that fits into the model.
+    """A part of a sentence or document that fits into the model.
 
-    Every word of a sentence is labelled in exactly one window. Near the edges, windows also hold words that are
+    Every word is labelled in exactly one window. Near the edges, windows also hold words that are
     labelled in a neighbouring window and serve as context.
 
     Attributes:
         input_ids: ids of word pieces, between those that begin and end a text ([CLS] and [SEP] in BERT).
         first_pieces: positions in `input_ids` of the first piece of each word that is labelled in this window.
-        first_word: position in the sentence of the first of these words, which are consecutive.
+        first_word: position in the sentence or document of the first of these words, which are consecutive.
     """
 
     input_ids: list[int]
@@ -30,12 +40,22 @@ class Window:
     first_word: int
 
 
+def document_window(configuration: Any) -> int | None:
+    """Return the word pieces in a window of a head that is trained with document context; None for any other head.
+
+    Args:
+        configuration: a `PretrainedConfig`.
+    """
+    found = getattr(configuration, DOCUMENT_WINDOW, None)
+    return found if type(found) is int and found > 0 else None  # another program may call something else so
+
+
 def sentence_windows(
     sentences: Sequence[Sequence[str]], tokenizer: PreTrainedTokenizerBase, *, max_length: int = MAX_LENGTH
 ) -> Iterator[list[Window]]:
     """Yield the windows of each sentence.
 
-    A sentence that fits is one window. A word that doesn't fit into a window is truncated.
+    A sentence that fits is one window; others overlap by half. A word that doesn't fit into a window is truncated.
 
     Args:
         sentences: words of each sentence.
@@ -44,16 +64,55 @@ def sentence_windows(
     Raises:
         InputError: `max_length` leaves no room for a word.
     """
+    return _windows([[words] for words in sentences], tokenizer, max_length, overlap=0.5)
+
+
+def document_windows(
+    documents: Sequence[Sequence[Sequence[str]]], tokenizer: PreTrainedTokenizerBase, *, max_length: int
+) -> Iterator[list[Window]]:
+    """Yield the windows of each document, as annotation divides texts.
+
+    A window consists of as many sentences as fit. Neighbouring windows share a sentence or two as context, if these fit
+    into an eighth of a window.
+
+    Args:
+        documents: words of each sentence of each document. `Window.first_word` counts the words of the document.
+        max_length: maximum number of word pieces in a window, including those that begin and end it.
+
+    Raises:
+        InputError: `max_length` leaves no room for a word.
+    """
+    return _windows(documents, tokenizer, max_length, overlap=OVERLAP)
+
+
+def sentences_by_document(sentences: Sequence[Item], documents: Sequence[Any]) -> list[list[Item]]:
+    """Return what belongs to sentences in lists, one for each document: neighbours with the same document.
+
+    Raises:
+        InputError: there aren't as many documents as sentences.
+    """
+    if len(documents) != len(sentences):
+        raise InputError(f"{len(documents)} for {len(sentences)} sentences", argument="documents")
+    pairs = groupby(zip(sentences, documents, strict=True), key=itemgetter(1))
+    return [[sentence for sentence, _ in of_document] for _, of_document in pairs]
+
+
+def _windows(
+    documents: Sequence[Sequence[Sequence[str]]], tokenizer: PreTrainedTokenizerBase, max_length: int, *, overlap: float
+) -> Iterator[list[Window]]:
     encoder = WordEncoder(tokenizer)
     room = max_length - len(encoder.begin) - len(encoder.end)
     if room < 1:
         around = " and ".join(tokenizer.convert_ids_to_tokens([*encoder.begin, *encoder.end]))
         raise InputError(f"a window of {max_length} word pieces has no room for a word besides {around}")
-    for pieces in encoder.encode_words(sentences):
-        pieces = [word[:room] for word in pieces]
+    encoded = encoder.encode_words([words for document in documents for words in document])
+    for document in documents:
+        of_sentences = list(islice(encoded, len(document)))
+        pieces = [word[:room] for of_sentence in of_sentences for word in of_sentence]
+        sentences = np.repeat(np.arange(len(document)), [len(of_sentence) for of_sentence in of_sentences])
+        sizes = np.array([len(word) for word in pieces], dtype=np.int64)
         windows = []
-        sizes = [len(word) for word in pieces]
-        for left, right, own_left, own_right in window_spans(sizes, room, overlap=room // 2):
+        for left, right, own_left, own_right in spans_of_words(sizes, sentences, room, overlap=overlap):
             first_pieces, ids = [], list(encoder.begin)
             for word in range(left, right):
                 if own_left <= word < own_right:
@@ -61,6 +120,29 @@ def sentence_windows(
                 ids += pieces[word]
             windows.append(Window(ids + encoder.end, first_pieces, own_left))
         yield windows
+
+
+def spans_of_words(sizes: Array, sentences: Array, room: int, *, overlap: float) -> Iterator[tuple[int, int, int, int]]:
+    """Yield windows over the words of a text, which begin and end between sentences where these fit.
+
+    Args:
+        sizes: number of word pieces of each word, at most `room`.
+        sentences: number of the sentence of each word, ascending from 0.
+        room: maximum number of word pieces in a window.
+        overlap: maximum share of a window that it has in common with the next one.
+
+    Yields:
+        Four word numbers, as `window_spans` yields those of units.
+    """
+    if not len(sizes):
+        return
+    too_long = np.bincount(sentences, weights=sizes) > room
+    units = np.flatnonzero(np.diff(sentences, prepend=-1) | too_long[sentences])  # first word of each unit
+    bounds = [*units.tolist(), len(sizes)]
+    unit_sizes = np.add.reduceat(sizes, units).tolist()
+    for span in window_spans(unit_sizes, room, overlap=int(room * overlap)):
+        left, right, own_left, own_right = (bounds[unit] for unit in span)
+        yield left, right, own_left, own_right
 
 
 def window_spans(sizes: Sequence[int], room: int, *, overlap: int) -> Iterator[tuple[int, int, int, int]]:

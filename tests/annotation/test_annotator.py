@@ -102,7 +102,7 @@ def test_offsets_are_exact_and_do_not_depend_on_windows(text: str) -> None:
 
 
 def test_windows_are_whole_sentences_that_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenization, "_OVERLAP", 0.5)  # windows are short here
+    monkeypatch.setattr(tokenization, "OVERLAP", 0.5)  # windows are short here
     text = " ".join(f"The patients were severe in {'renal ' * number}failure." for number in (1, 5, 2, 4, 3, 1, 6))
     (group,) = MANY_WINDOWS._groups
     (words,) = group.tokenizer.tokenize([text])

@@ -1,0 +1,195 @@
+"""Heads with document context: their windows, and that training, prediction and annotation read text alike."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from itertools import chain, groupby
+from pathlib import Path
+from typing import Any
+
+import pytest
+from architectures import save_architecture
+from datasets import DatasetDict
+from head_results import save_encoder
+from helpers import build_tiny_head, build_tiny_tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer, BertTokenizer
+
+from bioptimus_hf.annotation.annotator import Annotator
+from bioptimus_hf.artifacts import Run
+from bioptimus_hf.errors import InputError
+from bioptimus_hf.models import load_by_name, load_token_classifier, new_head, save_head
+from bioptimus_hf.ner.experiments import make_heads
+from bioptimus_hf.ner.finetuning import best_epoch_arguments, finetune, windows_dataset
+from bioptimus_hf.ner.head_report import report_heads
+from bioptimus_hf.ner.options import HeadOptions, HeadTraining
+from bioptimus_hf.ner.prediction import predict_tags
+from bioptimus_hf.ner.tasks import NerTask, documents_of, label_names, load_ner
+from bioptimus_hf.ner.windows import document_windows, sentences_by_document
+
+SAMPLE = Path(str(resources.files("bioptimus_hf") / "sample" / "ner"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> BertTokenizer:
+    return build_tiny_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of documents of a title and four sentences, made of the sample."""
+    sentences = [
+        block.splitlines()
+        for split in ("train", "dev", "test")
+        for block in (SAMPLE / f"{split}.tsv").read_text(encoding="utf-8").strip().split("\n\n")
+    ]
+    path = tmp_path_factory.mktemp("labelled") / "mine.jsonl"
+    with open(path, "w", encoding="utf-8") as file:
+        for number in range(0, len(sentences) - 5, 5):
+            text = ""
+            entities: list[dict[str, Any]] = []
+            for line in chain.from_iterable(sentences[number : number + 5]):
+                word, tag = line.split("\t")
+                text += " " if text else ""
+                if tag.startswith("I"):
+                    entities[-1]["end"] = len(text) + len(word)
+                elif tag != "O":
+                    entities.append({"start": len(text), "end": len(text) + len(word), "label": tag[2:]})
+                text += word
+            for entity in entities:
+                entity["text"] = text[entity["start"] : entity["end"]]
+            file.write(json.dumps({"id": str(number), "text": text, "entities": entities}) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def documents(labelled: Path) -> DatasetDict:
+    return load_ner(NerTask("mine"), labelled)
+
+
+sizes_of_documents = st.lists(st.lists(st.integers(1, 14), max_size=8), max_size=4)
+
+
+@given(sizes_of_documents, st.integers(3, 30))
+@settings(max_examples=200, deadline=None)
+def test_windows_are_whole_sentences_where_these_fit(sizes: list[list[int]], max_length: int) -> None:
+    """Words are single pieces here, so that a sentence of n words needs n pieces."""
+    tokenizer = build_tiny_tokenizer()
+    words = ["the", "of", "and", "in"]
+    documents = [[[words[number % 4] for number in range(size)] for size in document] for document in sizes]
+    room = max_length - 2
+    for document, windows in zip(sizes, document_windows(documents, tokenizer, max_length=max_length), strict=True):
+        labelled = [window.first_word + word for window in windows for word in range(len(window.first_pieces))]
+        assert labelled == list(range(sum(document)))
+        edges = [sum(document[:number]) for number in range(len(document) + 1)]
+        for window in windows:
+            assert len(window.input_ids) <= max_length
+            begin = window.first_word - (window.first_pieces[0] - 1)
+            end = begin + len(window.input_ids) - 2
+            for edge in (begin, window.first_word, window.first_word + len(window.first_pieces), end):
+                sentence = next((size for size, last in zip(document, edges[1:], strict=True) if edge < last), 0)
+                assert edge in edges or sentence > room, "a sentence is cut though it fits"
+        if sum(document) <= room:
+            assert len(windows) <= 1
+
+
+def test_neighbours_with_the_same_document_are_read_together() -> None:
+    assert sentences_by_document("abcdef", ["x", "x", None, None, "x", "y"]) == [["a", "b"], ["c", "d"], ["e"], ["f"]]
+    with pytest.raises(InputError, match="documents: 1 for 2 sentences"):
+        sentences_by_document("ab", ["x"])
+
+
+def test_every_word_of_a_document_is_labelled_once(documents: DatasetDict, tokenizer: BertTokenizer) -> None:
+    train = documents["train"]
+    rows = windows_dataset(train, tokenizer, context="document")
+    assert len(set(documents_of(train))) <= len(rows) < len(train)
+    found = [label for labels in rows["labels"] for label in labels if label != -100]
+    assert found == list(chain(*train["ner_tags"]))
+    assert windows_dataset(train, tokenizer) is not rows
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_prediction_and_annotation_read_the_same_windows(
+    name: str, documents: DatasetDict, labelled: Path, tmp_path: Path
+) -> None:
+    save_architecture(name, tmp_path)
+    model, tokenizer = load_token_classifier(tmp_path), load_by_name(AutoTokenizer, tmp_path)
+    model.config.document_window = 48
+    texts = {row["id"]: row["text"] for row in map(json.loads, labelled.read_text(encoding="utf-8").splitlines())}
+    test = documents["test"]
+    tags = predict_tags(model, tokenizer, test["tokens"][:], documents=documents_of(test))
+    apart = predict_tags(model, tokenizer, test["tokens"][:])
+    assert tags != apart, "context changes nothing: this proves nothing"
+    pairs = zip(documents_of(test), test["tokens"], tags, strict=True)
+    compared = 0
+    for document, of_document in groupby(pairs, key=lambda pair: pair[0]):
+        text = texts[str(document)]
+        expected, end = [], 0
+        last = ("", -1)  # type and end of the latest entity
+        for word, tag in ((word, tag) for _, words, tags in of_document for word, tag in zip(words, tags, strict=True)):
+            start = text.index(word, end)
+            if tag == f"I-{last[0]}" and last[1] == end:
+                expected[-1][1] = start + len(word)
+            elif tag != "O":
+                expected.append([start, start + len(word), tag[2:]])
+            end = start + len(word)
+            last = (tag[2:], end) if tag != "O" else ("", -1)
+        (found,) = Annotator(model, tokenizer).annotate([text])
+        assert [[entity.start, entity.end, entity.label] for entity in found] == expected
+        compared += len(expected)
+    assert compared > 10
+
+
+def test_the_window_of_another_program_is_none(tokenizer: BertTokenizer) -> None:
+    model = build_tiny_head(layers=1)
+    plain = predict_tags(model, tokenizer, [["the"], ["of"]], documents=["a", "a"])
+    for other in ("wide", True, 0, None):
+        model.config.document_window = other
+        assert predict_tags(model, tokenizer, [["the"], ["of"]], documents=["a", "a"]) == plain
+
+
+def test_a_head_with_document_context(documents: DatasetDict, tmp_path: Path) -> None:
+    """Its configuration says so, and a head that is made from it starts anew."""
+    base = save_encoder(tmp_path / "base")
+    model, tokenizer = new_head(base, label_names(documents["train"]), seed=0)
+    arguments = best_epoch_arguments(
+        tmp_path / "checkpoints", num_train_epochs=2, learning_rate=1e-2, use_cpu=True, disable_tqdm=True, seed=0
+    )
+    history = finetune(model, tokenizer, documents, arguments, max_length=64, context="document")
+    assert max(row["f1"] for row in history) > 0
+    save_head(model, tokenizer, tmp_path / "head")
+    assert json.loads((tmp_path / "head" / "config.json").read_text())["document_window"] == 64
+    again, _ = new_head(tmp_path / "head", ["O", "B-x"], seed=0)
+    assert not hasattr(again.config, "document_window")
+
+
+def test_heads_of_a_run_with_document_context(labelled: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    run = Run(str(tmp_path))
+    named: dict[str, Any] = {
+        "ner_data": str(labelled),
+        "tasks": ["mine"],
+        "models": [str(save_encoder(tmp_path / "base"))],
+        "seeds": [1],
+    }
+    training = HeadTraining(learning_rate=1e-2, num_train_epochs=1, per_device_train_batch_size=4)
+    root = make_heads(run, HeadOptions(**named, context="document"), training)
+    head = root / "mine" / "base" / "0"
+    settings = json.loads((head / "made.json").read_text())["settings"]
+    assert (settings["context"], settings["max_length"]) == ("document", 128)
+    caplog.clear()
+    report_heads([head], ner_data=str(labelled))
+    assert "in its scores.json" not in caplog.text  # the report reads the same windows as the test after training
+    with pytest.raises(InputError, match=r"different settings|other settings|another"):
+        make_heads(run, HeadOptions(**named), training)
+
+
+def test_joint_heads_are_trained_on_sentences() -> None:
+    assert (HeadOptions().window, HeadOptions(context="document").window) == (512, 128)
+    assert HeadOptions(context="document", max_length=256).window == 256
+    with pytest.raises(InputError, match="context: joint heads are trained on sentences"):
+        HeadOptions(joint=True, context="document")
+    with pytest.raises(InputError, match="context: must be sentence or document, not 'paragraph'"):
+        HeadOptions(context="paragraph")  # type: ignore[arg-type]
