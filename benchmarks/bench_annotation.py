@@ -40,13 +40,12 @@ from bioptimus_hf.annotation.engine_choice import CHOICES
 from bioptimus_hf.annotation.engines import TorchEngine
 from bioptimus_hf.annotation.onnx_export import cached_export
 from bioptimus_hf.annotation.options import Weights
-from bioptimus_hf.cli.launch import keep_freed_memory
 from bioptimus_hf.corpus.conll import read_conll
 from bioptimus_hf.corpus.dataset import load_corpus
 from bioptimus_hf.corpus.documents import Document
 from bioptimus_hf.corpus.formats import DocumentReader, write_documents
 from bioptimus_hf.corpus.sentences import sentences_of
-from bioptimus_hf.hardware import describe_hardware
+from bioptimus_hf.hardware import describe_hardware, keep_freed_memory
 from bioptimus_hf.storage import atomic_file
 
 Spans = list[list[tuple[int, int, str]]]

@@ -51,7 +51,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from bioptimus_hf.cli.embedded_model import embedded_model
-from bioptimus_hf.cli.launch import keep_freed_memory
+from bioptimus_hf.hardware import keep_freed_memory
 from bioptimus_hf.models import IGNORED_LABEL, new_head
 from bioptimus_hf.ner.finetuning import best_epoch_arguments, finetune
 from bioptimus_hf.ner.prediction import predict_tags

@@ -48,8 +48,8 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from bioptimus_hf.cli.launch import keep_freed_memory
 from bioptimus_hf.corpus.dataset import load_corpus
+from bioptimus_hf.hardware import keep_freed_memory
 from bioptimus_hf.models import load_masked_lm
 from bioptimus_hf.pretraining.arguments import PretrainingArguments
 from bioptimus_hf.pretraining.callback import CurriculumCallback

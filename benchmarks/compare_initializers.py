@@ -39,8 +39,8 @@ from scipy.stats import t
 from transformers import AutoTokenizer
 
 from bioptimus_hf.artifacts import atomic_folder
-from bioptimus_hf.cli.launch import keep_freed_memory
 from bioptimus_hf.corpus.dataset import load_corpus, split_validation
+from bioptimus_hf.hardware import keep_freed_memory
 from bioptimus_hf.models import load_masked_lm, save_masked_lm
 from bioptimus_hf.plots import save_plot
 from bioptimus_hf.pretraining.arguments import PretrainingArguments

@@ -32,9 +32,9 @@ from transformers import AutoTokenizer
 from bioptimus_hf.annotation.annotator import Annotator
 from bioptimus_hf.artifacts import Run
 from bioptimus_hf.cli.embedded_model import embedded_model
-from bioptimus_hf.cli.launch import keep_freed_memory
 from bioptimus_hf.corpus.conll_writing import write_conll
 from bioptimus_hf.corpus.dataset import load_corpus
+from bioptimus_hf.hardware import keep_freed_memory
 from bioptimus_hf.models import load_by_name, load_token_classifier
 from bioptimus_hf.ner.experiments import make_heads
 from bioptimus_hf.ner.joint import types_of_labels

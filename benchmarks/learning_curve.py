@@ -26,8 +26,8 @@ from typing import Any
 import yaml
 
 from bioptimus_hf.artifacts import Run, read_json, write_json
-from bioptimus_hf.cli.launch import keep_freed_memory
 from bioptimus_hf.corpus.conll_writing import write_conll
+from bioptimus_hf.hardware import keep_freed_memory
 from bioptimus_hf.ner.experiments import make_heads
 from bioptimus_hf.ner.joint import types_of_labels
 from bioptimus_hf.ner.options import HeadOptions, HeadTraining, split_label

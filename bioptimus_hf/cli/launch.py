@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import logging
 import os
-import platform
 import signal
 import sys
 import warnings
@@ -14,9 +12,9 @@ from collections.abc import Callable
 
 from bioptimus_hf.cli.ranks import lost_process, prepare_rank, tell_launcher
 from bioptimus_hf.errors import InputError, Terminated, lacks_memory
+from bioptimus_hf.hardware import keep_freed_memory
 from bioptimus_hf.progress import bars_are_drawn
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's malloc.h
 _OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # How the libraries that write weights and optimizer states report a full disk.
 _OUT_OF_SPACE_WORDING = ("os error 28", "os error 27", "os error 122", "inline_container")
@@ -84,17 +82,6 @@ class _AboveBars(logging.StreamHandler):  # type: ignore[type-arg]
 def _one_line(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: object = None) -> str:
     """Return the text of a Python warning."""
     return f"{category.__name__}: {' '.join(str(message).split())} ({filename}:{lineno})"
-
-
-def keep_freed_memory() -> None:
-    """Keep the memory of freed tensors in the process: a third less time for a training step on a CPU.
-
-    By default glibc returns each large block to the system, which then zeroes the next one page by page.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        library = ctypes.CDLL(None)
-        library.mallopt(_M_MMAP_MAX, 0)
-        library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def run(command: Callable[[], None]) -> int:

@@ -89,9 +89,8 @@ def finetune(
         dataset: from `load_ner`, of which `test` isn't used; or from `join_tasks`.
         arguments: from `best_epoch_arguments`.
         max_length: maximum number of word pieces in a window, including those that begin and end it.
-        context: `document` trains on windows of neighbouring sentences of a document (see `document_windows`) instead
-            of single sentences. Sentences that aren't known to be from a document count as one document. The
-            configuration of the model says so, and prediction and annotation read text in the same windows.
+        context: `document` trains on windows of neighbouring sentences (see `document_windows`). The configuration of
+            the model says so, and prediction and annotation read text in the same windows.
         num_proc: number of processes for tokenising.
 
     Returns:
@@ -104,12 +103,10 @@ def finetune(
         TrainingDiverged: the loss or a weight is NaN or infinite.
     """
     check_tokenizer(tokenizer, model.config)
-    _check_labels(model, dataset)
+    _check_dataset(model, dataset, context)
     max_length = min(max_length, longest_input(model.config))
     loss: Callable[..., torch.Tensor] = mean_cross_entropy
     if isinstance(dataset, JointData):
-        if context == "document":
-            raise InputError("joint heads are trained on sentences", argument="context")
         sentences, validation, trainer_class = dataset.train, dataset.validation, JointTrainer
         loss = partial(partial_cross_entropy, compatible=dataset.compatible)
     else:
@@ -117,12 +114,11 @@ def finetune(
     if context == "document":
         setattr(model.config, DOCUMENT_WINDOW, max_length)
     train = windows_dataset(sentences, tokenizer, max_length=max_length, context=context, num_proc=num_proc)
-    if len(train) <= arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size:
-        logger.warning("an epoch has a single update: the %d windows of text fit into one batch", len(train))
+    _warn_of_a_single_update(train, arguments)
     with _prepared(model, tokenizer, train, arguments) as is_packed:
         trainer = trainer_class(
-            model=model,
-            args=arguments,
+            model,
+            arguments,
             data_collator=PackedCollator() if is_packed else DataCollatorForTokenClassification(tokenizer),
             train_dataset=train,
             eval_dataset=validation,
@@ -132,9 +128,13 @@ def finetune(
         )
         trainer.train()
     check_finite(model.named_parameters(), "the new head", DIVERGED, error=TrainingDiverged)
+    return _scores_by_epoch(trainer.state.log_history)
+
+
+def _scores_by_epoch(history: Iterable[Mapping[str, float]]) -> list[dict[str, float]]:
     return [
         {name.removeprefix("eval_"): value for name, value in row.items() if name != "step"}
-        for row in trainer.state.log_history
+        for row in history
         if "eval_f1" in row
     ]
 
@@ -182,8 +182,15 @@ def _in_float32(model: PreTrainedModel) -> Iterator[None]:
             model.forward = forward
 
 
-def _check_labels(model: PreTrainedModel, dataset: DatasetDict | JointData) -> None:
+def _warn_of_a_single_update(train: Dataset, arguments: TrainingArguments) -> None:
+    if len(train) <= arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size:
+        logger.warning("an epoch has a single update: the %d windows of text fit into one batch", len(train))
+
+
+def _check_dataset(model: PreTrainedModel, dataset: DatasetDict | JointData, context: Context) -> None:
     if isinstance(dataset, JointData):
+        if context == "document":
+            raise InputError("joint heads are trained on sentences", argument="context")
         wanted = list(dataset.tags)
     else:
         check_splits(dataset, ("train", "validation"), argument="dataset")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import subprocess
@@ -154,6 +155,7 @@ def test_running_a_command_in_a_process_of_the_user_changes_nothing_of_it(capsys
         state: list[object] = [(logger.level, logger.propagate, *logger.handlers) for logger in loggers]
         return [*state, warnings.formatwarning, warnings.showwarning]
 
+    importlib.import_module("datasets")  # which sets up its logger
     before, logging_before = dict(os.environ), logging_of_process()
     assert main(["report", "--output_dir", "nowhere"]) == 2
     assert "error: " in capsys.readouterr().err
