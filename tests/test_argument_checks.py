@@ -28,7 +28,7 @@ UNCHECKED = {
     *(f"BioptimusDataCollator.{name}" for name in ("begin", "strategy_at", "follow", "for_evaluation")),
     "CurriculumCallback.masking_of", "CurriculumLoop.step", "HeadOptions.seeds_from",
 }  # fmt: skip
-ALIASES = ("Initializer", "MinimumScore", "Policy", "What")
+ALIASES = ("Context", "Initializer", "MinimumScore", "Policy", "What")
 """Names of Literals, which the functions check themselves."""
 COLUMNS = {"text": ["a"], "document": [0], "token": ["a"], "start": [0], "end": [1], "input_ids": [[1]]}
 COLLECTIONS = ("Iterable[", "Sequence[", "Collection[", "list[", "tuple[", "Mapping[")

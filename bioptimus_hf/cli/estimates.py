@@ -139,8 +139,8 @@ def duration(estimate: float | None) -> str:
     return f"about {minutes:.0f} min" if minutes < 90 else f"about {minutes / 60:.1f} h"
 
 
-def seconds_left(trainings: Sequence[PlannedTraining], *, bf16: bool) -> float:
-    """Estimate how long the trainings that aren't finished take, one after another.
+def seconds_left(trainings: Sequence[PlannedTraining], *, bf16: bool, at_once: int = 1) -> float:
+    """Estimate how long the trainings that aren't finished take.
 
     The estimate is made from finished trainings of the same encoder, or from those of other encoders, scaled by the
     sizes of the encoders; if nothing is finished, from the rate that `seconds` uses.
@@ -158,7 +158,10 @@ def seconds_left(trainings: Sequence[PlannedTraining], *, bf16: bool) -> float:
         encoder: statistics.fmean(costs[encoder]) if encoder in costs else per_weight * sizes[encoder]
         for encoder in sizes
     }
-    return sum(one.work * rates[one.encoder] for one in trainings if not one.finished)
+    left = [one for one in trainings if not one.finished]
+    spent = sum(one.work * rates[one.encoder] for one in left)
+    # The rate that `seconds` uses is that of all cores, however many heads share them.
+    return spent / max(1, min(at_once, len(left))) if costs else spent
 
 
 def _shape(folder: str | None) -> tuple[int, int]:

@@ -43,11 +43,11 @@ def execute(run: Run, options: HeadOptions, training: HeadTraining, preview: Pre
     if not preview.dry_run:
         make_heads(run, options, training)
         return
-    trainings = planned_trainings(run, options, training)
+    trainings, at_once = planned_trainings(run, options, training)
     finished = [one for one in trainings if one.finished]
     print(f"{run.root}: {counted(len(trainings), 'training')}, {len(finished)} finished", flush=True)
     if left := len(trainings) - len(finished):
         measured = sum(one.seconds is not None for one in finished)
         source = f"judging by {counted(measured, 'finished training')}" if measured else "by a rough estimate"
-        seconds = estimates.seconds_left(trainings, bf16=training.bf16)
+        seconds = estimates.seconds_left(trainings, bf16=training.bf16, at_once=at_once)
         print(f"{left} left: {estimates.duration(seconds)}, {source}")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -14,11 +14,11 @@ import torch
 from accelerate import PartialState
 
 from bioptimus_hf.argument_checks import check_call
-from bioptimus_hf.artifacts import RECORD, Run, is_finished, read_json, read_record, replaced_sources, verification
+from bioptimus_hf.artifacts import RECORD, Run, read_json, read_record, replaced_sources, verification
 from bioptimus_hf.errors import InputError, TrainingDiverged, counted
 from bioptimus_hf.ner.finetuning import TRAINER
-from bioptimus_hf.ner.head_stage import report_missing, score_elsewhere, try_to_train, working_on
-from bioptimus_hf.ner.joint import JointData
+from bioptimus_hf.ner.grid import HeadGroup, head_group, share_cores, train_groups
+from bioptimus_hf.ner.head_stage import score_elsewhere
 from bioptimus_hf.ner.options import HeadOptions, HeadTraining
 from bioptimus_hf.ner.planning import (
     CrossTest,
@@ -42,30 +42,11 @@ from bioptimus_hf.ner.results import (
     single_model,
     training_record,
 )
-from bioptimus_hf.ner.search import Search, searched
+from bioptimus_hf.ner.search import searched
 from bioptimus_hf.ner.tables import write_results
 from bioptimus_hf.ner.tasks import NER_TASKS
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class HeadGroup:
-    """The heads of one task and model, which differ in their seeds.
-
-    Attributes:
-        heads: by their folders.
-        search: of their settings; None if these are fixed.
-        chosen: whether the settings are known: they are fixed, or an earlier command has chosen them.
-        missing: folders of the heads that aren't finished.
-        tried: folders of the settings that the search has tried, if it has to choose.
-    """
-
-    heads: Mapping[Path, PlannedHead]
-    search: Search | None
-    chosen: bool
-    missing: Collection[Path]
-    tried: Collection[Path]
 
 
 @dataclass(frozen=True)
@@ -100,6 +81,8 @@ class Experiment:
         seeds: of the trainings.
         cross_tests: test sets of other tasks.
         grid: values of the settings to choose from.
+        at_once: how many heads are trained at the same time.
+        threads: of each head, if there is more than one.
     """
 
     groups: Sequence[HeadGroup]
@@ -108,6 +91,8 @@ class Experiment:
     seeds: Sequence[int]
     cross_tests: Sequence[CrossTest]
     grid: Mapping[str, Sequence[Any]]
+    at_once: int
+    threads: int
 
 
 @check_call()
@@ -157,7 +142,7 @@ def plan_experiment(run: Run, options: HeadOptions, training: HeadTraining) -> E
     by_group: dict[tuple[str, str], dict[Path, PlannedHead]] = defaultdict(dict)
     for folder, head in plan_heads(root, tasks, encoders, seeds, settings, joint=options.joint).items():
         by_group[head.task, head.model][folder] = head
-    groups = [_group(run, heads, training) for heads in by_group.values()]
+    groups = [head_group(run, heads, training) for heads in by_group.values()]
     heads = {folder: head for group in groups for folder, head in group.heads.items()}
     earlier = [folder for folder in finished_heads(root) if folder not in heads]
     finished = [(folder, result) for folder in earlier for result in read_head(folder)]
@@ -170,64 +155,33 @@ def plan_experiment(run: Run, options: HeadOptions, training: HeadTraining) -> E
         )
     if others := [name for name in known if name not in encoders]:
         logger.info("%s of earlier commands stay in the tables: %s", counted(len(others), "model"), ", ".join(others))
-    return Experiment(groups, list(encoders), references, seeds, cross_tests, training.grid)
+    shared = share_cores(groups, training.num_train_epochs, options.at_once)
+    return Experiment(groups, list(encoders), references, seeds, cross_tests, training.grid, *shared)
 
 
-def _group(run: Run, heads: Mapping[Path, PlannedHead], training: HeadTraining) -> HeadGroup:
-    """Fix the settings of a group's heads, as far as they are known, and find those that are missing.
+def planned_trainings(run: Run, options: HeadOptions, training: HeadTraining) -> tuple[list[PlannedTraining], int]:
+    """Return the trainings that `make_heads` needs, with those that are finished, and how many it does at a time.
 
-    Raises:
-        InputError: a head, or a training of the search, is finished with other inputs or settings; or the settings are
-            chosen again, but not for all seeds that are finished.
-    """
-    (folder, first), *_ = heads.items()
-    candidates = training.candidates()
-    search = Search(run, first, candidates, training.grid) if training.grid else None
-    chosen = search.chosen_before(folder.parent) if search else training
-    tried_before: list[Path] = []
-    if search and not chosen:
-        tried_before = search.tried()
-        others = sorted(record.parent for record in folder.parent.glob(f"*/{RECORD}") if record.parent not in heads)
-        if run.force and others:
-            raise InputError(
-                f"{others[0]} would stay as it is, but the settings are chosen again and may change: train all seeds "
-                f"again, or move it away",
-                argument="seeds",
-            )
-    settled = {place: head.trained_with(chosen or candidates[0], training.grid) for place, head in heads.items()}
-    missing = [
-        place for place, head in settled.items() if not is_finished(place, head.inputs, head.settings, force=run.force)
-    ]
-    return HeadGroup(settled, search, bool(chosen), missing, tried_before)
-
-
-def planned_trainings(run: Run, options: HeadOptions, training: HeadTraining) -> list[PlannedTraining]:
-    """Return the trainings that `make_heads` would need, with those that are finished; nothing is trained.
+    Nothing is trained.
 
     Raises:
         InputError: see `make_heads`.
     """
     with verification(not run.no_verify):
         experiment = plan_experiment(run, options, training)
-        return [planned for group in experiment.groups for planned in _trainings_of(group, training)]
+        planned = [
+            _planned(group, folder, group.sentences * training.num_train_epochs, finished=finished)
+            for group in experiment.groups
+            for folder, finished in group.trainings().items()
+        ]
+        return planned, experiment.at_once
 
 
-def _trainings_of(group: HeadGroup, training: HeadTraining) -> Iterator[PlannedTraining]:
-    (first, head), *others = group.heads.items()
-    train = head.dataset.train if isinstance(head.dataset, JointData) else head.dataset["train"]
-
-    def planned(folder: Path, *, finished: bool) -> PlannedTraining:
-        there = finished and (folder / RECORD).is_file()
-        seconds = read_record(folder)["seconds"] if there else None
-        work = len(train) * training.num_train_epochs
-        return PlannedTraining(head.task, head.model, head.encoder, work, finished, seconds)
-
-    for folder in group.search.trainings() if group.search else ():
-        yield planned(folder, finished=group.chosen or folder in group.tried)
-    if not group.search or (group.chosen and first in group.missing):
-        others = [(first, head), *others]  # otherwise it is the best one of the search
-    for folder, _ in others:
-        yield planned(folder, finished=folder not in group.missing)
+def _planned(group: HeadGroup, folder: Path, work: int, *, finished: bool) -> PlannedTraining:
+    head = next(iter(group.heads.values()))
+    there = finished and (folder / RECORD).is_file()
+    seconds = read_record(folder)["seconds"] if there else None
+    return PlannedTraining(head.task, head.model, head.encoder, work, finished, seconds)
 
 
 def _make_heads(run: Run, options: HeadOptions, experiment: Experiment) -> Path:
@@ -238,9 +192,12 @@ def _make_heads(run: Run, options: HeadOptions, experiment: Experiment) -> Path:
             for folder in group.heads.keys() - set(group.missing):  # which is wanted, and not a later one that diverged
                 missing_reason(folder).unlink(missing_ok=True)
     reasons: list[str] = []
-    for number, group in enumerate(experiment.groups):
-        reasons += _train_group(group, run, experiment.grid)
-        if main and _task(group) not in map(_task, experiment.groups[number + 1 :]):
+    left = Counter(group.task for group in experiment.groups)
+    at_once, threads = experiment.at_once, experiment.threads
+    for group, missing in train_groups(experiment.groups, run, experiment.grid, at_once=at_once, threads=threads):
+        reasons += missing
+        left[group.task] -= 1
+        if main and not left[group.task]:
             tabulate(root, experiment.models, experiment.references)
     if experiment.cross_tests and main:
         without = missing_heads(root)
@@ -251,30 +208,9 @@ def _make_heads(run: Run, options: HeadOptions, experiment: Experiment) -> Path:
                     score_elsewhere(of_task, test, run, options)
         tabulate(run.root / "cross_test", experiment.models, experiment.references)
     if reasons:
-        missing = sum(len(group.missing) for group in experiment.groups)
-        raise TrainingDiverged(f"{len(reasons)} of {missing} heads are missing in the tables: {reasons[0]}")
+        wanted = sum(len(group.missing) for group in experiment.groups)
+        raise TrainingDiverged(f"{len(reasons)} of {wanted} heads are missing in the tables: {reasons[0]}")
     return root
-
-
-def _task(group: HeadGroup) -> str:
-    return next(iter(group.heads.values())).task
-
-
-def _train_group(group: HeadGroup, run: Run, grid: Mapping[str, Sequence[Any]]) -> list[str]:
-    """Train the heads that a group lacks, after the search of their settings; return why some are still missing."""
-    heads, search = group.heads, group.search
-    if search and not group.chosen:
-        chosen = search.choose(group.tried)
-        if chosen is None:
-            return [report_missing(folder, search.reasons()) for folder in group.missing]
-        heads = {folder: head.trained_with(chosen, grid) for folder, head in heads.items()}
-    reasons = []
-    for folder in group.missing:
-        with working_on(folder, run):
-            reasons += try_to_train(folder, heads[folder], run, search.kept(heads[folder]) if search else None)
-    if search:
-        search.forget()  # also what a killed command has left
-    return reasons
 
 
 def tabulate(root: Path, models: Sequence[str], references: Sequence[str]) -> None:

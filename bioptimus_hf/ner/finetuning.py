@@ -42,7 +42,7 @@ from bioptimus_hf.models import (
     longest_input,
 )
 from bioptimus_hf.ner.joint import JointData, partial_cross_entropy
-from bioptimus_hf.ner.options import Context
+from bioptimus_hf.ner.options import Context, check_context
 from bioptimus_hf.ner.packed_bert import (
     PackedBertForTokenClassification,
     PackedCollator,
@@ -188,6 +188,7 @@ def _warn_of_a_single_update(train: Dataset, arguments: TrainingArguments) -> No
 
 
 def _check_dataset(model: PreTrainedModel, dataset: DatasetDict | JointData, context: Context) -> None:
+    check_context(context)
     if isinstance(dataset, JointData):
         if context == "document":
             raise InputError("joint heads are trained on sentences", argument="context")

@@ -92,7 +92,8 @@ def train_head(folder: Path, head: PlannedHead, run: Run, kept: TrainedHead | No
     if is_finished(folder, head.inputs, head.settings, force=run.force):
         return  # by another command in the meantime
     with stage_of_all_ranks(folder, head.inputs, head.settings, {"model": Path(head.encoder)}) as stage:
-        logger.info("task %s, model %s, seed %d", head.task, head.model, head.seed)
+        name = (head.task, head.model, head.seed)
+        logger.info("task %s, model %s, seed %d: training", *name)
         trained = kept or fit(head, stage.path, run)
         if not PartialState().is_main_process:
             return
@@ -105,7 +106,10 @@ def train_head(folder: Path, head: PlannedHead, run: Run, kept: TrainedHead | No
         stage.facts |= {"best_epoch": trained.best["epoch"]}
         if isinstance(head.dataset, JointData):
             stage.facts["excluded"] = head.dataset.excluded
-        logger.info("test F1 %.2f (dev %.2f, epoch %d)", 100 * f1, 100 * trained.best["f1"], trained.best["epoch"])
+        logger.info(
+            "task %s, model %s, seed %d: test F1 %.2f (dev %.2f, epoch %d)",
+            *(*name, 100 * f1, 100 * trained.best["f1"], trained.best["epoch"]),
+        )
         content = {"scorer": SCORER, **({"tests": tests} if joint else {"test": tests[head.task]})}
         write_scores(stage.path, head, trained, content)
 

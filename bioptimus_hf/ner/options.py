@@ -101,6 +101,13 @@ class HeadOptions:
             "as one document"
         },
     )
+    at_once: int | None = field(
+        default=None,
+        metadata={
+            "help": "Heads to train at the same time on a CPU, each with its share of the threads. Default: as many as "
+            "there are threads, if memory suffices and the trainings aren't tiny"
+        },
+    )
     max_length: int | None = field(
         default=None,
         metadata={
@@ -146,8 +153,9 @@ class HeadOptions:
                 raise InputError(f"{given}: expected TASK:OTHER, or all", argument="cross_test")
         if self.joint and self.cross_test:
             raise InputError("only scores heads of single tasks: leave it out, or joint", argument="cross_test")
-        if self.context not in get_args(Context):
-            raise InputError(f"must be {' or '.join(get_args(Context))}, not {self.context!r}", argument="context")
+        check_context(self.context)
+        if self.at_once is not None and self.at_once < 1:
+            raise InputError(f"must be at least 1, not {self.at_once}", argument="at_once")
         if self.joint and self.context == "document":
             raise InputError("joint heads are trained on sentences: leave it out, or joint", argument="context")
         if self.max_length is not None and self.max_length < 3:
@@ -233,6 +241,16 @@ def _check_distinct(name: str, values: Sequence[Any], advice: str = "") -> None:
     for value in values:
         if values.count(value) > 1:
             raise InputError(f"{value} is given twice: name each value once{advice}", argument=name)
+
+
+def check_context(context: str) -> None:
+    """Raise if a context isn't one of those that there are.
+
+    Raises:
+        InputError: it isn't.
+    """
+    if context not in get_args(Context):
+        raise InputError(f"must be {' or '.join(get_args(Context))}, not {context!r}", argument="context")
 
 
 def split_label(given: str) -> tuple[str, str]:

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 
-from bioptimus_hf.artifacts import RECORD, Run, building, fingerprint, is_finished, read_json, read_record
+from bioptimus_hf.artifacts import RECORD, Run, building, fingerprint, is_finished, read_json, read_record, verification
 from bioptimus_hf.errors import TrainingDiverged
 from bioptimus_hf.ner.head_stage import TrainedHead, fit, stage_of_all_ranks, working_on, write_scores
-from bioptimus_hf.ner.options import GRID, HeadTraining
+from bioptimus_hf.ner.options import HeadTraining
 from bioptimus_hf.ner.planning import PlannedHead
 from bioptimus_hf.ner.results import SEARCH
 
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "ner_search"
 """Folder of the trainings of all searches of a run."""
-_BEST = "best"
+_KEPT = "weights"
 
 
 @dataclass(frozen=True)
@@ -84,33 +85,46 @@ class Search:
                     return candidate
         return None
 
-    def choose(self, finished: Collection[Path]) -> HeadTraining | None:
-        """Try all candidates that haven't been tried, and return the best one, or None if training always diverged.
+    def begin(self) -> None:
+        """Prepare the search: with force, an interrupted one might have left a head that isn't to be used."""
+        if self.run.force:
+            self.forget()
 
-        It is the first of those with the highest F1 on the development set.
+    def choose(self) -> HeadTraining | None:
+        """Return the best settings, once all have been tried, or None if training always diverged.
 
-        Args:
-            finished: folders of the candidates that have been tried.
+        They are the first of those with the highest F1 on the development set.
         """
-        scores: dict[Path, float] = {}
-        with working_on(self.root, self.run):
-            if self.run.force:
-                self.forget()  # otherwise an interrupted search might leave a head that isn't trained again
-            for folder, head in self.trainings().items():
-                if folder not in finished:
-                    with working_on(folder, self.run):
-                        self._try(folder, head)
-                dev_f1 = read_record(folder)["facts"].get("dev_f1")
-                if dev_f1 is not None:
-                    scores[folder] = dev_f1
-        if not scores:
+        best = self._best(self.trainings())
+        if best is None:
             return None
-        best = max(scores, key=lambda folder: scores[folder])
-        chosen = self.trainings()[best].training
+        folder, dev_f1 = best
+        chosen = self.trainings()[folder].training
         values = ", ".join(f"{name} {getattr(chosen, name)}" for name in self.grid)
         if PartialState().is_main_process:
-            logger.info("task %s, model %s: chosen: %s (dev F1 %.2f)", *self._name(), values, 100 * scores[best])
+            logger.info("task %s, model %s: chosen: %s (dev F1 %.2f)", *self._name(), values, 100 * dev_f1)
         return chosen
+
+    def keep_best(self, tried: Iterable[Path]) -> None:
+        """Delete the weights of all heads but the best one.
+
+        Args:
+            tried: folders of the trainings that count.
+        """
+        best = self._best(tried)
+        if best and PartialState().is_main_process and (self.root / _KEPT).is_dir():
+            for kept in (self.root / _KEPT).iterdir():
+                if kept.name != best[0].parent.name:
+                    shutil.rmtree(kept)
+
+    def _best(self, tried: Iterable[Path]) -> tuple[Path, float] | None:
+        """Return the folder of the best training, and its F1 on the development set."""
+        scores: dict[Path, float] = {}
+        for folder in [folder for folder in self.trainings() if folder in set(tried)]:
+            dev_f1 = read_record(folder)["facts"].get("dev_f1")
+            if dev_f1 is not None:
+                scores[folder] = dev_f1
+        return max(scores.items(), key=itemgetter(1)) if scores else None
 
     def reasons(self) -> str:
         """Return why there is nothing to choose: each training diverged, and the first one because of this."""
@@ -119,7 +133,7 @@ class Search:
 
     def kept(self, head: PlannedHead) -> TrainedHead | None:
         """Return a head as the search trained it, or None if it didn't or hasn't kept it."""
-        folder = self.root / _BEST
+        folder = self._kept(head)
         settings = {name: value for name, value in head.settings.items() if name != SEARCH}
         if not (folder / RECORD).is_file():
             return None
@@ -131,14 +145,24 @@ class Search:
 
     def forget(self) -> None:
         """Delete the weights that the search has kept."""
-        if PartialState().is_main_process and (self.root / _BEST).is_dir():
-            shutil.rmtree(self.root / _BEST)
+        if PartialState().is_main_process and (self.root / _KEPT).is_dir():
+            shutil.rmtree(self.root / _KEPT)
+
+    def try_setting(self, folder: Path, head: PlannedHead) -> None:
+        """Train a head with one of the settings, and keep its weights and its scores on the development set.
+
+        Args:
+            folder: from `trainings`.
+            head: from `trainings`.
+        """
+        with verification(not self.run.no_verify), working_on(folder, self.run):
+            if not is_finished(folder, head.inputs, head.settings, force=self.run.force):
+                self._try(folder, head)
 
     def _try(self, folder: Path, head: PlannedHead) -> None:
-        if is_finished(folder, head.inputs, head.settings, force=self.run.force):
-            return
         with stage_of_all_ranks(folder, head.inputs, head.settings, {"model": Path(head.encoder)}) as stage:
-            logger.info("task %s, model %s: trying %s", *self._name(), folder.parent.name)
+            name = (*self._name(), folder.parent.name)
+            logger.info("task %s, model %s: trying %s", *name)
             main = PartialState().is_main_process
             try:
                 trained = fit(head, stage.path, self.run)
@@ -149,21 +173,19 @@ class Search:
                     write_scores(stage.path, head, None, {"reason": str(error)})
                 return
             if main:
-                stage.facts |= {"dev_f1": trained.best["f1"], "best_epoch": trained.best["epoch"]}
-                logger.info("dev F1 %.2f, epoch %d", 100 * trained.best["f1"], trained.best["epoch"])
+                dev_f1, epoch = trained.best["f1"], trained.best["epoch"]
+                stage.facts |= {"dev_f1": dev_f1, "best_epoch": epoch}
+                logger.info("task %s, model %s, %s: dev F1 %.2f, epoch %d", *name, 100 * dev_f1, epoch)
                 write_scores(stage.path, head, trained, {})
-                self._keep_if_best(head, trained)
+                self._keep(head, trained)
 
-    def _keep_if_best(self, head: PlannedHead, trained: TrainedHead) -> None:
-        folder = self.root / _BEST
-        if (folder / RECORD).is_file():
-            before = read_record(folder)
-            comparable = before["inputs"] == dict(head.inputs) and _fixed(before["settings"]) == _fixed(head.settings)
-            if comparable and max(row["f1"] for row in before["facts"]["history"]) >= trained.best["f1"]:
-                return
-        with building(folder, head.inputs, head.settings, sources={"model": Path(head.encoder)}) as stage:
+    def _keep(self, head: PlannedHead, trained: TrainedHead) -> None:
+        with building(self._kept(head), head.inputs, head.settings, sources={"model": Path(head.encoder)}) as stage:
             trained.save(stage.path)
             stage.facts["history"] = list(trained.history)
+
+    def _kept(self, head: PlannedHead) -> Path:
+        return self.root / _KEPT / _folder_name(head.training)
 
     def _name(self) -> tuple[str, str]:
         return self.head.task, self.head.model
@@ -179,10 +201,6 @@ def searched(root: Path) -> Iterator[Path]:
 def _folder_name(training: HeadTraining) -> str:
     """Return the name of the folder of a candidate."""
     return f"learning_rate-{training.learning_rate}-batch-{training.per_device_train_batch_size}"
-
-
-def _fixed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name not in GRID}
 
 
 def _copy_head(folder: Path, to: Path) -> None:

@@ -159,12 +159,12 @@ def test_a_search_that_was_killed_goes_on_where_it_stopped(
     trainings.stop_after(3)
     with pytest.raises(KeyboardInterrupt):
         make_heads(run, options, GRID)
-    states = [planned.finished for planned in planned_trainings(run, options, GRID)]
+    states = [planned.finished for planned in planned_trainings(run, options, GRID)[0]]
     assert (len(states), sum(states)) == (2 * (4 + 1), 3)
     trainings.dev_f1 = f1_of
     make_heads(run, options, GRID)
     assert len(trainings.done) == len(set(trainings.done)) == 10
-    assert all(planned.finished and planned.seconds is not None for planned in planned_trainings(run, options, GRID))
+    assert all(planned.finished and planned.seconds is not None for planned in planned_trainings(run, options, GRID)[0])
 
     # Without the weights that the search has kept, the head is trained: it's the same one.
     shutil.rmtree(run.root / "ner")

@@ -1,0 +1,259 @@
+"""Train the heads of many tasks and models, several at the same time, each group after the search of its settings."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from accelerate import PartialState
+
+from bioptimus_hf.artifacts import RECORD, Run, is_finished, verification
+from bioptimus_hf.errors import InputError
+from bioptimus_hf.ner.head_stage import TrainedHead, report_missing, try_to_train, working_on
+from bioptimus_hf.ner.joint import JointData
+from bioptimus_hf.ner.options import HeadTraining
+from bioptimus_hf.ner.planning import PlannedHead
+from bioptimus_hf.ner.search import Search
+from bioptimus_hf.ner.workers import results_of
+from bioptimus_hf.progress import progress_bar
+
+logger = logging.getLogger(__name__)
+
+_WORTHWHILE = 20_000  # training sentences, times epochs: starting a process takes as long as training on a few thousand
+_BYTES_PER_HEAD = 3e9  # what a process that trains a head of a small BERT takes, with the libraries
+
+
+@dataclass(frozen=True)
+class HeadGroup:
+    """The heads of one task and model, which differ in their seeds.
+
+    Attributes:
+        heads: by their folders.
+        search: of their settings; None if these are fixed.
+        chosen: whether the settings are known: they are fixed, or an earlier command has chosen them.
+        missing: folders of the heads that aren't finished.
+        tried: folders of the settings that the search has tried, if it has to choose.
+    """
+
+    heads: Mapping[Path, PlannedHead]
+    search: Search | None
+    chosen: bool
+    missing: Collection[Path]
+    tried: Collection[Path]
+
+    @property
+    def task(self) -> str:
+        """Name of the task, or `joint`."""
+        return next(iter(self.heads.values())).task
+
+    @property
+    def sentences(self) -> int:
+        """Number of training sentences."""
+        dataset = next(iter(self.heads.values())).dataset
+        return len(dataset.train if isinstance(dataset, JointData) else dataset["train"])
+
+    def trainings(self) -> dict[Path, bool]:
+        """Return the folder of each training that the heads need, and whether it is finished.
+
+        The head with the first seed is the best one of the search.
+        """
+        first, *others = self.heads
+        found = dict.fromkeys(self.search.trainings(), True) if self.search else {}
+        if self.search and not self.chosen:
+            found = {folder: folder in self.tried for folder in found}
+        if not self.search or (self.chosen and first in self.missing):
+            others = [first, *others]
+        return found | {folder: folder not in self.missing for folder in others}
+
+
+def head_group(run: Run, heads: Mapping[Path, PlannedHead], training: HeadTraining) -> HeadGroup:
+    """Fix the settings of a group's heads, as far as they are known, and find those that are missing.
+
+    Raises:
+        InputError: a head, or a training of the search, is finished with other inputs or settings; or the settings are
+            chosen again, but not for all seeds that are finished.
+    """
+    (folder, first), *_ = heads.items()
+    candidates = training.candidates()
+    search = Search(run, first, candidates, training.grid) if training.grid else None
+    chosen = search.chosen_before(folder.parent) if search else training
+    tried_before: list[Path] = []
+    if search and not chosen:
+        tried_before = search.tried()
+        others = sorted(record.parent for record in folder.parent.glob(f"*/{RECORD}") if record.parent not in heads)
+        if run.force and others:
+            raise InputError(
+                f"{others[0]} would stay as it is, but the settings are chosen again and may change: train all seeds "
+                f"again, or move it away",
+                argument="seeds",
+            )
+    settled = {place: head.trained_with(chosen or candidates[0], training.grid) for place, head in heads.items()}
+    missing = [
+        place for place, head in settled.items() if not is_finished(place, head.inputs, head.settings, force=run.force)
+    ]
+    return HeadGroup(settled, search, bool(chosen), missing, tried_before)
+
+
+def share_cores(groups: Sequence[HeadGroup], epochs: int, wanted: int | None) -> tuple[int, int]:
+    """Return how many heads to train at the same time, and with how many threads each.
+
+    On a CPU, two heads with a thread each take less time than one after the other with two threads. The numbers depend
+    on the machine and on all trainings of the groups, finished or not: heads that were trained with another number of
+    threads would differ in their last bits. Only little memory means fewer at the same time.
+
+    Args:
+        groups: to train.
+        epochs: of each training.
+        wanted: the number that was asked for.
+
+    Raises:
+        InputError: several were asked for, but processes of a launch, or an accelerator, train one head.
+    """
+    cores = torch.get_num_threads()
+    number = sum(len(group.trainings()) for group in groups)
+    if PartialState().num_processes > 1 or PartialState().device.type != "cpu":
+        if wanted and wanted > 1:
+            raise InputError("several heads at the same time need a single process on a CPU", argument="at_once")
+        return 1, cores
+    if wanted:
+        return min(wanted, max(number, 1)), max(1, cores // wanted)
+    if sum(len(group.trainings()) * group.sentences * epochs for group in groups) < _WORTHWHILE:
+        return 1, cores
+    at_once = max(1, min(number, cores))
+    fitting = max(1, int(psutil.virtual_memory().available // _BYTES_PER_HEAD))
+    if fitting < at_once:
+        logger.info("%d heads are trained at the same time, since there is no memory for %d", fitting, at_once)
+    return min(at_once, fitting), cores // at_once
+
+
+def train_groups(
+    groups: Sequence[HeadGroup], run: Run, grid: Mapping[str, Sequence[Any]], *, at_once: int, threads: int
+) -> Iterator[tuple[HeadGroup, list[str]]]:
+    """Train the heads that are missing, and yield each group that is complete, with the reasons why heads are missing.
+
+    Args:
+        grid: values of the settings that searches choose from.
+        at_once: how many heads are trained at the same time.
+        threads: of each head, if there is more than one.
+    """
+    jobs: deque[_Training] = deque()
+    states = [_State(group, grid) for group in groups]
+    if at_once > 1:
+        states.sort(key=lambda state: -state.group.sentences)  # so that no long training is left for the end
+    left = sum(not finished for group in groups for finished in group.trainings().values())
+    with ExitStack() as searching, progress_bar(total=left, desc="Training heads", unit=" trainings") as bar:
+        for number, state in enumerate(states):
+            if state.group.search and not state.group.chosen:
+                searching.enter_context(working_on(state.group.search.root, run))
+            jobs += [_Training(number, job) for job in state.first_jobs(run)]
+            if not state.left:
+                yield state.group, state.reasons
+        for training, result in results_of(jobs, at_once=at_once, threads=threads):
+            bar.update()
+            state = states[training.group]
+            # Before the jobs of other groups, which begin after this one.
+            jobs.extendleft(_Training(training.group, job) for job in reversed(state.next_jobs(result, run)))
+            if not state.left:
+                yield state.group, state.reasons
+
+
+@dataclass(frozen=True)
+class _Training:
+    """A job, and the number of the group that it is for."""
+
+    group: int
+    job: Callable[[], Any]
+
+    def __call__(self) -> Any:
+        return self.job()
+
+
+@dataclass
+class _State:
+    """How far a group is.
+
+    Attributes:
+        left: number of jobs that haven't ended.
+        tried: settings that have been tried.
+        reasons: why heads are missing.
+    """
+
+    group: HeadGroup
+    grid: Mapping[str, Sequence[Any]]
+    left: int = 0
+    tried: set[Path] = field(default_factory=set)
+    reasons: list[str] = field(default_factory=list)
+
+    def first_jobs(self, run: Run) -> list[Callable[[], Any]]:
+        """Return the trainings that need nothing else, of the search or of heads."""
+        search = self.group.search
+        if search is None or self.group.chosen:
+            return self._train(self.group.heads, run)
+        search.begin()
+        self.tried = set(self.group.tried)
+        jobs: list[Callable[[], Any]] = [
+            partial(_try_setting, search, folder) for folder in search.trainings() if folder not in self.tried
+        ]
+        self.left = len(jobs)
+        return jobs or self._train_with_best(run)
+
+    def next_jobs(self, result: Any, run: Run) -> list[Callable[[], Any]]:
+        """Note what a job has returned, and return the jobs that can be done now.
+
+        Args:
+            result: the folder of a setting that has been tried, or the reasons why a head is missing.
+        """
+        self.left -= 1
+        search = self.group.search
+        if isinstance(result, Path):
+            assert search is not None
+            self.tried.add(result)
+            search.keep_best(self.tried)
+            return [] if self.left else self._train_with_best(run)
+        self.reasons += result
+        if search and not self.left:
+            search.forget()  # also what a killed command has left
+        return []
+
+    def _train_with_best(self, run: Run) -> list[Callable[[], Any]]:
+        """Return the trainings of the heads, now that all settings have been tried."""
+        search = self.group.search
+        assert search is not None
+        chosen = search.choose()
+        if chosen is None:
+            self.reasons = [report_missing(folder, search.reasons()) for folder in self.group.missing]
+            return []
+        return self._train(
+            {folder: head.trained_with(chosen, self.grid) for folder, head in self.group.heads.items()}, run
+        )
+
+    def _train(self, heads: Mapping[Path, PlannedHead], run: Run) -> list[Callable[[], Any]]:
+        search = self.group.search
+        jobs: list[Callable[[], Any]] = [
+            partial(_train_head, folder, heads[folder], run, search.kept(heads[folder]) if search else None)
+            for folder in self.group.missing
+        ]
+        self.left = len(jobs)
+        if search and not jobs:
+            search.forget()
+        return jobs
+
+
+def _try_setting(search: Search, folder: Path) -> Path:
+    PartialState(cpu=not torch.accelerator.is_available())
+    search.try_setting(folder, search.trainings()[folder])
+    return folder
+
+
+def _train_head(folder: Path, head: PlannedHead, run: Run, kept: TrainedHead | None) -> list[str]:
+    PartialState(cpu=not torch.accelerator.is_available())
+    with verification(not run.no_verify), working_on(folder, run):
+        return try_to_train(folder, head, run, kept)

@@ -1,0 +1,200 @@
+"""Train heads at the same time, in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from operator import add
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from head_results import save_encoder, write_small_task
+
+from bioptimus_hf.artifacts import RECORD, Run
+from bioptimus_hf.errors import InputError
+from bioptimus_hf.ner import grid
+from bioptimus_hf.ner.experiments import make_heads, planned_trainings
+from bioptimus_hf.ner.options import HeadOptions, HeadTraining
+from bioptimus_hf.ner.workers import results_of
+
+pytestmark = pytest.mark.slow
+
+TRAINING = HeadTraining(learning_rate=[1e-3, 1e-2], per_device_train_batch_size=2, num_train_epochs=2)
+
+
+@dataclass(frozen=True)
+class Log:
+    """A job that logs something and returns a value."""
+
+    text: str
+
+    def __call__(self) -> str:
+        logging.getLogger("bioptimus_hf.test").info("%s with %d threads", self.text, torch.get_num_threads())
+        logging.getLogger("bioptimus_hf.progress").info("a line a minute")
+        return self.text.upper()
+
+
+def test_jobs_that_are_added_meanwhile(caplog: pytest.LogCaptureFixture) -> None:
+    """They are done by two processes, and what they log is logged here."""
+    caplog.set_level("INFO")
+    jobs: deque[Callable[[], Any]] = deque([partial(add, 1, 2), partial(add, 3, 4)])
+    found = []
+    for _, result in results_of(jobs, at_once=2, threads=1):
+        found.append(result)
+        if len(found) == 2:
+            jobs.append(partial(add, 5, 6))
+    assert (sorted(found[:2]), found[2:]) == ([3, 7], [11])
+    assert caplog.messages == []
+    assert not [child for child in psutil.Process().children() if "workers" in " ".join(child.cmdline())]
+
+
+def test_logs_errors_and_kills(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    caplog.set_level("INFO")
+    job: Any = __import__("test_workers").Log("some text")
+    assert [result for _, result in results_of(deque([job] * 2), at_once=2, threads=1)] == ["SOME TEXT"] * 2
+    assert caplog.messages == ["some text with 1 threads"] * 2
+
+    failing: deque[Callable[[], Any]] = deque([partial(int, "x"), partial(time.sleep, 100)])
+    began = time.monotonic()
+    with pytest.raises(ValueError, match="invalid literal") as error:
+        list(results_of(failing, at_once=2))
+    assert time.monotonic() - began < 90
+    assert "Traceback" in error.value.__notes__[0]
+
+    killed: deque[Callable[[], Any]] = deque([partial(signal.raise_signal, signal.SIGKILL), partial(time.sleep, 100)])
+    with pytest.raises(
+        InputError, match="at_once: a process that trained heads was killed by signal 9, often for lack"
+    ):
+        list(results_of(killed, at_once=2))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_encoder(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def options(base: Path, tmp_path_factory: pytest.TempPathFactory) -> HeadOptions:
+    folder = tmp_path_factory.mktemp("data")
+    for task in ("a", "b"):
+        write_small_task(folder / task)
+    return HeadOptions(ner_data=str(folder), tasks=["a", "b"], models=[f"x={base}", f"y={base}"], seeds=[2], at_once=2)
+
+
+def weights(root: Path) -> dict[str, bytes]:
+    found = {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("ner/**/model.safetensors")}
+    return found | {
+        path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("ner/**/predictions.tsv")
+    }
+
+
+def test_heads_do_not_depend_on_how_many_are_trained_at_once(
+    options: HeadOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same number of threads they are the same, byte for byte, and so are tables, whatever the order."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        make_heads(Run(str(tmp_path / "one")), replace(options, at_once=1), TRAINING)
+    finally:
+        torch.set_num_threads(before)
+    make_heads(Run(str(tmp_path / "two")), options, TRAINING)
+    assert len(weights(tmp_path / "one")) == 2 * 2 * 2 * 2
+    assert weights(tmp_path / "one") == weights(tmp_path / "two")
+    tables = [(tmp_path / name / "ner" / "results.md").read_text() for name in ("one", "two")]
+    assert tables[0] == tables[1]
+    assert not list((tmp_path / "two" / "ner_search").rglob("*.safetensors"))
+
+
+INTERRUPTED = """
+import os, sys
+from bioptimus_hf.cli.__main__ import entry
+sys.argv = ["bioptimus", *sys.argv[1:]]
+entry("finetune-ner")
+"""
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+def test_processes_end_with_the_command_and_it_resumes(
+    options: HeadOptions, tmp_path: Path, number: signal.Signals, status: int
+) -> None:
+    run = Run(str(tmp_path / "run"))
+    command = ["--ner_data", str(options.ner_data), "--tasks", *options.tasks, "--models", *options.models]
+    command += ["--seeds", "2", "--at_once", "2", "--output_dir", str(run.root), "--num_train_epochs", "2"]
+    command += ["--learning_rate", "1e-3", "1e-2", "--per_device_train_batch_size", "2"]
+    with open(tmp_path / "said.txt", "w") as said:
+        started = subprocess.Popen(
+            [sys.executable, "-c", INTERRUPTED, *command], stderr=said, env={**os.environ, "OMP_NUM_THREADS": "2"}
+        )
+        while started.poll() is None and len(list(run.root.glob(f"ner_search/*/*/*/*/{RECORD}"))) < 3:
+            time.sleep(0.05)
+        workers = psutil.Process(started.pid).children()
+        started.send_signal(number)
+        assert started.wait(60) == status
+    assert len(workers) == 2
+    assert psutil.wait_procs(workers, timeout=30)[1] == []
+    text = (tmp_path / "said.txt").read_text()
+    assert "Traceback" not in text
+    if number == signal.SIGINT:
+        assert text.splitlines()[-1].startswith("interrupted: run the same command again")
+    make_heads(run, replace(options, at_once=1), TRAINING)
+    results = json.loads((run.root / "ner" / "results.json").read_text())
+    assert [(row["task"], row["model"], row["seeds"]) for row in results["rows"]] == [
+        *(("a", "x", [0, 1]), ("a", "y", [0, 1]), ("b", "x", [0, 1]), ("b", "y", [0, 1]))
+    ]
+    assert not list(run.root.rglob("*.partial*"))
+
+
+def test_how_many_heads_share_the_cores(options: HeadOptions, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run = Run(str(tmp_path))
+
+    def at_once(number: int | None, cores: int, gigabytes: int = 100) -> int:
+        monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
+        memory = type("Memory", (), {"available": gigabytes * 1e9})
+        monkeypatch.setattr(grid.psutil, "virtual_memory", lambda: memory)
+        return planned_trainings(run, replace(options, at_once=number), TRAINING)[1]
+
+    assert at_once(None, cores=2) == 1, "starting processes takes longer than these trainings"
+    monkeypatch.setattr(grid, "_WORTHWHILE", 1)
+    trainings = 2 * 2 * (2 + 1)
+    assert [at_once(None, cores=cores) for cores in (1, 2, 64)] == [1, 2, trainings]
+    assert at_once(None, cores=64, gigabytes=10) == 3
+    assert [at_once(number, cores=2) for number in (1, 3, 99)] == [1, 3, trainings]
+    with pytest.raises(InputError, match="at_once: must be at least 1, not 0"):
+        replace(options, at_once=0)
+
+
+def test_threads_depend_on_the_plan_alone(
+    options: HeadOptions, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Neither on what is finished nor on the memory that is free: heads would differ in their last bits."""
+    monkeypatch.setattr(grid, "_WORTHWHILE", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    run, one = Run(str(tmp_path)), replace(options, tasks=["a"], models=options.models[:1], at_once=None)
+    trained: list[tuple[int, int]] = []
+    results = grid.results_of
+
+    def noted(jobs: Any, *, at_once: int, threads: int) -> Any:
+        trained.append((at_once, threads))
+        return results(jobs, at_once=1, threads=1)
+
+    monkeypatch.setattr(grid, "results_of", noted)
+    make_heads(run, one, TRAINING)
+    make_heads(run, one, TRAINING)
+    monkeypatch.setattr(grid.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 4e9}))
+    make_heads(run, one, TRAINING)
+    assert trained == [(3, 2), (3, 2), (1, 2)]
