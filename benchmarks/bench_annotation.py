@@ -68,24 +68,19 @@ def ours(options: argparse.Namespace, texts: list[str], **arguments: Any) -> tup
     return time.perf_counter() - start, spans
 
 
-def bare(options: argparse.Namespace, texts: list[str], *, own_batches: bool) -> tuple[float, Spans]:
-    """Run the model alone, on our batches, or on one text at a time as the pipeline does by default."""
+def bare(options: argparse.Namespace, texts: list[str]) -> tuple[float, Spans]:
+    """Run the model alone on our batches."""
     prepare_process()
     annotator = Annotator(options.model)
     (group,) = annotator._groups
     engine = group.heads[0].engine
     assert isinstance(engine, TorchEngine)
-    if not own_batches:
-        engine.model.set_attn_implementation("sdpa")
     batches = []
     for first in range(0, len(texts), _TEXTS_AT_ONCE):
         tokenized = group.tokenizer.tokenize(texts[first : first + _TEXTS_AT_ONCE])
         windows = [(text, window) for text in tokenized for window in text.windows]
-        divided = [[pair] for pair in windows]
-        if own_batches:
-            windows.sort(key=lambda pair: -len(pair[1].ids))
-            divided = [list(batch) for batch in annotator._batches(windows)]
-        batches += [group.tokenizer.pad([window for _, window in batch]) for batch in divided]
+        windows.sort(key=lambda pair: -len(pair[1].ids))
+        batches += [group.tokenizer.pad([window for _, window in batch]) for batch in annotator._batches(windows)]
     batches = [{name: values.to(DEVICE) for name, values in batch.items()} for batch in batches]
     with torch.inference_mode():
         engine.logits(**batches[0])  # warm-up
@@ -131,8 +126,7 @@ ROWS: dict[str, Callable[[argparse.Namespace, list[str]], tuple[float, Spans]]] 
     "pipeline, its best batch size, bf16": lambda options, texts: stock(
         options, texts, best=True, dtype=torch.bfloat16
     ),
-    "bare forward passes, one text at a time": lambda options, texts: bare(options, texts, own_batches=False),
-    "bare forward passes, our batches": lambda options, texts: bare(options, texts, own_batches=True),
+    "bare forward passes, our batches": bare,
     **{f"ours, {choice}": partial(ours, engine=choice.engine, precision=choice.precision) for choice in CHOICES},
 }
 LONG_ROWS: dict[str, Callable[[argparse.Namespace, list[str]], tuple[float, Spans]]] = {

@@ -82,7 +82,7 @@ class Experiment:
         cross_tests: test sets of other tasks.
         grid: values of the settings to choose from.
         at_once: how many heads are trained at the same time.
-        threads: of each head, if there is more than one.
+        threads: of PyTorch for each of them.
     """
 
     groups: Sequence[HeadGroup]

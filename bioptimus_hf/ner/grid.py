@@ -60,6 +60,11 @@ class HeadGroup:
         dataset = next(iter(self.heads.values())).dataset
         return len(dataset.train if isinstance(dataset, JointData) else dataset["train"])
 
+    @property
+    def size(self) -> int:
+        """Number of trainings, whatever is finished."""
+        return len(self.heads) + (len(self.search.candidates) - 1 if self.search else 0)
+
     def trainings(self) -> dict[Path, bool]:
         """Return the folder of each training that the heads need, and whether it is finished.
 
@@ -118,14 +123,14 @@ def share_cores(groups: Sequence[HeadGroup], epochs: int, wanted: int | None) ->
         InputError: several were asked for, but processes of a launch, or an accelerator, train one head.
     """
     cores = torch.get_num_threads()
-    number = sum(len(group.trainings()) for group in groups)
+    number = sum(group.size for group in groups)
     if PartialState().num_processes > 1 or PartialState().device.type != "cpu":
         if wanted and wanted > 1:
             raise InputError("several heads at the same time need a single process on a CPU", argument="at_once")
         return 1, cores
     if wanted:
         return min(wanted, max(number, 1)), max(1, cores // wanted)
-    if sum(len(group.trainings()) * group.sentences * epochs for group in groups) < _WORTHWHILE:
+    if sum(group.size * group.sentences * epochs for group in groups) < _WORTHWHILE:
         return 1, cores
     at_once = max(1, min(number, cores))
     fitting = max(1, int(psutil.virtual_memory().available // _BYTES_PER_HEAD))
@@ -142,7 +147,7 @@ def train_groups(
     Args:
         grid: values of the settings that searches choose from.
         at_once: how many heads are trained at the same time.
-        threads: of each head, if there is more than one.
+        threads: of PyTorch for each of them.
     """
     jobs: deque[_Training] = deque()
     states = [_State(group, grid) for group in groups]

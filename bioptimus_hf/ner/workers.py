@@ -21,6 +21,8 @@ from multiprocessing.connection import Connection, wait
 from types import FrameType
 from typing import Any, Generic, TypeVar
 
+import torch
+
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.hardware import keep_freed_memory
 
@@ -39,15 +41,13 @@ def results_of(jobs: deque[Job], *, at_once: int = 1, threads: int = 1) -> Itera
         jobs: to do, in this order; more may be added while results are yielded. They are pickled if there is more than
             one at a time.
         at_once: how many to do at the same time. A single one is done in this process.
-        threads: of PyTorch in each other process.
+        threads: of PyTorch for each job.
 
     Raises:
         InputError: a process was killed, often for lack of memory.
     """
     if at_once == 1:
-        while jobs:
-            job = jobs.popleft()
-            yield job, job()
+        yield from _results_here(jobs, threads)
         return
     workers: list[_Worker[Job]] = []
     try:
@@ -68,6 +68,17 @@ def results_of(jobs: deque[Job], *, at_once: int = 1, threads: int = 1) -> Itera
             worker.process.terminate()
         for worker in workers:
             worker.end()
+
+
+def _results_here(jobs: deque[Job], threads: int) -> Iterator[tuple[Job, Any]]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        while jobs:
+            job = jobs.popleft()
+            yield job, job()
+    finally:
+        torch.set_num_threads(before)
 
 
 class _Worker(Generic[Job]):

@@ -24,7 +24,7 @@ from head_results import save_encoder, write_small_task
 
 from bioptimus_hf.artifacts import RECORD, Run
 from bioptimus_hf.errors import InputError
-from bioptimus_hf.ner import grid
+from bioptimus_hf.ner import experiments, grid
 from bioptimus_hf.ner.experiments import make_heads, planned_trainings
 from bioptimus_hf.ner.options import HeadOptions, HeadTraining
 from bioptimus_hf.ner.workers import results_of
@@ -105,14 +105,9 @@ def test_heads_do_not_depend_on_how_many_are_trained_at_once(
     options: HeadOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the same number of threads they are the same, byte for byte, and so are tables, whatever the order."""
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        make_heads(Run(str(tmp_path / "one")), replace(options, at_once=1), TRAINING)
-    finally:
-        torch.set_num_threads(before)
-    make_heads(Run(str(tmp_path / "two")), options, TRAINING)
+    for number, name in ((1, "one"), (2, "two")):
+        monkeypatch.setattr(experiments, "share_cores", lambda *_, number=number: (number, 1))
+        make_heads(Run(str(tmp_path / name)), options, TRAINING)
     assert len(weights(tmp_path / "one")) == 2 * 2 * 2 * 2
     assert weights(tmp_path / "one") == weights(tmp_path / "two")
     tables = [(tmp_path / name / "ner" / "results.md").read_text() for name in ("one", "two")]

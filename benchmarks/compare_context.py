@@ -1,0 +1,147 @@
+#!/usr/bin/env python
+"""Compare heads that read single sentences with heads that read neighbouring sentences of a document together.
+
+    python benchmarks/compare_context.py --ner_data DATA/ner --work runs/context --models base=BASE v0.4=runs/mine/v0.4
+
+Trains both kinds of heads with the same seeds, learning rate and epochs, and about the same number of updates: a window
+of 128 word pieces holds about four sentences, so a batch has a quarter as many windows. Finished heads are skipped, and
+--max_sentences trains on a part of each set. BLURB's files don't mark documents, so all sentences of a split count as
+one document, in their order.
+
+Writes WORK/summary.md: strict F1 on development and test sets, and the differences between the two kinds, paired by
+seed, with the 95 % interval of a bootstrap over test sentences and pairs. A third row reads the heads of sentences in
+the windows in which `annotate` reads texts: of as many sentences as fit into 512 word pieces.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from compare_joint import cut
+from transformers import AutoTokenizer
+
+from bioptimus_hf.artifacts import Run, read_json
+from bioptimus_hf.hardware import keep_freed_memory
+from bioptimus_hf.models import DOCUMENT_WINDOW, MAX_LENGTH, load_by_name, load_token_classifier
+from bioptimus_hf.ner.experiments import make_heads
+from bioptimus_hf.ner.options import Context, HeadOptions, HeadTraining
+from bioptimus_hf.ner.planning import chosen_tasks, load_task
+from bioptimus_hf.ner.prediction import predict_tags
+from bioptimus_hf.ner.results import (
+    HeadResult,
+    finished_heads,
+    mean_and_standard_deviation,
+    paired_differences,
+    read_results,
+    spread,
+)
+from bioptimus_hf.ner.scores import entity_counts, entity_scores
+from bioptimus_hf.ner.tasks import documents_of, tags_of
+
+SENTENCES_PER_WINDOW = 4
+SENTENCE, DOCUMENT, WINDOWS = "sentence", "document", "sentence, read in windows of 512"
+
+
+def train(options: argparse.Namespace, tasks: Sequence[str]) -> None:
+    """Train the heads that are missing."""
+    for context in (SENTENCE, DOCUMENT):
+        batch = options.batch if context == SENTENCE else options.batch // SENTENCES_PER_WINDOW
+        training = HeadTraining(
+            learning_rate=options.learning_rate,
+            per_device_train_batch_size=batch,
+            num_train_epochs=options.epochs,
+            bf16=options.bf16,
+        )
+        make_heads(Run(str(options.work / context)), head_options(options, tasks, context), training)
+
+
+def head_options(options: argparse.Namespace, tasks: Sequence[str], context: str) -> HeadOptions:
+    """Return which heads to train."""
+    kind: Context = "document" if context == DOCUMENT else "sentence"
+    return HeadOptions(
+        ner_data=options.ner_data, tasks=list(tasks), models=options.models, seeds=[options.seeds], context=kind
+    )
+
+
+def results(options: argparse.Namespace, tasks: Sequence[str]) -> Iterator[tuple[HeadResult, float]]:
+    """Yield the results of all heads with their F1 on the development set; `model` says how they read text, too."""
+    data = {task.name: load_task(task, head_options(options, tasks, SENTENCE)).splits for task in chosen_tasks(tasks)}
+    for context in (SENTENCE, DOCUMENT):
+        for folder in finished_heads(options.work / context / "ner"):
+            (result,) = read_results([folder])
+            name = result.model
+            dev = max(row["f1"] for row in read_json(folder / "scores.json")["validation"])
+            # Equal settings, so that they are pairs.
+            result = replace(result, settings={}, inputs={})
+            yield replace(result, model=f"{name}, {context}"), dev
+            if context == SENTENCE:
+                scores = {split: in_windows(folder, data[result.task][split]) for split in ("validation", "test")}
+                test, counts = scores["test"]
+                dev = scores["validation"][0]["f1"]
+                yield replace(result, model=f"{name}, {WINDOWS}", scores=test, counts=counts), dev
+
+
+def in_windows(folder: Path, dataset: Any) -> tuple[dict[str, float], Any]:
+    """Score a head of sentences on windows of many sentences."""
+    model, tokenizer = load_token_classifier(folder), load_by_name(AutoTokenizer, folder)
+    setattr(model.config, DOCUMENT_WINDOW, MAX_LENGTH)
+    tags = predict_tags(model, tokenizer, dataset["tokens"][:], documents=documents_of(dataset))
+    gold = tags_of(dataset)
+    return entity_scores(gold, tags), entity_counts(gold, tags)
+
+
+def summarize(found: Sequence[tuple[HeadResult, float]], models: Sequence[str]) -> str:
+    """Return the table."""
+    lines = ["| task | model | reads | dev F1 | test F1 | minus sentence (95 %) | seeds |", "| --- " * 7 + "|"]
+    for task in dict.fromkeys(result.task for result, _ in found):
+        for name in models:
+            of_model = [(one, dev) for one, dev in found if one.task == task and one.model.startswith(f"{name}, ")]
+            reference = f"{name}, {SENTENCE}"
+            rows = paired_differences([one for one, _ in of_model], [reference])
+            differences = {row["model"]: row for row in rows}
+            for model in dict.fromkeys(one.model for one, _ in of_model):
+                chosen = [(one, dev) for one, dev in of_model if one.model == model]
+                dev = mean_and_standard_deviation(spread([dev for _, dev in chosen]))
+                test = mean_and_standard_deviation(spread([one.scores["f1"] for one, _ in chosen]))
+                difference = ""
+                if row := differences.get(model):
+                    low, high = row["interval"]
+                    difference = f"{100 * row['mean']:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"
+                reads = model.partition(", ")[2]
+                lines.append(f"| {task} | {name} | {reads} | {dev} | {test} | {difference} | {len(chosen)} |")
+    return "\n".join([*lines, ""])
+
+
+def parse_options() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ner_data", required=True, help="folder with the NER sets")
+    parser.add_argument("--work", type=Path, required=True, help="folder for the heads and the summary")
+    parser.add_argument("--models", nargs="+", required=True, help="encoders, as LABEL=FOLDER")
+    parser.add_argument("--tasks", nargs="+", default=["ncbi-disease", "bc5-disease", "jnlpba"])
+    parser.add_argument("--seeds", type=int, default=2, help="how many")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=16, help="sentences in a batch")
+    parser.add_argument("--learning_rate", type=float, default=1e-4)
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--max_sentences", type=int, help="of each split of each set; default: all")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train, score and compare."""
+    options = parse_options()
+    keep_freed_memory()
+    tasks = cut(options)
+    train(options, tasks)
+    summary = summarize(list(results(options, tasks)), [given.partition("=")[0] for given in options.models])
+    (options.work / "summary.md").write_text(summary, encoding="utf-8")
+    print(summary)
+
+
+if __name__ == "__main__":
+    main()
