@@ -351,8 +351,8 @@ def new_head(base: str | Path, labels: Sequence[str], *, seed: int) -> tuple[Pre
             torch.nn.init.normal_(output.weight, std=getattr(model.config, "initializer_range", _STANDARD_DEVIATION))
         if output.bias is not None:
             torch.nn.init.zeros_(output.bias)
-        for of_other_head in (MIN_SCORE, DOCUMENT_WINDOW):
-            vars(model.config).pop(of_other_head, None)
+    for of_other_head in (MIN_SCORE, DOCUMENT_WINDOW):  # from which the encoder may have been saved
+        vars(model.config).pop(of_other_head, None)
     if tokenizer.pad_token_id is None:  # as in GPT-2
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         model.config.pad_token_id = tokenizer.pad_token_id

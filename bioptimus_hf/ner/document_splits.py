@@ -28,11 +28,13 @@ class SplitSentences:
         where: the file or data set that they are from.
         sentences: words and tags of each.
         documents: the document of each; None where it isn't known.
+        passages: the number of the passage of the document, such as the title; empty if none are known.
     """
 
     where: str
     sentences: list[Sentence]
     documents: Sequence[str | None]
+    passages: Sequence[int] = ()
 
 
 def types_found(
@@ -147,7 +149,8 @@ def _split(task: str, split: str, documents: Sequence[TaggedDocument], where: st
     shown = counted(len(documents), "document"), counted(len(sentences), "sentence")
     logger.info("%s, %s: %s, %s", task, split, *shown)
     ids = [None if document.is_sentence else document.id for document in documents for _ in document.sentences]
-    return SplitSentences(where, sentences, ids)
+    passages = [number for document in documents for number in document.passages]
+    return SplitSentences(where, sentences, ids, passages)
 
 
 def _sentences(documents: Iterable[TaggedDocument]) -> list[Sentence]:

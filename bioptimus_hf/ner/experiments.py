@@ -17,7 +17,7 @@ from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.artifacts import RECORD, Run, read_json, read_record, replaced_sources, verification
 from bioptimus_hf.errors import InputError, TrainingDiverged, counted
 from bioptimus_hf.ner.finetuning import TRAINER
-from bioptimus_hf.ner.grid import HeadGroup, head_group, share_cores, train_groups
+from bioptimus_hf.ner.grid import HeadGroup, head_group, plan_parallelism, train_groups
 from bioptimus_hf.ner.head_stage import score_elsewhere
 from bioptimus_hf.ner.options import HeadOptions, HeadTraining
 from bioptimus_hf.ner.planning import (
@@ -132,6 +132,10 @@ def plan_experiment(run: Run, options: HeadOptions, training: HeadTraining) -> E
     # The first call decides about the process group: without it, each process would consider itself the main one.
     state = PartialState(cpu=not torch.accelerator.is_available())
     tasks = {task.name: load_task(task, options) for task in chosen_tasks(options.tasks)}
+    if options.context == "document":
+        for name, data in tasks.items():
+            if "document" not in data.splits["train"].column_names:
+                logger.warning("%s doesn't mark documents: all sentences of a split count as one, in their order", name)
     encoders = find_encoders(run, options)
     cross_tests = load_cross_tests(tasks, options)
     seeds = options.seeds_from(run.seed)
@@ -155,12 +159,12 @@ def plan_experiment(run: Run, options: HeadOptions, training: HeadTraining) -> E
         )
     if others := [name for name in known if name not in encoders]:
         logger.info("%s of earlier commands stay in the tables: %s", counted(len(others), "model"), ", ".join(others))
-    shared = share_cores(groups, training.num_train_epochs, options.at_once)
+    shared = plan_parallelism(groups, training.num_train_epochs, options.at_once)
     return Experiment(groups, list(encoders), references, seeds, cross_tests, training.grid, *shared)
 
 
 def planned_trainings(run: Run, options: HeadOptions, training: HeadTraining) -> tuple[list[PlannedTraining], int]:
-    """Return the trainings that `make_heads` needs, with those that are finished, and how many it does at a time.
+    """Return the trainings that `make_heads` needs, with those that are finished, and how many run at the same time.
 
     Nothing is trained.
 

@@ -89,8 +89,8 @@ def finetune(
         dataset: from `load_ner`, of which `test` isn't used; or from `join_tasks`.
         arguments: from `best_epoch_arguments`.
         max_length: maximum number of word pieces in a window, including those that begin and end it.
-        context: `document` trains on windows of neighbouring sentences (see `document_windows`). The configuration of
-            the model says so, and prediction and annotation read text in the same windows.
+        context: `document` trains on windows of neighbouring sentences (see `document_windows`; 128 pieces are enough).
+            The configuration of the model says so, and prediction and annotation read text in the same windows.
         num_proc: number of processes for tokenising.
 
     Returns:
@@ -111,8 +111,7 @@ def finetune(
         loss = partial(partial_cross_entropy, compatible=dataset.compatible)
     else:
         sentences, validation, trainer_class = dataset["train"], dataset["validation"], HeadTrainer
-    if context == "document":
-        setattr(model.config, DOCUMENT_WINDOW, max_length)
+    _record_context(model.config, context, max_length)
     train = windows_dataset(sentences, tokenizer, max_length=max_length, context=context, num_proc=num_proc)
     _warn_of_a_single_update(train, arguments)
     with _prepared(model, tokenizer, train, arguments) as is_packed:
@@ -180,6 +179,12 @@ def _in_float32(model: PreTrainedModel) -> Iterator[None]:
     finally:
         if forward is not None:
             model.forward = forward
+
+
+def _record_context(configuration: PretrainedConfig, context: Context, max_length: int) -> None:
+    vars(configuration).pop(DOCUMENT_WINDOW, None)
+    if context == "document":
+        setattr(configuration, DOCUMENT_WINDOW, max_length)
 
 
 def _warn_of_a_single_update(train: Dataset, arguments: TrainingArguments) -> None:

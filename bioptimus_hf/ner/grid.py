@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,9 +14,10 @@ from typing import Any
 import psutil
 import torch
 from accelerate import PartialState
+from accelerate.utils import DistributedType
 
 from bioptimus_hf.artifacts import RECORD, Run, is_finished, verification
-from bioptimus_hf.errors import InputError
+from bioptimus_hf.errors import InputError, counted
 from bioptimus_hf.ner.head_stage import TrainedHead, report_missing, try_to_train, working_on
 from bioptimus_hf.ner.joint import JointData
 from bioptimus_hf.ner.options import HeadTraining
@@ -28,7 +29,10 @@ from bioptimus_hf.progress import progress_bar
 logger = logging.getLogger(__name__)
 
 _WORTHWHILE = 20_000  # training sentences, times epochs: starting a process takes as long as training on a few thousand
-_BYTES_PER_HEAD = 3e9  # what a process that trains a head of a small BERT takes, with the libraries
+_BYTES = 2e9  # of a process that trains a head: libraries and states of a batch
+_BYTES_PER_BYTE = 5  # of the weights: themselves, gradients, two moments and a copy in fewer bits
+_BAR = {"desc": "Training heads", "unit": " trainings"}
+_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,23 @@ class HeadGroup:
     def size(self) -> int:
         """Number of trainings, whatever is finished."""
         return len(self.heads) + (len(self.search.candidates) - 1 if self.search else 0)
+
+    @property
+    def width(self) -> int:
+        """Number of trainings that don't wait for others, whatever is finished."""
+        return max(len(self.heads), len(self.search.candidates) if self.search else 0)
+
+    @property
+    def left(self) -> int:
+        """Number of jobs: settings to try, and heads to train or to take from the search."""
+        search = self.search if not self.chosen else None
+        return len(self.missing) + (len(search.candidates) - len(self.tried) if search else 0)
+
+    @property
+    def bytes(self) -> float:
+        """Memory of a process that trains one of the heads."""
+        folder = Path(next(iter(self.heads.values())).encoder)
+        return _BYTES + _BYTES_PER_BYTE * sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
     def trainings(self) -> dict[Path, bool]:
         """Return the folder of each training that the heads need, and whether it is finished.
@@ -107,36 +128,51 @@ def head_group(run: Run, heads: Mapping[Path, PlannedHead], training: HeadTraini
     return HeadGroup(settled, search, bool(chosen), missing, tried_before)
 
 
-def share_cores(groups: Sequence[HeadGroup], epochs: int, wanted: int | None) -> tuple[int, int]:
+def plan_parallelism(groups: Sequence[HeadGroup], epochs: int, wanted: int | None) -> tuple[int, int]:
     """Return how many heads to train at the same time, and with how many threads each.
 
-    On a CPU, two heads with a thread each take less time than one after the other with two threads. The numbers depend
-    on the machine and on all trainings of the groups, finished or not: heads that were trained with another number of
-    threads would differ in their last bits. Only little memory means fewer at the same time.
+    On a CPU, two heads with a thread each take less time than one after the other with two threads. The number of
+    threads depends on the machine and on all trainings of the groups, finished or not: heads that were trained with
+    another one would differ in their last bits.
 
     Args:
         groups: to train.
         epochs: of each training.
-        wanted: the number that was asked for.
+        wanted: the number of heads that was asked for.
 
     Raises:
-        InputError: several were asked for, but processes of a launch, or an accelerator, train one head.
+        InputError: several were asked for, but a launcher has started this process, or there is an accelerator.
     """
     cores = torch.get_num_threads()
-    number = sum(group.size for group in groups)
-    if PartialState().num_processes > 1 or PartialState().device.type != "cpu":
+    width = sum(group.width for group in groups)
+    state = PartialState()
+    if state.distributed_type != DistributedType.NO or state.device.type != "cpu":
         if wanted and wanted > 1:
-            raise InputError("several heads at the same time need a single process on a CPU", argument="at_once")
+            raise InputError("several heads at the same time need a CPU and no launcher", argument="at_once")
         return 1, cores
     if wanted:
-        return min(wanted, max(number, 1)), max(1, cores // wanted)
+        at_once = min(wanted, width)
+        return at_once, max(1, cores // at_once)
     if sum(group.size * group.sentences * epochs for group in groups) < _WORTHWHILE:
         return 1, cores
-    at_once = max(1, min(number, cores))
-    fitting = max(1, int(psutil.virtual_memory().available // _BYTES_PER_HEAD))
+    needed = max(group.bytes for group in groups)
+    at_once = max(1, min(width, cores, int(_memory() // needed)))
+    fitting = max(1, int(psutil.virtual_memory().available // needed))
     if fitting < at_once:
-        logger.info("%d heads are trained at the same time, since there is no memory for %d", fitting, at_once)
+        logger.warning(
+            "little memory is free: only %s instead of %d will be trained at the same time",
+            *(counted(fitting, "head"), at_once),
+        )
     return min(at_once, fitting), cores // at_once
+
+
+def _memory() -> float:
+    """Return how many bytes of memory this machine or container has."""
+    limits = [psutil.virtual_memory().total]
+    for file in _CGROUP_LIMITS:
+        with suppress(OSError, ValueError):  # ValueError: "max"
+            limits.append(int(Path(file).read_text(encoding="utf-8")))
+    return min(limits)
 
 
 def train_groups(
@@ -150,24 +186,22 @@ def train_groups(
         threads: of PyTorch for each of them.
     """
     jobs: deque[_Training] = deque()
-    states = [_State(group, grid) for group in groups]
+    progress = [_Progress(group, grid, run) for group in groups]
     if at_once > 1:
-        states.sort(key=lambda state: -state.group.sentences)  # so that no long training is left for the end
-    left = sum(not finished for group in groups for finished in group.trainings().values())
-    with ExitStack() as searching, progress_bar(total=left, desc="Training heads", unit=" trainings") as bar:
-        for number, state in enumerate(states):
-            if state.group.search and not state.group.chosen:
-                searching.enter_context(working_on(state.group.search.root, run))
-            jobs += [_Training(number, job) for job in state.first_jobs(run)]
-            if not state.left:
-                yield state.group, state.reasons
+        progress.sort(key=lambda one: -one.group.sentences)  # so that no long training is left for the end
+    with ExitStack() as locks, progress_bar(total=sum(group.left for group in groups), **_BAR) as bar:
+        for number, of_group in enumerate(progress):
+            locks.push(of_group.locks)
+            jobs += [_Training(number, job) for job in of_group.first_jobs()]
+            if not of_group.left:
+                yield of_group.end()
         for training, result in results_of(jobs, at_once=at_once, threads=threads):
             bar.update()
-            state = states[training.group]
+            of_group = progress[training.group]
             # Before the jobs of other groups, which begin after this one.
-            jobs.extendleft(_Training(training.group, job) for job in reversed(state.next_jobs(result, run)))
-            if not state.left:
-                yield state.group, state.reasons
+            jobs.extendleft(_Training(training.group, job) for job in reversed(of_group.next_jobs(result)))
+            if not of_group.left:
+                yield of_group.end()
 
 
 @dataclass(frozen=True)
@@ -182,35 +216,37 @@ class _Training:
 
 
 @dataclass
-class _State:
-    """How far a group is.
+class _Progress:
+    """How far the work on a group is.
 
     Attributes:
         left: number of jobs that haven't ended.
-        tried: settings that have been tried.
+        tried: folders of the settings that have been tried.
         reasons: why heads are missing.
+        locks: of the search.
     """
 
     group: HeadGroup
     grid: Mapping[str, Sequence[Any]]
+    run: Run
     left: int = 0
     tried: set[Path] = field(default_factory=set)
     reasons: list[str] = field(default_factory=list)
+    locks: ExitStack = field(default_factory=ExitStack)
 
-    def first_jobs(self, run: Run) -> list[Callable[[], Any]]:
+    def first_jobs(self) -> list[Callable[[], Any]]:
         """Return the trainings that need nothing else, of the search or of heads."""
         search = self.group.search
         if search is None or self.group.chosen:
-            return self._train(self.group.heads, run)
+            return self._train(self.group.heads)
+        self.locks.enter_context(working_on(search.root, self.run))
         search.begin()
         self.tried = set(self.group.tried)
-        jobs: list[Callable[[], Any]] = [
-            partial(_try_setting, search, folder) for folder in search.trainings() if folder not in self.tried
-        ]
-        self.left = len(jobs)
-        return jobs or self._train_with_best(run)
+        rest = [folder for folder in search.trainings() if folder not in self.tried]
+        self.left = len(rest)
+        return [partial(_try_setting, search, folder) for folder in rest] or self._train_with_best(search)
 
-    def next_jobs(self, result: Any, run: Run) -> list[Callable[[], Any]]:
+    def next_jobs(self, result: Any) -> list[Callable[[], Any]]:
         """Note what a job has returned, and return the jobs that can be done now.
 
         Args:
@@ -218,38 +254,36 @@ class _State:
         """
         self.left -= 1
         search = self.group.search
-        if isinstance(result, Path):
-            assert search is not None
-            self.tried.add(result)
-            search.keep_best(self.tried)
-            return [] if self.left else self._train_with_best(run)
-        self.reasons += result
-        if search and not self.left:
-            search.forget()  # also what a killed command has left
-        return []
+        if search is None or not isinstance(result, Path):
+            self.reasons += result
+            return []
+        self.tried.add(result)
+        search.keep_best(self.tried)
+        return [] if self.left else self._train_with_best(search)
 
-    def _train_with_best(self, run: Run) -> list[Callable[[], Any]]:
+    def end(self) -> tuple[HeadGroup, list[str]]:
+        """Clear up after the last job, and return the group with the reasons why heads are missing."""
+        if self.group.search:
+            self.group.search.forget()  # also what a killed command has left
+        self.locks.close()
+        return self.group, self.reasons
+
+    def _train_with_best(self, search: Search) -> list[Callable[[], Any]]:
         """Return the trainings of the heads, now that all settings have been tried."""
-        search = self.group.search
-        assert search is not None
         chosen = search.choose()
         if chosen is None:
             self.reasons = [report_missing(folder, search.reasons()) for folder in self.group.missing]
             return []
-        return self._train(
-            {folder: head.trained_with(chosen, self.grid) for folder, head in self.group.heads.items()}, run
-        )
+        return self._train({folder: head.trained_with(chosen, self.grid) for folder, head in self.group.heads.items()})
 
-    def _train(self, heads: Mapping[Path, PlannedHead], run: Run) -> list[Callable[[], Any]]:
+    def _train(self, heads: Mapping[Path, PlannedHead]) -> list[Callable[[], Any]]:
         search = self.group.search
-        jobs: list[Callable[[], Any]] = [
-            partial(_train_head, folder, heads[folder], run, search.kept(heads[folder]) if search else None)
-            for folder in self.group.missing
+        missing = {folder: heads[folder] for folder in self.group.missing}
+        self.left = len(missing)
+        return [
+            partial(_train_head, folder, head, self.run, search.kept(head) if search else None)
+            for folder, head in missing.items()
         ]
-        self.left = len(jobs)
-        if search and not jobs:
-            search.forget()
-        return jobs
 
 
 def _try_setting(search: Search, folder: Path) -> Path:

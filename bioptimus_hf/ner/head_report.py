@@ -35,6 +35,7 @@ from bioptimus_hf.ner.prediction import ScoredTags, predict_scored_tags
 from bioptimus_hf.ner.results import finished_heads, tests_of
 from bioptimus_hf.ner.scores import SCORER, entity_spans
 from bioptimus_hf.ner.tasks import BLURB_NER, documents_of, label_names, tags_of
+from bioptimus_hf.ner.windows import document_window
 
 logger = logging.getLogger(__name__)
 
@@ -240,6 +241,7 @@ def _predict(head: _Head, tasks: Mapping[str, TaskData]) -> dict[str, dict[str, 
     model = load_token_classifier(head.folder).to(device)
     tokenizer = load_by_name(AutoTokenizer, head.folder)
     labels = [name for _, name in sorted(model.config.id2label.items())]
+    in_context = document_window(model.config) is not None
     known: list[tuple[Any, list[ScoredTags]]] = []  # sentences with their documents, and what was found
     predictions: dict[str, dict[str, _Prediction]] = {}
     for name, data in tasks.items():
@@ -248,7 +250,7 @@ def _predict(head: _Head, tasks: Mapping[str, TaskData]) -> dict[str, dict[str, 
         predictions[name] = {}
         for shown, split in _SPLITS.items():
             dataset: Dataset = data.splits[split]
-            text = words, documents = dataset["tokens"][:], documents_of(dataset)
+            text = words, documents = dataset["tokens"][:], documents_of(dataset) if in_context else None
             found = next((found for other, found in known if other == text), None)
             if found is None:
                 found = predict_scored_tags(

@@ -157,7 +157,7 @@ class HeadOptions:
         if self.at_once is not None and self.at_once < 1:
             raise InputError(f"must be at least 1, not {self.at_once}", argument="at_once")
         if self.joint and self.context == "document":
-            raise InputError("joint heads are trained on sentences: leave it out, or joint", argument="context")
+            raise InputError("joint heads are trained on sentences: leave out context or joint", argument="context")
         if self.max_length is not None and self.max_length < 3:
             raise InputError(
                 f"{self.max_length} leaves no room for a word besides [CLS] and [SEP]", argument="max_length"
@@ -244,10 +244,10 @@ def _check_distinct(name: str, values: Sequence[Any], advice: str = "") -> None:
 
 
 def check_context(context: str) -> None:
-    """Raise if a context isn't one of those that there are.
+    """Raise if a context is unknown.
 
     Raises:
-        InputError: it isn't.
+        InputError: it is.
     """
     if context not in get_args(Context):
         raise InputError(f"must be {' or '.join(get_args(Context))}, not {context!r}", argument="context")

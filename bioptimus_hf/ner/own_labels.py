@@ -31,6 +31,7 @@ class TaggedDocument:
         id: of the document.
         text: of the document.
         sentences: its sentences, in order.
+        passages: the number of the passage that each sentence is from, such as the title.
         mentions: the number of mentions of each type.
         is_sentence: whether it is a sentence of a source that doesn't say which document it is from.
     """
@@ -38,6 +39,7 @@ class TaggedDocument:
     id: str
     text: str
     sentences: Sequence[Sentence]
+    passages: Sequence[int]
     mentions: Counter[str]
     is_sentence: bool
 
@@ -144,10 +146,12 @@ class _Converter:
             for word in inside:
                 tags[word] = f"I-{mention.entity.label}"
         tokens = [document.text[start:end] for start, end in words]
+        passages = [passage.start for passage in document.passages]
         return TaggedDocument(
             document.id,
             document.text,
             [(tokens[first:end], tags[first:end]) for first, end in pairwise([*firsts, len(words)])],
+            [bisect_right(passages, words[first][0]) for first in firsts],
             Counter(mention.entity.label for mention in mentions),
             is_sentence=bool(document.tokens) and not document.passages,
         )

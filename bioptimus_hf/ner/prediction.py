@@ -52,7 +52,7 @@ def predict_tags(
     *,
     batch_size: int = 32,
     max_length: int = MAX_LENGTH,
-    documents: Sequence[str | None] | None = None,
+    documents: Sequence[Any] | None = None,
 ) -> list[list[str]]:
     """Predict exactly one tag for each word of sentences of any length.
 
@@ -85,7 +85,7 @@ def predict_scored_tags(
     *,
     batch_size: int = 32,
     max_length: int = MAX_LENGTH,
-    documents: Sequence[str | None] | None = None,
+    documents: Sequence[Any] | None = None,
     desc: str = "Tagging",
 ) -> list[ScoredTags]:
     """Predict the tags of sentences with their scores; for arguments and errors see `predict_tags`.
@@ -125,7 +125,7 @@ def _numbered_windows(
     configuration: PretrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
     sentences: Sequence[Sequence[str]],
-    documents: Sequence[str | None] | None,
+    documents: Sequence[Any] | None,
     max_length: int,
 ) -> Iterator[tuple[int, Window]]:
     """Yield the windows in which a head reads sentences, each with the number of its first word among all words."""
@@ -200,9 +200,10 @@ def predict_tasks(
         max_length: see `predict_tags`.
     """
     predicted: list[tuple[Any, list[list[str]]]] = []  # sentences with their documents, and their tags
+    in_context = document_window(model.config) is not None
     kept = {}
     for task, data in tasks.items():
-        text = sentences, documents = data["tokens"][:], documents_of(data)
+        text = sentences, documents = data["tokens"][:], documents_of(data) if in_context else None
         tags = next((tags for known, tags in predicted if known == text), None)
         if tags is None:
             tags = predict_tags(

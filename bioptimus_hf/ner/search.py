@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
@@ -105,22 +105,21 @@ class Search:
             logger.info("task %s, model %s: chosen: %s (dev F1 %.2f)", *self._name(), values, 100 * dev_f1)
         return chosen
 
-    def keep_best(self, tried: Iterable[Path]) -> None:
+    def keep_best(self, tried: Collection[Path]) -> None:
         """Delete the weights of all heads but the best one.
 
         Args:
-            tried: folders of the trainings that count.
+            tried: folders of the trainings that have ended; other processes may be writing the weights of others.
         """
         best = self._best(tried)
-        if best and PartialState().is_main_process and (self.root / _KEPT).is_dir():
-            for kept in (self.root / _KEPT).iterdir():
-                if kept.name != best[0].parent.name:
-                    shutil.rmtree(kept)
+        if best and PartialState().is_main_process:
+            for folder in set(tried) - {best[0]}:
+                shutil.rmtree(self.root / _KEPT / folder.parent.name, ignore_errors=True)
 
-    def _best(self, tried: Iterable[Path]) -> tuple[Path, float] | None:
+    def _best(self, tried: Collection[Path]) -> tuple[Path, float] | None:
         """Return the folder of the best training, and its F1 on the development set."""
         scores: dict[Path, float] = {}
-        for folder in [folder for folder in self.trainings() if folder in set(tried)]:
+        for folder in [folder for folder in self.trainings() if folder in tried]:
             dev_f1 = read_record(folder)["facts"].get("dev_f1")
             if dev_f1 is not None:
                 scores[folder] = dev_f1

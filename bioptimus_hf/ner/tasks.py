@@ -147,7 +147,8 @@ def load_ner(task: str | NerTask, source: str | Path) -> DatasetDict:
     Returns:
         `train`, `validation` and `test` with the columns `tokens` (list of strings) and `ner_tags` (list of class
         labels: `O`, then `B-` and `I-` of each type; see `label_names`). If files say which document a sentence is
-        from, there is a column `document` (string; null where it isn't known). Sentences are in the order of the
+        from, there is a column `document` (string; null where it isn't known), and if documents consist of several
+        passages, such as title and abstract, a column `passage` (their numbers). Sentences are in the order of the
         source.
 
     Raises:
@@ -173,6 +174,8 @@ def load_ner(task: str | NerTask, source: str | Path) -> DatasetDict:
     features = Features(tokens=List(Value("string")), ner_tags=List(ClassLabel(names=_tags_of_types(types))))
     if any(document is not None for split in splits.values() for document in split.documents):
         features["document"] = Value("string")
+    if any(number > 1 for split in splits.values() for number in split.passages):
+        features["passage"] = Value("int64")
     return DatasetDict({split: _dataset(splits[split], features) for split in SPLITS})
 
 
@@ -284,10 +287,17 @@ def tags_of(dataset: Dataset) -> list[list[str]]:
     return [[names[number] for number in numbers] for numbers in dataset["ner_tags"][:]]
 
 
-def documents_of(dataset: Dataset) -> list[str | None]:
-    """Return the document that each sentence of a data set from `load_ner` is from, None where it isn't known."""
-    documents: list[str | None] = dataset["document"][:] if "document" in dataset.column_names else []
-    return documents or [None] * len(dataset)
+def documents_of(dataset: Dataset) -> list[tuple[Any, ...]]:
+    """Return what is equal for neighbouring sentences that are read together, for a data set from `load_ner`.
+
+    It is the document and its passage, which annotation reads apart, too. A sentence whose document isn't known is read
+    by itself, unless no document is: then all sentences count as one document.
+    """
+    if "document" not in dataset.column_names:
+        return [()] * len(dataset)
+    passages = dataset["passage"][:] if "passage" in dataset.column_names else [0] * len(dataset)
+    pairs = enumerate(zip(dataset["document"][:], passages, strict=True))
+    return [(number,) if document is None else (document, passage) for number, (document, passage) in pairs]
 
 
 def _named(task: str | NerTask) -> NerTask:
@@ -532,6 +542,7 @@ def _dataset(split: SplitSentences, features: Features) -> Dataset:
         "tokens": [words for words, _ in split.sentences],
         "ner_tags": [[ids[tag] for tag in tags] for _, tags in split.sentences],
         "document": list(split.documents),
+        "passage": list(split.passages),
     }
     return Dataset.from_dict({name: columns[name] for name in features}, features=features)
 

@@ -19,7 +19,7 @@ from bioptimus_hf.ner.word_pieces import WordEncoder
 Array = npt.NDArray[Any]
 Item = TypeVar("Item")
 OVERLAP = 0.125
-"""Share of a window of a document for context: a sentence or two on each side cost an eighth more work."""
+"""Share of a window of a document for context: a sentence or two on each side costs an eighth more work."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def document_window(configuration: Any) -> int | None:
         configuration: a `PretrainedConfig`.
     """
     found = getattr(configuration, DOCUMENT_WINDOW, None)
-    return found if type(found) is int and found > 0 else None  # another program may call something else so
+    return found if type(found) is int and found > 0 else None  # another program may use this key for something else
 
 
 def sentence_windows(
@@ -86,7 +86,7 @@ def document_windows(
 
 
 def sentences_by_document(sentences: Sequence[Item], documents: Sequence[Any]) -> list[list[Item]]:
-    """Return what belongs to sentences in lists, one for each document: neighbours with the same document.
+    """Group items of consecutive sentences from the same document.
 
     Raises:
         InputError: there aren't as many documents as sentences.

@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, BertTokenizer
 
 from bioptimus_hf.annotation.annotator import Annotator
 from bioptimus_hf.artifacts import Run
+from bioptimus_hf.corpus.formats import DocumentReader
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import load_by_name, load_token_classifier, new_head, save_head
 from bioptimus_hf.ner.experiments import make_heads
@@ -65,6 +66,21 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def with_titles(labelled: Path) -> Path:
+    """The same as PubTator, whose first sentences are titles."""
+    lines = []
+    for row in map(json.loads, labelled.read_text(encoding="utf-8").splitlines()):
+        title, _, abstract = row["text"].partition(" . ")
+        lines += [f"{row['id']}|t|{title} .", f"{row['id']}|a|{abstract}"]
+        for one in row["entities"]:
+            lines.append("\t".join(map(str, (row["id"], one["start"], one["end"], one["text"], one["label"]))))
+        lines.append("")
+    path = labelled.with_name("mine.pubtator")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
 def documents(labelled: Path) -> DatasetDict:
     return load_ner(NerTask("mine"), labelled)
 
@@ -107,25 +123,28 @@ def test_every_word_of_a_document_is_labelled_once(documents: DatasetDict, token
     assert len(set(documents_of(train))) <= len(rows) < len(train)
     found = [label for labels in rows["labels"] for label in labels if label != -100]
     assert found == list(chain(*train["ner_tags"]))
-    assert windows_dataset(train, tokenizer) is not rows
+    assert len(windows_dataset(train, tokenizer)) == len(train)
 
 
-@pytest.mark.parametrize("name", ["bert", "roberta"])
+@pytest.mark.parametrize(("name", "file"), [("bert", "labelled"), ("roberta", "labelled"), ("bert", "with_titles")])
 def test_prediction_and_annotation_read_the_same_windows(
-    name: str, documents: DatasetDict, labelled: Path, tmp_path: Path
+    name: str, file: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
+    source = request.getfixturevalue(file)
+    documents = load_ner(NerTask("mine"), source)
+    assert ("passage" in documents["test"].column_names) == (file == "with_titles")
     save_architecture(name, tmp_path)
     model, tokenizer = load_token_classifier(tmp_path), load_by_name(AutoTokenizer, tmp_path)
     model.config.document_window = 48
-    texts = {row["id"]: row["text"] for row in map(json.loads, labelled.read_text(encoding="utf-8").splitlines())}
+    originals = {document.id: document for document in DocumentReader(source)}
     test = documents["test"]
     tags = predict_tags(model, tokenizer, test["tokens"][:], documents=documents_of(test))
     apart = predict_tags(model, tokenizer, test["tokens"][:])
     assert tags != apart, "context changes nothing: this proves nothing"
-    pairs = zip(documents_of(test), test["tokens"], tags, strict=True)
+    pairs = zip(test["document"], test["tokens"], tags, strict=True)
     compared = 0
     for document, of_document in groupby(pairs, key=lambda pair: pair[0]):
-        text = texts[str(document)]
+        text = originals[document].text
         expected, end = [], 0
         last = ("", -1)  # type and end of the latest entity
         for word, tag in ((word, tag) for _, words, tags in of_document for word, tag in zip(words, tags, strict=True)):
@@ -136,13 +155,34 @@ def test_prediction_and_annotation_read_the_same_windows(
                 expected.append([start, start + len(word), tag[2:]])
             end = start + len(word)
             last = (tag[2:], end) if tag != "O" else ("", -1)
-        (found,) = Annotator(model, tokenizer).annotate([text])
-        assert [[entity.start, entity.end, entity.label] for entity in found] == expected
+        (found,) = Annotator(model, tokenizer).annotate_documents([originals[document]])
+        assert [[entity.start, entity.end, entity.label] for entity in found.entities] == expected
         compared += len(expected)
     assert compared > 10
 
 
-def test_the_window_of_another_program_is_none(tokenizer: BertTokenizer) -> None:
+def test_sentences_without_a_document_are_read_by_themselves(documents: DatasetDict) -> None:
+    few = documents["train"].select(range(3))
+    assert documents_of(few) == [(few[number]["document"], 0) for number in range(3)]
+    unknown = few.remove_columns("document").add_column("document", ["a", None, None])
+    assert documents_of(unknown) == [("a", 0), (1,), (2,)]
+    assert documents_of(few.remove_columns("document")) == [()] * 3
+
+
+def test_heads_with_other_windows_read_apart(tokenizer: BertTokenizer) -> None:
+    heads = [build_tiny_head(layers=1, seed=seed) for seed in (0, 1)]
+    text = "The patients were severe in renal failure. " * 9
+    alone = []
+    for head, window in zip(heads, (20, None), strict=True):
+        head.config.document_window = window
+        alone += [
+            (one.start, one.end, one.label, one.score) for one in next(Annotator(head, tokenizer).annotate([text]))
+        ]
+    (found,) = Annotator(heads, tokenizer).annotate([text])
+    assert sorted((one.start, one.end, one.label, one.score) for one in found) == sorted(alone)
+
+
+def test_a_foreign_document_window_is_ignored(tokenizer: BertTokenizer) -> None:
     model = build_tiny_head(layers=1)
     plain = predict_tags(model, tokenizer, [["the"], ["of"]], documents=["a", "a"])
     for other in ("wide", True, 0, None):
@@ -161,8 +201,13 @@ def test_a_head_with_document_context(documents: DatasetDict, tmp_path: Path) ->
     assert max(row["f1"] for row in history) > 0
     save_head(model, tokenizer, tmp_path / "head")
     assert json.loads((tmp_path / "head" / "config.json").read_text())["document_window"] == 64
-    again, _ = new_head(tmp_path / "head", ["O", "B-x"], seed=0)
-    assert not hasattr(again.config, "document_window")
+    model.bert.save_pretrained(tmp_path / "encoder")
+    tokenizer.save_pretrained(tmp_path / "encoder")
+    for source in ("head", "encoder"):
+        again, _ = new_head(tmp_path / source, label_names(documents["train"]), seed=0)
+        assert not hasattr(again.config, "document_window")
+    finetune(model, tokenizer, documents, arguments)
+    assert not hasattr(model.config, "document_window")
 
 
 def test_heads_of_a_run_with_document_context(labelled: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -182,14 +227,14 @@ def test_heads_of_a_run_with_document_context(labelled: Path, tmp_path: Path, ca
     caplog.clear()
     report_heads([head], ner_data=str(labelled))
     assert "in its scores.json" not in caplog.text  # the report reads the same windows as the test after training
-    with pytest.raises(InputError, match=r"different settings|other settings|another"):
+    with pytest.raises(InputError, match=r"0 was made with different context \(.document. then"):
         make_heads(run, HeadOptions(**named), training)
 
 
 def test_joint_heads_are_trained_on_sentences() -> None:
     assert (HeadOptions().window, HeadOptions(context="document").window) == (512, 128)
     assert HeadOptions(context="document", max_length=256).window == 256
-    with pytest.raises(InputError, match="context: joint heads are trained on sentences"):
+    with pytest.raises(InputError, match="context: joint heads are trained on sentences: leave out context or joint"):
         HeadOptions(joint=True, context="document")
     with pytest.raises(InputError, match="context: must be sentence or document, not 'paragraph'"):
         HeadOptions(context="paragraph")  # type: ignore[arg-type]

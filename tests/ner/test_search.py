@@ -18,7 +18,7 @@ from bioptimus_hf.artifacts import Run, fingerprint, read_record
 from bioptimus_hf.errors import InputError, TrainingDiverged
 from bioptimus_hf.models import new_head, save_head
 from bioptimus_hf.ner import head_stage, search
-from bioptimus_hf.ner.experiments import make_heads, planned_trainings
+from bioptimus_hf.ner.experiments import make_heads, plan_experiment, planned_trainings
 from bioptimus_hf.ner.head_stage import TrainedHead
 from bioptimus_hf.ner.options import HeadOptions, HeadTraining
 from bioptimus_hf.ner.planning import PlannedHead
@@ -186,6 +186,25 @@ def test_the_weights_that_a_killed_command_has_left_are_deleted(
     make_heads(run, options, GRID)
     assert len(trainings.done) == len(set(trainings.done)) == 5
     assert not list((run.root / "ner_search").rglob("*.safetensors"))
+
+
+def test_weights_that_are_being_written_are_left_alone(
+    options: HeadOptions, trainings: Trainings, tmp_path: Path
+) -> None:
+    """Other settings are tried at the same time by other processes."""
+    run = Run(str(tmp_path / "run"))
+    group, _ = plan_experiment(run, options, GRID).groups
+    assert group.search is not None
+    tried = dict(list(group.search.trainings().items())[:3])
+    for folder, head in tried.items():
+        group.search.try_setting(folder, head)
+    first, second, other = (run.root / "ner_search" / "a" / "x" / "weights" / folder.parent.name for folder in tried)
+    partial = other.with_name(f"{other.name}.partial-host-1")
+    shutil.copytree(other, partial)
+    group.search.keep_best(list(tried)[:2])
+    assert [path.exists() for path in (first, second, other, partial)] == [True, False, True, True]
+    group.search.keep_best(list(tried))
+    assert [path.exists() for path in (first, second, other, partial)] == [False, False, True, True]
 
 
 def test_with_force_the_settings_are_not_chosen_again_for_some_seeds_only(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from operator import add
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -24,13 +27,15 @@ from head_results import save_encoder, write_small_task
 
 from bioptimus_hf.artifacts import RECORD, Run
 from bioptimus_hf.errors import InputError
-from bioptimus_hf.ner import experiments, grid
+from bioptimus_hf.ner import experiments, grid, workers
 from bioptimus_hf.ner.experiments import make_heads, planned_trainings
 from bioptimus_hf.ner.options import HeadOptions, HeadTraining
 from bioptimus_hf.ner.workers import results_of
+from bioptimus_hf.progress import ProgressLines
 
 pytestmark = pytest.mark.slow
 
+CPU = torch.device("cpu")
 TRAINING = HeadTraining(learning_rate=[1e-3, 1e-2], per_device_train_batch_size=2, num_train_epochs=2)
 
 
@@ -60,25 +65,78 @@ def test_jobs_that_are_added_meanwhile(caplog: pytest.LogCaptureFixture) -> None
     assert not [child for child in psutil.Process().children() if "workers" in " ".join(child.cmdline())]
 
 
-def test_logs_errors_and_kills(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+class Needy(Exception):
+    """An error that can't be made again from its pickle."""
+
+    def __init__(self, *, reason: str) -> None:
+        super().__init__(reason)
+
+
+def fail(kind: str) -> None:
+    """Fail in ways that are hard to tell another process."""
+    logging.getLogger("library").warning("x", FutureWarning)  # a mistake of a library, which logging only prints
+    if kind == "needy":
+        raise Needy(reason="a reason")
+    if kind == "lock":
+        error = ValueError("with a lock")
+        error.lock = threading.Lock()  # type: ignore[attr-defined]
+        raise error
+    raise ValueError("plain")
+
+
+def leave_a_child() -> None:
+    """Die, and leave a process that keeps the connection open."""
+    if not os.fork():
+        time.sleep(20)
+        os._exit(0)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.fixture
+def jobs_here(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """This module as other processes import it."""
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    return __import__("test_workers")
+
+
+def test_logs_and_threads(jobs_here: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MKL_NUM_THREADS", "2")
     caplog.set_level("INFO")
-    job: Any = __import__("test_workers").Log("some text")
-    assert [result for _, result in results_of(deque([job] * 2), at_once=2, threads=1)] == ["SOME TEXT"] * 2
+    jobs = deque([jobs_here.Log("some text")] * 2)
+    assert [result for _, result in results_of(jobs, at_once=2, threads=1)] == ["SOME TEXT"] * 2
     assert caplog.messages == ["some text with 1 threads"] * 2
 
-    failing: deque[Callable[[], Any]] = deque([partial(int, "x"), partial(time.sleep, 100)])
-    began = time.monotonic()
-    with pytest.raises(ValueError, match="invalid literal") as error:
-        list(results_of(failing, at_once=2))
-    assert time.monotonic() - began < 90
-    assert "Traceback" in error.value.__notes__[0]
 
-    killed: deque[Callable[[], Any]] = deque([partial(signal.raise_signal, signal.SIGKILL), partial(time.sleep, 100)])
-    with pytest.raises(
-        InputError, match="at_once: a process that trained heads was killed by signal 9, often for lack"
-    ):
-        list(results_of(killed, at_once=2))
+@pytest.mark.parametrize(
+    ("kind", "error", "message"),
+    [
+        ("plain", ValueError, "^plain\n"),
+        ("lock", RuntimeError, "^ValueError: with a lock\n"),
+        ("needy", RuntimeError, "^Needy: a reason\n"),
+    ],
+)
+def test_an_error_of_a_job_ends_the_others(jobs_here: Any, kind: str, error: type[Exception], message: str) -> None:
+    jobs: deque[Callable[[], Any]] = deque([partial(jobs_here.fail, kind), partial(time.sleep, 100)])
+    began = time.monotonic()
+    with pytest.raises(error, match=message) as caught:
+        list(results_of(jobs, at_once=2))
+    assert time.monotonic() - began < 90
+    assert "Traceback" in caught.value.__notes__[0]
+
+
+def test_a_process_that_is_killed_is_noticed(jobs_here: Any) -> None:
+    expected = "^at_once: a process that trained heads was killed by signal 9, often for lack of memory"
+    jobs: deque[Callable[[], Any]] = deque([jobs_here.leave_a_child, partial(time.sleep, 100)])
+    began = time.monotonic()
+    with pytest.raises(InputError, match=expected):
+        list(results_of(jobs, at_once=2))
+    assert time.monotonic() - began < 90
+    worker: Any = workers._Worker(1)
+    worker.process.kill()
+    worker.process.wait()
+    with pytest.raises(InputError, match=expected):
+        worker.begin(partial(len, "x" * 20_000_000))
+    worker.end()
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +164,7 @@ def test_heads_do_not_depend_on_how_many_are_trained_at_once(
 ) -> None:
     """With the same number of threads they are the same, byte for byte, and so are tables, whatever the order."""
     for number, name in ((1, "one"), (2, "two")):
-        monkeypatch.setattr(experiments, "share_cores", lambda *_, number=number: (number, 1))
+        monkeypatch.setattr(experiments, "plan_parallelism", lambda *_, number=number: (number, 1))
         make_heads(Run(str(tmp_path / name)), options, TRAINING)
     assert len(weights(tmp_path / "one")) == 2 * 2 * 2 * 2
     assert weights(tmp_path / "one") == weights(tmp_path / "two")
@@ -115,43 +173,53 @@ def test_heads_do_not_depend_on_how_many_are_trained_at_once(
     assert not list((tmp_path / "two" / "ner_search").rglob("*.safetensors"))
 
 
-INTERRUPTED = """
-import os, sys
-from bioptimus_hf.cli.__main__ import entry
-sys.argv = ["bioptimus", *sys.argv[1:]]
-entry("finetune-ner")
-"""
+def start(options: HeadOptions, run: Run, said: Path) -> subprocess.Popen[bytes]:
+    """Start the command in a process group of its own, as a shell does."""
+    command = ["--ner_data", options.ner_data, "--tasks", *options.tasks, "--models", *options.models]
+    command += ["--seeds", 2, "--at_once", 2, "--output_dir", run.root, "--num_train_epochs", 2]
+    command += ["--learning_rate", 1e-3, 1e-2, "--per_device_train_batch_size", 2]
+    with open(said, "w") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "bioptimus_hf.cli", "finetune-ner", *map(str, command)],
+            stderr=file,
+            env={**os.environ, "OMP_NUM_THREADS": "2"},
+            start_new_session=True,
+        )
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGKILL, -signal.SIGKILL)])
 def test_processes_end_with_the_command_and_it_resumes(
     options: HeadOptions, tmp_path: Path, number: signal.Signals, status: int
 ) -> None:
-    run = Run(str(tmp_path / "run"))
-    command = ["--ner_data", str(options.ner_data), "--tasks", *options.tasks, "--models", *options.models]
-    command += ["--seeds", "2", "--at_once", "2", "--output_dir", str(run.root), "--num_train_epochs", "2"]
-    command += ["--learning_rate", "1e-3", "1e-2", "--per_device_train_batch_size", "2"]
-    with open(tmp_path / "said.txt", "w") as said:
-        started = subprocess.Popen(
-            [sys.executable, "-c", INTERRUPTED, *command], stderr=said, env={**os.environ, "OMP_NUM_THREADS": "2"}
-        )
-        while started.poll() is None and len(list(run.root.glob(f"ner_search/*/*/*/*/{RECORD}"))) < 3:
-            time.sleep(0.05)
-        workers = psutil.Process(started.pid).children()
-        started.send_signal(number)
-        assert started.wait(60) == status
+    run, options = Run(str(tmp_path / "run")), replace(options, tasks=["a"])
+    started = start(options, run, tmp_path / "said.txt")
+    while started.poll() is None and len(list(run.root.glob(f"ner_search/*/*/*/*/{RECORD}"))) < 2:
+        time.sleep(0.05)
+    workers = psutil.Process(started.pid).children()
+    started.send_signal(number)
+    assert started.wait(60) == status
     assert len(workers) == 2
+    assert psutil.wait_procs(workers, timeout=30)[1] == []
+    assert "Traceback" not in (tmp_path / "said.txt").read_text()
+    make_heads(run, replace(options, at_once=1), TRAINING)
+    results = json.loads((run.root / "ner" / "results.json").read_text())
+    assert [(row["model"], row["seeds"]) for row in results["rows"]] == [("x", [0, 1]), ("y", [0, 1])]
+    assert not list(run.root.rglob("*.partial*"))
+
+
+def test_an_interrupt_while_processes_start(options: HeadOptions, tmp_path: Path) -> None:
+    """All processes of the terminal get it."""
+    started = start(options, Run(str(tmp_path / "run")), tmp_path / "said.txt")
+    process = psutil.Process(started.pid)
+    while started.poll() is None and len(workers := process.children()) < 2:
+        time.sleep(0.02)
+    time.sleep(0.5)
+    os.killpg(started.pid, signal.SIGINT)
+    assert started.wait(60) == 128 + signal.SIGINT
     assert psutil.wait_procs(workers, timeout=30)[1] == []
     text = (tmp_path / "said.txt").read_text()
     assert "Traceback" not in text
-    if number == signal.SIGINT:
-        assert text.splitlines()[-1].startswith("interrupted: run the same command again")
-    make_heads(run, replace(options, at_once=1), TRAINING)
-    results = json.loads((run.root / "ner" / "results.json").read_text())
-    assert [(row["task"], row["model"], row["seeds"]) for row in results["rows"]] == [
-        *(("a", "x", [0, 1]), ("a", "y", [0, 1]), ("b", "x", [0, 1]), ("b", "y", [0, 1]))
-    ]
-    assert not list(run.root.rglob("*.partial*"))
+    assert text.splitlines()[-1].startswith("interrupted: run the same command again")
 
 
 def test_how_many_heads_share_the_cores(options: HeadOptions, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -159,16 +227,20 @@ def test_how_many_heads_share_the_cores(options: HeadOptions, monkeypatch: pytes
 
     def at_once(number: int | None, cores: int, gigabytes: int = 100) -> int:
         monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
-        memory = type("Memory", (), {"available": gigabytes * 1e9})
+        memory = SimpleNamespace(available=gigabytes * 1e9, total=gigabytes * 1e9)
         monkeypatch.setattr(grid.psutil, "virtual_memory", lambda: memory)
         return planned_trainings(run, replace(options, at_once=number), TRAINING)[1]
 
     assert at_once(None, cores=2) == 1, "starting processes takes longer than these trainings"
     monkeypatch.setattr(grid, "_WORTHWHILE", 1)
-    trainings = 2 * 2 * (2 + 1)
-    assert [at_once(None, cores=cores) for cores in (1, 2, 64)] == [1, 2, trainings]
-    assert at_once(None, cores=64, gigabytes=10) == 3
-    assert [at_once(number, cores=2) for number in (1, 3, 99)] == [1, 3, trainings]
+    width = 2 * 2 * 2  # seeds or settings
+    assert [at_once(None, cores=cores) for cores in (1, 2, 64)] == [1, 2, width]
+    assert at_once(None, cores=64, gigabytes=10) == 4
+    assert [at_once(number, cores=2) for number in (1, 3, 99)] == [1, 3, width]
+    monkeypatch.setattr(grid, "PartialState", lambda: SimpleNamespace(distributed_type="MULTI_CPU", device=CPU))
+    assert at_once(None, cores=2) == 1
+    with pytest.raises(InputError, match="at_once: several heads at the same time need a CPU and no launcher"):
+        at_once(2, cores=2)
     with pytest.raises(InputError, match="at_once: must be at least 1, not 0"):
         replace(options, at_once=0)
 
@@ -188,8 +260,26 @@ def test_threads_depend_on_the_plan_alone(
         return results(jobs, at_once=1, threads=1)
 
     monkeypatch.setattr(grid, "results_of", noted)
+    memory = SimpleNamespace(total=32e9, available=32e9)
+    monkeypatch.setattr(grid.psutil, "virtual_memory", lambda: memory)
     make_heads(run, one, TRAINING)
     make_heads(run, one, TRAINING)
-    monkeypatch.setattr(grid.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 4e9}))
+    shutil.rmtree(run.root / "ner" / "a" / "x" / "0")
     make_heads(run, one, TRAINING)
-    assert trained == [(3, 2), (3, 2), (1, 2)]
+    memory.available = 2e9
+    make_heads(run, one, TRAINING)
+    assert trained == [(2, 4), (2, 4), (2, 4), (1, 4)]
+
+
+def test_progress_counts_what_is_done(options: HeadOptions, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    bars: list[ProgressLines] = []
+
+    def progress_bar(**named: Any) -> ProgressLines:
+        bars.append(ProgressLines(**named))
+        return bars[-1]
+
+    monkeypatch.setattr(grid, "progress_bar", progress_bar)
+    run, one = Run(str(tmp_path)), replace(options, tasks=["a"], models=options.models[:1], at_once=1)
+    make_heads(run, one, TRAINING)
+    make_heads(run, replace(one, seeds=[3]), TRAINING)
+    assert [(bar.n, bar.total) for bar in bars] == [(4, 4), (1, 1)]
