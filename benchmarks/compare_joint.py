@@ -9,8 +9,8 @@ of each task, its mean, and the joint head minus the single ones, paired by seed
 ways to decode the joint head; and how long the joint head and all single heads take to annotate the same abstracts.
 
 The two ways to decode: "best tag" is the best of all tags of the head, as `annotate` finds it and as heads are scored.
-"Best of the task" adds up the probabilities of O and of all types that a task doesn't have, and takes the best of this
-sum and the tags of the task. --max_sentences trains on a part of each set, to try the command.
+"Best of the task" is the best of O and the tags of the task, which takes knowing what a text is asked for.
+--max_sentences trains on a part of each set, to try the command.
 """
 
 from __future__ import annotations
@@ -105,14 +105,12 @@ def read_scores(work: Path, tasks: Sequence[str], seeds: Sequence[int]) -> tuple
 
 
 def restricted(model: Any, names: Mapping[int, str], types: Sequence[str]) -> Any:
-    """Return a model whose logit of O is that of O or any type that isn't among `types`, which have none."""
-    others = torch.tensor([names[number][2:] not in types for number in range(len(names))])
+    """Return a model without the tags of types that aren't among `types`."""
+    others = torch.tensor([names[number] != "O" and names[number][2:] not in types for number in range(len(names))])
 
     def forward(**inputs: torch.Tensor) -> Any:
         outputs = type(model).forward(model, **inputs)
-        outside = outputs.logits[..., others].logsumexp(-1)
         outputs.logits = outputs.logits.masked_fill(others, -torch.inf)
-        outputs.logits[..., 0] = outside  # O is tag 0
         return outputs
 
     model.forward = forward

@@ -91,7 +91,8 @@ def packed(rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
 def can_be_packed(model: PreTrainedModel) -> bool:
     """Say whether `packed_logits` can compute a model: a plain BERT head on a CPU.
 
-    It reads weights past the modules that hold them, and would miss what adapters or quantization add to these.
+    It reads weights past the modules that hold them, and would miss what adapters, quantization, hooks or another
+    `forward` of one of them do.
     """
     config = model.config
     return (
@@ -100,8 +101,13 @@ def can_be_packed(model: PreTrainedModel) -> bool:
         and model.dtype == torch.float32
         and config.hidden_act == "gelu"
         and not config.is_decoder
-        and all(type(module).__module__.startswith(_PLAIN) for module in model.modules())
+        and all(map(_is_plain, model.modules()))
     )
+
+
+def _is_plain(module: torch.nn.Module) -> bool:
+    hooks = (module._forward_hooks, module._forward_pre_hooks)
+    return type(module).__module__.startswith(_PLAIN) and "forward" not in vars(module) and not any(hooks)
 
 
 class PackedBertForTokenClassification(BertForTokenClassification):

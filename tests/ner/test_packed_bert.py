@@ -147,3 +147,22 @@ def test_other_models_are_left_to_transformers() -> None:
     query = head.bert.encoder.layer[0].attention.self.query
     head.bert.encoder.layer[0].attention.self.query = AdaptedLinear(query.in_features, query.out_features)
     assert not can_be_packed(head)
+
+
+def test_a_forward_or_hook_of_the_user_is_not_skipped() -> None:
+    head, tokenizer = build_tiny_head(layers=1), build_tiny_tokenizer()
+    (before,) = predict_tags(head, tokenizer, [["the", "asthma"]])
+    forward = type(head).forward
+
+    def zero(**inputs: Any) -> Any:
+        outputs = forward(head, **inputs)
+        outputs.logits[..., 0] = 1e9
+        return outputs
+
+    head.forward = zero  # type: ignore[method-assign]
+    (after,) = predict_tags(head, tokenizer, [["the", "asthma"]])
+    assert after == [head.config.id2label[0]] * 2 != before
+    del head.forward
+    assert can_be_packed(head)
+    head.classifier.register_forward_hook(lambda module, given, output: -output)
+    assert not can_be_packed(head)
