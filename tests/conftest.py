@@ -31,11 +31,6 @@ gc.freeze()  # a million objects that importing has made needn't be searched for
 gc.set_threshold(100_000, 20, 20)  # as in the commands
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the tests of pre-training first: it forks workers, which is safest in a process that has done little else."""
-    items.sort(key=lambda item: "pretraining" not in item.path.parts)
-
-
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     real_connect = socket.socket.connect

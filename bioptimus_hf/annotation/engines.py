@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any, Protocol
@@ -120,8 +121,7 @@ class OpenVinoEngine:
 
     def __init__(self, folder: str | Path, *, bf16: bool = False) -> None:
         require_packages("openvino", "openvino")
-        import openvino
-
+        core = _openvino_core()
         self.config: PretrainedConfig = load_by_name(AutoConfig, folder)
         path = Path(folder) / ONNX_FILE
         settings = {
@@ -129,7 +129,6 @@ class OpenVinoEngine:
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "PERFORMANCE_HINT": "LATENCY",  # all threads work on one batch: batches come one at a time
         }
-        core = openvino.Core()
         try:
             model = core.read_model(path)
             self._request = core.compile_model(model, "CPU", settings).create_infer_request()
@@ -147,6 +146,19 @@ class OpenVinoEngine:
         """See `Engine.logits`; the result is float32."""
         inputs = {"input_ids": input_ids.numpy(), "attention_mask": attention_mask.numpy()}
         return torch.from_numpy(self._request.infer(inputs)["logits"])
+
+
+@functools.cache
+def _openvino_core() -> Any:
+    """Return what compiles models, one for the life of the process.
+
+    OpenVINO gives the thread that first uses its CPU plugin another stack for signals, and unmaps it with the core. If
+    that happens in another thread, the first one keeps it, and the next signal, such as Ctrl-C, ends the process
+    without a word (openvino 2026.4).
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 def _check_labels(path: Path, config: PretrainedConfig, noted: str | None, outputs: int | str) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import importlib.util
 import logging
+import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +31,7 @@ from bioptimus_hf.annotation.engine_choice import (
     record_engine,
     recorded_engine,
 )
+from bioptimus_hf.annotation.engines import OpenVinoEngine
 from bioptimus_hf.annotation.onnx_export import cached_export, export_onnx
 from bioptimus_hf.annotation.options import AnnotationOptions, EngineName, Precision
 from bioptimus_hf.artifacts import read_record
@@ -50,6 +55,26 @@ def exported(tiny_head: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 def spans(found: Iterable[Iterable[Entity]]) -> list[list[tuple[int, int, str]]]:
     return [[(entity.start, entity.end, entity.label) for entity in entities] for entities in found]
+
+
+class SignalStack(ctypes.Structure):
+    _fields_ = (("address", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+@pytest.mark.slow
+@needs_openvino
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_an_engine_that_another_thread_drops_takes_no_signal_stack_away(exported: dict[str, Path]) -> None:
+    """The next signal that Python handles would end the process."""
+    engines = [OpenVinoEngine(exported["fp32"])]
+    thread = threading.Thread(target=engines.clear)
+    thread.start()
+    thread.join()
+    gc.collect()
+    stack = SignalStack()
+    assert ctypes.CDLL(None).sigaltstack(None, ctypes.byref(stack)) == 0
+    mapped = [line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines()]
+    assert any(int(first, 16) <= (stack.address or 0) < int(last, 16) for first, last in mapped)
 
 
 @pytest.mark.slow
