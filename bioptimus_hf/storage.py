@@ -331,11 +331,12 @@ def locked(lock: Path, protected: Path, *, take_over: bool = False) -> Iterator[
     this = Holder.this_process()
     new = [folder for folder in (lock.parent, *lock.parent.parents) if not folder.exists()]
     try:
-        while True:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            held = _acquire(lock, record, protected, take_over=take_over)
+        except FileNotFoundError:  # another process has just removed the empty folder
             lock.parent.mkdir(parents=True, exist_ok=True)
-            with suppress(FileNotFoundError):  # another process has just removed the empty folder
-                held = _acquire(lock, record, protected, take_over=take_over)
-                break
+            held = _acquire(lock, record, protected, take_over=take_over)
         record.write_text(json.dumps(asdict(this)) + "\n", encoding="utf-8")
     except OSError as error:
         reason = error.strerror or error

@@ -123,7 +123,7 @@ def _windows(
 
 
 def spans_of_words(sizes: Array, sentences: Array, room: int, *, overlap: float) -> Iterator[tuple[int, int, int, int]]:
-    """Yield windows over the words of a text, which begin and end between sentences where these fit.
+    """Yield windows over the words of a text, which begin and end between sentences where these fit into a window.
 
     Args:
         sizes: number of word pieces of each word, at most `room`.
