@@ -89,8 +89,8 @@ def finetune(
         dataset: from `load_ner`, of which `test` isn't used; or from `join_tasks`.
         arguments: from `best_epoch_arguments`.
         max_length: maximum number of word pieces in a window, including those that begin and end it.
-        context: `document` trains on windows of neighbouring sentences (see `document_windows`; 128 pieces are enough).
-            The configuration of the model says so, and prediction and annotation read text in the same windows.
+        context: `document` trains on windows of neighbouring sentences (see `document_windows`). The configuration of
+            the model says so, and prediction and annotation read text in the same windows.
         num_proc: number of processes for tokenising.
 
     Returns:
