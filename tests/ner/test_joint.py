@@ -465,6 +465,7 @@ import json, sys
 import torch
 from transformers import DataCollatorForTokenClassification, TrainingArguments
 from functools import partial
+from bioptimus_hf.hardware import leave_process_group
 from bioptimus_hf.models import new_head
 from bioptimus_hf.ner.finetuning import HeadTrainer, windows_dataset
 from bioptimus_hf.ner.joint import join_tasks, partial_cross_entropy
@@ -492,6 +493,8 @@ trainer.train()
 if arguments.process_index == 0:
     log = trainer.state.log_history[0]
     print("RESULT", json.dumps([log["loss"], log["grad_norm"]]))
+del trainer
+leave_process_group()  # otherwise PyTorch may abort at the end of the process
 """
 
 
