@@ -19,6 +19,9 @@ from bioptimus_hf.errors import InputError, format_error
 
 _MAX_ATTEMPTS = 10  # at a task, before it is blamed for the death of the workers that ran it
 _SECONDS_FOR_THREADS = 30  # that the threads of Ray Data get to end
+_LASTING_THREADS = {"Prefetcher", "data-usage-metrics-poller", "tqdm_monitor"}
+"""Threads that nothing ends: one of Ray Data that waits for work if the iteration was interrupted, its telemetry in a
+process that connected to Ray itself, and that of a progress bar. None of them calls Ray."""
 
 
 @contextmanager
@@ -89,7 +92,7 @@ def run_tasks(
         # `ray.shutdown`, Ray ends the whole process silently.
         deadline = time.monotonic() + _SECONDS_FOR_THREADS
         for thread in threading.enumerate():
-            if thread not in before:
+            if thread not in before and thread.name not in _LASTING_THREADS:
                 thread.join(max(0.0, deadline - time.monotonic()))
 
 
@@ -116,11 +119,11 @@ def _initialise(address: str | None, folder: str) -> None:
     """Connect to a cluster, or start Ray with its files in a folder."""
     import ray
 
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     try:
         if address is not None:
             ray.init(address, log_to_driver=False, logging_level="ERROR")
             return
-        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         # Ray creates its sockets in this folder, and their paths must be short.
         ray.init("local", include_dashboard=False, log_to_driver=False, logging_level="ERROR", _temp_dir=folder)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:

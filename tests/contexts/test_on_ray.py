@@ -23,6 +23,7 @@ import pyarrow.parquet
 import pytest
 from datasets import Dataset, load_from_disk
 from helpers import address_of, build_tiny_bert, run_checks_apart, tiny_vocabulary
+from tqdm import tqdm
 from transformers import BertTokenizer
 
 from bioptimus_hf import ray_session
@@ -42,6 +43,7 @@ from bioptimus_hf.corpus.options import Corpus
 from bioptimus_hf.corpus.sentences import split_sentences
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import save_masked_lm, save_tokenizer
+from bioptimus_hf.ray_session import connected
 
 TOKENS = ["asthma", "##tion", "disease", "cells", "the", "é", "zebra"]
 Search = Callable[[pa.Table], pa.Table]
@@ -247,6 +249,24 @@ def test_on_a_cluster() -> None:
 @pytest.mark.slow
 def test_a_machine_is_lost() -> None:
     run_checks_apart(__file__, "without_a_machine")
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a search that waits for a thread which never ends fail by its time limit."""
+    monkeypatch.setattr(ray_session, "_SECONDS_FOR_THREADS", 10_000)
+
+
+def check_threads_that_nothing_ends() -> None:
+    """Nothing waits for them: neither at the end of a search nor when it is interrupted."""
+    rows = ray_session.run_tasks(lambda row: row, [{"number": number} for number in range(4)], 2)
+    with connected(None):
+        found = [row["number"][0].as_py() for row in tqdm(rows)]
+        assert sorted(found) == [0, 1, 2, 3]
+        assert any(thread.name == "tqdm_monitor" for thread in threading.enumerate())
+        interrupted = ray_session.run_tasks(lambda row: row, [{"number": 1}], 1)
+        next(interrupted)
+        interrupted.close()
 
 
 def check_ray_on_this_machine(
