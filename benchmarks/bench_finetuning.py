@@ -51,7 +51,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from bioptimus_hf.cli.embedded_model import embedded_model
-from bioptimus_hf.hardware import keep_freed_memory
+from bioptimus_hf.hardware import THREADS_THAT_WAIT, keep_freed_memory
 from bioptimus_hf.models import IGNORED_LABEL, new_head
 from bioptimus_hf.ner.finetuning import best_epoch_arguments, finetune
 from bioptimus_hf.ner.prediction import predict_tags
@@ -196,7 +196,7 @@ def two_at_once(options: argparse.Namespace) -> str:
     for task in options.tasks:
         for label in [label for label in options.rows if ROWS[label].ours]:
             commands = [command(task, label, seed) for seed in (first, second)]
-            environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+            environment = {**THREADS_THAT_WAIT, **os.environ}
             start = time.perf_counter()
             for one in commands:
                 subprocess.run(one, check=True, stdout=subprocess.DEVNULL, env=environment)
@@ -221,8 +221,8 @@ def measure_apart(options: argparse.Namespace, task: str, label: str, seed: int)
         if content["given"] != given:
             sys.exit(f"{file} has other settings: give another --work, or remove it")
     else:
-        # As the commands do: threads that wait for work leave the cores to others. Here for all rows.
-        environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+        # Threads wait as the command sets it for ours, and as PyTorch does by default for the stock Trainer.
+        environment = {**(THREADS_THAT_WAIT if ROWS[label].ours else {}), **os.environ}
         ended = subprocess.run(command(task, label, seed), check=True, stdout=subprocess.PIPE, env=environment)
         result = json.loads(ended.stdout.decode().rpartition("RESULT")[2])
         content = {"task": task, "row": label, "seed": seed, "given": given, **result}

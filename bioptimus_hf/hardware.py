@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+THREADS_THAT_WAIT = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "2000"}
+"""Environment variables for how PyTorch's threads wait for one another: awake for some ten microseconds, then asleep.
+
+By default they stay awake for about a millisecond, which starves others when the machine is busy. If they fall asleep
+at once, small operations take longer, because waking a thread up takes as long as they do.
+"""
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's malloc.h
 _WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 

@@ -29,6 +29,7 @@ from bioptimus_hf.annotation.options import AnnotationOptions, RunnerOptions
 from bioptimus_hf.artifacts import verification
 from bioptimus_hf.corpus.formats import UnwritableError
 from bioptimus_hf.errors import InputError, counted, format_error, lacks_memory
+from bioptimus_hf.hardware import THREADS_THAT_WAIT
 from bioptimus_hf.models import find_model
 from bioptimus_hf.ray_session import connected, missing_package
 from bioptimus_hf.storage import Holder, holder_of
@@ -285,7 +286,7 @@ class _Workers:
 
         self._ray = ray
         share = call.share
-        environment = {"OMP_WAIT_POLICY": "PASSIVE", "RAYON_NUM_THREADS": str(share.cpus)}  # of PyTorch, of tokenizers
+        environment = {**THREADS_THAT_WAIT, "RAYON_NUM_THREADS": str(share.cpus)}  # the latter is of tokenizers
         actor = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, runtime_env={"env_vars": environment})(_Worker)
         self._start: Callable[[], Any] = functools.partial(actor.remote, call)
         self._number = min(share.workers, files)

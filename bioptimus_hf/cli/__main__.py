@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from bioptimus_hf import __version__
 from bioptimus_hf.errors import InputError
+from bioptimus_hf.hardware import THREADS_THAT_WAIT
 
 COMMANDS = {
     "run": "Run all stages of a recipe",
@@ -53,9 +54,8 @@ def entry(command: str | None = None) -> NoReturn:
         command: name of the command; default: the first argument of the process.
     """
     try:
-        # Before PyTorch is loaded: its threads are not to spin while they wait, which starves each other when the
-        # machine is busy. The user's own setting wins.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        if not THREADS_THAT_WAIT.keys() & os.environ.keys():  # the user's own setting wins
+            os.environ.update(THREADS_THAT_WAIT)  # before PyTorch is loaded
         # Importing the libraries creates a million objects that live as long as the process. To search them for garbage
         # again and again, and once more at the end, would take a quarter of the start-up time.
         gc.set_threshold(100_000, 20, 20)

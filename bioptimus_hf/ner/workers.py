@@ -26,7 +26,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from bioptimus_hf.errors import InputError
-from bioptimus_hf.hardware import keep_freed_memory
+from bioptimus_hf.hardware import THREADS_THAT_WAIT, keep_freed_memory
 
 Job = TypeVar("Job", bound=Callable[[], Any])
 
@@ -102,7 +102,7 @@ class _Worker(Generic[Job]):
         # The same modules are to be found, wherever the caller has found them, and nothing in the folder of the user.
         environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
         environment["PYTHONSAFEPATH"] = "1"
-        environment |= {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "TQDM_DISABLE": "1"}
+        environment |= {**THREADS_THAT_WAIT, "OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"}
         # The parent gets an interrupt, too, and ends this process; it may come while modules are imported.
         code = (
             "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "

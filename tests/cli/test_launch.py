@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import logging
 import os
@@ -19,6 +20,7 @@ from transformers.utils.import_utils import is_env_variable_true
 from bioptimus_hf.cli import launch
 from bioptimus_hf.cli.__main__ import COMMANDS, main
 from bioptimus_hf.errors import InputError, Terminated
+from bioptimus_hf.hardware import THREADS_THAT_WAIT
 
 HEAVY = {"torch", "transformers", "datasets", "sklearn", "matplotlib", "pyarrow", "numpy", "evaluate", "gradio", "ray"}
 HEAVY |= {"tqdm", "asyncio"}
@@ -147,6 +149,24 @@ def test_a_process_of_its_own_is_prepared(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setenv(variable, "1")
     launch.prepare_process()
     assert is_env_variable_true("DISABLE_SAFETENSORS_CONVERSION")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, THREADS_THAT_WAIT),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
+        ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
+    ],
+)
+def test_how_threads_wait_is_set_unless_the_user_has_set_it(given: dict[str, str], expected: dict[str, str]) -> None:
+    code = "import os, bioptimus_hf.cli.__main__ as command; command.main = lambda *_, **__: print(dict(os.environ))"
+    environment = {name: value for name, value in os.environ.items() if name not in THREADS_THAT_WAIT} | given
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; command.entry()"], env=environment, check=True, capture_output=True, text=True
+    )
+    found = ast.literal_eval(done.stdout)
+    assert {name: found[name] for name in THREADS_THAT_WAIT if name in found} == expected
 
 
 def test_running_a_command_in_a_process_of_the_user_changes_nothing_of_it(capsys: pytest.CaptureFixture[str]) -> None:
