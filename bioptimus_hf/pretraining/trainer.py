@@ -143,7 +143,12 @@ class PretrainingTrainer(Trainer):
         if self.args.should_save:
             save_tokenizer(self.processing_class, output_dir or self.args.output_dir)
 
-    # There are no public ways to write a checkpoint elsewhere first, and to add a file of each process to it.
+    # There are no public ways to write a checkpoint elsewhere first, to add a file of each process to it, and to load
+    # it without a warning about tied weights, which it holds only once.
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        missing = [name for name in load_result.missing_keys if name not in self.model.all_tied_weights_keys]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self.args.output_dir)

@@ -185,6 +185,7 @@ def test_a_killed_run_is_resumed_to_the_same_weights(
     assert ended.status == -KILL
     assert not half.exists()
     assert re.search("resuming from .*checkpoint-21, the newest complete checkpoint", ended.stderr)
+    assert "missing keys" not in ended.stderr
     caplog.clear()
     shutil.copytree(run, tmp_path / "damaged")
     weights_of_first = tmp_path / "damaged" / "v0.1" / "model.safetensors"
