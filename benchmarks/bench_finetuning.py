@@ -186,6 +186,11 @@ def command(task: str, label: str, seed: int) -> list[str]:
     return [sys.executable, __file__, *sys.argv[1:], "--one", task, label, str(seed)]
 
 
+def environment_of(label: str) -> dict[str, str]:
+    """Return the environment of a row: threads wait as the command sets it for ours, and as PyTorch does for stock."""
+    return {**(THREADS_THAT_WAIT if ROWS[label].ours else {}), **os.environ}
+
+
 def two_at_once(options: argparse.Namespace) -> str:
     """Return a table of how long two heads take one after the other, and at the same time with a thread each."""
     lines = [
@@ -196,7 +201,7 @@ def two_at_once(options: argparse.Namespace) -> str:
     for task in options.tasks:
         for label in [label for label in options.rows if ROWS[label].ours]:
             commands = [command(task, label, seed) for seed in (first, second)]
-            environment = {**THREADS_THAT_WAIT, **os.environ}
+            environment = environment_of(label)
             start = time.perf_counter()
             for one in commands:
                 subprocess.run(one, check=True, stdout=subprocess.DEVNULL, env=environment)
@@ -221,9 +226,9 @@ def measure_apart(options: argparse.Namespace, task: str, label: str, seed: int)
         if content["given"] != given:
             sys.exit(f"{file} has other settings: give another --work, or remove it")
     else:
-        # Threads wait as the command sets it for ours, and as PyTorch does by default for the stock Trainer.
-        environment = {**(THREADS_THAT_WAIT if ROWS[label].ours else {}), **os.environ}
-        ended = subprocess.run(command(task, label, seed), check=True, stdout=subprocess.PIPE, env=environment)
+        ended = subprocess.run(
+            command(task, label, seed), check=True, stdout=subprocess.PIPE, env=environment_of(label)
+        )
         result = json.loads(ended.stdout.decode().rpartition("RESULT")[2])
         content = {"task": task, "row": label, "seed": seed, "given": given, **result}
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -289,9 +294,9 @@ def limits(given: str) -> dict[str, int]:
     return {task if number else "all": int(number or task) for task, _, number in pairs}
 
 
-def parse_options() -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_options(description: str | None) -> argparse.Namespace:
+    """Parse the command line, which is also that of profile_finetuning.py."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ner_data", required=True, help="folder with the NER sets")
     parser.add_argument("--work", type=Path, required=True, help="folder for the results")
     parser.add_argument("--model", help="encoder; default: the embedded all-MiniLM-L6-v2")
@@ -311,13 +316,18 @@ def parse_options() -> argparse.Namespace:
     return options
 
 
-def main() -> None:
-    """Train what is missing and write the summary after each training, or train a single head for it."""
-    options = parse_options()
+def quiet() -> None:
+    """Do without the progress bars, warnings and caches of the libraries."""
     disable_progress_bars()
     disable_progress_bar()
     disable_caching()
     set_verbosity_error()
+
+
+def main() -> None:
+    """Train what is missing and write the summary after each training, or train a single head for it."""
+    options = parse_options(__doc__)
+    quiet()
     if options.one:
         task, label, seed = options.one
         print("RESULT", json.dumps(measure(options, task, label, int(seed))))
