@@ -135,10 +135,12 @@ class ProgressLines:
         self._postfix = postfix
 
     def close(self) -> None:
-        """Log how long the step took, if it was mentioned before and wasn't interrupted."""
+        """Log how long the step took, if it was mentioned before, and where it stopped, if it isn't done."""
         if self._mentioned:
             self._mentioned = False
-            self._log(f"finished in {_clock_time(self._clock() - self._began)}")
+            took = _clock_time(self._clock() - self._began)
+            done = not self.total or self.n >= self.total
+            self._log(f"finished in {took}" if done else f"stopped after {took} at {self._amount_done()}")
 
     def _log(self, state: str) -> None:
         if _is_first_process():
@@ -146,10 +148,7 @@ class ProgressLines:
 
     def _state(self) -> str:
         """Return how far the step is, its speed, and the time that remains."""
-        state = f"{self._amount(self.n)}{self._unit}"
-        if self.total:
-            state = f"{self._amount(self.n)} of {self._amount(self.total)}{self._unit} ({self.n / self.total:.0%})"
-        parts = [state]
+        parts = [self._amount_done()]
         per_second = (self.n - self._initial) / (self._clock() - self._began)
         if per_second > 0:
             period, seconds = next(one for one in _PERIODS if per_second * one[1] >= self._scale or one == _PERIODS[-1])
@@ -158,6 +157,11 @@ class ProgressLines:
             if self.total:
                 parts.append(f"{_clock_time((self.total - self.n) / per_second)} left")
         return ", ".join([*parts, *([self._postfix] if self._postfix else [])])
+
+    def _amount_done(self) -> str:
+        if not self.total:
+            return f"{self._amount(self.n)}{self._unit}"
+        return f"{self._amount(self.n)} of {self._amount(self.total)}{self._unit} ({self.n / self.total:.0%})"
 
     def _amount(self, units: float) -> str:
         scaled = units / self._scale

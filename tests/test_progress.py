@@ -52,7 +52,7 @@ def test_a_line_a_minute(clock: Clock, lines: Callable[[], list[str]]) -> None:
         "Reading contexts: 180 of 600 sentences (30%), 1 per second, 07:00 left",
         "Reading contexts: 240 of 600 sentences (40%), 1 per second, 06:00 left",
         "Reading contexts: 300 of 600 sentences (50%), 1 per second, 05:00 left",
-        "Reading contexts: finished in 05:00",
+        "Reading contexts: stopped after 05:00 at 300 of 600 sentences (50%)",
     ]
 
 
