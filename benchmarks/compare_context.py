@@ -28,7 +28,7 @@ from bioptimus_hf.artifacts import Run, read_json
 from bioptimus_hf.hardware import keep_freed_memory
 from bioptimus_hf.models import DOCUMENT_WINDOW, MAX_LENGTH, load_by_name, load_token_classifier
 from bioptimus_hf.ner.experiments import make_heads
-from bioptimus_hf.ner.options import Context, HeadOptions, HeadTraining
+from bioptimus_hf.ner.options import Context, HeadOptions, HeadTraining, split_label
 from bioptimus_hf.ner.planning import chosen_tasks, load_task
 from bioptimus_hf.ner.prediction import predict_tags
 from bioptimus_hf.ner.results import (
@@ -138,7 +138,7 @@ def main() -> None:
     keep_freed_memory()
     tasks = cut(options)
     train(options, tasks)
-    summary = summarize(list(results(options, tasks)), [given.partition("=")[0] for given in options.models])
+    summary = summarize(list(results(options, tasks)), [split_label(given)[0] for given in options.models])
     (options.work / "summary.md").write_text(summary, encoding="utf-8")
     print(summary)
 

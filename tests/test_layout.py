@@ -118,6 +118,8 @@ def test_what_a_benchmark_imports_of_ours_is_there(file: Path) -> None:
         if beside.is_file():
             body = ast.parse(beside.read_text(encoding="utf-8")).body
             theirs = {one.name for one in body if isinstance(one, ast.ClassDef | ast.FunctionDef)}
+            assigned = [target for one in body if isinstance(one, ast.Assign) for target in one.targets]
+            theirs |= {target.id for target in assigned if isinstance(target, ast.Name)}
             assert {alias.name for alias in node.names} <= theirs, f"{node.module} defines not all of these"
         elif node.module.partition(".")[0] == "bioptimus_hf":
             module = importlib.import_module(node.module)

@@ -55,14 +55,13 @@ def types_found(
 
 
 def read_split_documents(
-    task: str, found: LabelFiles, options: ReadOptions, types: tuple[str, ...] | None
+    found: LabelFiles, options: ReadOptions, types: tuple[str, ...] | None
 ) -> dict[str, SplitSentences]:
     """Read annotated documents that are split already.
 
     A warning counts the documents of other splits whose text is also that of one in the training set.
 
     Args:
-        task: name of the task, for messages.
         found: files of each split.
         options: how to read them.
         types: the types that are read; by default those of the training set, and another one is an error.
@@ -82,7 +81,7 @@ def read_split_documents(
                 "%s: documents with the text of one in the training set: %d (for example %s)",
                 *(places[split], len(twice), twice[0]),
             )
-    return {split: _split(task, split, documents, str(places[split])) for split, documents in splits.items()}
+    return {split: _split(documents, str(places[split])) for split, documents in splits.items()}
 
 
 def split_documents(
@@ -118,7 +117,7 @@ def split_documents(
     shown = ", ".join(f"{split} {share:g}" for split, share in zip(SPLIT_NAMES, shares, strict=True))
     logger.info("%s: split by document with the shares %s and split_seed %d", task, shown, seed)
     return {
-        split: _split(task, split, [documents[number] for number in of_split], f"{place}, {split}")
+        split: _split([documents[number] for number in of_split], f"{place}, {split}")
         for split, of_split in numbers.items()
     }
 
@@ -144,10 +143,8 @@ def _report(task: str, place: Path, documents: Sequence[TaggedDocument], groups:
         )
 
 
-def _split(task: str, split: str, documents: Sequence[TaggedDocument], where: str) -> SplitSentences:
+def _split(documents: Sequence[TaggedDocument], where: str) -> SplitSentences:
     sentences = _sentences(documents)
-    shown = counted(len(documents), "document"), counted(len(sentences), "sentence")
-    logger.info("%s, %s: %s, %s", task, split, *shown)
     ids = [None if document.is_sentence else document.id for document in documents for _ in document.sentences]
     passages = [number for document in documents for number in document.passages]
     return SplitSentences(where, sentences, ids, passages)

@@ -23,7 +23,7 @@ from bioptimus_hf.corpus.hub import load_pinned, pin_dataset
 from bioptimus_hf.corpus.ner_files import SPLIT_NAMES, UNSPLIT, LabelFiles, find_labels
 from bioptimus_hf.corpus.reading import Notes, ReadOptions
 from bioptimus_hf.corpus.tags import TAG, TagConverter, parse_tag
-from bioptimus_hf.errors import InputError
+from bioptimus_hf.errors import InputError, counted
 from bioptimus_hf.models import MAX_LENGTH, is_hub_name
 from bioptimus_hf.ner.document_splits import SplitSentences, read_split_documents, split_documents, types_found
 from bioptimus_hf.ner.splitting import SHARES
@@ -164,7 +164,7 @@ def load_ner(task: str | NerTask, source: str | Path) -> DatasetDict:
     types = task.types or types_of(splits["train"].sentences)
     mentions = {split: mentions_by_type(splits[split].sentences) for split in SPLITS}
     _check_mentions(task, {split: counts.total() for split, counts in mentions.items()})
-    _report_types(task, mentions)
+    _report_splits(task, splits, mentions)
     for split in SPLITS:
         _check_sentences(task, splits[split], mentions[split])
     if task.merged_type:
@@ -339,7 +339,7 @@ def _read_files(task: NerTask, source: str | Path) -> dict[str, SplitSentences]:
         return split_documents(task.name, found, options, task.types, *given)
     _check_is_to_be_split(task, found.place)
     if not _is_read_as_conll(task, found):
-        return read_split_documents(task.name, found, options, task.types)
+        return read_split_documents(found, options, task.types)
     files = {split: next(iter(files)) for split, files in found.files.items()}
     train = _read_conll(files["train"], task.types, _type_name(task, task.types))
     types = types_found(task.types, train.sentences, files["train"])
@@ -464,13 +464,16 @@ def _check_mentions(task: NerTask, found: Mapping[str, int]) -> None:
     logger.info("%s: mentions %s: a widely used copy; the published data has %s", task.name, shown, published)
 
 
-def _report_types(task: NerTask, mentions: Mapping[str, Counter[str]]) -> None:
-    """Log how many mentions of each type there are, and warn of types that look like errors."""
+def _report_splits(task: NerTask, splits: Mapping[str, SplitSentences], mentions: Mapping[str, Counter[str]]) -> None:
+    """Log how many sentences, documents and mentions of each type there are; warn of types that look like errors."""
     total = sum(mentions.values(), Counter[str]())
     types = sorted({*total, *(task.types or ())})
     for split, counts in mentions.items():
+        documents = set(splits[split].documents) - {None}
+        size = counted(len(splits[split].sentences), "sentence")
+        size += f" of {counted(len(documents), 'document')}" if documents else ""
         shown = ", ".join(f"{kind} {counts[kind]}" for kind in types)
-        logger.info("%s, %s: mentions by type: %s", task.name, split, shown)
+        logger.info("%s, %s: %s, mentions by type: %s", task.name, split, size, shown)
     if task.merged_type:
         return
     for kind in types:

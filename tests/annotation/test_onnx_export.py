@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import logging
 import shutil
+import statistics
 import subprocess
 import sys
 import textwrap
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -18,8 +20,10 @@ from bioptimus_hf.annotation import extras, onnx_export
 from bioptimus_hf.annotation.annotator import Annotator
 from bioptimus_hf.annotation.engines import OnnxEngine
 from bioptimus_hf.annotation.onnx_export import export_onnx
+from bioptimus_hf.annotation.options import EngineName, MinimumScore
 from bioptimus_hf.corpus.documents import Entity
 from bioptimus_hf.errors import InputError
+from bioptimus_hf.models import save_head
 from bioptimus_hf.storage import LOCKS, locked
 
 TEXTS = (ROOT / "bioptimus_hf" / "sample" / "corpus.txt").read_text(encoding="utf-8").splitlines()[:12]
@@ -231,3 +235,29 @@ def test_an_exported_head_keeps_its_labels(tmp_path: Path) -> None:
     assert [(entity.text, entity.label) for entity in found] == [("renal failure", "Disease")]
     with pytest.raises(InputError, match="labels that name no entity type"):
         Annotator(tmp_path / "onnx")
+
+
+@pytest.mark.slow
+def test_an_exported_head_keeps_its_windows_and_its_best_score(tmp_path: Path) -> None:
+    head = build_tiny_head(layers=1)
+    head.config.document_window = 20
+    text = " ".join(TEXTS[:4])
+    (entities,) = Annotator(head, build_tiny_tokenizer()).annotate([text])
+    best = statistics.median(entity.score for entity in entities[: len(entities) // 2 * 2])  # between two scores
+    head.config.min_score = {"best": best, "f1": 0.8, "f1_of_all": 0.7, "left_out": 0.1}
+    save_head(head, build_tiny_tokenizer(), tmp_path / "head")
+    export_onnx(tmp_path / "head", tmp_path / "onnx", precision="fp32")
+
+    def found(folder: str, engine: EngineName, min_score: MinimumScore) -> list[tuple[int, int, str]]:
+        return offsets(*Annotator(tmp_path / folder, engine=engine, min_score=min_score).annotate([text]))
+
+    assert found("head", "torch", 0) == offsets(entities)
+    assert len(entities) > len(found("head", "torch", "best"))
+    engines: list[EngineName] = ["onnx", *(["openvino"] if find_spec("openvino") else [])]  # type: ignore[list-item]
+    for engine in engines:
+        for least in (0.0, "best"):
+            assert found("onnx", engine, least) == found("head", "torch", least)
+    head.config.document_window = None
+    assert offsets(*Annotator(head, build_tiny_tokenizer()).annotate([text])) != offsets(entities), (
+        "this proves nothing"
+    )

@@ -156,6 +156,10 @@ def test_what_is_no_recipe_is_named(tmp_path: Path, capsys: pytest.CaptureFixtur
             ["run", write_recipe(tmp_path / "e", finetune_ner={"ner_data": "/no/ner"}), "--dry_run"],
             "finetune-ner: --ner_data: there is no /no/ner",
         ),
+        (
+            ["run", write_recipe(tmp_path / "g", finetune_ner={"ner_data": "ner", "learning_rates": [1e-4]})],
+            "finetune_ner has no option learning_rates: did you mean learning_rate?",
+        ),
         (["run", write_recipe(tmp_path / "f", publish={"licence": "mit"})], "publish has no option licence: did you"),
         (["run", "demo", "--accelerate", "gpu", "--dry_run"], "gpu is neither a file nor one of"),
         (["run", write_recipe(tmp_path, pretrian={})], "pretrian is neither the section of a command nor"),

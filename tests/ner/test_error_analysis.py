@@ -130,6 +130,22 @@ def test_the_most_frequent_confusions_come_first_with_their_sentences() -> None:
     assert confusions(sentences_of(words, gold, predicted), limit=1) == [first]
 
 
+def test_twenty_confusions_are_listed() -> None:
+    words = [[f"word{number}"] for number in range(30)]
+    found = confusions(sentences_of(words, [["O"]] * 30, [["B-X"]] * 30))
+    assert [error["predicted"]["text"] for error in found] == [f"word{number}" for number in range(20)]
+
+
+def test_mentions_are_grouped_by_their_length() -> None:
+    lengths = (1, 1, 2, 4, 5, 9)
+    words = [["w"] * length for length in lengths]
+    tags = [["B-X", *["I-X"] * (length - 1)] for length in lengths]
+    found = analyse(sentences_of(words, tags, tags), set())["length"]
+    assert {name: row["mentions"] for name, row in found.items()} == {
+        **{"1 word": 2, "2 words": 1, "4 words": 1, "5 words or more": 2},
+    }
+
+
 def test_mentions_are_seen_whatever_their_case_but_not_with_another_type() -> None:
     seen = mentions_in([["VHL", "disease"], ["Rats"]], [["B-X", "I-X"], ["O"]])
     assert seen == {("vhl disease", "X")}

@@ -151,6 +151,17 @@ def test_each_model_gets_the_settings_that_are_best_on_dev(
             make_heads(run, options, other)
 
 
+def test_of_settings_that_are_equally_good_the_first_is_chosen(
+    options: HeadOptions, trainings: Trainings, tmp_path: Path
+) -> None:
+    trainings.dev_f1 = lambda fitted: 0.5
+    grid = replace(GRID, learning_rate=[1e-3, 1e-4], per_device_train_batch_size=[32, 16])
+    root = make_heads(Run(str(tmp_path / "run")), options, grid)
+    for model in ("x", "y"):
+        settings = read_record(root / "a" / model / "1")["settings"]
+        assert (settings["learning_rate"], settings["per_device_train_batch_size"]) == (1e-3, 32)
+
+
 def test_a_search_that_was_killed_goes_on_where_it_stopped(
     options: HeadOptions, trainings: Trainings, tmp_path: Path
 ) -> None:

@@ -276,9 +276,9 @@ def test_types_are_listed_with_their_counts(tmp_path: Path, caplog: pytest.LogCa
     write_task(tmp_path, "a\tB-X\nb\tB-Y\n\n" * 3, "a\tB-X\n\n", "a\tB-Y\n\n")
     load_ner(NerTask("mine"), tmp_path)
     assert [message for message in caplog.messages if "by type: " in message] == [
-        "mine, train: mentions by type: X 3, Y 3",
-        "mine, validation: mentions by type: X 1, Y 0",
-        "mine, test: mentions by type: X 0, Y 1",
+        "mine, train: 3 sentences, mentions by type: X 3, Y 3",
+        "mine, validation: 1 sentence, mentions by type: X 1, Y 0",
+        "mine, test: 1 sentence, mentions by type: X 0, Y 1",
     ]
     assert not type_warnings(caplog)
 

@@ -24,9 +24,10 @@ import psutil
 import pytest
 import torch
 from head_results import save_encoder, write_small_task
+from safetensors.torch import load_file, save_file
 
 from bioptimus_hf.artifacts import RECORD, Run
-from bioptimus_hf.errors import InputError
+from bioptimus_hf.errors import InputError, TrainingDiverged
 from bioptimus_hf.ner import experiments, grid, workers
 from bioptimus_hf.ner.experiments import make_heads, planned_trainings
 from bioptimus_hf.ner.options import HeadOptions, HeadTraining
@@ -166,6 +167,21 @@ def test_heads_do_not_depend_on_how_many_are_trained_at_once(
     tables = [(tmp_path / name / "ner" / "results.md").read_text() for name in ("one", "two")]
     assert tables[0] == tables[1]
     assert not list((tmp_path / "two" / "ner_search").rglob("*.safetensors"))
+
+
+def test_a_head_that_diverges_in_its_process_is_a_gap(options: HeadOptions, base: Path, tmp_path: Path) -> None:
+    shutil.copytree(base, tmp_path / "huge")
+    weights = load_file(base / "model.safetensors")
+    huge = {name: values * 1e30 for name, values in weights.items()}
+    save_file(huge, tmp_path / "huge" / "model.safetensors", metadata={"format": "pt"})
+    models = [f"huge={tmp_path / 'huge'}", f"x={base}"]
+    with pytest.raises(TrainingDiverged, match=r"^4 of 8 heads are missing in the tables: .*diverged"):
+        make_heads(Run(str(tmp_path / "run")), replace(options, models=models), HeadTraining(num_train_epochs=1))
+    results = json.loads((tmp_path / "run" / "ner" / "results.json").read_text())
+    assert [(row["task"], row["model"], row["seeds"]) for row in results["rows"]] == [
+        *(("a", "x", [0, 1]), ("b", "x", [0, 1])),
+    ]
+    assert results["missing"].keys() == {f"{task}/huge/{seed}" for task in "ab" for seed in (0, 1)}
 
 
 COMMAND = """

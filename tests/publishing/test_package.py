@@ -7,8 +7,11 @@ import csv
 import hashlib
 import importlib
 import json
+import os
 import subprocess
 import sys
+import sysconfig
+import venv
 import zipfile
 from collections.abc import Sequence
 from configparser import ConfigParser
@@ -183,6 +186,31 @@ def test_an_installed_head_is_used_by_its_name(installed: Path, head: Path) -> N
     for one, other in zip(found, loaded, strict=True):
         assert_same_entities(other, one)
     assert find_model("Disease_Finder") == find_model("disease-finder")
+
+
+@pytest.mark.slow
+def test_an_installed_head_works_in_another_environment(wheel: Path, head: Path, tmp_path: Path) -> None:
+    """The environment has the wheel, and finds this project and its dependencies where they are installed here."""
+    pytest.importorskip("pip")
+    venv.create(tmp_path / "venv", with_pip=False)
+    python = tmp_path / "venv" / "bin" / "python"
+    install = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel]
+    site = Path(sysconfig.get_path("purelib", vars={"base": tmp_path / "venv"}))
+    (site / "here.pth").write_text(f"{sysconfig.get_path('purelib')}\n{ROOT}\n")
+    (tmp_path / "a.txt").write_text(TEXTS[0])
+    load = "import disease_finder; print(len(next(disease_finder.load().annotate([open('a.txt').read()]))))"
+    annotate = ["annotate", "--models", "disease-finder", "--input", "a.txt", "--output_dir", "found"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
+    said: list[str] = []
+    for command in (install, [python, "-c", load], [python, "-m", "bioptimus_hf.cli", *annotate]):
+        ended = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=120, cwd=tmp_path, env=environment
+        )
+        assert ended.returncode == 0, ended.stderr
+        said = [*said, ended.stdout]
+    found = json.loads((tmp_path / "found" / "a.txt.jsonl").read_text())["entities"]
+    (expected,) = Annotator(head).annotate([TEXTS[0]])
+    assert int(said[1]) == len(found) == pytest.approx(len(expected), abs=1)
 
 
 def test_an_installed_head_may_be_packaged_again(
