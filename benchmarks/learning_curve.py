@@ -5,13 +5,15 @@
         --models base=google-bert/bert-base-uncased v0.4=runs/mine/v0.4
 
 For each seed, the training set is shuffled, and heads are trained on its first 50, 100, 250, 500 and 1,000 sentences,
-so that smaller sets are parts of larger ones and all encoders get the same sentences. Development and test set are
-whole. A small set gets more epochs (--min_updates), since a few dozen updates teach nothing; the best epoch on the
-development set is kept. Finished heads are skipped, so a run that was killed goes on when it is repeated.
+so that smaller sets are parts of larger ones and all encoders get the same sentences. The development set is drawn in
+the same way and has as many sentences as the training set, if there are as many: who has few labels has few for
+development, too. The test set is whole. A small set gets more epochs (--min_updates), since a few dozen updates teach
+nothing; the best epoch on the development set is kept. Finished heads are skipped, so a run that was killed goes on
+when it is repeated.
 
 Writes WORK/summary.md (test F1 for each number of sentences, mean and standard deviation over seeds, and differences
 from the first model, in pairs of the same seed and sentences), WORK/summary.json and WORK/learning_curve.png.
---max_sentences cuts development and test set, to try the command.
+--max_sentences cuts the test set, to try the command.
 """
 
 from __future__ import annotations
@@ -36,8 +38,6 @@ from bioptimus_hf.ner.results import mean_and_standard_deviation, spread
 from bioptimus_hf.ner.tasks import tags_of
 from bioptimus_hf.plots import save_plot
 
-SPLITS = {"validation": "dev", "test": "test"}
-
 Scores = Mapping[str, Mapping[int, Sequence[float]]]
 """Test F1 of each seed, by model and number of training sentences."""
 
@@ -55,13 +55,15 @@ def write_data(options: argparse.Namespace) -> None:
     if max(options.sizes) > len(rows["train"]):
         raise SystemExit(f"--sizes: {options.task} has {len(rows['train'])} training sentences")
     for seed in options.seeds:
-        shuffled = random.Random(seed).sample(rows["train"], max(options.sizes))
+        shuffled = {
+            split: random.Random(seed).sample(rows[split], len(rows[split])) for split in ("train", "validation")
+        }
         for size in options.sizes:
             folder = options.work / "data" / f"seed-{seed}" / name_of(options, size)
             folder.mkdir(parents=True, exist_ok=True)
-            write_conll(folder / "train.tsv", shuffled[:size])
-            for split, file in SPLITS.items():
-                write_conll(folder / f"{file}.tsv", rows[split][: options.max_sentences])
+            write_conll(folder / "train.tsv", shuffled["train"][:size])
+            write_conll(folder / "dev.tsv", shuffled["validation"][:size])
+            write_conll(folder / "test.tsv", rows["test"][: options.max_sentences])
             content = {"name": folder.name, "source": folder.name, "types": types_of_labels(data["train"])}
             folder.with_name(f"{folder.name}.yaml").write_text(yaml.safe_dump(content))
 
@@ -150,12 +152,12 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--task", default="ncbi-disease")
     parser.add_argument("--sizes", type=int, nargs="+", default=[50, 100, 250, 500, 1000])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--min_updates", type=int, default=200, help="small sets get as many epochs as this takes")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--learning_rate", type=float, default=1e-4)
     parser.add_argument("--bf16", action="store_true")
-    parser.add_argument("--max_sentences", type=int, help="of development and test set; default: all")
+    parser.add_argument("--max_sentences", type=int, help="of the test set; default: all")
     return parser.parse_args()
 
 
