@@ -51,9 +51,9 @@ def line_of(head: Path) -> Line:
     counts = ["".join(chr(ZERO + count) for count in column) for column in result.counts.T]
     return {
         **training_record(head),
+        "test": {result.task: dict(result.scores)},
         "gold": result.gold,
         "inputs": dict(result.inputs),
-        "scores": dict(result.scores),
         "counts": dict(zip(COUNTS, counts, strict=True)),
     }
 
@@ -62,7 +62,8 @@ def result_of(line: Line) -> HeadResult:
     """Return the result of a head from its line."""
     columns = [[ord(character) - ZERO for character in line["counts"][name]] for name in COUNTS]
     return HeadResult(
-        **{name: line[name] for name in ("task", "model", "seed", "gold", "settings", "inputs", "scores")},
+        **{name: line[name] for name in ("task", "model", "seed", "gold", "settings", "inputs")},
+        scores=line["test"][line["task"]],
         counts=np.array(columns, dtype=np.int64).T,
     )
 
