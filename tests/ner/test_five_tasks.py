@@ -69,9 +69,17 @@ def test_other_heads_of_the_same_name_and_an_empty_file_are_refused(run: Command
     assert file.read_bytes() == before
 
 
-def test_scores_in_the_file_follow_from_its_counts() -> None:
-    for line in map(json.loads, SCRIPT.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()):
+def test_the_table_in_results_is_that_of_the_file(run: Command, tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in SCRIPT.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()]
+    for line in lines:
         correct, predicted, gold = (sum(ord(digit) - ord("0") for digit in text) for text in line["counts"].values())
         scores = line["test"][line["task"]]
         assert scores["f1"] == pytest.approx(2 * correct / (predicted + gold))
         assert scores["support"] == gold
+    run("--work", tmp_path)
+    table, *_ = (tmp_path / "results.md").read_text().split("\n\n")
+    shown = (SCRIPT.parent / "RESULTS.md").read_text(encoding="utf-8")
+    rows = [row.split(" | ") for row in table.splitlines()[2:]]
+    assert len(rows) >= 2 * (len(BLURB_NER) + 1)
+    for task, model, f1, difference, *_ in rows:
+        assert f"{task} | {model} | {f1} | {difference} |" in shown
