@@ -12,7 +12,8 @@ nothing; the best epoch on the development set is kept. Finished heads are skipp
 when it is repeated.
 
 Writes WORK/summary.md (test F1 for each number of sentences, mean and standard deviation over seeds, and differences
-from the first model, in pairs of the same seed and sentences), WORK/summary.json and WORK/learning_curve.png.
+from the first model, in pairs of the same seed and sentences, with the 95 % interval of a bootstrap over test sentences
+and pairs), WORK/summary.json and WORK/learning_curve.png.
 --max_sentences cuts the test set, to try the command.
 """
 
@@ -22,19 +23,27 @@ import argparse
 import math
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from bioptimus_hf.artifacts import Run, read_json, write_json
+from bioptimus_hf.artifacts import Run, write_json
 from bioptimus_hf.corpus.conll_writing import write_conll
 from bioptimus_hf.hardware import keep_freed_memory
 from bioptimus_hf.ner.experiments import make_heads
 from bioptimus_hf.ner.joint import types_of_labels
 from bioptimus_hf.ner.options import HeadOptions, HeadTraining, split_label
 from bioptimus_hf.ner.planning import chosen_tasks, load_task
-from bioptimus_hf.ner.results import mean_and_standard_deviation, spread
+from bioptimus_hf.ner.results import (
+    HeadResult,
+    difference_and_interval,
+    mean_and_standard_deviation,
+    paired_differences,
+    read_results,
+    spread,
+)
 from bioptimus_hf.ner.tasks import tags_of
 from bioptimus_hf.plots import save_plot
 
@@ -89,36 +98,45 @@ def train(options: argparse.Namespace) -> None:
             make_heads(Run(str(options.work / f"seed-{seed}"), seed=seed), heads, training)
 
 
-def read_scores(options: argparse.Namespace) -> Scores:
-    """Return the test F1 of all heads."""
-
-    def f1(label: str, size: int, seed: int) -> float:
-        head = options.work / f"seed-{seed}" / "ner" / name_of(options, size) / label / str(seed)
-        return float(read_json(head / "scores.json")["test"]["f1"])
-
+def read_heads(options: argparse.Namespace) -> list[HeadResult]:
+    """Return the results of all heads, the smallest sets first."""
     labels = [split_label(given)[0] for given in options.models]
-    return {
-        label: {size: [f1(label, size, seed) for seed in options.seeds] for size in sorted(options.sizes)}
+    folders = [
+        options.work / f"seed-{seed}" / "ner" / name_of(options, size) / label / str(seed)
+        for size in sorted(options.sizes)
         for label in labels
+        for seed in options.seeds
+    ]
+    # Each seed has sentences of its own, and so other inputs.
+    return [replace(result, inputs={}) for folder in folders for result in read_results([folder])]
+
+
+def scores_of(options: argparse.Namespace, heads: Sequence[HeadResult]) -> Scores:
+    """Return the test F1 of all heads."""
+    return {
+        label: {
+            size: [head.scores["f1"] for head in heads if (head.model, head.task) == (label, name_of(options, size))]
+            for size in sorted(options.sizes)
+        }
+        for label in dict.fromkeys(head.model for head in heads)
     }
 
 
-def make_table(options: argparse.Namespace, scores: Scores) -> str:
+def make_table(options: argparse.Namespace, scores: Scores, differences: Sequence[Mapping[str, Any]]) -> str:
     """Make the table of all sizes and models."""
     first, *others = scores
     columns = [*scores, *(f"{other} minus {first}" for other in others)]
     lines = [
         f"Test F1 (strict, percent) of {options.task}, mean ± standard deviation over {len(options.seeds)} seeds; "
-        f"differences in pairs of the same seed and sentences.",
+        f"differences in pairs of the same seed and sentences, with intervals that hold together (95 %).",
         "",
         f"| training sentences | epochs | {' | '.join(columns)} |",
         "| --- " * (len(columns) + 2) + "|",
     ]
     for size in sorted(options.sizes):
-        values = [list(of_size[size]) for of_size in scores.values()]
-        values += [[b - a for a, b in zip(values[0], other, strict=True)] for other in values[1:]]
-        shown = " | ".join(mean_and_standard_deviation(spread(value)) for value in values)
-        lines.append(f"| {size:,} | {epochs(options, size)} | {shown} |")
+        shown = [mean_and_standard_deviation(spread(list(of_size[size]))) for of_size in scores.values()]
+        shown += [difference_and_interval(row) for row in differences if row["task"] == name_of(options, size)]
+        lines.append(f"| {size:,} | {epochs(options, size)} | {' | '.join(shown)} |")
     return "\n".join([*lines, ""])
 
 
@@ -167,10 +185,13 @@ def main() -> None:
     keep_freed_memory()
     write_data(options)
     train(options)
-    scores = read_scores(options)
-    summary = make_table(options, scores)
+    heads = read_heads(options)
+    scores = scores_of(options, heads)
+    differences = paired_differences(heads, [heads[0].model])
+    summary = make_table(options, scores, differences)
     (options.work / "summary.md").write_text(summary, encoding="utf-8")
-    write_json(options.work / "summary.json", {"task": options.task, "seeds": options.seeds, "f1": scores})
+    content = {"task": options.task, "seeds": options.seeds, "f1": scores, "differences": differences}
+    write_json(options.work / "summary.json", content)
     plot(options, scores)
     print(summary)
 
