@@ -9,8 +9,9 @@ of 128 word pieces holds about four sentences, so a batch has a quarter as many 
 one document, in their order.
 
 Writes WORK/summary.md: strict F1 on development and test sets, and the differences between the two kinds, paired by
-seed, with the 95 % interval of a bootstrap over test sentences and pairs. A third row reads the heads of sentences in
-the windows in which `annotate` reads texts: of as many sentences as fit into 512 word pieces.
+seed, with the 95 % interval of a bootstrap over test sentences and pairs. Two more rows have the heads of sentences
+annotate texts of ten sentences, as `annotate` does by default (it finds the sentences again, and reads one at a time)
+and with `--context document` (it reads them all at once). There, an entity is correct if its offsets and type are.
 """
 
 from __future__ import annotations
@@ -18,19 +19,20 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from compare_joint import cut
-from transformers import AutoTokenizer
 
+from bioptimus_hf.annotation.annotator import Annotator
 from bioptimus_hf.artifacts import Run, read_json
 from bioptimus_hf.hardware import keep_freed_memory
-from bioptimus_hf.models import DOCUMENT_WINDOW, MAX_LENGTH, load_by_name, load_token_classifier
 from bioptimus_hf.ner.experiments import make_heads
 from bioptimus_hf.ner.options import Context, HeadOptions, HeadTraining, split_label
 from bioptimus_hf.ner.planning import chosen_tasks, load_task
-from bioptimus_hf.ner.prediction import predict_tags
 from bioptimus_hf.ner.results import (
     HeadResult,
     finished_heads,
@@ -39,11 +41,17 @@ from bioptimus_hf.ner.results import (
     read_results,
     spread,
 )
-from bioptimus_hf.ner.scores import entity_counts, entity_scores
-from bioptimus_hf.ner.tasks import documents_of, tags_of
+from bioptimus_hf.ner.scores import entity_spans
+from bioptimus_hf.ner.tasks import tags_of
 
+Counts = npt.NDArray[np.int64]
 SENTENCES_PER_WINDOW = 4
-SENTENCE, DOCUMENT, WINDOWS = "sentence", "document", "sentence, read in windows of 512"
+SENTENCES_PER_TEXT = 10
+SENTENCE, DOCUMENT = "sentence", "document"
+READ: dict[str, Context] = {
+    "sentence; texts of ten, one sentence at a time": "sentence",
+    "sentence; texts of ten, all at once": "document",
+}
 
 
 def train(options: argparse.Namespace, tasks: Sequence[str]) -> None:
@@ -78,20 +86,34 @@ def results(options: argparse.Namespace, tasks: Sequence[str]) -> Iterator[tuple
             # Equal settings, so that they are pairs.
             result = replace(result, settings={}, inputs={})
             yield replace(result, model=f"{name}, {context}"), dev
-            if context == SENTENCE:
-                scores = {split: in_windows(folder, data[result.task][split]) for split in ("validation", "test")}
-                test, counts = scores["test"]
-                dev = scores["validation"][0]["f1"]
-                yield replace(result, model=f"{name}, {WINDOWS}", scores=test, counts=counts), dev
+            for label, way in READ.items() if context == SENTENCE else ():
+                annotator = Annotator(folder, context=way)
+                dev_counts, counts = (in_texts(annotator, data[result.task][split]) for split in ("validation", "test"))
+                scores = {"f1": f1_of(counts)}
+                yield replace(result, model=f"{name}, {label}", scores=scores, counts=counts), f1_of(dev_counts)
 
 
-def in_windows(folder: Path, dataset: Any) -> tuple[dict[str, float], Any]:
-    """Score a head of sentences on windows of many sentences."""
-    model, tokenizer = load_token_classifier(folder), load_by_name(AutoTokenizer, folder)
-    setattr(model.config, DOCUMENT_WINDOW, MAX_LENGTH)
-    tags = predict_tags(model, tokenizer, dataset["tokens"][:], documents=documents_of(dataset))
-    gold = tags_of(dataset)
-    return entity_scores(gold, tags), entity_counts(gold, tags)
+def in_texts(annotator: Annotator, dataset: Any) -> Counts:
+    """Count entities in texts of several sentences, by sentence: found correctly, found, and true ones."""
+    rows = list(zip(dataset["tokens"][:], tags_of(dataset), strict=True))
+    texts = [rows[start : start + SENTENCES_PER_TEXT] for start in range(0, len(rows), SENTENCES_PER_TEXT)]
+    counts = []
+    found = annotator.annotate(" ".join(word for words, _ in text for word in words) for text in texts)
+    for text, entities in zip(texts, found, strict=True):
+        begin = 0
+        for words, tags in text:
+            starts = list(accumulate((len(word) + 1 for word in words), initial=begin))
+            true = {(starts[first], starts[last] - 1, kind) for first, last, kind in entity_spans(tags)}
+            own = {(one.start, one.end, one.label) for one in entities if begin <= one.start < starts[-1]}
+            counts.append((len(true & own), len(own), len(true)))
+            begin = starts[-1]
+    return np.array(counts, dtype=np.int64)
+
+
+def f1_of(counts: Counts) -> float:
+    """Return F1, a share between 0 and 1."""
+    correct, found, true = counts.sum(0).tolist()
+    return 2 * correct / (found + true) if found + true else 0.0
 
 
 def summarize(found: Sequence[tuple[HeadResult, float]], models: Sequence[str]) -> str:

@@ -49,6 +49,9 @@ MAX_LENGTH = 512
 MIN_SCORE = "min_score"
 """Key in the configuration of a head: the least score of entities that gave the best F1 (see `ner.calibration`)."""
 
+SENTENCE_WINDOW = "sentence_window"
+"""Key in the configuration of a head that is trained on single sentences: word pieces in a window, at most."""
+
 DOCUMENT_WINDOW = "document_window"
 """Key in the configuration of a head that is trained with document context: word pieces in a window."""
 
@@ -351,7 +354,7 @@ def new_head(base: str | Path, labels: Sequence[str], *, seed: int) -> tuple[Pre
             torch.nn.init.normal_(output.weight, std=getattr(model.config, "initializer_range", _STANDARD_DEVIATION))
         if output.bias is not None:
             torch.nn.init.zeros_(output.bias)
-    for of_other_head in (MIN_SCORE, DOCUMENT_WINDOW):  # from which the encoder may have been saved
+    for of_other_head in (MIN_SCORE, SENTENCE_WINDOW, DOCUMENT_WINDOW):  # from which the encoder may have been saved
         vars(model.config).pop(of_other_head, None)
     if tokenizer.pad_token_id is None:  # as in GPT-2
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token

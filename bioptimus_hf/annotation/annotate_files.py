@@ -85,7 +85,9 @@ def _annotate_all(options: AnnotationOptions, runner: RunnerOptions, lock: Path)
     settings |= {"encoding": codec_name(options.encoding), "text_column": named_columns(options.text_column)}
     # Records of files that were annotated without these have no such keys.
     settings |= {
-        name: given for name in ("id_column", "unit") if (given := getattr(options, name)) not in (None, "line")
+        name: given
+        for name in ("id_column", "unit", "context")
+        if (given := getattr(options, name)) not in (None, "line")
     }
     if options.labels:
         settings["labels"] = read_renames(options.labels)

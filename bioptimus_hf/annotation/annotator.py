@@ -26,23 +26,26 @@ from bioptimus_hf.corpus.tags import Tag
 from bioptimus_hf.errors import InputError, format_error
 from bioptimus_hf.models import check_tokenizer, find_model, load_by_name, vocabulary_hash
 from bioptimus_hf.ner.calibration import MinScore, recommended_min_score
+from bioptimus_hf.ner.options import Context, check_context
 
 _TEXTS_AT_ONCE = 256  # held in memory together, so that windows of similar length share a batch
-_PIECES_AT_ONCE = 1024  # in a batch on a CPU
+_PIECES_AT_ONCE = 1024  # in a batch on a CPU, with padding
+_PIECES_ON_GPU = 32768
 
 
 @check_call()
 class Annotator:
     """Finds named entities in texts of any length, with one or several heads.
 
-    Words are the tokenizer's words. Each is labelled by its first piece and never split. A text that fits the model is
-    one window. A longer text is divided into overlapping windows of whole sentences (a sentence that doesn't fit is
-    divided between words). Each word is labelled in the window where it has most context on both sides, and entities
-    are assembled afterwards, so that none ends at the edge of a window.
+    Words are the tokenizer's words. Each is labelled by its first piece and never split. A head reads text as it was
+    trained, if its configuration says so (that of `finetune` does): single sentences, or windows of neighbouring
+    sentences. Any other head reads a text that fits the model as a whole, and a longer one in overlapping windows of
+    whole sentences. A sentence that doesn't fit is divided between words. Each word is labelled in the window where it
+    has most context on both sides, and entities are assembled afterwards, so that none ends at the edge of a window.
 
     An entity begins at a word labelled `B-`, or at a word labelled `I-` that doesn't continue an entity of the same
     type; it extends over the following words labelled `I-` of its type. Its score is the mean probability of its words.
-    For a text that fits the model, these are the entities of transformers' `pipeline("ner",
+    For a text that is read as a whole, these are the entities of transformers' `pipeline("ner",
     aggregation_strategy="first")`, except that none begins or ends within a grapheme, such as a letter and its accent.
     Entities of different heads may overlap.
 
@@ -54,14 +57,16 @@ class Annotator:
             or several of these, which are applied to the same texts. A folder written by `export_onnx` works too. A
             model object is moved to `device` and `dtype` and prepared for inference, not copied.
         tokenizer: tokenizer of all models; by default each model's own, which requires that models are given by name.
-        batch_size: windows per batch, at least 1; by default 64 on a GPU, and on a CPU as many as have 1,024 pieces
-            with their padding, which is as fast as any other number on all engines.
+        batch_size: windows per batch, at least 1; by default as many as have 32,768 pieces with their padding on a GPU,
+            and 1,024 on a CPU, which is as fast as any other number on all engines.
         labels: what labels of the models mean, and how to rename types. A label becomes a type, a tag such as
             `B-Chemical`, or `O` (outside of entities); a type becomes another type, or `O` to leave it out. For example
             `{"LABEL_0": "O", "LABEL_1": "B-Chemical", "LABEL_2": "I-Chemical"}` or `{"Gene": "O"}`. The key `*` stands
             for all other types: `{"Chemical": "Chemical", "*": "O"}` keeps chemicals alone.
         min_score: leave out entities with a score below this, between 0 and 1; `best`: the score that gave each model
             the best F1 on its development set, from `report_heads`.
+        context: what models read at once, instead of what their configurations say: a single `sentence`, or as much of
+            the `document` as fits.
         engine: `torch`, `onnx` (onnxruntime) or `openvino`, the last two on a CPU with models given by name; `auto` is
             the fastest of these on this machine, found by a short trial on texts of the sample. By default `torch`, or
             `onnx` for a folder written by `export_onnx`. The first use of another engine with a model exports it to the
@@ -76,9 +81,9 @@ class Annotator:
     Raises:
         InputError: there is no such model, or it isn't a trained token classifier; a model object without tokenizer; a
             tokenizer without offsets or of another model; an engine that isn't installed, or that doesn't fit the
-            device, the `dtype`, the precision of an exported file or the type of the model; a batch size below 1;
-            a score that isn't between 0 and 1, or `best` for a model that recommends none; labels that name no type, no
-            label for words outside of entities, or a key of `labels` that no model has.
+            device, the `dtype`, the precision of an exported file or the type of the model; a batch size below 1; an
+            unknown context; a score that isn't between 0 and 1, or `best` for a model that recommends none; labels that
+            name no type, no label for words outside of entities, or a key of `labels` that no model has.
     """
 
     def __init__(
@@ -89,6 +94,7 @@ class Annotator:
         batch_size: int | None = None,
         labels: Mapping[str, str] | None = None,
         min_score: MinimumScore = 0.0,
+        context: Context | None = None,
         engine: EngineOption | None = None,
         precision: Precision | None = None,
         dtype: torch.dtype | None = None,
@@ -98,6 +104,8 @@ class Annotator:
         if not models:
             raise InputError("no model given: name at least one token classifier")
         _check_engine(engine, precision, dtype)
+        if context is not None:
+            check_context(context)
         if device is None:
             on_cpu = engine in ("onnx", "openvino") or any(map(is_exported, models))
             accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
@@ -105,7 +113,8 @@ class Annotator:
         self.device = torch.device(device)
         if batch_size is not None and batch_size < 1:
             raise InputError(f"batch_size is {batch_size}: it must be at least 1")
-        self._batch_size = 64 if batch_size is None and self.device.type != "cpu" else batch_size
+        self._batch_size = batch_size
+        self._pieces = _PIECES_AT_ONCE if self.device.type == "cpu" else _PIECES_ON_GPU
         check_score(min_score)
         self._groups: list[_Group] = []
         # Pinned: files of one model, loaded one after the other, must not come from different revisions.
@@ -116,7 +125,7 @@ class Annotator:
             # First: it verifies the files of both.
             loaded = load_engine(source, self.device, engine=named, precision=given, dtype=dtype)
             own_tokenizer = tokenizer or _load_tokenizer(source)
-            text_tokenizer = TextTokenizer(own_tokenizer, loaded.config)
+            text_tokenizer = TextTokenizer(own_tokenizer, loaded.config, context)
             _check_tokenizer(own_tokenizer, loaded, source, given=tokenizer is not None)
             name = "the model" if isinstance(source, PreTrainedModel) else str(source)
             least = best_score(source) if min_score == BEST else float(min_score)
@@ -235,7 +244,7 @@ class Annotator:
         """Divide windows and their texts into batches; the longest windows come first."""
         start = 0
         while start < len(windows):
-            size = self._batch_size or max(_PIECES_AT_ONCE // len(windows[start][1].ids), 1)
+            size = self._batch_size or max(self._pieces // len(windows[start][1].ids), 1)
             yield windows[start : start + size]
             start += size
 

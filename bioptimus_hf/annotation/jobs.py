@@ -83,6 +83,7 @@ def load_annotator(options: AnnotationOptions, device: str | None = None) -> Ann
         batch_size=options.batch_size,
         labels=read_renames(options.labels),
         min_score=options.min_score,
+        context=options.context,
         engine=options.engine,
         precision=options.precision,
         device=device,

@@ -12,6 +12,7 @@ from bioptimus_hf.corpus.formats import READABLE, WRITABLE
 from bioptimus_hf.corpus.options import TEXT_COLUMN_HELP, UNIT_HELP
 from bioptimus_hf.corpus.reading import MAX_DOCUMENT_MEGABYTES, ReadOptions
 from bioptimus_hf.errors import InputError
+from bioptimus_hf.ner.options import Context, check_context
 
 EngineName = Literal["torch", "onnx", "openvino"]
 EngineOption = Literal["torch", "onnx", "openvino", "auto"]
@@ -72,6 +73,13 @@ class AnnotationOptions:
             "each head the best F1 on its development set, which bioptimus report stores with it"
         },
     )
+    context: Context | None = field(
+        default=None,
+        metadata={
+            "help": "What heads read at once: a single sentence, or as much of the document as fits; by default what a "
+            "head was trained with, as its config.json says, or document if it doesn't say"
+        },
+    )
     on_error: Literal["raise", "skip"] = field(
         default="raise",
         metadata={"help": "A document that can't be read: leave out its file, or only the document, which is recorded"},
@@ -91,7 +99,10 @@ class AnnotationOptions:
     keep: bool = field(default=False, metadata={"help": "Add the entities to those of the input, don't replace them"})
     batch_size: int | None = field(
         default=None,
-        metadata={"help": "Windows of text per batch; by default 64 on a GPU, and 1,024 word pieces on a CPU"},
+        metadata={
+            "help": "Windows of text per batch; by default as many as have 32,768 word pieces on a GPU, and 1,024 on a "
+            "CPU"
+        },
     )
     engine: EngineOption | None = field(
         default=None,
@@ -128,6 +139,8 @@ class AnnotationOptions:
         self.read_options()
         read_renames(self.labels)
         check_score(self.min_score)
+        if self.context is not None:
+            check_context(self.context)
         if self.batch_size is not None and self.batch_size < 1:
             raise InputError(f"must be at least 1, not {self.batch_size}", argument="batch_size")
 

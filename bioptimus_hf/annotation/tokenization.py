@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ from bioptimus_hf.corpus.sentences import sentence_starts
 from bioptimus_hf.corpus.tags import OUTSIDE, Tag
 from bioptimus_hf.models import longest_input
 from bioptimus_hf.ner.calibration import score_of_entity
+from bioptimus_hf.ner.options import Context
 from bioptimus_hf.ner.text_words import keep_graphemes
-from bioptimus_hf.ner.windows import OVERLAP, document_window, spans_of_words
+from bioptimus_hf.ner.windows import OVERLAP, OVERLAP_IN_SENTENCE, document_window, sentence_window, spans_of_words
 from bioptimus_hf.ner.word_pieces import EncodedText, WordEncoder
 
 Array = npt.NDArray[Any]
@@ -46,15 +48,26 @@ class TokenizedText:
         starts: first character of each word.
         ends: the character after the last one of each word.
         windows: together they label each word exactly once, in order.
+        first_words: numbers of words that begin a sentence which is read by itself, and so no entity continues there.
         labels: predicted label ids of shape (heads, words).
         scores: probabilities of these labels, float32 of the same shape.
     """
 
-    def __init__(self, text: str, starts: Array, ends: Array, windows: list[TextWindow], heads: int) -> None:
+    def __init__(
+        self,
+        text: str,
+        starts: Array,
+        ends: Array,
+        windows: list[TextWindow],
+        *,
+        heads: int,
+        first_words: Iterable[int] = (),
+    ) -> None:
         self.text = text
         self.starts = starts
         self.ends = ends
         self.windows = windows
+        self.first_words = frozenset(first_words)
         self.labels = np.zeros((heads, len(starts)), dtype=np.int64)
         self.scores = np.zeros((heads, len(starts)), dtype=np.float32)
 
@@ -69,7 +82,8 @@ class TokenizedText:
         labels = self.labels[head]
         first = last = -2
         for word in np.flatnonzero(~np.isin(labels, outside)).tolist():
-            if word != last + 1 or not tags[labels[word]].continues(tags[labels[last]]):
+            follows = word == last + 1 and word not in self.first_words
+            if not follows or not tags[labels[word]].continues(tags[labels[last]]):
                 if first >= 0:
                     yield from self._entity(head, first, last, tags[labels[first]].type)
                 first = word
@@ -97,20 +111,30 @@ class TextTokenizer:
     Args:
         tokenizer: a fast tokenizer.
         config: configuration of a model, which limits the length of a window.
+        context: whether a window holds a single sentence, or as many as fit; by default what the model was trained
+            with, and as many as fit if `config` doesn't say.
 
     Raises:
         InputError: the tokenizer doesn't report offsets (a slow tokenizer).
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, context: Context | None = None
+    ) -> None:
         self._encoder = WordEncoder(tokenizer)
+        trained = sentence_window(config)
+        self._by_sentence = context == "sentence" or (context is None and trained is not None)
         longest = longest_input(config, tokenizer)
-        window = min(longest, document_window(config) or longest)
+        window = min(longest, (trained if self._by_sentence else document_window(config)) or longest)
         self._room = window - len(self._encoder.begin) - len(self._encoder.end)
 
     def is_equivalent_to(self, other: TextTokenizer) -> bool:
         """Tell whether both divide every text into the same windows."""
-        return (self._encoder.key, self._room) == (other._encoder.key, other._room)
+        return self._key == other._key
+
+    @property
+    def _key(self) -> tuple[str, int, bool]:
+        return self._encoder.key, self._room, self._by_sentence
 
     def tokenize(self, texts: Sequence[str], *, heads: int = 1) -> list[TokenizedText]:
         """Tokenize texts and divide them into windows.
@@ -122,8 +146,12 @@ class TextTokenizer:
         tokenized = []
         for text, encoded in zip(texts, self._encoder.encode_texts(texts), strict=True):
             keep_graphemes(text, encoded.starts, encoded.ends)
-            windows = list(self._windows(text, encoded))
-            tokenized.append(TokenizedText(text, encoded.starts, encoded.ends, windows, heads))
+            sentences = self._sentences(text, encoded)
+            windows = list(self._windows(encoded, sentences))
+            first_words = _first_words(sentences) if self._by_sentence else ()
+            tokenized.append(
+                TokenizedText(text, encoded.starts, encoded.ends, windows, heads=heads, first_words=first_words)
+            )
         return tokenized
 
     def pad(self, windows: Sequence[TextWindow]) -> dict[str, torch.Tensor]:
@@ -135,19 +163,39 @@ class TextTokenizer:
         mask = (np.arange(ids.shape[1]) < lengths[:, None]).astype(np.int64)
         return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
 
-    def _windows(self, text: str, encoded: EncodedText) -> Iterator[TextWindow]:
+    def _sentences(self, text: str, encoded: EncodedText) -> Array:
+        """Return the number of the sentence of each word; a text that is read as a whole counts as one."""
+        if len(encoded.ids) <= self._room and not self._by_sentence:
+            return np.zeros(len(encoded.starts), dtype=np.int64)
+        return np.searchsorted(sentence_starts(text)[1:], encoded.starts, side="right")
+
+    def _windows(self, encoded: EncodedText, sentences: Array) -> Iterator[TextWindow]:
         """Divide a text between sentences, or between words where a sentence doesn't fit."""
         ids, first, room = encoded.ids, encoded.first, self._room
+        sizes = np.diff(first, append=len(ids))
+        if (sizes > room).any():  # a word that doesn't fit is truncated
+            ids = ids[np.arange(len(ids)) - np.repeat(first, sizes) < room]
+            sizes = np.minimum(sizes, room)
+            first = np.cumsum(sizes) - sizes
         begin, end = self._encoder.begin, self._encoder.end
-        if len(ids) <= room:
-            if len(ids):
-                yield TextWindow(np.concatenate([begin, ids, end]).astype(np.int64), 0, first + len(begin))
+        for left, right, own_left, own_right in self._spans(sizes, sentences):
+            pieces = ids[first[left] : first[right - 1] + sizes[right - 1]]
+            window = np.concatenate([begin, pieces, end]).astype(np.int64)
+            yield TextWindow(window, own_left, len(begin) + first[own_left:own_right] - first[left])
+
+    def _spans(self, sizes: Array, sentences: Array) -> Iterator[tuple[int, int, int, int]]:
+        """Yield windows over the words of a text; see `spans_of_words`."""
+        if not self._by_sentence:
+            yield from spans_of_words(sizes, sentences, self._room, overlap=OVERLAP)
             return
-        sizes = np.minimum(np.diff(first, append=len(ids)), room)  # a word that doesn't fit is truncated
-        starts = sentence_starts(text)[1:]
-        sentences = np.searchsorted(starts, encoded.starts, side="right")
-        for left, right, own_left, own_right in spans_of_words(sizes, sentences, room, overlap=OVERLAP):
-            pieces = [ids[first[word] : first[word] + sizes[word]] for word in range(left, right)]
-            places = len(begin) + np.cumsum([0, *map(len, pieces)])[:-1]
-            window = np.concatenate([begin, *pieces, end]).astype(np.int64)
-            yield TextWindow(window, own_left, places[own_left - left : own_right - left])
+        for start, end in pairwise([*_first_words(sentences), len(sizes)]):
+            one = np.zeros(end - start, dtype=np.int64)
+            for span in spans_of_words(sizes[start:end], one, self._room, overlap=OVERLAP_IN_SENTENCE):
+                left, right, own_left, own_right = (start + word for word in span)
+                yield left, right, own_left, own_right
+
+
+def _first_words(sentences: Array) -> list[int]:
+    """Return the first word of each sentence, given the sentence of each word."""
+    found: list[int] = np.flatnonzero(np.diff(sentences, prepend=-1)).tolist()
+    return found

@@ -37,6 +37,7 @@ from bioptimus_hf.models import (
     DOCUMENT_WINDOW,
     IGNORED_LABEL,
     MAX_LENGTH,
+    SENTENCE_WINDOW,
     check_finite,
     check_tokenizer,
     longest_input,
@@ -89,8 +90,9 @@ def finetune(
         dataset: from `load_ner`, of which `test` isn't used; or from `join_tasks`.
         arguments: from `best_epoch_arguments`.
         max_length: maximum number of word pieces in a window, including those that begin and end it.
-        context: `document` trains on windows of neighbouring sentences (see `document_windows`). The configuration of
-            the model says so, and prediction and annotation read text in the same windows.
+        context: `sentence` trains on single sentences, `document` on windows of neighbouring sentences (see
+            `document_windows`). The configuration of the model says which, and prediction and annotation read text in
+            the same windows.
         num_proc: number of processes for tokenising.
 
     Returns:
@@ -182,9 +184,11 @@ def _in_float32(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _record_context(configuration: PretrainedConfig, context: Context, max_length: int) -> None:
-    vars(configuration).pop(DOCUMENT_WINDOW, None)
-    if context == "document":
-        setattr(configuration, DOCUMENT_WINDOW, max_length)
+    """Say in the configuration of a head in which windows it is trained, so that annotation reads text in the same."""
+    for key, of in ((SENTENCE_WINDOW, "sentence"), (DOCUMENT_WINDOW, "document")):
+        vars(configuration).pop(key, None)
+        if context == of:
+            setattr(configuration, key, max_length)
 
 
 def _warn_of_a_single_update(train: Dataset, arguments: TrainingArguments) -> None:

@@ -23,6 +23,7 @@ from bioptimus_hf.ner.windows import (
     Window,
     document_window,
     document_windows,
+    sentence_window,
     sentence_windows,
     sentences_by_document,
 )
@@ -130,10 +131,10 @@ def _numbered_windows(
 ) -> Iterator[tuple[int, Window]]:
     """Yield the windows in which a head reads sentences, each with the number of its first word among all words."""
     max_length = min(max_length, longest_input(configuration))
-    size = document_window(configuration)
-    if size is None:
+    if (size := document_window(configuration)) is None:
         parts = [[words] for words in sentences]
-        windows = sentence_windows(sentences, tokenizer, max_length=max_length)
+        size = sentence_window(configuration) or max_length
+        windows = sentence_windows(sentences, tokenizer, max_length=min(max_length, size))
     else:
         parts = sentences_by_document(sentences, range(len(sentences)) if documents is None else documents)
         windows = document_windows(parts, tokenizer, max_length=min(max_length, size))

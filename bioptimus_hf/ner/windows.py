@@ -13,13 +13,15 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from bioptimus_hf.errors import InputError
-from bioptimus_hf.models import DOCUMENT_WINDOW, MAX_LENGTH
+from bioptimus_hf.models import DOCUMENT_WINDOW, MAX_LENGTH, SENTENCE_WINDOW
 from bioptimus_hf.ner.word_pieces import WordEncoder
 
 Array = npt.NDArray[Any]
 Item = TypeVar("Item")
 OVERLAP = 0.125
 """Share of a window of a document for context: a sentence or two on each side costs an eighth more work."""
+OVERLAP_IN_SENTENCE = 0.5
+"""Share that windows of the same long sentence have in common."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,20 @@ def document_window(configuration: Any) -> int | None:
     Args:
         configuration: a `PretrainedConfig`.
     """
-    found = getattr(configuration, DOCUMENT_WINDOW, None)
+    return _size(configuration, DOCUMENT_WINDOW)
+
+
+def sentence_window(configuration: Any) -> int | None:
+    """Return the word pieces in a window of a head that is trained on single sentences; None for any other head.
+
+    Args:
+        configuration: a `PretrainedConfig`.
+    """
+    return _size(configuration, SENTENCE_WINDOW)
+
+
+def _size(configuration: Any, key: str) -> int | None:
+    found = getattr(configuration, key, None)
     return found if type(found) is int and found > 0 else None  # another program may use this key for something else
 
 
@@ -64,7 +79,7 @@ def sentence_windows(
     Raises:
         InputError: `max_length` leaves no room for a word.
     """
-    return _windows([[words] for words in sentences], tokenizer, max_length, overlap=0.5)
+    return _windows([[words] for words in sentences], tokenizer, max_length, overlap=OVERLAP_IN_SENTENCE)
 
 
 def document_windows(

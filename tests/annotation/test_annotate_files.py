@@ -850,9 +850,13 @@ def test_the_least_score_is_a_setting(tiny_head: Path, tmp_path: Path) -> None:
     assert read_record(record_of(path))["settings"]["min_score"] == least
     with pytest.raises(InputError, match="was made with different min_score"):
         annotate(tiny_head, tmp_path / "a.txt", tmp_path / "some", min_score=1.0)
+    with pytest.raises(InputError, match="was made with different context"):
+        annotate(tiny_head, tmp_path / "a.txt", tmp_path / "some", min_score=least, context="sentence")
     # Kept annotations of the input have no score to be judged by.
     (again,) = annotate(tiny_head, path, tmp_path / "kept", keep=True, min_score=1.0)
     assert [entity.score for document in DocumentReader(again) for entity in document.entities] == kept
     for wrong in (-1.0, 1.5, float("nan")):
         with pytest.raises(InputError, match=r"^min_score: must be between 0 and 1"):
             annotate(tiny_head, tmp_path / "a.txt", tmp_path / "out", min_score=wrong)
+    with pytest.raises(InputError, match=r"^context: must be sentence or document, not 'page'"):
+        annotate(tiny_head, tmp_path / "a.txt", tmp_path / "out", context="page")

@@ -1,8 +1,9 @@
-"""Heads with document context: their windows, and that training, prediction and annotation read text alike."""
+"""What heads read at once: sentences or documents, and that training, prediction and annotation read text alike."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib import resources
 from itertools import chain, groupby
 from pathlib import Path
@@ -19,13 +20,14 @@ from transformers import AutoTokenizer, BertTokenizer
 
 from bioptimus_hf.annotation.annotator import Annotator
 from bioptimus_hf.artifacts import Run
+from bioptimus_hf.corpus.documents import Entity
 from bioptimus_hf.corpus.formats import DocumentReader
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import load_by_name, load_token_classifier, new_head, save_head
 from bioptimus_hf.ner.experiments import make_heads
 from bioptimus_hf.ner.finetuning import best_epoch_arguments, finetune, windows_dataset
 from bioptimus_hf.ner.head_report import report_heads
-from bioptimus_hf.ner.options import HeadOptions, HeadTraining
+from bioptimus_hf.ner.options import Context, HeadOptions, HeadTraining
 from bioptimus_hf.ner.prediction import predict_tags
 from bioptimus_hf.ner.tasks import NerTask, documents_of, label_names, load_ner
 from bioptimus_hf.ner.windows import document_windows, sentences_by_document
@@ -126,35 +128,42 @@ def test_every_word_of_a_document_is_labelled_once(documents: DatasetDict, token
     assert len(windows_dataset(train, tokenizer)) == len(train)
 
 
+@pytest.mark.parametrize("context", ["sentence", "document"])
 @pytest.mark.parametrize(("name", "file"), [("bert", "labelled"), ("roberta", "labelled"), ("bert", "with_titles")])
 def test_prediction_and_annotation_read_the_same_windows(
-    name: str, file: str, tmp_path: Path, request: pytest.FixtureRequest
+    name: str, file: str, context: Context, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     source = request.getfixturevalue(file)
     documents = load_ner(NerTask("mine"), source)
     assert ("passage" in documents["test"].column_names) == (file == "with_titles")
     save_architecture(name, tmp_path)
     model, tokenizer = load_token_classifier(tmp_path), load_by_name(AutoTokenizer, tmp_path)
-    model.config.document_window = 48
+    setattr(model.config, f"{context}_window", 48)
     originals = {document.id: document for document in DocumentReader(source)}
     test = documents["test"]
     tags = predict_tags(model, tokenizer, test["tokens"][:], documents=documents_of(test))
     apart = predict_tags(model, tokenizer, test["tokens"][:])
-    assert tags != apart, "context changes nothing: this proves nothing"
+    if context == "document":
+        assert tags != apart, "context changes nothing: this proves nothing"
+    else:
+        assert tags == apart
     pairs = zip(test["document"], test["tokens"], tags, strict=True)
     compared = 0
     for document, of_document in groupby(pairs, key=lambda pair: pair[0]):
         text = originals[document].text
         expected, end = [], 0
         last = ("", -1)  # type and end of the latest entity
-        for word, tag in ((word, tag) for _, words, tags in of_document for word, tag in zip(words, tags, strict=True)):
-            start = text.index(word, end)
-            if tag == f"I-{last[0]}" and last[1] == end:
-                expected[-1][1] = start + len(word)
-            elif tag != "O":
-                expected.append([start, start + len(word), tag[2:]])
-            end = start + len(word)
-            last = (tag[2:], end) if tag != "O" else ("", -1)
+        for _, words, tags_of_sentence in of_document:
+            if context == "sentence":
+                last = ("", -1)
+            for word, tag in zip(words, tags_of_sentence, strict=True):
+                start = text.index(word, end)
+                if tag == f"I-{last[0]}" and last[1] == end:
+                    expected[-1][1] = start + len(word)
+                elif tag != "O":
+                    expected.append([start, start + len(word), tag[2:]])
+                end = start + len(word)
+                last = (tag[2:], end) if tag != "O" else ("", -1)
         (found,) = Annotator(model, tokenizer).annotate_documents([originals[document]])
         assert [[entity.start, entity.end, entity.label] for entity in found.entities] == expected
         compared += len(expected)
@@ -170,11 +179,11 @@ def test_sentences_without_a_document_are_read_by_themselves(documents: DatasetD
 
 
 def test_heads_with_other_windows_read_apart(tokenizer: BertTokenizer) -> None:
-    heads = [build_tiny_head(layers=1, seed=seed) for seed in (0, 1)]
+    heads = [build_tiny_head(layers=1, seed=seed) for seed in (0, 1, 2)]
     text = "The patients were severe in renal failure. " * 9
     alone = []
-    for head, window in zip(heads, (20, None), strict=True):
-        head.config.document_window = window
+    for head, key in zip(heads, ("document_window", "sentence_window", "no_window"), strict=True):
+        setattr(head.config, key, 20)
         alone += [
             (one.start, one.end, one.label, one.score) for one in next(Annotator(head, tokenizer).annotate([text]))
         ]
@@ -185,9 +194,35 @@ def test_heads_with_other_windows_read_apart(tokenizer: BertTokenizer) -> None:
 def test_a_foreign_document_window_is_ignored(tokenizer: BertTokenizer) -> None:
     model = build_tiny_head(layers=1)
     plain = predict_tags(model, tokenizer, [["the"], ["of"]], documents=["a", "a"])
+    text = "The patients were severe. Renal failure was severe."
+    as_a_whole = list(Annotator(model, tokenizer).annotate([text]))
     for other in ("wide", True, 0, None):
-        model.config.document_window = other
+        model.config.document_window = model.config.sentence_window = other
         assert predict_tags(model, tokenizer, [["the"], ["of"]], documents=["a", "a"]) == plain
+        assert list(Annotator(model, tokenizer).annotate([text])) == as_a_whole
+
+
+def test_context_can_be_set_for_heads_that_do_not_say_how_they_were_trained(tokenizer: BertTokenizer) -> None:
+    head = build_tiny_head(layers=1)
+    text = "The patients were severe in renal failure. Failure of the kidney was severe. "
+
+    def found(context: Context | None, text: str = text) -> list[Entity]:
+        (entities,) = Annotator(head, tokenizer, context=context).annotate([text])
+        return [replace(entity, score=round(entity.score, 4)) for entity in entities]
+
+    middle = text.index("Failure of")
+    apart = [
+        *found(None, text[:middle]),
+        *(replace(one, start=one.start + middle, end=one.end + middle) for one in found(None, text[middle:])),
+    ]
+    assert found("document") == found(None)
+    assert found("sentence") == apart != found(None)
+    head.config.sentence_window = 20
+    assert found(None) == apart
+    head.config.sentence_window, head.config.document_window = None, 20
+    assert found("sentence") == apart
+    with pytest.raises(InputError, match="context: must be sentence or document, not 'page'"):
+        found("page")  # type: ignore[arg-type]
 
 
 def test_a_head_with_document_context(documents: DatasetDict, tmp_path: Path) -> None:
@@ -206,8 +241,12 @@ def test_a_head_with_document_context(documents: DatasetDict, tmp_path: Path) ->
     for source in ("head", "encoder"):
         again, _ = new_head(tmp_path / source, label_names(documents["train"]), seed=0)
         assert not hasattr(again.config, "document_window")
-    finetune(model, tokenizer, documents, arguments)
+    finetune(model, tokenizer, documents, arguments, max_length=32)
     assert not hasattr(model.config, "document_window")
+    save_head(model, tokenizer, tmp_path / "of_sentences")
+    assert json.loads((tmp_path / "of_sentences" / "config.json").read_text())["sentence_window"] == 32
+    again, _ = new_head(tmp_path / "of_sentences", label_names(documents["train"]), seed=0)
+    assert not hasattr(again.config, "sentence_window")
 
 
 def test_heads_of_a_run_with_document_context(labelled: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

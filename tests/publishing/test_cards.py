@@ -123,6 +123,17 @@ def test_cards_state_the_least_score_of_a_head_that_has_a_report(tmp_path: Path)
     assert "a score below 0.62 changed F1 on the validation set from 83.05 % to 84.12 % (`bioptimus annotate" in card
 
 
+def test_card_of_a_head_of_sentences_says_how_to_use_it(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    assert "single sentences" not in head_card(head_facts(run, "own", "0.4", "lab/encoder-own", ABOUT))
+    for seed in (0, 1):
+        file = run / "ner" / "own" / "v0.4" / str(seed) / "config.json"
+        write_json(file, {**read_json(file), "sentence_window": 512})
+    card = head_card(head_facts(run, "own", "0.4", "lab/encoder-own", ABOUT))
+    assert check(card, "models") == ([], [])
+    assert "\n\nIt was trained on single sentences. Give it the sentences of a longer text one by one" in card
+
+
 def test_card_of_a_joint_head(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     make_joint_head(run, own=0.75, mine=0.5)
