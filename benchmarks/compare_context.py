@@ -26,10 +26,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from compare_joint import cut
+from transformers import AutoTokenizer
 
 from bioptimus_hf.annotation.annotator import Annotator
 from bioptimus_hf.artifacts import Run, read_json
 from bioptimus_hf.hardware import keep_freed_memory
+from bioptimus_hf.models import IOB2, TAGGING_SCHEME, load_by_name, load_token_classifier
 from bioptimus_hf.ner.experiments import make_heads
 from bioptimus_hf.ner.options import Context, HeadOptions, HeadTraining, split_label
 from bioptimus_hf.ner.planning import chosen_tasks, load_task
@@ -87,7 +89,9 @@ def results(options: argparse.Namespace, tasks: Sequence[str]) -> Iterator[tuple
             result = replace(result, settings={}, inputs={})
             yield replace(result, model=f"{name}, {context}"), dev
             for label, way in READ.items() if context == SENTENCE else ():
-                annotator = Annotator(folder, context=way)
+                model, tokenizer = load_token_classifier(folder), load_by_name(AutoTokenizer, folder)
+                setattr(model.config, TAGGING_SCHEME, IOB2)  # heads of earlier versions don't say so
+                annotator = Annotator(model, tokenizer, context=way)
                 dev_counts, counts = (in_texts(annotator, data[result.task][split]) for split in ("validation", "test"))
                 scores = {"f1": f1_of(counts)}
                 yield replace(result, model=f"{name}, {label}", scores=scores, counts=counts), f1_of(dev_counts)

@@ -55,6 +55,10 @@ SENTENCE_WINDOW = "sentence_window"
 DOCUMENT_WINDOW = "document_window"
 """Key in the configuration of a head that is trained with document context: word pieces in a window."""
 
+TAGGING_SCHEME = "tagging_scheme"
+"""Key in the configuration of a head: with `IOB2`, an `I-` that doesn't continue an entity isn't one."""
+IOB2 = "IOB2"
+
 HEAD_PACKAGES = "bioptimus_hf.heads"
 """Group of the entry points of installed packages with heads, as `bioptimus package` builds them."""
 
@@ -354,7 +358,8 @@ def new_head(base: str | Path, labels: Sequence[str], *, seed: int) -> tuple[Pre
             torch.nn.init.normal_(output.weight, std=getattr(model.config, "initializer_range", _STANDARD_DEVIATION))
         if output.bias is not None:
             torch.nn.init.zeros_(output.bias)
-    for of_other_head in (MIN_SCORE, SENTENCE_WINDOW, DOCUMENT_WINDOW):  # from which the encoder may have been saved
+    # The encoder may have been saved from another head.
+    for of_other_head in (MIN_SCORE, SENTENCE_WINDOW, DOCUMENT_WINDOW, TAGGING_SCHEME):
         vars(model.config).pop(of_other_head, None)
     if tokenizer.pad_token_id is None:  # as in GPT-2
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token

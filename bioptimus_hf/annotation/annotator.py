@@ -24,7 +24,7 @@ from bioptimus_hf.artifacts import verify
 from bioptimus_hf.corpus.documents import Document, Entity
 from bioptimus_hf.corpus.tags import Tag
 from bioptimus_hf.errors import InputError, format_error
-from bioptimus_hf.models import check_tokenizer, find_model, load_by_name, vocabulary_hash
+from bioptimus_hf.models import IOB2, TAGGING_SCHEME, check_tokenizer, find_model, load_by_name, vocabulary_hash
 from bioptimus_hf.ner.calibration import MinScore, recommended_min_score
 from bioptimus_hf.ner.options import Context, check_context
 
@@ -43,11 +43,12 @@ class Annotator:
     whole sentences. A sentence that doesn't fit is divided between words. Each word is labelled in the window where it
     has most context on both sides, and entities are assembled afterwards, so that none ends at the edge of a window.
 
-    An entity begins at a word labelled `B-`, or at a word labelled `I-` that doesn't continue an entity of the same
-    type; it extends over the following words labelled `I-` of its type. Its score is the mean probability of its words.
-    For a text that is read as a whole, these are the entities of transformers' `pipeline("ner",
-    aggregation_strategy="first")`, except that none begins or ends within a grapheme, such as a letter and its accent.
-    Entities of different heads may overlap.
+    An entity begins at a word labelled `B-` and extends over the following words labelled `I-` of its type. Its score
+    is the mean probability of its words. A head whose configuration doesn't say that its tags are IOB2 (that of
+    `finetune` does) may have been trained with another scheme: there, an entity also begins at an `I-` that doesn't
+    continue one. So for a text that such a head reads as a whole, these are the entities of transformers'
+    `pipeline("ner", aggregation_strategy="first")`, except that none begins or ends within a grapheme, such as a letter
+    and its accent. Entities of different heads may overlap.
 
     The labels of other schemes are read, too: IOBES, BILOU and BMES, in upper or lower case, with the mark before or
     after the type, and types without marks. Labels that name no type (`LABEL_1`, a bare `B`) need `labels`.
@@ -129,7 +130,8 @@ class Annotator:
             _check_tokenizer(own_tokenizer, loaded, source, given=tokenizer is not None)
             name = "the model" if isinstance(source, PreTrainedModel) else str(source)
             least = best_score(source) if min_score == BEST else float(min_score)
-            head = _Head(source, loaded, interpret_labels(loaded.config.id2label, labels or {}, name=name), least)
+            tags = interpret_labels(loaded.config.id2label, labels or {}, name=name)
+            head = _Head(source, loaded, tags, least, getattr(loaded.config, TAGGING_SCHEME, None) == IOB2)
             group = next((group for group in self._groups if group.tokenizer.is_equivalent_to(text_tokenizer)), None)
             if group is None:
                 self._groups.append(_Group(text_tokenizer, [head]))
@@ -251,12 +253,15 @@ class Annotator:
 
 @dataclass(frozen=True)
 class _Head:
-    """A token classifier, where it comes from, what each of its labels stands for, and the least score of entities."""
+    """A token classifier, where it comes from, what each of its labels stands for, the least score of entities, and
+    whether no entity begins with `I-`.
+    """
 
     source: str | PreTrainedModel
     engine: Engine
     tags: dict[int, Tag]
     min_score: float
+    strict: bool
 
 
 @dataclass(frozen=True)
@@ -310,7 +315,7 @@ def _entities(text: TokenizedText, heads: Sequence[_Head]) -> list[Entity]:
     return [
         entity
         for number, head in enumerate(heads)
-        for entity in text.entities(number, head.tags)
+        for entity in text.entities(number, head.tags, strict=head.strict)
         if entity.score >= head.min_score
     ]
 

@@ -14,7 +14,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from bioptimus_hf.corpus.documents import Entity
 from bioptimus_hf.corpus.sentences import sentence_starts
-from bioptimus_hf.corpus.tags import OUTSIDE, Tag
+from bioptimus_hf.corpus.tags import BEGINNING, OUTSIDE, Tag
 from bioptimus_hf.models import longest_input
 from bioptimus_hf.ner.calibration import score_of_entity
 from bioptimus_hf.ner.options import Context
@@ -71,12 +71,13 @@ class TokenizedText:
         self.labels = np.zeros((heads, len(starts)), dtype=np.int64)
         self.scores = np.zeros((heads, len(starts)), dtype=np.float32)
 
-    def entities(self, head: int, tags: Mapping[int, Tag]) -> Iterator[Entity]:
+    def entities(self, head: int, tags: Mapping[int, Tag], *, strict: bool = False) -> Iterator[Entity]:
         """Yield the entities that a head predicts, in the order of the text.
 
         Args:
             head: number of the head (row of `labels`).
             tags: what each label id stands for.
+            strict: no entity begins with `I-`, as in strict IOB2.
         """
         outside = [label for label, tag in tags.items() if tag.mark == OUTSIDE]
         labels = self.labels[head]
@@ -86,7 +87,7 @@ class TokenizedText:
             if not follows or not tags[labels[word]].continues(tags[labels[last]]):
                 if first >= 0:
                     yield from self._entity(head, first, last, tags[labels[first]].type)
-                first = word
+                first = word if not strict or tags[labels[word]].mark in BEGINNING else -1
             last = word
         if first >= 0:
             yield from self._entity(head, first, last, tags[labels[first]].type)

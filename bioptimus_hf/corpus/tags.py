@@ -22,6 +22,10 @@ _PREFIXED = re.compile(r"([BIMELSU])(?:[-_](.*))?", re.IGNORECASE | re.DOTALL)
 _SUFFIXED = re.compile(r"(.+)[-_]([BIMELSU])", re.IGNORECASE | re.DOTALL)
 
 
+BEGINNING = "BS"
+"""Marks of tags that begin an entity in strict IOB2, and in the schemes that mark the end of entities, too."""
+
+
 class Tag(NamedTuple):
     """A tag of any scheme.
 

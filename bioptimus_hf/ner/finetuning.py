@@ -36,8 +36,10 @@ from bioptimus_hf.hardware import prepare_for_cpu
 from bioptimus_hf.models import (
     DOCUMENT_WINDOW,
     IGNORED_LABEL,
+    IOB2,
     MAX_LENGTH,
     SENTENCE_WINDOW,
+    TAGGING_SCHEME,
     check_finite,
     check_tokenizer,
     longest_input,
@@ -91,8 +93,8 @@ def finetune(
         arguments: from `best_epoch_arguments`.
         max_length: maximum number of word pieces in a window, including those that begin and end it.
         context: `sentence` trains on single sentences, `document` on windows of neighbouring sentences (see
-            `document_windows`). The configuration of the model says which, and prediction and annotation read text in
-            the same windows.
+            `document_windows`). The configuration of the model says which, so that prediction and annotation read text
+            in the same windows. It also says that tags are IOB2, so that annotation finds the entities that are scored.
         num_proc: number of processes for tokenising.
 
     Returns:
@@ -184,7 +186,8 @@ def _in_float32(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _record_context(configuration: PretrainedConfig, context: Context, max_length: int) -> None:
-    """Say in the configuration of a head in which windows it is trained, so that annotation reads text in the same."""
+    """Say in the configuration of a head how it is trained and scored, so that annotation does the same."""
+    setattr(configuration, TAGGING_SCHEME, IOB2)
     for key, of in ((SENTENCE_WINDOW, "sentence"), (DOCUMENT_WINDOW, "document")):
         vars(configuration).pop(key, None)
         if context == of:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bioptimus_hf.argument_checks import check_call
-from bioptimus_hf.corpus.tags import OUTSIDE, TAG, Tag, known_tag, parse_tag
+from bioptimus_hf.corpus.tags import BEGINNING, OUTSIDE, TAG, Tag, known_tag, parse_tag
 from bioptimus_hf.errors import InputError
 
 SCORER = "strict IOB2 as seqeval, micro average over entities"
@@ -103,7 +103,7 @@ def _spans(tags: Sequence[str], lenient: bool, merged_type: str | None) -> set[S
         if begin is None or not found.continues(before):
             if begin is not None:
                 spans.add((begin, place, before.type if merged_type is None else merged_type))
-            begin = place if found.mark in ("BSIE" if lenient else "BS") else None
+            begin = place if found.mark in ("BSIE" if lenient else BEGINNING) else None
         before = found
     return spans
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from importlib import resources
-from itertools import chain, groupby
+from itertools import accumulate, chain, groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from bioptimus_hf.ner.finetuning import best_epoch_arguments, finetune, windows_
 from bioptimus_hf.ner.head_report import report_heads
 from bioptimus_hf.ner.options import Context, HeadOptions, HeadTraining
 from bioptimus_hf.ner.prediction import predict_tags
+from bioptimus_hf.ner.scores import entity_spans
 from bioptimus_hf.ner.tasks import NerTask, documents_of, label_names, load_ner
 from bioptimus_hf.ner.windows import document_windows, sentences_by_document
 
@@ -244,9 +245,38 @@ def test_a_head_with_document_context(documents: DatasetDict, tmp_path: Path) ->
     finetune(model, tokenizer, documents, arguments, max_length=32)
     assert not hasattr(model.config, "document_window")
     save_head(model, tokenizer, tmp_path / "of_sentences")
-    assert json.loads((tmp_path / "of_sentences" / "config.json").read_text())["sentence_window"] == 32
+    config = json.loads((tmp_path / "of_sentences" / "config.json").read_text())
+    assert (config["sentence_window"], config["tagging_scheme"]) == (32, "IOB2")
     again, _ = new_head(tmp_path / "of_sentences", label_names(documents["train"]), seed=0)
     assert not hasattr(again.config, "sentence_window")
+    assert not hasattr(again.config, "tagging_scheme")
+
+
+def test_annotation_finds_the_entities_that_are_scored(documents: DatasetDict, tokenizer: BertTokenizer) -> None:
+    """With IOB2, an entity begins with `B-` only; else with an `I-`, too, as in the pipeline of transformers."""
+    head = build_tiny_head(layers=1)
+    head.config.sentence_window = 64
+    sentences = [words for words in documents["train"]["tokens"] if all(word.isalnum() for word in words[:-1])]
+    predicted = predict_tags(head, tokenizer, sentences)
+    for scheme in ("IOB2", None):
+        head.config.tagging_scheme = scheme
+        found = Annotator(head, tokenizer).annotate(map(" ".join, sentences))
+        orphans = 0
+        for words, tags, entities in zip(sentences, predicted, found, strict=True):
+            spans = entity_spans(tags if scheme else beginning(tags))
+            starts = [0, *accumulate(len(word) + 1 for word in words)]
+            expected = [(starts[first], starts[end] - 1, kind) for first, end, kind in spans]
+            assert [(one.start, one.end, one.label) for one in entities] == expected
+            orphans += tags != beginning(tags)
+        assert orphans > 5
+
+
+def beginning(tags: list[str]) -> list[str]:
+    """Return tags with `B-` where an entity begins with `I-`."""
+    return [
+        f"B{tag[1:]}" if tag[0] == "I" and (before == "O" or before[2:] != tag[2:]) else tag
+        for before, tag in pairwise(["O", *tags])
+    ]
 
 
 def test_heads_of_a_run_with_document_context(labelled: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
