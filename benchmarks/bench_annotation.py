@@ -52,6 +52,7 @@ from bioptimus_hf.corpus.sentences import sentences_of
 from bioptimus_hf.hardware import describe_hardware, keep_freed_memory
 from bioptimus_hf.models import (
     DOCUMENT_WINDOW,
+    PUNCTUATION_IN_WORDS,
     SENTENCE_WINDOW,
     TAGGING_SCHEME,
     load_by_name,
@@ -75,7 +76,7 @@ def copied_head(options: argparse.Namespace) -> str:
     folder = options.work / "head"
     if not folder.is_dir():
         model, tokenizer = load_token_classifier(options.model), load_by_name(AutoTokenizer, options.model)
-        for key in (SENTENCE_WINDOW, DOCUMENT_WINDOW, TAGGING_SCHEME):
+        for key in (SENTENCE_WINDOW, DOCUMENT_WINDOW, TAGGING_SCHEME, PUNCTUATION_IN_WORDS):
             vars(model.config).pop(key, None)
         with atomic_folder(folder) as partial:
             save_head(model, tokenizer, partial)

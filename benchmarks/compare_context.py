@@ -45,6 +45,7 @@ from bioptimus_hf.ner.results import (
 )
 from bioptimus_hf.ner.scores import entity_spans
 from bioptimus_hf.ner.tasks import tags_of
+from bioptimus_hf.ner.text_words import find_glue
 
 Counts = npt.NDArray[np.int64]
 SENTENCES_PER_WINDOW = 4
@@ -77,8 +78,10 @@ def head_options(options: argparse.Namespace, tasks: Sequence[str], context: str
     )
 
 
-def results(options: argparse.Namespace, tasks: Sequence[str]) -> Iterator[tuple[HeadResult, float]]:
-    """Yield the results of all heads with their F1 on the development set; `model` says how they read text, too."""
+def results(options: argparse.Namespace, tasks: Sequence[str]) -> Iterator[tuple[HeadResult, float | None]]:
+    """Yield the results of all heads; `model` says how they read text, too. The F1 on the development set, if any, is
+    that of the best epoch.
+    """
     data = {task.name: load_task(task, head_options(options, tasks, SENTENCE)).splits for task in chosen_tasks(tasks)}
     for context in (SENTENCE, DOCUMENT):
         for folder in finished_heads(options.work / context / "ner"):
@@ -90,11 +93,11 @@ def results(options: argparse.Namespace, tasks: Sequence[str]) -> Iterator[tuple
             yield replace(result, model=f"{name}, {context}"), dev
             for label, way in READ.items() if context == SENTENCE else ():
                 model, tokenizer = load_token_classifier(folder), load_by_name(AutoTokenizer, folder)
-                setattr(model.config, TAGGING_SCHEME, IOB2)  # heads of earlier versions don't say so
+                setattr(model.config, TAGGING_SCHEME, IOB2)  # heads of earlier versions don't say these two
+                find_glue(data[result.task]["train"]["tokens"][:]).record(model.config)
                 annotator = Annotator(model, tokenizer, context=way)
-                dev_counts, counts = (in_texts(annotator, data[result.task][split]) for split in ("validation", "test"))
-                scores = {"f1": f1_of(counts)}
-                yield replace(result, model=f"{name}, {label}", scores=scores, counts=counts), f1_of(dev_counts)
+                counts = in_texts(annotator, data[result.task]["test"])
+                yield replace(result, model=f"{name}, {label}", scores={"f1": f1_of(counts)}, counts=counts), None
 
 
 def in_texts(annotator: Annotator, dataset: Any) -> Counts:
@@ -120,7 +123,7 @@ def f1_of(counts: Counts) -> float:
     return 2 * correct / (found + true) if found + true else 0.0
 
 
-def summarize(found: Sequence[tuple[HeadResult, float]], models: Sequence[str]) -> str:
+def summarize(found: Sequence[tuple[HeadResult, float | None]], models: Sequence[str]) -> str:
     """Return the table."""
     lines = ["| task | model | reads | dev F1 | test F1 | minus sentence (95 %) | seeds |", "| --- " * 7 + "|"]
     for task in dict.fromkeys(result.task for result, _ in found):
@@ -131,7 +134,8 @@ def summarize(found: Sequence[tuple[HeadResult, float]], models: Sequence[str]) 
             differences = {row["model"]: row for row in rows}
             for model in dict.fromkeys(one.model for one, _ in of_model):
                 chosen = [(one, dev) for one, dev in of_model if one.model == model]
-                dev = mean_and_standard_deviation(spread([dev for _, dev in chosen]))
+                devs = [dev for _, dev in chosen if dev is not None]
+                dev = mean_and_standard_deviation(spread(devs)) if devs else ""
                 test = mean_and_standard_deviation(spread([one.scores["f1"] for one, _ in chosen]))
                 difference = ""
                 if row := differences.get(model):

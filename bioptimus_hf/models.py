@@ -59,6 +59,9 @@ TAGGING_SCHEME = "tagging_scheme"
 """Key in the configuration of a head: with `IOB2`, an `I-` that doesn't continue an entity isn't one."""
 IOB2 = "IOB2"
 
+PUNCTUATION_IN_WORDS = "punctuation_in_words"
+"""Key in the configuration of a head: punctuation that is part of words in its training set (`ner.text_words.Glue`)."""
+
 HEAD_PACKAGES = "bioptimus_hf.heads"
 """Group of the entry points of installed packages with heads, as `bioptimus package` builds them."""
 
@@ -359,7 +362,7 @@ def new_head(base: str | Path, labels: Sequence[str], *, seed: int) -> tuple[Pre
         if output.bias is not None:
             torch.nn.init.zeros_(output.bias)
     # The encoder may have been saved from another head.
-    for of_other_head in (MIN_SCORE, SENTENCE_WINDOW, DOCUMENT_WINDOW, TAGGING_SCHEME):
+    for of_other_head in (MIN_SCORE, SENTENCE_WINDOW, DOCUMENT_WINDOW, TAGGING_SCHEME, PUNCTUATION_IN_WORDS):
         vars(model.config).pop(of_other_head, None)
     if tokenizer.pad_token_id is None:  # as in GPT-2
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token

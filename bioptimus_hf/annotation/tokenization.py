@@ -18,7 +18,7 @@ from bioptimus_hf.corpus.tags import BEGINNING, OUTSIDE, Tag
 from bioptimus_hf.models import longest_input
 from bioptimus_hf.ner.calibration import score_of_entity
 from bioptimus_hf.ner.options import Context
-from bioptimus_hf.ner.text_words import keep_graphemes
+from bioptimus_hf.ner.text_words import Glue, keep_graphemes
 from bioptimus_hf.ner.windows import OVERLAP, OVERLAP_IN_SENTENCE, document_window, sentence_window, spans_of_words
 from bioptimus_hf.ner.word_pieces import EncodedText, WordEncoder
 
@@ -124,6 +124,7 @@ class TextTokenizer:
     ) -> None:
         self._encoder = WordEncoder(tokenizer)
         trained = sentence_window(config)
+        self._glue = Glue.of(config)
         self._by_sentence = context == "sentence" or (context is None and trained is not None)
         longest = longest_input(config, tokenizer)
         window = min(longest, (trained if self._by_sentence else document_window(config)) or longest)
@@ -134,8 +135,8 @@ class TextTokenizer:
         return self._key == other._key
 
     @property
-    def _key(self) -> tuple[str, int, bool]:
-        return self._encoder.key, self._room, self._by_sentence
+    def _key(self) -> tuple[str, int, bool, Glue]:
+        return self._encoder.key, self._room, self._by_sentence, self._glue
 
     def tokenize(self, texts: Sequence[str], *, heads: int = 1) -> list[TokenizedText]:
         """Tokenize texts and divide them into windows.
@@ -147,6 +148,8 @@ class TextTokenizer:
         tokenized = []
         for text, encoded in zip(texts, self._encoder.encode_texts(texts), strict=True):
             keep_graphemes(text, encoded.starts, encoded.ends)
+            if self._glue != Glue():
+                encoded = _joined(text, encoded, self._glue)
             sentences = self._sentences(text, encoded)
             windows = list(self._windows(encoded, sentences))
             first_words = _first_words(sentences) if self._by_sentence else ()
@@ -194,6 +197,13 @@ class TextTokenizer:
             for span in spans_of_words(sizes[start:end], one, self._room, overlap=OVERLAP_IN_SENTENCE):
                 left, right, own_left, own_right = (start + word for word in span)
                 yield left, right, own_left, own_right
+
+
+def _joined(text: str, encoded: EncodedText, glue: Glue) -> EncodedText:
+    """Put words together that are one word for a head."""
+    begin = glue.first_words(text, encoded.starts, encoded.ends)
+    end = np.append(begin[1:], True)[: len(begin)]
+    return EncodedText(encoded.ids, encoded.first[begin], encoded.starts[begin], encoded.ends[end])
 
 
 def _first_words(sentences: Array) -> list[int]:

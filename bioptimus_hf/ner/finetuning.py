@@ -54,6 +54,7 @@ from bioptimus_hf.ner.packed_bert import (
 from bioptimus_hf.ner.prediction import predict_tags, predict_tasks
 from bioptimus_hf.ner.scores import entity_scores
 from bioptimus_hf.ner.tasks import check_splits, documents_of, label_names, tags_of
+from bioptimus_hf.ner.text_words import find_glue
 from bioptimus_hf.ner.trained_rows import TrainedRows, can_train_rows, decay_with, train_rows
 from bioptimus_hf.ner.windows import Window, document_windows, sentence_windows, sentences_by_document
 from bioptimus_hf.ner.word_pieces import WordEncoder
@@ -93,8 +94,8 @@ def finetune(
         arguments: from `best_epoch_arguments`.
         max_length: maximum number of word pieces in a window, including those that begin and end it.
         context: `sentence` trains on single sentences, `document` on windows of neighbouring sentences (see
-            `document_windows`). The configuration of the model says which, so that prediction and annotation read text
-            in the same windows. It also says that tags are IOB2, so that annotation finds the entities that are scored.
+            `document_windows`). The configuration of the model says which, what tags and words are like, so that
+            annotation finds the entities that are scored.
         num_proc: number of processes for tokenising.
 
     Returns:
@@ -115,7 +116,7 @@ def finetune(
         loss = partial(partial_cross_entropy, compatible=dataset.compatible)
     else:
         sentences, validation, trainer_class = dataset["train"], dataset["validation"], HeadTrainer
-    _record_context(model.config, context, max_length)
+    _record_reading(model.config, sentences["tokens"][:], context, max_length)
     train = windows_dataset(sentences, tokenizer, max_length=max_length, context=context, num_proc=num_proc)
     _warn_of_a_single_update(train, arguments)
     with _prepared(model, tokenizer, train, arguments) as is_packed:
@@ -185,9 +186,12 @@ def _in_float32(model: PreTrainedModel) -> Iterator[None]:
             model.forward = forward
 
 
-def _record_context(configuration: PretrainedConfig, context: Context, max_length: int) -> None:
+def _record_reading(
+    configuration: PretrainedConfig, sentences: Iterable[Sequence[str]], context: Context, max_length: int
+) -> None:
     """Say in the configuration of a head how it is trained and scored, so that annotation does the same."""
     setattr(configuration, TAGGING_SCHEME, IOB2)
+    find_glue(sentences).record(configuration)
     for key, of in ((SENTENCE_WINDOW, "sentence"), (DOCUMENT_WINDOW, "document")):
         vars(configuration).pop(key, None)
         if context == of:

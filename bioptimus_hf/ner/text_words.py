@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import regex
+from transformers import PretrainedConfig
 
 from bioptimus_hf.corpus.whitespace import with_blanks
+from bioptimus_hf.models import PUNCTUATION_IN_WORDS
 from bioptimus_hf.ner.word_pieces import words_of
 
 Array = npt.NDArray[Any]
@@ -54,6 +59,78 @@ def keep_graphemes(text: str, starts: Array, ends: Array) -> None:
     if grapheme_end:
         for places in (starts, ends):
             places[:] = [grapheme_end.get(place, place) for place in places.tolist()]
+
+
+@dataclass(frozen=True)
+class Glue:
+    """Punctuation that is part of the words of a set of sentences, such as the hyphen of `IL-2` and the plus of `CD4+`.
+
+    In some sets `IL-2` is one word, in others three. BERT splits words at punctuation, so annotation puts them together
+    again as the set has them.
+
+    Attributes:
+        inside: characters between letters or digits that belong to both.
+        before: characters after a letter or digit, and not before another one, that belong to it.
+        after: characters before a letter or digit, and not after another one, that belong to it.
+    """
+
+    inside: str = ""
+    before: str = ""
+    after: str = ""
+
+    def record(self, configuration: PretrainedConfig) -> None:
+        """Put it into the configuration of a head; without any, leave the key out."""
+        vars(configuration).pop(PUNCTUATION_IN_WORDS, None)
+        if self != Glue():
+            setattr(configuration, PUNCTUATION_IN_WORDS, asdict(self))
+
+    @classmethod
+    def of(cls, configuration: PretrainedConfig) -> Glue:
+        """Return what the configuration of a head says; none if it says nothing."""
+        found = getattr(configuration, PUNCTUATION_IN_WORDS, None)
+        values = found if isinstance(found, dict) else {}
+        return cls(*(value if isinstance(value := values.get(of.name), str) else "" for of in fields(cls)))
+
+    def first_words(self, text: str, starts: Array, ends: Array) -> Array:
+        """Return which words of a text begin a word of the set (bool); the others belong to the word before them."""
+        begin = np.ones(len(starts), dtype=bool)
+        for word in np.flatnonzero(starts[1:] == ends[:-1]).tolist():
+            place = int(starts[word + 1])
+            begin[word + 1] = not (self._holds(text, place, -1) or self._holds(text, place - 1, 1))
+        return begin
+
+    def _holds(self, text: str, place: int, side: int) -> bool:
+        """Tell whether a character belongs to the letter or digit on one side of it."""
+        near, far = (text[other : other + 1].isalnum() for other in (place + side, max(place - side, 0)))
+        return near and text[place] in (self.inside if far else self.before if side < 0 else self.after)
+
+
+def find_glue(sentences: Iterable[Sequence[str]]) -> Glue:
+    """Find the punctuation that is part of words more often than it is apart from them.
+
+    Args:
+        sentences: words of each sentence.
+    """
+    inside, before, after = Counter[str](), Counter[str](), Counter[str]()
+    for words in sentences:
+        for last, word, following in zip(["", *words], words, [*words[1:], ""], strict=False):
+            if len(word) == 1:  # apart from both its neighbours, wherever it is in the text
+                left, right = last[-1:].isalnum(), following[:1].isalnum()
+                inside[word] -= left and right
+                before[word] -= left
+                after[word] -= right
+            if word.isalnum():
+                continue
+            for place, character in enumerate(word):
+                left, right = (word[max(other, 0) : other + 1].isalnum() for other in (place - 1, place + 1))
+                inside[character] += left and right
+                before[character] += left and not right
+                after[character] += right and not left
+    return Glue(*("".join(sorted(filter(_is_punctuation, +found))) for found in (inside, before, after)))
+
+
+def _is_punctuation(character: str) -> bool:
+    return unicodedata.category(character)[0] in "PS"
 
 
 def _is_dropped(character: str) -> bool:

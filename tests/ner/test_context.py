@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, BertTokenizer
 
 from bioptimus_hf.annotation.annotator import Annotator
+from bioptimus_hf.annotation.tokenization import TextTokenizer
 from bioptimus_hf.artifacts import Run
 from bioptimus_hf.corpus.documents import Entity
 from bioptimus_hf.corpus.formats import DocumentReader
 from bioptimus_hf.errors import InputError
-from bioptimus_hf.models import load_by_name, load_token_classifier, new_head, save_head
+from bioptimus_hf.models import PUNCTUATION_IN_WORDS, load_by_name, load_token_classifier, new_head, save_head
 from bioptimus_hf.ner.experiments import make_heads
 from bioptimus_hf.ner.finetuning import best_epoch_arguments, finetune, windows_dataset
 from bioptimus_hf.ner.head_report import report_heads
@@ -31,6 +32,7 @@ from bioptimus_hf.ner.options import Context, HeadOptions, HeadTraining
 from bioptimus_hf.ner.prediction import predict_tags
 from bioptimus_hf.ner.scores import entity_spans
 from bioptimus_hf.ner.tasks import NerTask, documents_of, label_names, load_ner
+from bioptimus_hf.ner.text_words import Glue, find_glue
 from bioptimus_hf.ner.windows import document_windows, sentences_by_document
 
 SAMPLE = Path(str(resources.files("bioptimus_hf") / "sample" / "ner"))
@@ -269,6 +271,63 @@ def test_annotation_finds_the_entities_that_are_scored(documents: DatasetDict, t
             assert [(one.start, one.end, one.label) for one in entities] == expected
             orphans += tags != beginning(tags)
         assert orphans > 5
+
+
+def test_annotation_has_the_words_of_the_training_set(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    """JNLPBA has `IL-2` as one word, which BERT splits into three; only the first has been trained."""
+    head = build_tiny_head(layers=1)
+    head.config.sentence_window, head.config.tagging_scheme = 64, "IOB2"
+    sentences = [
+        ["NF-kappa", "B", "binds", "to", "the", "IL-2/IL-4", "site", "(", "5'-AAG", ")", "."],
+        ["The", "severe", "patients", "had", "renal-failure", ",", "CD4+", "cells", "and", "0.5", "mg", "."],
+        ["The", "3.5-fold", "kidney", "failure", "of", "T-cell-mice", "."],
+    ]
+    glue = find_glue(sentences)
+    assert glue == Glue(inside="-./", before="'+", after="-")
+    raw = (
+        "NF-kappa B binds to the IL-2/IL-4 site (5'-AAG). The severe patients had renal-failure, CD4+ cells and 0.5 mg."
+    )
+    raw += " The 3.5-fold kidney failure of T-cell-mice."
+    predicted = list(chain.from_iterable(predict_tags(head, tokenizer, sentences)))
+    words, starts, end = list(chain.from_iterable(sentences)), [], 0
+    for word in words:
+        starts.append(raw.index(word, end))
+        end = starts[-1] + len(word)
+    expected = [
+        (starts[first], starts[last - 1] + len(words[last - 1]), kind) for first, last, kind in entity_spans(predicted)
+    ]
+
+    def found(model: Any) -> list[tuple[int, int, str]]:
+        return [(one.start, one.end, one.label) for one in next(Annotator(model, tokenizer).annotate([raw]))]
+
+    assert found(head) != expected, "this proves nothing"
+    glue.record(head.config)
+    assert found(head) == expected
+    save_head(head, tokenizer, tmp_path)
+    assert Glue.of(load_token_classifier(tmp_path).config) == glue
+    for foreign in (None, "-", {"inside": 3}, {"other": "-"}):
+        setattr(head.config, PUNCTUATION_IN_WORDS, foreign)
+        assert Glue.of(head.config) == Glue()
+    assert found(head) != expected
+    Glue().record(head.config)
+    assert not hasattr(head.config, PUNCTUATION_IN_WORDS)
+
+
+@pytest.mark.parametrize(("task", "glue"), [("ncbi-disease", False), ("bc5-chem", False), ("jnlpba", True)])
+def test_words_of_real_sets(task: str, glue: bool, tokenizer: BertTokenizer, data_dir: Path) -> None:
+    """Words that are joined in the text of a set are words of the set, nearly always."""
+    sentences = load_ner(task, data_dir / "ner")["validation"]["tokens"][:1000]
+    found = find_glue(sentences)
+    assert ("-" in found.inside) == glue
+    head = build_tiny_head(layers=1)
+    found.record(head.config)
+    texts = [" ".join(words) for words in sentences]
+    right = total = 0
+    for text, words, one in zip(texts, sentences, TextTokenizer(tokenizer, head.config).tokenize(texts), strict=True):
+        cut = {text[start:end] for start, end in zip(one.starts.tolist(), one.ends.tolist(), strict=True)}
+        right += len(cut & set(words))
+        total += len(set(words))
+    assert right / total > 0.97
 
 
 def beginning(tags: list[str]) -> list[str]:
