@@ -59,7 +59,7 @@ class Annotator:
             model object is moved to `device` and `dtype` and prepared for inference, not copied.
         tokenizer: tokenizer of all models; by default each model's own, which requires that models are given by name.
         batch_size: windows per batch, at least 1; by default as many as have 32,768 pieces with their padding on a GPU,
-            and 1,024 on a CPU, which is as fast as any other number on all engines.
+            and 1,024 on a CPU. On a CPU, that is as fast as any other number on all engines.
         labels: what labels of the models mean, and how to rename types. A label becomes a type, a tag such as
             `B-Chemical`, or `O` (outside of entities); a type becomes another type, or `O` to leave it out. For example
             `{"LABEL_0": "O", "LABEL_1": "B-Chemical", "LABEL_2": "I-Chemical"}` or `{"Gene": "O"}`. The key `*` stands

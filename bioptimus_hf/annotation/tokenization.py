@@ -15,6 +15,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from bioptimus_hf.corpus.documents import Entity
 from bioptimus_hf.corpus.sentences import sentence_starts
 from bioptimus_hf.corpus.tags import BEGINNING, OUTSIDE, Tag
+from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import longest_input
 from bioptimus_hf.ner.calibration import score_of_entity
 from bioptimus_hf.ner.options import Context
@@ -116,19 +117,22 @@ class TextTokenizer:
             with, and as many as fit if `config` doesn't say.
 
     Raises:
-        InputError: the tokenizer doesn't report offsets (a slow tokenizer).
+        InputError: the tokenizer doesn't report offsets (a slow tokenizer), or a window has no room for a word.
     """
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, context: Context | None = None
     ) -> None:
         self._encoder = WordEncoder(tokenizer)
-        trained = sentence_window(config)
         self._glue = Glue.of(config)
-        self._by_sentence = context == "sentence" or (context is None and trained is not None)
+        of_sentence, of_document = sentence_window(config), document_window(config)
+        said = "sentence" if of_sentence and not of_document else "document"
+        self._by_sentence = (context or said) == "sentence"
         longest = longest_input(config, tokenizer)
-        window = min(longest, (trained if self._by_sentence else document_window(config)) or longest)
+        window = min(longest, (of_sentence if self._by_sentence else of_document) or longest)
         self._room = window - len(self._encoder.begin) - len(self._encoder.end)
+        if self._room < 1:
+            raise InputError(f"the model's windows of {window} word pieces have no room for a word")
 
     def is_equivalent_to(self, other: TextTokenizer) -> bool:
         """Tell whether both divide every text into the same windows."""
@@ -146,10 +150,9 @@ class TextTokenizer:
             heads: how many heads will label the words.
         """
         tokenized = []
-        for text, encoded in zip(texts, self._encoder.encode_texts(texts), strict=True):
+        encodings = self._encoder.encode_texts(texts, self._begin_words)
+        for text, encoded in zip(texts, encodings, strict=True):
             keep_graphemes(text, encoded.starts, encoded.ends)
-            if self._glue != Glue():
-                encoded = _joined(text, encoded, self._glue)
             sentences = self._sentences(text, encoded)
             windows = list(self._windows(encoded, sentences))
             first_words = _first_words(sentences) if self._by_sentence else ()
@@ -166,6 +169,12 @@ class TextTokenizer:
             row[: len(window.ids)] = window.ids
         mask = (np.arange(ids.shape[1]) < lengths[:, None]).astype(np.int64)
         return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+
+    def _begin_words(self, text: str, starts: Array, ends: Array) -> Array:
+        """Return which of BERT's words begin a word of the head."""
+        if self._glue == Glue():
+            return np.ones(len(starts), dtype=bool)
+        return self._glue.first_words(text, starts, ends, frozenset(sentence_starts(text)))
 
     def _sentences(self, text: str, encoded: EncodedText) -> Array:
         """Return the number of the sentence of each word; a text that is read as a whole counts as one."""
@@ -197,13 +206,6 @@ class TextTokenizer:
             for span in spans_of_words(sizes[start:end], one, self._room, overlap=OVERLAP_IN_SENTENCE):
                 left, right, own_left, own_right = (start + word for word in span)
                 yield left, right, own_left, own_right
-
-
-def _joined(text: str, encoded: EncodedText, glue: Glue) -> EncodedText:
-    """Put words together that are one word for a head."""
-    begin = glue.first_words(text, encoded.starts, encoded.ends)
-    end = np.append(begin[1:], True)[: len(begin)]
-    return EncodedText(encoded.ids, encoded.first[begin], encoded.starts[begin], encoded.ends[end])
 
 
 def _first_words(sentences: Array) -> list[int]:

@@ -94,8 +94,8 @@ def finetune(
         arguments: from `best_epoch_arguments`.
         max_length: maximum number of word pieces in a window, including those that begin and end it.
         context: `sentence` trains on single sentences, `document` on windows of neighbouring sentences (see
-            `document_windows`). The configuration of the model says which, what tags and words are like, so that
-            annotation finds the entities that are scored.
+            `document_windows`). The configuration of the model says which of the two, that tags are IOB2, and what
+            punctuation is part of words, so that annotation finds the entities that are scored.
         num_proc: number of processes for tokenising.
 
     Returns:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -61,12 +61,16 @@ def keep_graphemes(text: str, starts: Array, ends: Array) -> None:
             places[:] = [grapheme_end.get(place, place) for place in places.tolist()]
 
 
+_LONGEST = 100  # characters of a word that is put together: BERT doesn't read longer words, either
+_AFTER_WORDS = ".,;:!?"
+
+
 @dataclass(frozen=True)
 class Glue:
     """Punctuation that is part of the words of a set of sentences, such as the hyphen of `IL-2` and the plus of `CD4+`.
 
     In some sets `IL-2` is one word, in others three. BERT splits words at punctuation, so annotation puts them together
-    again as the set has them.
+    again. Only punctuation beside a letter or digit is, so that `(+)-catechin` is still several words.
 
     Attributes:
         inside: characters between letters or digits that belong to both.
@@ -91,17 +95,35 @@ class Glue:
         values = found if isinstance(found, dict) else {}
         return cls(*(value if isinstance(value := values.get(of.name), str) else "" for of in fields(cls)))
 
-    def first_words(self, text: str, starts: Array, ends: Array) -> Array:
-        """Return which words of a text begin a word of the set (bool); the others belong to the word before them."""
+    def first_words(self, text: str, starts: Array, ends: Array, sentences: Collection[int] = ()) -> Array:
+        """Return which words of a text begin a word of the set (bool); the others belong to the word before them.
+
+        Args:
+            text: the text.
+            starts: first character of each word.
+            ends: the character after the last one of each word.
+            sentences: first character of each sentence, across which no words belong together.
+        """
         begin = np.ones(len(starts), dtype=bool)
+        start = 0  # of the word of the set
         for word in np.flatnonzero(starts[1:] == ends[:-1]).tolist():
+            if begin[word]:
+                start = starts[word]
             place = int(starts[word + 1])
-            begin[word + 1] = not (self._holds(text, place, -1) or self._holds(text, place - 1, 1))
+            joined = (
+                self._holds(text, place, -1, sentences)
+                or self._holds(text, place - 1, 1, sentences)
+                # The apostrophe and the hyphen of 5'-end.
+                or (self._holds(text, place - 1, -1, sentences) and self._holds(text, place, 1, sentences))
+            )
+            begin[word + 1] = not joined or place in sentences or ends[word + 1] - start > _LONGEST
         return begin
 
-    def _holds(self, text: str, place: int, side: int) -> bool:
+    def _holds(self, text: str, place: int, side: int, sentences: Collection[int]) -> bool:
         """Tell whether a character belongs to the letter or digit on one side of it."""
-        near, far = (text[other : other + 1].isalnum() for other in (place + side, max(place - side, 0)))
+        left = "" if place in sentences else text[max(place - 1, 0) : place]
+        right = "" if place + 1 in sentences else text[place + 1 : place + 2]
+        near, far = (one.isalnum() for one in ((left, right) if side < 0 else (right, left)))
         return near and text[place] in (self.inside if far else self.before if side < 0 else self.after)
 
 
@@ -126,6 +148,8 @@ def find_glue(sentences: Iterable[Sequence[str]]) -> Glue:
                 inside[character] += left and right
                 before[character] += left and not right
                 after[character] += right and not left
+    for mark in _AFTER_WORDS:
+        del before[mark]  # in a set of titles, nothing but `etc.` may have one
     return Glue(*("".join(sorted(filter(_is_punctuation, +found))) for found in (inside, before, after)))
 
 

@@ -10,7 +10,7 @@ the words, as in training.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -45,6 +45,10 @@ class EncodedText:
     first: Array
     starts: Array
     ends: Array
+
+
+def _all(text: str, starts: Array, ends: Array) -> Array:
+    return np.ones(len(starts), dtype=bool)
 
 
 class WordEncoder:
@@ -90,18 +94,29 @@ class WordEncoder:
                 pieces[cast(int, word)].append(number)
             yield [word or [self._unknown] for word in pieces]
 
-    def encode_texts(self, texts: Sequence[str]) -> Iterator[EncodedText]:
-        """Yield the words and pieces of each text; words without pieces are left out."""
+    def encode_texts(
+        self, texts: Sequence[str], first_words: Callable[[str, Array, Array], Array] = _all
+    ) -> Iterator[EncodedText]:
+        """Yield the words and pieces of each text; words without pieces are left out.
+
+        Args:
+            texts: the texts.
+            first_words: given a text with the starts and the ends of BERT's words, says which of them begin a word
+                (bool); the others belong to the word before them. By default, all of them do.
+        """
         texts = list(map(with_blanks, texts))
         if self._finds_words:
-            for encoding in self._backend.encode_batch(texts, add_special_tokens=False):
+            for text, encoding in zip(texts, self._backend.encode_batch(texts, add_special_tokens=False), strict=True):
                 word = np.array(encoding.word_ids, dtype=np.int64)
                 first = np.flatnonzero(np.diff(word, prepend=-1))
                 last = np.append(first[1:], len(word)) - 1 if len(word) else first
                 offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-                yield EncodedText(np.array(encoding.ids, dtype=np.int64), first, offsets[first, 0], offsets[last, 1])
+                starts, ends = offsets[first, 0], offsets[last, 1]
+                begin = first_words(text, starts, ends)
+                ids = np.array(encoding.ids, dtype=np.int64)
+                yield EncodedText(ids, first[begin], starts[begin], ends[_last_words(begin)])
             return
-        spans = [words_of(text) for text in texts]
+        spans = [_joined(text, words_of(text), first_words) for text in texts]
         words = [[text[start:end] for start, end in own] for text, own in zip(texts, spans, strict=True)]
         encodings = self._backend.encode_batch(words, is_pretokenized=True, add_special_tokens=False)
         for own, encoding in zip(spans, encodings, strict=True):
@@ -109,6 +124,19 @@ class WordEncoder:
             first = np.flatnonzero(np.diff(word, prepend=-1))
             offsets = np.array(own, dtype=np.int64).reshape(-1, 2)[word[first]]
             yield EncodedText(np.array(encoding.ids, dtype=np.int64), first, offsets[:, 0], offsets[:, 1])
+
+
+def _last_words(begin: Array) -> Array:
+    """Return which words end one, given which begin one."""
+    return np.append(begin[1:], True)[: len(begin)]
+
+
+def _joined(
+    text: str, spans: list[tuple[int, int]], first_words: Callable[[str, Array, Array], Array]
+) -> list[tuple[int, int]]:
+    starts, ends = np.array(spans, dtype=np.int64).reshape(-1, 2).T
+    begin = first_words(text, starts, ends)
+    return list(zip(starts[begin].tolist(), ends[_last_words(begin)].tolist(), strict=True))
 
 
 def words_of(text: str) -> list[tuple[int, int]]:

@@ -273,9 +273,11 @@ def test_annotation_finds_the_entities_that_are_scored(documents: DatasetDict, t
         assert orphans > 5
 
 
-def test_annotation_has_the_words_of_the_training_set(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["bert", "camembert", "roberta"])
+def test_annotation_has_the_words_of_the_training_set(name: str, tmp_path: Path) -> None:
     """JNLPBA has `IL-2` as one word, which BERT splits into three; only the first has been trained."""
-    head = build_tiny_head(layers=1)
+    save_architecture(name, tmp_path / name)
+    head, tokenizer = load_token_classifier(tmp_path / name), load_by_name(AutoTokenizer, tmp_path / name)
     head.config.sentence_window, head.config.tagging_scheme = 64, "IOB2"
     sentences = [
         ["NF-kappa", "B", "binds", "to", "the", "IL-2/IL-4", "site", "(", "5'-AAG", ")", "."],
@@ -288,14 +290,14 @@ def test_annotation_has_the_words_of_the_training_set(tokenizer: BertTokenizer, 
         "NF-kappa B binds to the IL-2/IL-4 site (5'-AAG). The severe patients had renal-failure, CD4+ cells and 0.5 mg."
     )
     raw += " The 3.5-fold kidney failure of T-cell-mice."
-    predicted = list(chain.from_iterable(predict_tags(head, tokenizer, sentences)))
-    words, starts, end = list(chain.from_iterable(sentences)), [], 0
-    for word in words:
-        starts.append(raw.index(word, end))
-        end = starts[-1] + len(word)
-    expected = [
-        (starts[first], starts[last - 1] + len(words[last - 1]), kind) for first, last, kind in entity_spans(predicted)
-    ]
+    expected, end = [], 0
+    for words, tags in zip(sentences, predict_tags(head, tokenizer, sentences), strict=True):
+        spans = []
+        for word in words:
+            start = raw.index(word, end)
+            end = start + len(word)
+            spans.append((start, end))
+        expected += [(spans[first][0], spans[last - 1][1], kind) for first, last, kind in entity_spans(tags)]
 
     def found(model: Any) -> list[tuple[int, int, str]]:
         return [(one.start, one.end, one.label) for one in next(Annotator(model, tokenizer).annotate([raw]))]
@@ -303,14 +305,47 @@ def test_annotation_has_the_words_of_the_training_set(tokenizer: BertTokenizer, 
     assert found(head) != expected, "this proves nothing"
     glue.record(head.config)
     assert found(head) == expected
-    save_head(head, tokenizer, tmp_path)
-    assert Glue.of(load_token_classifier(tmp_path).config) == glue
+    save_head(head, tokenizer, tmp_path / "again")
+    assert Glue.of(load_token_classifier(tmp_path / "again").config) == glue
     for foreign in (None, "-", {"inside": 3}, {"other": "-"}):
         setattr(head.config, PUNCTUATION_IN_WORDS, foreign)
         assert Glue.of(head.config) == Glue()
     assert found(head) != expected
     Glue().record(head.config)
     assert not hasattr(head.config, PUNCTUATION_IN_WORDS)
+
+
+@given(st.text(max_size=40), st.booleans())
+@settings(max_examples=300, deadline=None)
+def test_words_of_any_text_can_be_joined(text: str, by_sentence: bool) -> None:
+    tokenizer, config = build_tiny_tokenizer(), build_tiny_head(layers=1).config
+    Glue(inside="-.,\uff9e", before="+'-\uff9e", after="-+(").record(config)
+    (one,) = TextTokenizer(tokenizer, config, "sentence" if by_sentence else None).tokenize([text])
+    assert (one.starts <= one.ends).all()
+    assert (one.ends[:-1] <= one.starts[1:]).all()
+    assert sum(len(window.places) for window in one.windows) == len(one.starts)
+
+
+def test_words_are_joined_within_reason(tokenizer: BertTokenizer) -> None:
+    config = build_tiny_head(layers=1).config
+    Glue(inside="-.", after="-").record(config)
+
+    def words(text: str) -> list[str]:
+        (one,) = TextTokenizer(tokenizer, config).tokenize([text])
+        return [text[start:end] for start, end in zip(one.starts, one.ends, strict=True)]
+
+    expected = "It is asthma . The IL-2 of 0.5 mg ."
+    assert words("It is asthma.The IL-2 of 0.5 mg.") == expected.split()
+    assert max(map(len, words("a-" * 1000))) == 100
+    assert find_glue([["Asthma", "etc."], ["In", "mice", "etc."]]) == Glue()
+
+
+@pytest.mark.parametrize("key", ["sentence_window", "document_window"])
+def test_a_window_without_room_is_refused(key: str, tokenizer: BertTokenizer) -> None:
+    head = build_tiny_head(layers=1)
+    setattr(head.config, key, 2)
+    with pytest.raises(InputError, match="the model's windows of 2 word pieces have no room for a word"):
+        Annotator(head, tokenizer)
 
 
 @pytest.mark.parametrize(("task", "glue"), [("ncbi-disease", False), ("bc5-chem", False), ("jnlpba", True)])

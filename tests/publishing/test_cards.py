@@ -132,6 +132,13 @@ def test_card_of_a_head_of_sentences_says_how_to_use_it(tmp_path: Path) -> None:
     card = head_card(head_facts(run, "own", "0.4", "lab/encoder-own", ABOUT))
     assert check(card, "models") == ([], [])
     assert "\n\nIt was trained on single sentences. Give it the sentences of a longer text one by one" in card
+    assert "IL-2" not in card
+    for seed in (0, 1):
+        file = run / "ner" / "own" / "v0.4" / str(seed) / "config.json"
+        write_json(file, {**read_json(file), "punctuation_in_words": {"inside": "-", "before": "", "after": "-"}})
+    card = head_card(head_facts(run, "own", "0.4", "lab/encoder-own", ABOUT))
+    assert check(card, "models") == ([], [])
+    assert "may miss many mentions. `annotate` also knows that words such as `IL-2`" in card
 
 
 def test_card_of_a_joint_head(tmp_path: Path) -> None:
