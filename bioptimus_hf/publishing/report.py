@@ -6,8 +6,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from transformers import AutoTokenizer, pipeline
+from transformers import AutoTokenizer
 
+from bioptimus_hf.annotation.annotator import Annotator
 from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.artifacts import RECORD, Run, read_record, verify
 from bioptimus_hf.errors import InputError
@@ -183,15 +184,12 @@ def _costs(root: Path, folders: Sequence[Path]) -> list[str]:
 
 
 def _entities(head: Path, text: str) -> list[str]:
-    """Return a list of the entities that a head finds in a text, by way of the stock pipeline."""
+    """Return a list of the entities that a head finds in a text."""
     try:
         verify(head)
     except InputError as error:
         return [f"**No entities are shown, because {error}**"]
     model, tokenizer = load_token_classifier(head), load_by_name(AutoTokenizer, head)
-    entities = pipeline("ner", model=model, tokenizer=tokenizer, aggregation_strategy="first")(text)
-    lines = [
-        f"- {text[entity['start'] : entity['end']]}: {entity['entity_group']} ({entity['score']:.2f})"
-        for entity in entities
-    ]
+    (entities,) = Annotator(model, tokenizer).annotate([text])
+    lines = [f"- {entity.text}: {entity.label} ({entity.score:.2f})" for entity in entities]
     return [f"Entities found by {head} in: {text}", "", *(lines or ["- none"])]
