@@ -45,7 +45,7 @@ from bioptimus_hf.ner.results import (
 )
 from bioptimus_hf.ner.scores import entity_spans
 from bioptimus_hf.ner.tasks import tags_of
-from bioptimus_hf.ner.text_words import find_glue
+from bioptimus_hf.ner.text_words import find_punctuation_in_words
 
 Counts = npt.NDArray[np.int64]
 SENTENCES_PER_WINDOW = 4
@@ -94,7 +94,7 @@ def results(options: argparse.Namespace, tasks: Sequence[str]) -> Iterator[tuple
             for label, way in READ.items() if context == SENTENCE else ():
                 model, tokenizer = load_token_classifier(folder), load_by_name(AutoTokenizer, folder)
                 setattr(model.config, TAGGING_SCHEME, IOB2)  # heads of earlier versions don't say these two
-                find_glue(data[result.task]["train"]["tokens"][:]).record(model.config)
+                find_punctuation_in_words(data[result.task]["train"]["tokens"][:]).record(model.config)
                 annotator = Annotator(model, tokenizer, context=way)
                 counts = in_texts(annotator, data[result.task]["test"])
                 yield replace(result, model=f"{name}, {label}", scores={"f1": f1_of(counts)}, counts=counts), None

@@ -60,7 +60,7 @@ TAGGING_SCHEME = "tagging_scheme"
 IOB2 = "IOB2"
 
 PUNCTUATION_IN_WORDS = "punctuation_in_words"
-"""Key in the configuration of a head: punctuation that is part of words in its training set (`ner.text_words.Glue`)."""
+"""Key in the configuration of a head: punctuation that is part of words (see `text_words.PunctuationInWords`)."""
 
 HEAD_PACKAGES = "bioptimus_hf.heads"
 """Group of the entry points of installed packages with heads, as `bioptimus package` builds them."""

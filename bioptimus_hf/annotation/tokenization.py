@@ -19,7 +19,7 @@ from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import longest_input
 from bioptimus_hf.ner.calibration import score_of_entity
 from bioptimus_hf.ner.options import Context
-from bioptimus_hf.ner.text_words import Glue, keep_graphemes
+from bioptimus_hf.ner.text_words import PunctuationInWords, keep_graphemes
 from bioptimus_hf.ner.windows import OVERLAP, OVERLAP_IN_SENTENCE, document_window, sentence_window, spans_of_words
 from bioptimus_hf.ner.word_pieces import EncodedText, WordEncoder
 
@@ -124,7 +124,7 @@ class TextTokenizer:
         self, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, context: Context | None = None
     ) -> None:
         self._encoder = WordEncoder(tokenizer)
-        self._glue = Glue.of(config)
+        self._punctuation = PunctuationInWords.of(config)
         of_sentence, of_document = sentence_window(config), document_window(config)
         said = "sentence" if of_sentence and not of_document else "document"
         self._by_sentence = (context or said) == "sentence"
@@ -139,8 +139,8 @@ class TextTokenizer:
         return self._key == other._key
 
     @property
-    def _key(self) -> tuple[str, int, bool, Glue]:
-        return self._encoder.key, self._room, self._by_sentence, self._glue
+    def _key(self) -> tuple[str, int, bool, PunctuationInWords]:
+        return self._encoder.key, self._room, self._by_sentence, self._punctuation
 
     def tokenize(self, texts: Sequence[str], *, heads: int = 1) -> list[TokenizedText]:
         """Tokenize texts and divide them into windows.
@@ -172,9 +172,9 @@ class TextTokenizer:
 
     def _begin_words(self, text: str, starts: Array, ends: Array) -> Array:
         """Return which of BERT's words begin a word of the head."""
-        if self._glue == Glue():
+        if self._punctuation == PunctuationInWords():
             return np.ones(len(starts), dtype=bool)
-        return self._glue.first_words(text, starts, ends, frozenset(sentence_starts(text)))
+        return self._punctuation.first_words(text, starts, ends, frozenset(sentence_starts(text)))
 
     def _sentences(self, text: str, encoded: EncodedText) -> Array:
         """Return the number of the sentence of each word; a text that is read as a whole counts as one."""

@@ -54,7 +54,7 @@ from bioptimus_hf.ner.packed_bert import (
 from bioptimus_hf.ner.prediction import predict_tags, predict_tasks
 from bioptimus_hf.ner.scores import entity_scores
 from bioptimus_hf.ner.tasks import check_splits, documents_of, label_names, tags_of
-from bioptimus_hf.ner.text_words import find_glue
+from bioptimus_hf.ner.text_words import find_punctuation_in_words
 from bioptimus_hf.ner.trained_rows import TrainedRows, can_train_rows, decay_with, train_rows
 from bioptimus_hf.ner.windows import Window, document_windows, sentence_windows, sentences_by_document
 from bioptimus_hf.ner.word_pieces import WordEncoder
@@ -191,7 +191,7 @@ def _record_reading(
 ) -> None:
     """Say in the configuration of a head how it is trained and scored, so that annotation does the same."""
     setattr(configuration, TAGGING_SCHEME, IOB2)
-    find_glue(sentences).record(configuration)
+    find_punctuation_in_words(sentences).record(configuration)
     for key, of in ((SENTENCE_WINDOW, "sentence"), (DOCUMENT_WINDOW, "document")):
         vars(configuration).pop(key, None)
         if context == of:

@@ -62,11 +62,11 @@ def keep_graphemes(text: str, starts: Array, ends: Array) -> None:
 
 
 _LONGEST = 100  # characters of a word that is put together: BERT doesn't read longer words, either
-_AFTER_WORDS = ".,;:!?"
+_AFTER_WORDS = ".,;:!?"  # end sentences and clauses, so they never belong to the word before them
 
 
 @dataclass(frozen=True)
-class Glue:
+class PunctuationInWords:
     """Punctuation that is part of the words of a set of sentences, such as the hyphen of `IL-2` and the plus of `CD4+`.
 
     In some sets `IL-2` is one word, in others three. BERT splits words at punctuation, so annotation puts them together
@@ -85,11 +85,11 @@ class Glue:
     def record(self, configuration: PretrainedConfig) -> None:
         """Put it into the configuration of a head; without any, leave the key out."""
         vars(configuration).pop(PUNCTUATION_IN_WORDS, None)
-        if self != Glue():
+        if self != PunctuationInWords():
             setattr(configuration, PUNCTUATION_IN_WORDS, asdict(self))
 
     @classmethod
-    def of(cls, configuration: PretrainedConfig) -> Glue:
+    def of(cls, configuration: PretrainedConfig) -> PunctuationInWords:
         """Return what the configuration of a head says; none if it says nothing."""
         found = getattr(configuration, PUNCTUATION_IN_WORDS, None)
         values = found if isinstance(found, dict) else {}
@@ -127,7 +127,7 @@ class Glue:
         return near and text[place] in (self.inside if far else self.before if side < 0 else self.after)
 
 
-def find_glue(sentences: Iterable[Sequence[str]]) -> Glue:
+def find_punctuation_in_words(sentences: Iterable[Sequence[str]]) -> PunctuationInWords:
     """Find the punctuation that is part of words more often than it is apart from them.
 
     Args:
@@ -149,8 +149,8 @@ def find_glue(sentences: Iterable[Sequence[str]]) -> Glue:
                 before[character] += left and not right
                 after[character] += right and not left
     for mark in _AFTER_WORDS:
-        del before[mark]  # in a set of titles, nothing but `etc.` may have one
-    return Glue(*("".join(sorted(filter(_is_punctuation, +found))) for found in (inside, before, after)))
+        del before[mark]  # in a set of titles, `etc.` may be all that has one
+    return PunctuationInWords(*("".join(sorted(filter(_is_punctuation, +found))) for found in (inside, before, after)))
 
 
 def _is_punctuation(character: str) -> bool:

@@ -32,7 +32,7 @@ from bioptimus_hf.ner.options import Context, HeadOptions, HeadTraining
 from bioptimus_hf.ner.prediction import predict_tags
 from bioptimus_hf.ner.scores import entity_spans
 from bioptimus_hf.ner.tasks import NerTask, documents_of, label_names, load_ner
-from bioptimus_hf.ner.text_words import Glue, find_glue
+from bioptimus_hf.ner.text_words import PunctuationInWords, find_punctuation_in_words
 from bioptimus_hf.ner.windows import document_windows, sentences_by_document
 
 SAMPLE = Path(str(resources.files("bioptimus_hf") / "sample" / "ner"))
@@ -284,8 +284,8 @@ def test_annotation_has_the_words_of_the_training_set(name: str, tmp_path: Path)
         ["The", "severe", "patients", "had", "renal-failure", ",", "CD4+", "cells", "and", "0.5", "mg", "."],
         ["The", "3.5-fold", "kidney", "failure", "of", "T-cell-mice", "."],
     ]
-    glue = find_glue(sentences)
-    assert glue == Glue(inside="-./", before="'+", after="-")
+    glue = find_punctuation_in_words(sentences)
+    assert glue == PunctuationInWords(inside="-./", before="'+", after="-")
     raw = (
         "NF-kappa B binds to the IL-2/IL-4 site (5'-AAG). The severe patients had renal-failure, CD4+ cells and 0.5 mg."
     )
@@ -306,12 +306,12 @@ def test_annotation_has_the_words_of_the_training_set(name: str, tmp_path: Path)
     glue.record(head.config)
     assert found(head) == expected
     save_head(head, tokenizer, tmp_path / "again")
-    assert Glue.of(load_token_classifier(tmp_path / "again").config) == glue
+    assert PunctuationInWords.of(load_token_classifier(tmp_path / "again").config) == glue
     for foreign in (None, "-", {"inside": 3}, {"other": "-"}):
         setattr(head.config, PUNCTUATION_IN_WORDS, foreign)
-        assert Glue.of(head.config) == Glue()
+        assert PunctuationInWords.of(head.config) == PunctuationInWords()
     assert found(head) != expected
-    Glue().record(head.config)
+    PunctuationInWords().record(head.config)
     assert not hasattr(head.config, PUNCTUATION_IN_WORDS)
 
 
@@ -319,7 +319,7 @@ def test_annotation_has_the_words_of_the_training_set(name: str, tmp_path: Path)
 @settings(max_examples=300, deadline=None)
 def test_words_of_any_text_can_be_joined(text: str, by_sentence: bool) -> None:
     tokenizer, config = build_tiny_tokenizer(), build_tiny_head(layers=1).config
-    Glue(inside="-.,\uff9e", before="+'-\uff9e", after="-+(").record(config)
+    PunctuationInWords(inside="-.,\uff9e", before="+'-\uff9e", after="-+(").record(config)
     (one,) = TextTokenizer(tokenizer, config, "sentence" if by_sentence else None).tokenize([text])
     assert (one.starts <= one.ends).all()
     assert (one.ends[:-1] <= one.starts[1:]).all()
@@ -328,7 +328,7 @@ def test_words_of_any_text_can_be_joined(text: str, by_sentence: bool) -> None:
 
 def test_words_are_joined_within_reason(tokenizer: BertTokenizer) -> None:
     config = build_tiny_head(layers=1).config
-    Glue(inside="-.", after="-").record(config)
+    PunctuationInWords(inside="-.", after="-").record(config)
 
     def words(text: str) -> list[str]:
         (one,) = TextTokenizer(tokenizer, config).tokenize([text])
@@ -337,7 +337,7 @@ def test_words_are_joined_within_reason(tokenizer: BertTokenizer) -> None:
     expected = "It is asthma . The IL-2 of 0.5 mg ."
     assert words("It is asthma.The IL-2 of 0.5 mg.") == expected.split()
     assert max(map(len, words("a-" * 1000))) == 100
-    assert find_glue([["Asthma", "etc."], ["In", "mice", "etc."]]) == Glue()
+    assert find_punctuation_in_words([["Asthma", "etc."], ["In", "mice", "etc."]]) == PunctuationInWords()
 
 
 @pytest.mark.parametrize("key", ["sentence_window", "document_window"])
@@ -352,7 +352,7 @@ def test_a_window_without_room_is_refused(key: str, tokenizer: BertTokenizer) ->
 def test_words_of_real_sets(task: str, glue: bool, tokenizer: BertTokenizer, data_dir: Path) -> None:
     """Words that are joined in the text of a set are words of the set, nearly always."""
     sentences = load_ner(task, data_dir / "ner")["validation"]["tokens"][:1000]
-    found = find_glue(sentences)
+    found = find_punctuation_in_words(sentences)
     assert ("-" in found.inside) == glue
     head = build_tiny_head(layers=1)
     found.record(head.config)
