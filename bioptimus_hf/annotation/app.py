@@ -13,23 +13,25 @@ from pathlib import Path
 from bioptimus_hf.annotation.annotator import Annotator
 from bioptimus_hf.annotation.extras import require_packages
 from bioptimus_hf.errors import InputError
+from bioptimus_hf.ner.options import Context
 
 
-def serve(models: Sequence[str], labels: Mapping[str, str] | None = None) -> None:
+def serve(models: Sequence[str], labels: Mapping[str, str] | None = None, *, context: Context | None = None) -> None:
     """Serve the page until the process is interrupted, at the address that gradio's environment variables name.
 
     Args:
         models: folders or Hub names of NER heads, which all annotate the text.
         labels: as for `Annotator`.
+        context: as for `Annotator`.
 
     Raises:
-        InputError: gradio is not installed (extra `app`), a model can't be loaded, or no port is free.
+        InputError: gradio is not installed (extra `app`), a model can't be loaded, the context is unknown, or no port
+            is free.
         KeyboardInterrupt: the process was interrupted. The server has ended, and its files are deleted.
     """
     require_packages("app", "gradio")
-    annotator = Annotator(
-        models, labels=labels
-    )  # first, since importing gradio takes seconds that a wrong name shouldn't cost
+    # First, since importing gradio takes seconds that a wrong name shouldn't cost.
+    annotator = Annotator(models, labels=labels, context=context)
     import gradio as gr
     from gradio.utils import get_upload_folder
 

@@ -27,6 +27,10 @@ LABELS_HELP = (
     "Types to keep, such as Chemical Disease; and FOUND=WANTED pairs that say what labels of the models mean or rename "
     "types: LABEL_0=O LABEL_1=B-Chemical, Chemical=Drug, or Gene=O to leave a type out"
 )
+CONTEXT_HELP = (
+    "What heads read at once: a single sentence, or as much of the document as fits; by default what a head was "
+    "trained with, as its config.json says, or document if it doesn't say"
+)
 
 
 @check_call()
@@ -73,13 +77,7 @@ class AnnotationOptions:
             "each head the best F1 on its development set, which bioptimus report stores with it"
         },
     )
-    context: Context | None = field(
-        default=None,
-        metadata={
-            "help": "What heads read at once: a single sentence, or as much of the document as fits; by default what a "
-            "head was trained with, as its config.json says, or document if it doesn't say"
-        },
-    )
+    context: Context | None = field(default=None, metadata={"help": CONTEXT_HELP})
     on_error: Literal["raise", "skip"] = field(
         default="raise",
         metadata={"help": "A document that can't be read: leave out its file, or only the document, which is recorded"},
@@ -244,10 +242,10 @@ def _models_of_environment() -> list[str]:
 
 @dataclass(frozen=True)
 class AppOptions:
-    """Which models the page uses.
+    """Which models the page uses, and what they read.
 
     Raises:
-        InputError: no model is given, or a pair of `labels` is malformed.
+        InputError: no model is given, a pair of `labels` is malformed, or the context is unknown.
     """
 
     models: list[str] = field(
@@ -259,9 +257,12 @@ class AppOptions:
         },
     )
     labels: list[str] = field(default_factory=list, metadata={"help": LABELS_HELP})
+    context: Context | None = field(default=None, metadata={"help": CONTEXT_HELP})
 
     def __post_init__(self) -> None:
         read_renames(self.labels)
+        if self.context is not None:
+            check_context(self.context)
         if not self.models:
             raise InputError(
                 f"no model given: name a NER head, or set the environment variable {MODELS_VARIABLE}",

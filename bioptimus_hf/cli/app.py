@@ -37,6 +37,6 @@ def execute(options: AppOptions) -> None:
             from bioptimus_hf.annotation.app import serve
             from bioptimus_hf.annotation.labels import read_renames
 
-            serve(options.models, read_renames(options.labels))
+            serve(options.models, read_renames(options.labels), context=options.context)
     except KeyboardInterrupt:
         print("stopped: the page is no longer served", flush=True)

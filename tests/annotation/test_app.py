@@ -283,6 +283,11 @@ def test_importing_the_app_changes_no_environment_and_no_signal_handler(monkeypa
     assert signal.getsignal(signal.SIGTERM) == handler
 
 
+def test_the_models_of_the_page_read_what_is_asked_for(tiny_head: Path) -> None:
+    with pytest.raises(InputError, match="context: must be sentence or document, not 'page'"):
+        app.serve([str(tiny_head)], context="page")  # type: ignore[arg-type]
+
+
 def test_without_gradio_the_extra_is_named(tiny_head: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extras, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"gradio is not installed: pip install 'bioptimus-hf\[app\]'"):

@@ -34,16 +34,18 @@ from bioptimus_hf.corpus.formats import WRITABLE
 def test_models_come_from_the_command_line_or_the_environment(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    served: list[list[str]] = []
-    monkeypatch.setattr(app, "serve", lambda models, labels: served.append(models))
+    served: list[tuple[list[str], str | None]] = []
+    monkeypatch.setattr(app, "serve", lambda models, labels, context: served.append((models, context)))
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.delenv(MODELS_VARIABLE, raising=False)
     assert main(["app"]) == 2
     assert capsys.readouterr().err.startswith("error: --models: no model given: name a NER head, or set the env")
     monkeypatch.setenv(MODELS_VARIABLE, "one two")
     assert main(["app"]) == 0
-    assert main(["app", "--models", "three"]) == 0
-    assert served == [["one", "two"], ["three"]]
+    assert main(["app", "--models", "three", "--context", "sentence"]) == 0
+    assert served == [(["one", "two"], None), (["three"], "sentence")]
+    assert main(["app", "--models", "three", "--context", "page"]) == 2
+    assert "--context" in capsys.readouterr().err
     assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
 
 
@@ -59,7 +61,7 @@ def test_a_model_that_cannot_be_loaded_is_reported_in_one_line(
 def test_an_interrupt_ends_the_app_with_a_line_of_its_own(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(app, "serve", interrupted)
