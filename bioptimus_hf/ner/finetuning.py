@@ -132,7 +132,13 @@ def finetune(
         )
         trainer.train()
     check_finite(model.named_parameters(), "the new head", DIVERGED, error=TrainingDiverged)
-    return _scores_by_epoch(trainer.state.log_history)
+    scores = _scores_by_epoch(trainer.state.log_history)
+    if not any(of_epoch["f1"] for of_epoch in scores):
+        logger.warning(
+            "the head finds no entity of the development set after any epoch: try a lower learning_rate, more "
+            "warmup_steps, or more epochs if the training set is small"
+        )
+    return scores
 
 
 def _scores_by_epoch(history: Iterable[Mapping[str, float]]) -> list[dict[str, float]]:

@@ -9,12 +9,15 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import psutil
+import pyarrow.compute as pc
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
+from transformers import AutoConfig
 
 from bioptimus_hf.artifacts import RECORD, Run, is_finished, verification
 from bioptimus_hf.errors import InputError, counted
@@ -29,8 +32,12 @@ from bioptimus_hf.progress import progress_bar
 logger = logging.getLogger(__name__)
 
 _WORTHWHILE = 20_000  # training sentences, times epochs: starting a process takes as long as training on a few thousand
-_BYTES = 2e9  # of a process that trains a head: libraries and states of a batch
+_BYTES = 2e9  # of a process that trains a head, without what follows
 _BYTES_PER_BYTE = 5  # of the weights: themselves, gradients, two moments and a copy in fewer bits
+# Of a batch, for each piece, layer and number in a state: 80 in bfloat16 and 130 in float32, as measured with MPNet; in
+# a whole training more, because freed memory is kept in blocks that don't suit every batch.
+_BYTES_PER_STATE = 150
+_PIECES_PER_WORD = 1.5
 _BAR = {"desc": "Training heads", "unit": " trainings"}
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
@@ -82,9 +89,17 @@ class HeadGroup:
 
     @property
     def bytes(self) -> float:
-        """Memory of a process that trains one of the heads."""
-        folder = Path(next(iter(self.heads.values())).encoder)
-        return _BYTES + _BYTES_PER_BYTE * sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        """Memory of a process that trains one of the heads, roughly."""
+        head = next(iter(self.heads.values()))
+        trainings = [head.training, *(self.search.candidates if self.search else ())]
+        train = head.dataset.train if isinstance(head.dataset, JointData) else head.dataset["train"]
+        return training_bytes(
+            Path(head.encoder),
+            pc.list_value_length(train.with_format("arrow")[:]["tokens"]).to_numpy(),
+            batch_size=max(cast(int, training.per_device_train_batch_size) for training in trainings),
+            max_length=head.settings["max_length"],
+            fills_windows=head.settings.get("context") == "document",
+        )
 
     def trainings(self) -> dict[Path, bool]:
         """Return the folder of each training that the heads need, and whether it is finished.
@@ -126,6 +141,27 @@ def head_group(run: Run, heads: Mapping[Path, PlannedHead], training: HeadTraini
         place for place, head in settled.items() if not is_finished(place, head.inputs, head.settings, force=run.force)
     ]
     return HeadGroup(settled, search, bool(chosen), missing, tried_before)
+
+
+def training_bytes(
+    encoder: Path, lengths: np.ndarray[Any, Any], *, batch_size: int, max_length: int, fills_windows: bool
+) -> float:
+    """Return roughly how much memory a process takes that trains a head on a CPU.
+
+    Args:
+        encoder: folder of the encoder.
+        lengths: number of words of each training sentence.
+        batch_size: windows in a batch.
+        max_length: maximum number of word pieces in a window.
+        fills_windows: whether windows have as many sentences as fit, instead of one.
+    """
+    weights = sum(file.stat().st_size for file in encoder.glob("*.safetensors"))
+    config = AutoConfig.from_pretrained(encoder)
+    # A BERT trains without padding, on random sentences; other encoders pad the longest ones to the same length.
+    words = float(lengths.mean() if config.model_type == "bert" else lengths.max())
+    pieces = batch_size * (max_length if fills_windows else min(max_length, _PIECES_PER_WORD * words))
+    states: float = pieces * config.num_hidden_layers * config.hidden_size
+    return _BYTES + _BYTES_PER_BYTE * weights + _BYTES_PER_STATE * states
 
 
 def plan_parallelism(groups: Sequence[HeadGroup], epochs: int, wanted: int | None) -> tuple[int, int]:

@@ -166,6 +166,20 @@ def test_a_head_that_diverges_is_refused(base: Path, sample: DatasetDict, tmp_pa
             train(base, few, tmp_path / str(epochs), seed=5, learning_rate=1e38, num_train_epochs=epochs)
 
 
+def test_a_head_that_finds_nothing_is_reported(
+    base: Path, sample: DatasetDict, tmp_path: Path, warnings_of_package: Callable[[], list[str]]
+) -> None:
+    few = DatasetDict({split: sample[split].select(range(20)) for split in sample})
+    arguments = best_epoch_arguments(tmp_path, use_cpu=True, disable_tqdm=True, num_train_epochs=2, learning_rate=1e-6)
+    for bias in (0.0, 100.0):
+        head, tokenizer = new_head(base, label_names(few["train"]), seed=1)
+        with torch.no_grad():
+            head.classifier.bias[0] = bias  # of O
+        scores = finetune(head, tokenizer, few, arguments)
+        reported = any("finds no entity of the development set" in warning for warning in warnings_of_package())
+        assert reported == (bias > 0) == (not any(of_epoch["f1"] for of_epoch in scores))
+
+
 def test_a_batch_that_holds_an_epoch_is_reported(
     base: Path, sample: DatasetDict, tmp_path: Path, warnings_of_package: Callable[[], list[str]]
 ) -> None:

@@ -20,11 +20,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import torch
 from head_results import save_encoder, write_small_task
 from safetensors.torch import load_file, save_file
+from transformers import BertConfig, MPNetConfig, PretrainedConfig
 
 from bioptimus_hf.artifacts import RECORD, Run
 from bioptimus_hf.errors import InputError, TrainingDiverged
@@ -238,20 +240,46 @@ def test_an_interrupt_while_processes_start(options: HeadOptions, tmp_path: Path
     assert text.splitlines()[-1].startswith("interrupted: run the same command again")
 
 
+@pytest.mark.parametrize(
+    ("config", "fills_windows", "gigabytes"),
+    [
+        (MPNetConfig(), False, (11, 15)),  # with weights: measured 12.3 on BC5, whose longest sentence has 239 pieces
+        (BertConfig(), False, (3, 5)),  # no padding, so that the longest sentence doesn't matter
+        (BertConfig(), True, (20, 27)),
+        (BertConfig(num_hidden_layers=6, hidden_size=384), False, (2, 3)),  # measured 2.2
+    ],
+)
+def test_memory_of_a_training(
+    config: PretrainedConfig, fills_windows: bool, gigabytes: tuple[int, int], tmp_path: Path
+) -> None:
+    config.save_pretrained(tmp_path)
+    words = np.array([24] * 999 + [160])
+    found = grid.training_bytes(tmp_path, words, batch_size=32, max_length=512, fills_windows=fills_windows)
+    assert gigabytes[0] < found / 1e9 < gigabytes[1]
+    (tmp_path / "model.safetensors").write_bytes(bytes(1000))
+    more = grid.training_bytes(tmp_path, words, batch_size=32, max_length=512, fills_windows=fills_windows)
+    assert more == found + 5000
+    short = grid.training_bytes(tmp_path, words, batch_size=32, max_length=16, fills_windows=fills_windows)
+    assert short < found
+
+
 def test_how_many_heads_share_the_cores(options: HeadOptions, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     run = Run(str(tmp_path))
 
-    def at_once(number: int | None, cores: int, gigabytes: int = 100) -> int:
+    def at_once(number: int | None, cores: int, gigabytes: int = 100, training: HeadTraining = TRAINING) -> int:
         monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
         memory = SimpleNamespace(available=gigabytes * 1e9, total=gigabytes * 1e9)
         monkeypatch.setattr(grid.psutil, "virtual_memory", lambda: memory)
-        return planned_trainings(run, replace(options, at_once=number), TRAINING)[1]
+        return planned_trainings(run, replace(options, at_once=number), training)[1]
 
     assert at_once(None, cores=2) == 1, "starting processes takes longer than these trainings"
     monkeypatch.setattr(grid, "_WORTHWHILE", 1)
     width = 2 * 2 * 2  # seeds or settings
     assert [at_once(None, cores=cores) for cores in (1, 2, 64)] == [1, 2, width]
     assert at_once(None, cores=64, gigabytes=10) == 4
+    large = replace(TRAINING, per_device_train_batch_size=[8, 2**20])
+    assert at_once(None, cores=64, gigabytes=10, training=large) == 1
+    assert at_once(8, cores=64, gigabytes=10, training=large) == width, "what is asked for is done"
     assert [at_once(number, cores=2) for number in (1, 3, 99)] == [1, 3, width]
     monkeypatch.setattr(grid, "PartialState", lambda: SimpleNamespace(distributed_type="MULTI_CPU", device=CPU))
     assert at_once(None, cores=2) == 1
