@@ -133,11 +133,7 @@ def finetune(
         trainer.train()
     check_finite(model.named_parameters(), "the new head", DIVERGED, error=TrainingDiverged)
     scores = _scores_by_epoch(trainer.state.log_history)
-    if not any(of_epoch["f1"] for of_epoch in scores):
-        logger.warning(
-            "the head finds no entity of the development set after any epoch: try a lower learning_rate, more "
-            "warmup_steps, or more epochs if the training set is small"
-        )
+    _warn_of_a_useless_head(scores)
     return scores
 
 
@@ -207,6 +203,14 @@ def _record_reading(
 def _warn_of_a_single_update(train: Dataset, arguments: TrainingArguments) -> None:
     if len(train) <= arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size:
         logger.warning("an epoch has a single update: the %d windows of text fit into one batch", len(train))
+
+
+def _warn_of_a_useless_head(scores: Iterable[Mapping[str, float]]) -> None:
+    if not any(of_epoch["f1"] for of_epoch in scores):
+        logger.warning(
+            "the head finds no entity of the development set after any epoch: try a lower learning_rate, more "
+            "warmup_steps, or more epochs if the training set is small"
+        )
 
 
 def _check_dataset(model: PreTrainedModel, dataset: DatasetDict | JointData, context: Context) -> None:
