@@ -132,17 +132,22 @@ def finetune(
         )
         trainer.train()
     check_finite(model.named_parameters(), "the new head", DIVERGED, error=TrainingDiverged)
-    scores = _scores_by_epoch(trainer.state.log_history)
-    _warn_of_a_useless_head(scores)
-    return scores
+    return _scores_by_epoch(trainer.state.log_history)
 
 
 def _scores_by_epoch(history: Iterable[Mapping[str, float]]) -> list[dict[str, float]]:
-    return [
+    """Return the scores of each epoch, and warn of a head that never found an entity."""
+    scores = [
         {name.removeprefix("eval_"): value for name, value in row.items() if name != "step"}
         for row in history
         if "eval_f1" in row
     ]
+    if not any(of_epoch["f1"] for of_epoch in scores):
+        logger.warning(
+            "the head finds no entity of the development set after any epoch: try a lower learning_rate, more "
+            "warmup_steps, or more epochs if the training set is small"
+        )
+    return scores
 
 
 @contextmanager
@@ -203,14 +208,6 @@ def _record_reading(
 def _warn_of_a_single_update(train: Dataset, arguments: TrainingArguments) -> None:
     if len(train) <= arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size:
         logger.warning("an epoch has a single update: the %d windows of text fit into one batch", len(train))
-
-
-def _warn_of_a_useless_head(scores: Iterable[Mapping[str, float]]) -> None:
-    if not any(of_epoch["f1"] for of_epoch in scores):
-        logger.warning(
-            "the head finds no entity of the development set after any epoch: try a lower learning_rate, more "
-            "warmup_steps, or more epochs if the training set is small"
-        )
 
 
 def _check_dataset(model: PreTrainedModel, dataset: DatasetDict | JointData, context: Context) -> None:
