@@ -160,7 +160,8 @@ def training_bytes(
     # A BERT trains without padding, on random sentences; other encoders pad the longest ones to the same length.
     words = float(lengths.mean() if config.model_type == "bert" else lengths.max())
     pieces = batch_size * (max_length if fills_windows else min(max_length, _PIECES_PER_WORD * words))
-    states: float = pieces * config.num_hidden_layers * config.hidden_size
+    # A few configurations use other names; their heads are planned without the states of a batch.
+    states: float = pieces * getattr(config, "num_hidden_layers", 0) * getattr(config, "hidden_size", 0)
     return _BYTES + _BYTES_PER_BYTE * weights + _BYTES_PER_STATE * states
 
 

@@ -26,7 +26,7 @@ import pytest
 import torch
 from head_results import save_encoder, write_small_task
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, MPNetConfig, PretrainedConfig
+from transformers import BertConfig, MPNetConfig, PerceiverConfig, PretrainedConfig
 
 from bioptimus_hf.artifacts import RECORD, Run
 from bioptimus_hf.errors import InputError, TrainingDiverged
@@ -261,6 +261,12 @@ def test_memory_of_a_training(
     assert more == found + 5000
     short = grid.training_bytes(tmp_path, words, batch_size=32, max_length=16, fills_windows=fills_windows)
     assert short < found
+
+
+def test_memory_of_a_training_with_a_configuration_of_other_names(tmp_path: Path) -> None:
+    PerceiverConfig().save_pretrained(tmp_path)
+    found = grid.training_bytes(tmp_path, np.array([24]), batch_size=32, max_length=512, fills_windows=False)
+    assert 2e9 <= found < 3e9
 
 
 def test_how_many_heads_share_the_cores(options: HeadOptions, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
