@@ -49,7 +49,8 @@ class TokenizedText:
         starts: first character of each word.
         ends: the character after the last one of each word.
         windows: together they label each word exactly once, in order.
-        first_words: numbers of words that begin a sentence which is read by itself, and so no entity continues there.
+        first_words: numbers of words that begin a sentence, where no entity continues; only if the model was trained
+            on sentences or is to read them.
         labels: predicted label ids of shape (heads, words).
         scores: probabilities of these labels, float32 of the same shape.
     """
@@ -128,6 +129,8 @@ class TextTokenizer:
         of_sentence, of_document = sentence_window(config), document_window(config)
         said = "sentence" if of_sentence and not of_document else "document"
         self._by_sentence = (context or said) == "sentence"
+        # Heads that say how they were trained have never seen an entity across the end of a sentence.
+        self._ends_entities = self._by_sentence or of_document is not None
         longest = longest_input(config, tokenizer)
         window = min(longest, (of_sentence if self._by_sentence else of_document) or longest)
         self._room = window - len(self._encoder.begin) - len(self._encoder.end)
@@ -139,8 +142,8 @@ class TextTokenizer:
         return self._key == other._key
 
     @property
-    def _key(self) -> tuple[str, int, bool, PunctuationInWords]:
-        return self._encoder.key, self._room, self._by_sentence, self._punctuation
+    def _key(self) -> tuple[str, int, bool, bool, PunctuationInWords]:
+        return self._encoder.key, self._room, self._by_sentence, self._ends_entities, self._punctuation
 
     def tokenize(self, texts: Sequence[str], *, heads: int = 1) -> list[TokenizedText]:
         """Tokenize texts and divide them into windows.
@@ -155,7 +158,7 @@ class TextTokenizer:
             keep_graphemes(text, encoded.starts, encoded.ends)
             sentences = self._sentences(text, encoded)
             windows = list(self._windows(encoded, sentences))
-            first_words = _first_words(sentences) if self._by_sentence else ()
+            first_words = _first_words(sentences) if self._ends_entities else ()
             tokenized.append(
                 TokenizedText(text, encoded.starts, encoded.ends, windows, heads=heads, first_words=first_words)
             )
@@ -178,7 +181,7 @@ class TextTokenizer:
 
     def _sentences(self, text: str, encoded: EncodedText) -> Array:
         """Return the number of the sentence of each word; a text that is read as a whole counts as one."""
-        if len(encoded.ids) <= self._room and not self._by_sentence:
+        if len(encoded.ids) <= self._room and not self._ends_entities:
             return np.zeros(len(encoded.starts), dtype=np.int64)
         return np.searchsorted(sentence_starts(text)[1:], encoded.starts, side="right")
 

@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import chain
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -419,8 +419,14 @@ def windows_dataset(
         if context == "document":
             documents = documents_of(dataset)
             words, tags = (sentences_by_document(dataset[name][:], documents) for name in ("tokens", "ner_tags"))
-            of_documents = document_windows(words, tokenizer, max_length=max_length)
+            of_documents = list(document_windows(words, tokenizer, max_length=max_length))
             windows = Dataset.from_dict(_labelled([list(chain(*of_document)) for of_document in tags], of_documents))
+            firsts = ({0, *accumulate(map(len, of_document))} for of_document in words)
+            divided = sum(
+                window.first_word not in of_document
+                for of_document, its_windows in zip(firsts, of_documents, strict=True)
+                for window in its_windows
+            )
         else:
             with progress_of_datasets():
                 windows = dataset.map(
@@ -433,6 +439,13 @@ def windows_dataset(
                     new_fingerprint=fingerprint,  # otherwise datasets pickles the tokenizer, which takes a second
                     desc="Tokenising",
                 )
+            divided = len(windows) - len(dataset)
+        if divided:
+            logger.warning(
+                "training sentences that don't fit into a window of %d word pieces are divided: %d of %d windows begin "
+                "within a sentence",
+                *(max_length, divided, len(windows)),
+            )
         _latest_windows.clear()
         _latest_windows[fingerprint] = windows
     return _latest_windows[fingerprint]

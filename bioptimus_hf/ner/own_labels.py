@@ -146,7 +146,8 @@ class _Converter:
             for word in inside:
                 tags[word] = f"I-{mention.entity.label}"
         tokens = [document.text[start:end] for start, end in words]
-        passages = [passage.start for passage in document.passages]
+        # The passages of a document with tokens are its sentences, which are each other's context.
+        passages = [] if document.tokens else [passage.start for passage in document.passages]
         return TaggedDocument(
             document.id,
             document.text,

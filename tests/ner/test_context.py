@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from architectures import save_architecture
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from head_results import save_encoder
 from helpers import build_tiny_head, build_tiny_tokenizer
 from hypothesis import given, settings
@@ -131,6 +131,23 @@ def test_every_word_of_a_document_is_labelled_once(documents: DatasetDict, token
     assert len(windows_dataset(train, tokenizer)) == len(train)
 
 
+@pytest.mark.parametrize(("context", "divided"), [("sentence", "2 of 5"), ("document", "1 of 2")])
+def test_sentences_that_do_not_fit_are_reported(
+    context: Context, divided: str, tokenizer: BertTokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of two short sentences and one of twenty pieces, in windows with room for twelve."""
+    words = [["the", "of"], ["and"], ["renal"] * 20]
+    pieces = [len(ids) for ids in tokenizer([" ".join(one) for one in words], add_special_tokens=False)["input_ids"]]
+    assert pieces == [2, 1, 20]
+    rows = {"tokens": words, "ner_tags": [[0] * len(one) for one in words], "document": ["1"] * 3}
+    windows = windows_dataset(Dataset.from_dict(rows), tokenizer, max_length=14, context=context)
+    assert f"don't fit into a window of 14 word pieces are divided: {divided} windows begin within a" in caplog.text
+    caplog.clear()
+    short = windows_dataset(Dataset.from_dict(rows).select([0, 1]), tokenizer, max_length=14, context=context)
+    assert (len(short), caplog.text) == (2 if context == "sentence" else 1, "")
+    assert len(windows) > len(short)
+
+
 @pytest.mark.parametrize("context", ["sentence", "document"])
 @pytest.mark.parametrize(("name", "file"), [("bert", "labelled"), ("roberta", "labelled"), ("bert", "with_titles")])
 def test_prediction_and_annotation_read_the_same_windows(
@@ -155,10 +172,8 @@ def test_prediction_and_annotation_read_the_same_windows(
     for document, of_document in groupby(pairs, key=lambda pair: pair[0]):
         text = originals[document].text
         expected, end = [], 0
-        last = ("", -1)  # type and end of the latest entity
         for _, words, tags_of_sentence in of_document:
-            if context == "sentence":
-                last = ("", -1)
+            last = ("", -1)  # type and end of the latest entity, which doesn't go on in the next sentence
             for word, tag in zip(words, tags_of_sentence, strict=True):
                 start = text.index(word, end)
                 if tag == f"I-{last[0]}" and last[1] == end:

@@ -28,7 +28,7 @@ from bioptimus_hf.errors import InputError
 from bioptimus_hf.ner.options import HeadOptions
 from bioptimus_hf.ner.own_labels import TaggedDocument, read_tagged
 from bioptimus_hf.ner.planning import chosen_tasks, load_task
-from bioptimus_hf.ner.tasks import NerTask, load_ner, read_task, tags_of, task_identity
+from bioptimus_hf.ner.tasks import NerTask, documents_of, load_ner, read_task, tags_of, task_identity
 from bioptimus_hf.ner.text_words import text_words
 
 PIECES = [*"aé1中β🧬|\\\"'<&>-.;=% ", "e\u0301", "👩\u200d⚕️", "\u200b", "\xa0", ". The ", "aspirin ", "IL-2 "]
@@ -420,6 +420,8 @@ def test_sentences_without_documents_are_named(tmp_path: Path, caplog: pytest.Lo
         list(map(str, range(1, 11))) * 2
     )
     assert {tag for part in data.values() for tags in tags_of(part) for tag in tags} == {"O", "B-mine"}
+    for part in data.values():
+        assert documents_of(part) == [(name, 0) for name in part["document"]], "its sentences are read together"
 
 
 def test_conll_with_splits_keeps_its_documents(tmp_path: Path) -> None:
