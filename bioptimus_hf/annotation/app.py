@@ -10,9 +10,10 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bioptimus_hf.annotation.annotator import Annotator
+from bioptimus_hf.annotation.annotator import Annotator, recommended_score
 from bioptimus_hf.annotation.extras import require_packages
 from bioptimus_hf.errors import InputError
+from bioptimus_hf.models import find_model
 from bioptimus_hf.ner.options import Context
 
 
@@ -32,6 +33,8 @@ def serve(models: Sequence[str], labels: Mapping[str, str] | None = None, *, con
     require_packages("app", "gradio")
     # First, since importing gradio takes seconds that a wrong name shouldn't cost.
     annotator = Annotator(models, labels=labels, context=context)
+    offered = {model: recommended_score(find_model(model).pinned) for model in models}
+    recommended = {model: offer.best for model, offer in offered.items() if offer is not None}
     import gradio as gr
     from gradio.utils import get_upload_folder
 
@@ -47,7 +50,7 @@ def serve(models: Sequence[str], labels: Mapping[str, str] | None = None, *, con
     # Only files in this folder are served, and those of uploads.
     with Workshop(annotator) as workshop, tempfile.TemporaryDirectory(dir=get_upload_folder()) as downloads:
         sessions = Sessions(Path(downloads))
-        page = build_page(workshop, sessions, models)
+        page = build_page(workshop, sessions, models, recommended)
         try:
             _, url, _ = page.launch(
                 share=False,

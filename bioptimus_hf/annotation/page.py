@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from bioptimus_hf.annotation.page_html import (
     marked_text,
     parts,
     progress,
+    recommendation,
     size_in_words,
     summary,
     table_rows,
@@ -46,18 +47,21 @@ Updates = dict[Any, Any]
 """New values or properties by component; also what a function is given."""
 
 
-def build_page(workshop: Workshop, sessions: Sessions, models: Sequence[str]) -> gr.Blocks:
+def build_page(
+    workshop: Workshop, sessions: Sessions, models: Sequence[str], recommended: Mapping[str, float]
+) -> gr.Blocks:
     """Return the page, with the API endpoints `/annotate` and `/annotate_file`.
 
     Args:
         workshop: finds the entities.
         sessions: keeps the results of the users.
         models: names of the models, shown on the page.
+        recommended: the least score that gave a model the best F1 on its development set, for those that say so.
     """
     with gr.Blocks(title="Find entities", analytics_enabled=False, delete_cache=(600, KEPT_SECONDS)) as blocks:
         blocks.queue(default_concurrency_limit=_AT_ONCE)
         gr.HTML(heading(models))
-        page = _Page(workshop, sessions)
+        page = _Page(workshop, sessions, recommendation(recommended))
         page.connect()
         blocks.unload(page.end)
         add_api(workshop, sessions.downloads)
@@ -67,9 +71,10 @@ def build_page(workshop: Workshop, sessions: Sessions, models: Sequence[str]) ->
 class _Page:
     """The components of the page, and what happens when they are used."""
 
-    def __init__(self, workshop: Workshop, sessions: Sessions) -> None:
+    def __init__(self, workshop: Workshop, sessions: Sessions, about_scores: str) -> None:
         self._workshop = workshop
         self._sessions = sessions
+        self._about_scores = about_scores
         with gr.Tab("Text"):
             self._text = gr.Textbox(
                 label="Text", placeholder="A sentence, an abstract, a full paper", lines=6, max_lines=16, elem_id="text"
@@ -114,7 +119,14 @@ class _Page:
                 self._previous = gr.Button("Previous", min_width=110, elem_id="previous")
                 self._next = gr.Button("Next", min_width=110, elem_id="next")
         with gr.Row():
-            self._min_score = gr.Slider(0, 1, 0, step=0.01, label="Lowest score", min_width=280, elem_id="min-score")
+            self._min_score = gr.Slider(
+                *(0, 1, 0),
+                step=0.01,
+                label="Lowest score",
+                info=self._about_scores or None,
+                min_width=280,
+                elem_id="min-score",
+            )
             self._labels = gr.CheckboxGroup(label="Labels", min_width=280, elem_id="labels")
         self._found = gr.HTML(css_template=CSS, elem_id="found", max_height="70vh")
         self._table = gr.Dataframe(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from bioptimus_hf.annotation.sessions import Run
 from bioptimus_hf.corpus.documents import Document
@@ -30,6 +30,16 @@ def heading(models: Sequence[str]) -> str:
     """Return the heading of the page as HTML, with the names of the models."""
     names = ", ".join(f"<code>{html.escape(name)}</code>" for name in models)
     return f"<h1>Find entities</h1><p>Annotated by {names}. For research use; not medical advice.</p>"
+
+
+def recommendation(recommended: Mapping[str, float]) -> str:
+    """Return what models recommend as the least score of an entity, in plain text; empty if none does.
+
+    Args:
+        recommended: the score by the name of the model.
+    """
+    scores = ", ".join(f"{score:.2f} for {name}" for name, score in recommended.items() if score > 0)
+    return f"Best F1 on the development set: {scores}" if scores else ""
 
 
 def alert(message: str) -> str:

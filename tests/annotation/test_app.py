@@ -7,11 +7,12 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import threading
 import zipfile
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ from bioptimus_hf.corpus.documents import Document, Entity
 from bioptimus_hf.corpus.formats import WRITABLE, DocumentReader
 from bioptimus_hf.corpus.reading import ReadOptions
 from bioptimus_hf.errors import InputError
+from bioptimus_hf.ner.calibration import MinScore
 
 TEXT = "aspirin in severe asthma of patients, renal failure of mice"
 
@@ -75,6 +77,12 @@ def test_texts_that_cannot_be_annotated_are_answered_in_one_line(workshop: Works
     with pytest.raises(InputError, match=wrong) as error:
         workshop.annotate_text(text)
     assert "\n" not in str(error.value)
+
+
+def test_the_recommended_score_is_shown() -> None:
+    assert page_html.recommendation({}) == page_html.recommendation({"a": 0.0}) == ""
+    shown = page_html.recommendation({"a": 0.4249, "b": 0.0, "lab/c": 0.9})
+    assert shown == "Best F1 on the development set: 0.42 for a, 0.90 for lab/c"
 
 
 def test_what_users_give_is_escaped() -> None:
@@ -286,6 +294,27 @@ def test_importing_the_app_changes_no_environment_and_no_signal_handler(monkeypa
 def test_the_models_of_the_page_read_what_is_asked_for(tiny_head: Path) -> None:
     with pytest.raises(InputError, match="context: must be sentence or document, not 'page'"):
         app.serve([str(tiny_head)], context="page")  # type: ignore[arg-type]
+
+
+def test_the_page_is_told_what_heads_recommend(
+    tiny_head: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = pytest.importorskip("bioptimus_hf.annotation.page", reason="needs the extra `app`")
+    head = tmp_path / "head"
+    shutil.copytree(tiny_head, head)
+    config = json.loads((head / "config.json").read_text())
+    offer = MinScore(best=0.42, f1=0.8, f1_of_all=0.7, left_out=0.1)
+    (head / "config.json").write_text(json.dumps(offer.in_configuration(config)))
+    told: list[Mapping[str, float]] = []
+
+    def build(workshop: Workshop, sessions: Sessions, models: list[str], recommended: Mapping[str, float]) -> None:
+        told.append(recommended)
+        raise InputError("enough")
+
+    monkeypatch.setattr(page, "build_page", build)
+    with pytest.raises(InputError, match="enough"):
+        app.serve([str(tiny_head), str(head)])
+    assert told == [{str(head): 0.42}]
 
 
 def test_without_gradio_the_extra_is_named(tiny_head: Path, monkeypatch: pytest.MonkeyPatch) -> None:
