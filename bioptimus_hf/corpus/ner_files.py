@@ -57,6 +57,11 @@ class LabelFiles:
         return UNSPLIT not in self.files and len(files) == len(SPLIT_NAMES) and all(map(_is_conll, files))
 
 
+def is_named_like_labels(source: str) -> bool:
+    """Tell whether a name ends as those of files with annotations do."""
+    return source.lower().endswith((*_ENDINGS, *_OTHER_ENDINGS, *_LAST_ENDINGS))
+
+
 def split_file(folder: Path, split: str) -> Path | None:
     """Return the CoNLL file of a split, `train`, `validation` or `test`, None if there is none.
 

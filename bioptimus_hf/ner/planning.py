@@ -14,6 +14,7 @@ from transformers import AutoConfig
 
 from bioptimus_hf.artifacts import Run, check_fresh, verify
 from bioptimus_hf.corpus.formats import stem_of
+from bioptimus_hf.corpus.ner_files import is_named_like_labels
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.models import Source, base_of_run, check_encoder, find_model, load_by_name
 from bioptimus_hf.ner.joint import JointData, join_tasks, types_of_labels
@@ -136,6 +137,9 @@ def load_task(task: NerTask, options: HeadOptions) -> TaskData:
         InputError: there is no source, or the data can't be used.
     """
     source = task.source or options.ner_data
+    own = task.source or ("" if options.ner_data else task.name)
+    if is_named_like_labels(own) and not Path(own).exists():
+        raise InputError(f"there is no file {own}: check its name and its folder", argument="tasks")
     if not source:
         raise InputError(
             f"needed for {task.name}: the folder that contains the folders or files of the tasks", argument="ner_data"
