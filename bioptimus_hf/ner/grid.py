@@ -155,7 +155,8 @@ def training_bytes(
         max_length: maximum number of word pieces in a window.
         fills_windows: whether windows have as many sentences as fit, instead of one.
     """
-    weights = sum(file.stat().st_size for file in encoder.glob("*.safetensors"))
+    files = list(encoder.glob("*.safetensors")) or encoder.glob("*.bin")
+    weights = sum(file.stat().st_size for file in files)
     config = AutoConfig.from_pretrained(encoder)
     # A BERT trains without padding, on random sentences; other encoders pad the longest ones to the same length.
     words = float(lengths.mean() if config.model_type == "bert" else lengths.max())

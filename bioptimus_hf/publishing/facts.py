@@ -94,6 +94,8 @@ def head_facts(run_dir: str | Path, task: str, version: str, repo_id: str, about
     Raises:
         InputError: a fact is missing, or the version has no head for this task.
     """
+    from bioptimus_hf.ner.tasks import NER_TASKS  # loads datasets, which the report doesn't need
+
     run = Path(run_dir)
     heads = heads_of(run, version)
     head = heads.get(task)
@@ -115,6 +117,7 @@ def head_facts(run_dir: str | Path, task: str, version: str, repo_id: str, about
         **_common_facts(run, version, repo_id, about, record),
         "task": task,
         "tasks": tasks,
+        "own_tasks": [name for name in tasks if name not in NER_TASKS],
         "joint": task == JOINT,
         "encoder": repo_id.removesuffix(f"-{task}"),
         "example": _example(head.folder, tasks[0]),

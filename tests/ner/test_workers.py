@@ -259,6 +259,9 @@ def test_memory_of_a_training(
     (tmp_path / "model.safetensors").write_bytes(bytes(1000))
     more = grid.training_bytes(tmp_path, words, batch_size=32, max_length=512, fills_windows=fills_windows)
     assert more == found + 5000
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    of_a_pickle = grid.training_bytes(tmp_path, words, batch_size=32, max_length=512, fills_windows=fills_windows)
+    assert of_a_pickle == more
     short = grid.training_bytes(tmp_path, words, batch_size=32, max_length=16, fills_windows=fills_windows)
     assert short < found
 
