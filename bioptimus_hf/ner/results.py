@@ -235,17 +235,32 @@ def averages(results: Sequence[HeadResult]) -> list[dict[str, Any]]:
     Returns:
         Rows like those of `summarize`, without `support`. The standard deviation is that of the average over seeds.
     """
-    rows = []
-    for model in dict.fromkeys(result.model for result in results):
-        scores = {(result.task, result.seed): result.scores for result in results if result.model == model}
-        seeds = [seed for _, seed in scores if all((task, seed) in scores for task in BLURB_NER)]
-        if seeds := list(dict.fromkeys(seeds)):
-            means = {
-                name: spread([statistics.fmean(scores[task, seed][name] for task in BLURB_NER) for seed in seeds])
-                for name in METRICS
-            }
-            rows.append({"task": "average", "model": model, "seeds": seeds, **means})
-    return rows
+    models = dict.fromkeys(result.model for result in results)
+    scores = {
+        model: {(result.task, result.seed): result.scores for result in results if result.model == model}
+        for model in models
+    }
+    return [row for model in models if (row := average_row(model, scores[model]))]
+
+
+def average_row(model: str, scores: Mapping[tuple[str, int], Mapping[str, float]]) -> dict[str, Any]:
+    """Average the five BLURB tasks for a model; nothing if there is no seed that every task has.
+
+    Args:
+        scores: from `entity_scores`, by task and seed.
+
+    Returns:
+        A row as `averages` has it.
+    """
+    seeds = [seed for _, seed in scores if all((task, seed) in scores for task in BLURB_NER)]
+    if not seeds:
+        return {}
+    seeds = list(dict.fromkeys(seeds))
+    means = {
+        name: spread([statistics.fmean(scores[task, seed][name] for task in BLURB_NER) for seed in seeds])
+        for name in METRICS
+    }
+    return {"task": "average", "model": model, "seeds": seeds, **means}
 
 
 def paired_differences(

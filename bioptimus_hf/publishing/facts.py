@@ -12,7 +12,7 @@ from bioptimus_hf.models import MIN_SCORE, PUNCTUATION_IN_WORDS, SENTENCE_WINDOW
 from bioptimus_hf.ner.options import JOINT
 from bioptimus_hf.ner.results import predictions_file, single_model, tests_of
 from bioptimus_hf.pretraining.versions import folder_name
-from bioptimus_hf.publishing.heads import base_results, differences_from_base, heads_of, result_rows
+from bioptimus_hf.publishing.heads import average_results, base_results, differences_from_base, heads_of, result_rows
 from bioptimus_hf.publishing.options import About
 from bioptimus_hf.publishing.recipe import NOT_OPTIONS, SECTIONS, own_curriculum, recipe
 from bioptimus_hf.publishing.records import (
@@ -81,6 +81,7 @@ def encoder_facts(run_dir: str | Path, version: str, repo_id: str, about: About)
         "results": results,
         "joint_results": joint_results,
         "base_results": _alike(base_results(run), [*results, *joint_results]),
+        "averages": average_results(run, version),
         "differences": differences_from_base(run, version, list(heads)),
         "start": start_of(run, pretraining),
         "recipe": recipe({**records, "pretraining": pretraining}, common["base"]),
@@ -143,6 +144,7 @@ def head_facts(run_dir: str | Path, task: str, version: str, repo_id: str, about
         "decontamination": pretraining_of(run, record)["facts"].get("decontamination"),
         "excluded": sum(head.record["facts"].get("excluded", {}).values()),
         "base_results": _alike(base_results(run), rows),
+        "averages": [],
         "differences": differences_from_base(run, version, [task]),
         "single_results": single,
     }

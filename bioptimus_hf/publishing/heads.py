@@ -15,6 +15,7 @@ from bioptimus_hf.ner.results import (
     METRICS,
     SEARCH,
     adapted_model,
+    average_row,
     finished_heads,
     paired_differences,
     read_results,
@@ -80,14 +81,39 @@ def base_results(run: Path) -> list[dict[str, Any]]:
 
     A head in a folder called `base` may have been trained on another model, and then doesn't count.
     """
-    adapted = adapted_model(run)
     rows = []
-    for scores in _scores_by_task(run, BASE).values():
-        own = {folder: score for folder, score in scores.items() if read_record(folder)["inputs"]["model"] == adapted}
-        if own:
-            _check_seeds(own)
-            rows += result_rows(list(own.values()))
+    for scores in _scores_of_base(run).values():
+        _check_seeds(scores)
+        rows += result_rows(list(scores.values()))
     return rows
+
+
+def average_results(run: Path, version: str) -> list[dict[str, Any]]:
+    """Return the rows of the average over the five BLURB tasks, of the model that was adapted and of a version.
+
+    A model whose heads don't cover all five has none.
+    """
+    label = folder_name(version)
+    rows = []
+    for model, groups in ((BASE, _scores_of_base(run)), (label, _scores_by_task(run, label))):
+        scores = {
+            (task, score["seed"]): tests_of(score)[task]
+            for task, of_task in groups.items()
+            for score in of_task.values()
+            if task != JOINT
+        }
+        rows.append(average_row(model, scores))
+    return list(filter(None, rows))
+
+
+def _scores_of_base(run: Path) -> dict[str, dict[Path, dict[str, Any]]]:
+    """Return the scores of the heads on the model that was adapted, as `_scores_by_task` does."""
+    adapted = adapted_model(run)
+    groups = {
+        task: {folder: score for folder, score in scores.items() if read_record(folder)["inputs"]["model"] == adapted}
+        for task, scores in _scores_by_task(run, BASE).items()
+    }
+    return {task: scores for task, scores in groups.items() if scores}
 
 
 def differences_from_base(run: Path, version: str, tasks: Collection[str]) -> list[dict[str, Any]]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 import yaml
-from finished_run import change, make_joint_head, make_run
+from finished_run import change, make_joint_head, make_run, scores_of_test
 from hub.cards import check
 from huggingface_hub import ModelCard
 from publish_clients import ABOUT
@@ -20,9 +21,13 @@ from bioptimus_hf.cli.options import parse
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.ner.calibration import MinScore
 from bioptimus_hf.ner.options import HeadTraining
+from bioptimus_hf.ner.results import adapted_model
+from bioptimus_hf.ner.tasks import BLURB_NER
 from bioptimus_hf.pretraining.curriculum import BIOPTIMUS_CURRICULUM, read_curriculum
 from bioptimus_hf.publishing.cards import encoder_card, head_card, render
 from bioptimus_hf.publishing.facts import _example, encoder_facts, head_facts
+from bioptimus_hf.publishing.heads import average_results
+from bioptimus_hf.publishing.options import About
 from bioptimus_hf.publishing.recipe import NOT_OPTIONS, SECTIONS
 
 
@@ -169,6 +174,35 @@ def test_card_of_a_joint_head(tmp_path: Path) -> None:
     assert "[lab/encoder-joint](https://huggingface.co/lab/encoder-joint), [lab/encoder-own](" in card
     assert "| mine | joint/v0.4 | 50.00 |" in card
     assert len(ModelCard(card).data.eval_results or []) == 4  # the loss, and three scores of the single head
+
+
+def test_the_card_of_an_encoder_has_the_average_of_the_five_tasks(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    about = replace(ABOUT, ner_licenses=dict.fromkeys([*BLURB_NER, "own"], "CC0-1.0"))
+    adapted = adapted_model(run)
+    assert adapted
+    for number, task in enumerate(BLURB_NER):
+        for model in ("v0.4", "base"):
+            shutil.copytree(run / "ner" / "own" / "v0.4", run / "ner" / task / model)
+            for seed in (0, 1):
+                head = run / "ner" / task / model / str(seed)
+                value = (number + seed) / 8 if model == "v0.4" else 0.25
+                change(head / "scores.json", task=task, model=model, test=scores_of_test(value, 50))
+                if model == "base":
+                    inputs = read_record(head)["inputs"]
+                    change(head / "made.json", inputs={**inputs, "model": adapted})
+        assert ("| average |" in rendered(run, about)) == (task == list(BLURB_NER)[-1])
+    card = rendered(run, about)
+    assert "| average | base | 25.00 ± 0.00 |" in card
+    assert "| average | v0.4 | 31.25 ± 8.84 | 31.25 ± 8.84 | 31.25 ± 8.84 | 43.75 ± 8.84 | 0, 1 |  |" in card
+    assert [row["task"] for row in average_results(run, "0.4")] == ["average"] * 2
+
+
+def rendered(run: Path, about: About) -> str:
+    """Return the card of an encoder, whose differences need predictions that the heads of these tests don't have."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bioptimus_hf.publishing.facts.differences_from_base", lambda *_: [])
+        return encoder_card(encoder_facts(run, "0.4", "lab/encoder", about))
 
 
 def test_card_states_an_own_curriculum_and_starting_model(tmp_path: Path) -> None:
