@@ -2,13 +2,14 @@
 """Keep the results of finished NER heads in a file, and make one table of heads from several runs and machines.
 
     python benchmarks/five_tasks.py --work runs/five_tasks    # the table of what the file holds
-    python benchmarks/five_tasks.py --work runs/five_tasks --add runs/mine --file runs/all.jsonl
+    cp benchmarks/five_tasks.jsonl runs/all.jsonl
+    python benchmarks/five_tasks.py --work runs/five_tasks --file runs/all.jsonl --add runs/mine
 
-The file (default: benchmarks/five_tasks.jsonl) has a line for each head of a single BLURB task: task, model, seed,
-settings, what it was trained on, seconds, commit and versions, scores, and the counts of each test sentence, from which
-intervals are resampled. So the table can be made again without training anything. --add puts the heads of a run into
-the file: to compare a model of your own, copy the file and name the copy. Heads that are missing in a run are missing
-in the table, too: see the column of seeds.
+The file (default: benchmarks/five_tasks.jsonl; a new one if it doesn't exist) has a line for each head of a single
+BLURB task: task, model, seed, settings, what it was trained on, seconds, commit and versions, scores, and the counts of
+each test sentence, from which intervals are resampled. So the table can be made again without training anything. --add
+puts the heads of a run into the file: to compare a model of your own, do so with a copy. Heads that are missing in a
+run are missing in the table, too: see the column of seeds.
 
 Writes results.md, results.json and, for several versions of an encoder, versions.png to WORK, as finetune-ner does, and
 prints results.md.

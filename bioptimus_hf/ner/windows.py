@@ -19,7 +19,7 @@ from bioptimus_hf.ner.word_pieces import WordEncoder
 Array = npt.NDArray[Any]
 Item = TypeVar("Item")
 OVERLAP = 0.125
-"""Share of a window of a document for context: a sentence or two on each side costs an eighth more work."""
+"""Largest share of a window of a document that its neighbour has, too, as context at the edges."""
 OVERLAP_IN_SENTENCE = 0.5
 """Share that windows of the same long sentence have in common."""
 
