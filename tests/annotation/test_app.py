@@ -12,8 +12,9 @@ import signal
 import threading
 import zipfile
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import HOSTILE
@@ -305,16 +306,18 @@ def test_the_page_is_told_what_heads_recommend(
     config = json.loads((head / "config.json").read_text())
     offer = MinScore(best=0.42, f1=0.8, f1_of_all=0.7, left_out=0.1)
     (head / "config.json").write_text(json.dumps(offer.in_configuration(config)))
-    told: list[Mapping[str, float]] = []
+    real = page.build_page
+    built: list[Any] = []
 
-    def build(workshop: Workshop, sessions: Sessions, models: list[str], recommended: Mapping[str, float]) -> None:
-        told.append(recommended)
+    def build(*arguments: Any) -> None:
+        built.append(real(*arguments))
         raise InputError("enough")
 
     monkeypatch.setattr(page, "build_page", build)
     with pytest.raises(InputError, match="enough"):
         app.serve([str(tiny_head), str(head)])
-    assert told == [{str(head): 0.42}]
+    (slider,) = (one for one in built[0].blocks.values() if getattr(one, "elem_id", None) == "min-score")
+    assert (slider.value, slider.info) == (0, f"Best F1 on the development set: 0.42 for {head}")
 
 
 def test_without_gradio_the_extra_is_named(tiny_head: Path, monkeypatch: pytest.MonkeyPatch) -> None:
