@@ -70,6 +70,44 @@ class HeadResult(HeadSetup):
     counts: NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class _Estimate:
+    """A difference between two models, and how uncertain it is.
+
+    Attributes:
+        mean: over the pairs.
+        samples: the same in each resample.
+        variance: of the samples, which is itself an estimate.
+        uncertainty: the squares of those parts of this variance that come from the differences between a few pairs,
+            each divided by its degrees of freedom.
+    """
+
+    mean: float
+    samples: Floats
+    variance: float
+    uncertainty: float
+
+    def widening(self, tail: float) -> float:
+        """Return how much wider than from a known variance an interval is that leaves out `tail` (< 0.5) on each side.
+
+        Quantiles are those of Student's t instead of the normal distribution, with the degrees of freedom of
+        Satterthwaite (1946).
+        """
+        from scipy.special import ndtri, stdtrit  # takes a while to load, and only intervals need it
+
+        if not self.uncertainty:
+            return 1.0
+        degrees = self.variance**2 / self.uncertainty
+        return float(stdtrit(degrees, tail) / ndtri(tail))
+
+    def interval(self) -> list[float]:
+        """Return the interval for this difference alone."""
+        tail = (1 - LEVEL) / 2
+        widening = self.widening(tail)
+        edges = np.quantile(self.samples, (tail, 1 - tail)).tolist()
+        return [self.mean + widening * (edge - self.mean) for edge in edges]
+
+
 def adapted_model(run: Path) -> str | None:
     """Return the identity of the model that a run adapts; None if it adapts none."""
     folder = run / "tokenizer"
@@ -274,13 +312,15 @@ def paired_differences(
 
     The interval is a two-level percentile bootstrap: each resample draws test sentences (the same ones for all models
     and seeds) and as many pairs as there are. It covers the variation from another test set and from other trainings;
-    with a single pair, from the test set alone. The random numbers depend on the task alone, so an interval doesn't
-    change when other tasks or models are added.
+    with a single pair, from the test set alone. What a few pairs say about the variation between trainings is itself
+    uncertain, so intervals are widened as Student's t is wider than the normal distribution. The random numbers depend
+    on the task alone, so an interval doesn't change when other tasks or models are added.
 
     Who reads many intervals finds some that miss the true difference. So each row also has a simultaneous interval: in
     95 % of all cases, every one of them covers its true difference. They are as wide as the largest of all studentised
     deviations in a resample demands (max-t, Westfall & Young 1993; Romano & Wolf 2005), which takes into account that
-    comparisons with the same reference, and the average with its tasks, are correlated; Holm's method doesn't.
+    comparisons with the same reference, and the average with its tasks, are correlated; Holm's method doesn't. Then
+    each is widened like the others, at the level that this leaves to it.
 
     Returns:
         A row for each task and model, in the order of `results`: `minus` (the model that it is compared with), `seeds`
@@ -290,7 +330,7 @@ def paired_differences(
         without `seeds` and `standard_deviation`.
     """
     rows = []
-    drawn: dict[tuple[str, str, str], tuple[float, Floats]] = {}
+    drawn: dict[tuple[str, str, str], _Estimate] = {}
     for task in dict.fromkeys(result.task for result in results):
         of_task = [result for result in results if result.task == task]
         weights = _sentence_weights(task, len(of_task[0].counts), resamples)
@@ -301,17 +341,16 @@ def paired_differences(
                 continue
             observed = [head.scores["f1"] - base.scores["f1"] for head, base in pairs]
             by_pair = np.stack([resampled[id(head)] - resampled[id(base)] for head, base in pairs], axis=1)
-            samples = _mean_of_drawn_pairs(task, np.array(observed), by_pair)
-            drawn[task, model, other] = statistics.fmean(observed), samples
+            drawn[task, model, other] = _resampled(task, np.array(observed), by_pair)
             row = {"task": task, "model": model, "minus": other, "seeds": [head.seed for head, _ in pairs]}
             rows.append({**row, **spread(observed)})
     averaged = _average_differences(drawn)
-    rows += [dict(zip(("task", "model", "minus"), key, strict=True)) | {"mean": averaged[key][0]} for key in averaged]
+    rows += [dict(zip(("task", "model", "minus"), key, strict=True)) | {"mean": averaged[key].mean} for key in averaged]
     estimates = [*drawn.values(), *averaged.values()]
     intervals = zip(rows, estimates, _simultaneous_intervals(estimates), strict=True)
     return [
-        {**row, "interval": _interval(samples), "simultaneous_interval": simultaneous}
-        for row, (_, samples), simultaneous in intervals
+        {**row, "interval": estimate.interval(), "simultaneous_interval": simultaneous}
+        for row, estimate, simultaneous in intervals
     ]
 
 
@@ -429,35 +468,41 @@ def _key(settings: Mapping[str, Any]) -> str:
 
 
 def _average_differences(
-    drawn: Mapping[tuple[str, str, str], tuple[float, Floats]],
-) -> dict[tuple[str, str, str], tuple[float, Floats]]:
+    drawn: Mapping[tuple[str, str, str], _Estimate],
+) -> dict[tuple[str, str, str], _Estimate]:
     """Average the differences of the five BLURB tasks, for each comparison that has them all.
 
     Args:
-        drawn: mean difference and its resamples, by task, model and the model that it is compared with.
+        drawn: the differences, by task, model and the model that it is compared with.
     """
     averaged = {}
     for model, other in dict.fromkeys(key[1:] for key in drawn):
         if all((task, model, other) in drawn for task in BLURB_NER):
-            means, samples = zip(*(drawn[task, model, other] for task in BLURB_NER), strict=True)
-            averaged["average", model, other] = statistics.fmean(means), np.mean(samples, axis=0)
+            of_tasks = [drawn[task, model, other] for task in BLURB_NER]
+            averaged["average", model, other] = _Estimate(
+                statistics.fmean(one.mean for one in of_tasks),
+                np.mean([one.samples for one in of_tasks], axis=0),
+                sum(one.variance for one in of_tasks) / len(of_tasks) ** 2,
+                sum(one.uncertainty for one in of_tasks) / len(of_tasks) ** 4,
+            )
     return averaged
 
 
-def _simultaneous_intervals(estimates: Sequence[tuple[float, Floats]]) -> list[list[float]]:
-    """Return an interval for each estimate, which together cover all true values with probability `LEVEL`.
+def _simultaneous_intervals(estimates: Sequence[_Estimate]) -> list[list[float]]:
+    """Return an interval for each estimate, which together cover all true values with probability `LEVEL`."""
+    from scipy.special import ndtr  # takes a while to load, and only intervals need it
 
-    Args:
-        estimates: value and resamples of each.
-    """
     if len(estimates) < 2:
-        return [_interval(samples) for _, samples in estimates]
-    means = np.array([mean for mean, _ in estimates])
-    samples = np.stack([drawn for _, drawn in estimates])
+        return [estimate.interval() for estimate in estimates]
+    means = np.array([estimate.mean for estimate in estimates])
+    samples = np.stack([estimate.samples for estimate in estimates])
     errors = samples.std(axis=1, ddof=1)
     deviations = np.abs(samples - means[:, None])
     studentised = np.divide(deviations, errors[:, None], out=np.zeros_like(samples), where=errors[:, None] > 0)
-    half = float(np.quantile(studentised.max(axis=0), LEVEL)) * errors
+    largest = float(np.quantile(studentised.max(axis=0), LEVEL))
+    if not largest:  # nothing varies
+        return [[estimate.mean, estimate.mean] for estimate in estimates]
+    half = largest * errors * [estimate.widening(float(ndtr(-largest))) for estimate in estimates]
     return np.stack([means - half, means + half], axis=1).tolist()  # type: ignore[no-any-return]
 
 
@@ -469,8 +514,8 @@ def _sentence_weights(task: str, sentences: int, resamples: int) -> Floats:
     return drawn.reshape(resamples, sentences).astype(np.float64)
 
 
-def _mean_of_drawn_pairs(task: str, observed: Floats, by_pair: Floats) -> Floats:
-    """Add the variation from drawing pairs to the mean difference of each resample of sentences.
+def _resampled(task: str, observed: Floats, by_pair: Floats) -> _Estimate:
+    """Return the mean difference, with the variation from drawing sentences and pairs.
 
     Pairs differ for two reasons: the trainings differ, and each head errs in different sentences. Resampling sentences
     already covers the second, and counting it twice would make the intervals too wide. So the variation that is added
@@ -482,15 +527,19 @@ def _mean_of_drawn_pairs(task: str, observed: Floats, by_pair: Floats) -> Floats
     """
     resamples, pairs = by_pair.shape
     means: Floats = by_pair.mean(axis=1)
+    mean, variance = float(observed.mean()), float(means.var())
     if pairs == 1:
-        return means
-    from_sentences = (by_pair.var(axis=0).mean() - means.var()) / (pairs - 1)
-    total = observed.var(ddof=1) / pairs
-    share = max(0.0, 1 - max(0.0, from_sentences) / total) if total > 0 else 0.0
+        return _Estimate(mean, means, variance, 0.0)
+    from_sentences = max(0.0, float(by_pair.var(axis=0).mean()) - variance) / (pairs - 1)
+    total = float(observed.var(ddof=1)) / pairs
+    from_training = max(0.0, total - from_sentences)
     drawn = observed[_generator(task, pairs).integers(pairs, size=(resamples, pairs))].mean(axis=1)
     # The mean of a few values drawn with replacement varies too little, by a factor of pairs / (pairs - 1).
-    added: Floats = means + math.sqrt(share * pairs / (pairs - 1)) * (drawn - observed.mean())
-    return added
+    share = from_training / total if total > 0 else 0.0
+    samples = means + math.sqrt(share * pairs / (pairs - 1)) * (drawn - mean)
+    # Whether pairs differ more than their sentences make them differ has been seen in these few pairs alone.
+    variance += from_training
+    return _Estimate(mean, samples, variance, min(max(total, from_sentences), variance) ** 2 / (pairs - 1))
 
 
 def _generator(task: str, size: int) -> np.random.Generator:
@@ -502,8 +551,3 @@ def _f1(counts: Floats) -> Floats:
     correct, both = counts[:, 0], counts[:, 1] + counts[:, 2]
     f1: Floats = np.divide(2 * correct, both, out=np.zeros_like(correct), where=both > 0)
     return f1
-
-
-def _interval(samples: Floats) -> list[float]:
-    tail = (1 - LEVEL) / 2
-    return [float(edge) for edge in np.quantile(samples, (tail, 1 - tail))]

@@ -21,6 +21,8 @@ from bioptimus_hf.artifacts import RECORD, read_record, write_record
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.ner.results import (
     HeadResult,
+    _Estimate,
+    _resampled,
     _simultaneous_intervals,
     averages,
     paired_differences,
@@ -68,8 +70,10 @@ def test_differences_are_paired() -> None:
     assert (row["task"], row["model"], row["minus"], row["seeds"]) == ("t", "m", "base", [0, 1])
     assert row["mean"] == pytest.approx(0.035)
     assert row["standard_deviation"] == pytest.approx(statistics.stdev([0.05, 0.02]))
-    # There is only one sentence to draw, so only the pairs vary: twice the same, or each once.
-    assert row["interval"] == pytest.approx([0.035 - 0.015 * 2**0.5, 0.035 + 0.015 * 2**0.5])
+    # There is only one sentence to draw, so only the pairs vary: twice the same, or each once. And two pairs say little
+    # about how much they vary: Student's t has a quantile of 12.706 with one degree of freedom.
+    half = 0.015 * 2**0.5 * 12.706 / 1.960
+    assert row["interval"] == pytest.approx([0.035 - half, 0.035 + half], rel=1e-3)
 
 
 def test_heads_that_were_trained_differently_are_not_paired() -> None:
@@ -87,9 +91,10 @@ def test_heads_that_were_trained_differently_are_not_paired() -> None:
 def test_the_difference_between_equal_predictions_is_zero() -> None:
     counts = drawn_counts(np.random.default_rng(0), np.full(50, 3), 0.5)
     rows = paired_differences(
-        [result_of("t", name, seed, counts) for name in ("base", "m") for seed in range(3)], ["base"]
+        [result_of("t", name, seed, counts) for name in ("base", "m", "n") for seed in range(3)], ["base"]
     )
-    assert (rows[0]["mean"], rows[0]["interval"]) == (0.0, [0.0, 0.0])
+    for row in rows:
+        assert (row["mean"], row["interval"], row["simultaneous_interval"]) == (0.0, [0.0, 0.0], [0.0, 0.0])
 
 
 def test_the_interval_of_a_single_pair_is_the_plain_bootstrap() -> None:
@@ -154,12 +159,35 @@ def test_simultaneous_intervals_cover_all_true_differences_as_often_as_they_clai
     held = {"simultaneous": 0, "each alone": 0}
     for _ in range(400):
         shared, *own = rng.normal(0, 1, size=(13, 501))  # twelve comparisons with the same reference
-        drawn = [(float(one[0]), one[0] + one[1:]) for one in (shared + 2 * np.stack(own))]
-        alone = [tuple(np.quantile(samples, (0.025, 0.975))) for _, samples in drawn]
+        drawn = [_Estimate(float(one[0]), one[0] + one[1:], 5.0, 0.0) for one in (shared + 2 * np.stack(own))]
+        alone = [one.interval() for one in drawn]
         for name, intervals in (("simultaneous", _simultaneous_intervals(drawn)), ("each alone", alone)):
             held[name] += all(low <= 0 <= high for low, high in intervals)
     assert 0.92 <= held["simultaneous"] / 400 <= 0.98
     assert held["each alone"] / 400 < 0.75
+
+
+@pytest.mark.parametrize("training", [0.0, 1.0])
+def test_intervals_of_three_seeds_hold_as_often_as_they_claim(training: float) -> None:
+    """What three trainings say about their variation is uncertain, and six intervals are read together."""
+    rng = np.random.default_rng(7)
+    held = {"alone": 0, "together": 0, "not widened": 0}
+    trials, resamples, seeds = 400, 400, 3
+    for _ in range(trials):
+        estimates = []
+        for task in "abcdef":
+            sentences, own = rng.normal(0, 1), rng.normal(0, seeds**0.5, seeds)  # as far as sentences are drawn
+            observed = sentences + own + rng.normal(0, training * (2 * seeds) ** 0.5, seeds)
+            by_pair = rng.normal(0, 1, (resamples, 1)) + rng.normal(0, seeds**0.5, (resamples, seeds))
+            estimates.append(_resampled(task, observed, observed + by_pair))
+        low, high = estimates[0].interval()
+        held["alone"] += low <= 0 <= high
+        held["together"] += all(low <= 0 <= high for low, high in _simultaneous_intervals(estimates))
+        known = [replace(estimate, uncertainty=0.0) for estimate in estimates]
+        held["not widened"] += all(low <= 0 <= high for low, high in _simultaneous_intervals(known))
+    assert held["alone"] / trials >= 0.93
+    assert held["together"] / trials >= 0.93
+    assert (held["not widened"] / trials < 0.88) == (training > 0)
 
 
 def test_two_references_are_compared_once() -> None:
