@@ -32,8 +32,9 @@ def serve(models: Sequence[str], labels: Mapping[str, str] | None = None, *, con
     """
     require_packages("app", "gradio")
     # First, since importing gradio takes seconds that a wrong name shouldn't cost.
-    annotator = Annotator(models, labels=labels, context=context)
-    offered = {model: recommended_score(find_model(model).pinned) for model in models}
+    pinned = {model: find_model(model).pinned for model in models}
+    annotator = Annotator(list(pinned.values()), labels=labels, context=context)
+    offered = {model: recommended_score(source) for model, source in pinned.items()}
     recommended = {model: offer.best for model, offer in offered.items() if offer is not None}
     import gradio as gr
     from gradio.utils import get_upload_folder

@@ -33,12 +33,14 @@ def heading(models: Sequence[str]) -> str:
 
 
 def recommendation(recommended: Mapping[str, float]) -> str:
-    """Return what models recommend as the least score of an entity, in plain text; empty if none does.
+    """Return what models recommend as the least score of an entity, as HTML; empty if none does.
 
     Args:
         recommended: the score by the name of the model.
     """
-    scores = ", ".join(f"{score:.2f} for {name}" for name, score in recommended.items() if score > 0)
+    scores = ", ".join(
+        f"{score:.2f} for <code>{html.escape(name)}</code>" for name, score in recommended.items() if score > 0
+    )
     return f"Best F1 on the development set: {scores}" if scores else ""
 
 

@@ -49,8 +49,8 @@ class TokenizedText:
         starts: first character of each word.
         ends: the character after the last one of each word.
         windows: together they label each word exactly once, in order.
-        first_words: numbers of words that begin a sentence, where no entity continues; only if the model was trained
-            on sentences or is to read them.
+        first_words: numbers of words that begin a sentence, where no entity continues; none if the text is read as a
+            whole.
         labels: predicted label ids of shape (heads, words).
         scores: probabilities of these labels, float32 of the same shape.
     """
@@ -129,7 +129,7 @@ class TextTokenizer:
         of_sentence, of_document = sentence_window(config), document_window(config)
         said = "sentence" if of_sentence and not of_document else "document"
         self._by_sentence = (context or said) == "sentence"
-        # Heads that say how they were trained have never seen an entity across the end of a sentence.
+        # A head of windows of sentences has never seen an entity across the end of one, either.
         self._ends_entities = self._by_sentence or of_document is not None
         longest = longest_input(config, tokenizer)
         window = min(longest, (of_sentence if self._by_sentence else of_document) or longest)

@@ -137,9 +137,9 @@ def load_task(task: NerTask, options: HeadOptions) -> TaskData:
         InputError: there is no source, or the data can't be used.
     """
     source = task.source or options.ner_data
-    own = task.source or ("" if options.ner_data else task.name)
-    if is_named_like_labels(own) and not Path(own).exists():
-        raise InputError(f"there is no file {own}: check its name and its folder", argument="tasks")
+    named = source or task.name
+    if is_named_like_labels(named) and not Path(named).exists():
+        raise InputError(f"there is no file {named}: check its name and its folder")
     if not source:
         raise InputError(
             f"needed for {task.name}: the folder that contains the folders or files of the tasks", argument="ner_data"

@@ -310,11 +310,12 @@ def paired_differences(
     compared with those before it. A joint head is compared with the joint heads of the references, and with the heads
     of single tasks on the same model (pairs with equal task, seed, model, data of this task, and training settings).
 
-    The interval is a two-level percentile bootstrap: each resample draws test sentences (the same ones for all models
-    and seeds) and as many pairs as there are. It covers the variation from another test set and from other trainings;
-    with a single pair, from the test set alone. What a few pairs say about the variation between trainings is itself
-    uncertain, so intervals are widened as Student's t is wider than the normal distribution. The random numbers depend
-    on the task alone, so an interval doesn't change when other tasks or models are added.
+    The interval is a percentile bootstrap: each resample draws test sentences (the same ones for all models and seeds),
+    and adds variation as that between the pairs, from a normal distribution. It covers the variation from another test
+    set and from other trainings; with a single pair, from the test set alone. What a few pairs say about the variation
+    between trainings is itself uncertain, so intervals are widened as Student's t is wider than the normal
+    distribution. The random numbers depend on the task alone, so an interval doesn't change when other tasks or models
+    are added.
 
     Who reads many intervals finds some that miss the true difference. So each row also has a simultaneous interval: in
     95 % of all cases, every one of them covers its true difference. They are as wide as the largest of all studentised
@@ -500,7 +501,7 @@ def _simultaneous_intervals(estimates: Sequence[_Estimate]) -> list[list[float]]
     deviations = np.abs(samples - means[:, None])
     studentised = np.divide(deviations, errors[:, None], out=np.zeros_like(samples), where=errors[:, None] > 0)
     largest = float(np.quantile(studentised.max(axis=0), LEVEL))
-    if not largest:  # nothing varies
+    if not largest:  # nothing varies, except for rounding
         return [[estimate.mean, estimate.mean] for estimate in estimates]
     half = largest * errors * [estimate.widening(float(ndtr(-largest))) for estimate in estimates]
     return np.stack([means - half, means + half], axis=1).tolist()  # type: ignore[no-any-return]
@@ -515,7 +516,7 @@ def _sentence_weights(task: str, sentences: int, resamples: int) -> Floats:
 
 
 def _resampled(task: str, observed: Floats, by_pair: Floats) -> _Estimate:
-    """Return the mean difference, with the variation from drawing sentences and pairs.
+    """Return the mean difference, with the variation from drawing sentences and from training again.
 
     Pairs differ for two reasons: the trainings differ, and each head errs in different sentences. Resampling sentences
     already covers the second, and counting it twice would make the intervals too wide. So the variation that is added
@@ -533,10 +534,11 @@ def _resampled(task: str, observed: Floats, by_pair: Floats) -> _Estimate:
     from_sentences = max(0.0, float(by_pair.var(axis=0).mean()) - variance) / (pairs - 1)
     total = float(observed.var(ddof=1)) / pairs
     from_training = max(0.0, total - from_sentences)
-    drawn = observed[_generator(task, pairs).integers(pairs, size=(resamples, pairs))].mean(axis=1)
-    # The mean of a few values drawn with replacement varies too little, by a factor of pairs / (pairs - 1).
+    # Pairs that are drawn with replacement would give a few values, which don't reach as far as those of a normal
+    # distribution. The same numbers for all models keep the correlation of their differences.
+    weights = _generator(task, pairs).standard_normal((resamples, pairs)) / math.sqrt(pairs * (pairs - 1))
     share = from_training / total if total > 0 else 0.0
-    samples = means + math.sqrt(share * pairs / (pairs - 1)) * (drawn - mean)
+    samples = means + math.sqrt(share) * (weights @ (observed - mean))
     # Whether pairs differ more than their sentences make them differ has been seen in these few pairs alone.
     variance += from_training
     return _Estimate(mean, samples, variance, min(max(total, from_sentences), variance) ** 2 / (pairs - 1))

@@ -91,10 +91,11 @@ def base_results(run: Path) -> list[dict[str, Any]]:
 def average_results(run: Path, version: str) -> list[dict[str, Any]]:
     """Return the rows of the average over the five BLURB tasks, of the model that was adapted and of a version.
 
-    A model whose heads don't cover all five has none.
+    There are none if the heads of the version don't cover all five; if only those of the other model don't, its row is
+    missing.
     """
     label = folder_name(version)
-    rows = []
+    averages = []
     for model, groups in ((BASE, _scores_of_base(run)), (label, _scores_by_task(run, label))):
         scores = {
             (task, score["seed"]): tests_of(score)[task]
@@ -102,8 +103,8 @@ def average_results(run: Path, version: str) -> list[dict[str, Any]]:
             for score in of_task.values()
             if task != JOINT
         }
-        rows.append(average_row(model, scores))
-    return list(filter(None, rows))
+        averages.append(average_row(model, scores))
+    return [row for row in averages if row] if averages[-1] else []
 
 
 def _scores_of_base(run: Path) -> dict[str, dict[Path, dict[str, Any]]]:

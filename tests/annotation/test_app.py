@@ -82,8 +82,8 @@ def test_texts_that_cannot_be_annotated_are_answered_in_one_line(workshop: Works
 
 def test_the_recommended_score_is_shown() -> None:
     assert page_html.recommendation({}) == page_html.recommendation({"a": 0.0}) == ""
-    shown = page_html.recommendation({"a": 0.4249, "b": 0.0, "lab/c": 0.9})
-    assert shown == "Best F1 on the development set: 0.42 for a, 0.90 for lab/c"
+    shown = page_html.recommendation({"a": 0.4249, "b": 0.0, "<i>": 0.9})
+    assert shown == "Best F1 on the development set: 0.42 for <code>a</code>, 0.90 for <code>&lt;i&gt;</code>"
 
 
 def test_what_users_give_is_escaped() -> None:
@@ -317,7 +317,7 @@ def test_the_page_is_told_what_heads_recommend(
     with pytest.raises(InputError, match="enough"):
         app.serve([str(tiny_head), str(head)])
     (slider,) = (one for one in built[0].blocks.values() if getattr(one, "elem_id", None) == "min-score")
-    assert (slider.value, slider.info) == (0, f"Best F1 on the development set: 0.42 for {head}")
+    assert (slider.value, slider.info) == (0, f"Best F1 on the development set: 0.42 for <code>{head}</code>")
 
 
 def test_without_gradio_the_extra_is_named(tiny_head: Path, monkeypatch: pytest.MonkeyPatch) -> None:

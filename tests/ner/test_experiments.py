@@ -95,8 +95,10 @@ def test_the_source_of_a_task_comes_before_that_of_all(tmp_path: Path) -> None:
 def test_a_file_of_labels_that_does_not_exist(given: str, tmp_path: Path) -> None:
     """It isn't taken for a data set on the Hub, nor for the name of a task."""
     (task,) = chosen_tasks([given])
-    with pytest.raises(InputError, match=f"tasks: there is no file {given.removeprefix('mine=')}: check its name"):
+    with pytest.raises(InputError, match=f"^there is no file {given.removeprefix('mine=')}: check its name"):
         load_task(task, HeadOptions())
+    with pytest.raises(InputError, match=r"^there is no file none/lables\.conll: check its name"):
+        load_task(NerTask("mine"), HeadOptions(ner_data="none/lables.conll"))
     write_task(tmp_path / "lables.jsonl")  # a folder of that name, in the folder of the tasks
     assert load_task(NerTask("lables.jsonl"), HeadOptions(ner_data=str(tmp_path))).splits["test"].num_rows == 1
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 from head_results import (
     GOLD,
     WORDS,
@@ -21,6 +22,7 @@ from bioptimus_hf.artifacts import RECORD, read_record, write_record
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.ner.results import (
     HeadResult,
+    _average_differences,
     _Estimate,
     _resampled,
     _simultaneous_intervals,
@@ -70,10 +72,9 @@ def test_differences_are_paired() -> None:
     assert (row["task"], row["model"], row["minus"], row["seeds"]) == ("t", "m", "base", [0, 1])
     assert row["mean"] == pytest.approx(0.035)
     assert row["standard_deviation"] == pytest.approx(statistics.stdev([0.05, 0.02]))
-    # There is only one sentence to draw, so only the pairs vary: twice the same, or each once. And two pairs say little
-    # about how much they vary: Student's t has a quantile of 12.706 with one degree of freedom.
-    half = 0.015 * 2**0.5 * 12.706 / 1.960
-    assert row["interval"] == pytest.approx([0.035 - half, 0.035 + half], rel=1e-3)
+    # There is only one sentence to draw, so only the pairs vary. With two of them, one degree of freedom, this is the
+    # interval of Student's t.
+    assert row["interval"] == pytest.approx([0.035 - 12.706 * 0.015, 0.035 + 12.706 * 0.015], rel=0.1)
 
 
 def test_heads_that_were_trained_differently_are_not_paired() -> None:
@@ -165,6 +166,25 @@ def test_simultaneous_intervals_cover_all_true_differences_as_often_as_they_clai
             held[name] += all(low <= 0 <= high for low, high in intervals)
     assert 0.92 <= held["simultaneous"] / 400 <= 0.98
     assert held["each alone"] / 400 < 0.75
+
+
+def test_how_much_intervals_are_widened() -> None:
+    """The average of five tasks with two degrees of freedom each has ten; simultaneous intervals have a lower tail."""
+    samples = np.random.default_rng(8).normal(0, 1, (5, 4000))
+    drawn = {(task, "m", "base"): _Estimate(0.0, one, 1.0, 0.5) for task, one in zip(BLURB_NER, samples, strict=True)}
+    (average,) = _average_differences(drawn).values()
+    assert (average.variance, average.variance**2 / average.uncertainty) == pytest.approx((0.2, 10))
+    for estimate, quantile in ((average, 2.228 / 5**0.5), (drawn["bc2gm", "m", "base"], 4.303)):
+        assert estimate.interval() == pytest.approx([-quantile, quantile], rel=0.1)
+    known = replace(average, uncertainty=0.0)
+    (_, wide), (_, narrow) = _simultaneous_intervals([average, known])
+    level = 2 * scipy.stats.norm.cdf(-narrow / average.samples.std(ddof=1))
+    assert level == pytest.approx(0.05, abs=0.005)  # both have the same samples, so together they are as one
+    assert wide / narrow == pytest.approx(scipy.stats.t.ppf(level / 2, 10) / scipy.stats.norm.ppf(level / 2))
+    (_, stricter), *_ = _simultaneous_intervals([average, *drawn.values()])
+    assert stricter > 1.2 * wide
+    rounding = _Estimate(0.1, np.full(9, 0.1), 1e-34, 1e-68)
+    assert _simultaneous_intervals([rounding, rounding]) == [[0.1, 0.1]] * 2
 
 
 @pytest.mark.parametrize("training", [0.0, 1.0])
