@@ -9,9 +9,10 @@ of 128 word pieces holds about four sentences, so a batch has a quarter as many 
 one document, in their order.
 
 Writes WORK/summary.md: strict F1 on development and test sets, and the differences between the two kinds, paired by
-seed, with the 95 % interval of a bootstrap over test sentences and pairs. Two more rows have the heads of sentences
-annotate texts of ten sentences, as `annotate` does by default (it finds the sentences again, and reads one at a time)
-and with `--context document` (it reads them all at once). There, an entity is correct if its offsets and type are.
+seed, with the 95 % interval of `paired_differences`; two seeds make it too wide to tell anything apart. Two more rows
+have the heads of sentences annotate texts of ten sentences, as `annotate` does by default (it finds the sentences
+again, and reads one at a time) and with `--context document` (it reads them all at once). There, an entity is correct
+if its offsets and type are.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ nothing; the best epoch on the development set is kept. Finished heads are skipp
 when it is repeated.
 
 Writes WORK/summary.md (test F1 for each number of sentences, mean and standard deviation over seeds, and differences
-from the first model, in pairs of the same seed and sentences, with the 95 % interval of a bootstrap over test sentences
-and pairs), WORK/summary.json and WORK/learning_curve.png.
+from the first model, in pairs of the same seed and sentences, with the 95 % interval of `paired_differences`),
+WORK/summary.json and WORK/learning_curve.png.
 --max_sentences cuts the test set, to try the command.
 """
 

@@ -49,8 +49,8 @@ class TokenizedText:
         starts: first character of each word.
         ends: the character after the last one of each word.
         windows: together they label each word exactly once, in order.
-        first_words: numbers of words that begin a sentence, where no entity continues; none if the text is read as a
-            whole.
+        first_words: numbers of words that begin a sentence, where no entity continues; empty if entities may cross
+            sentences.
         labels: predicted label ids of shape (heads, words).
         scores: probabilities of these labels, float32 of the same shape.
     """

@@ -539,7 +539,7 @@ def _resampled(task: str, observed: Floats, by_pair: Floats) -> _Estimate:
     weights = _generator(task, pairs).standard_normal((resamples, pairs)) / math.sqrt(pairs * (pairs - 1))
     share = from_training / total if total > 0 else 0.0
     samples = means + math.sqrt(share) * (weights @ (observed - mean))
-    # Whether pairs differ more than their sentences make them differ has been seen in these few pairs alone.
+    # How much the pairs differ, for either reason, is an estimate from these few pairs.
     variance += from_training
     return _Estimate(mean, samples, variance, min(max(total, from_sentences), variance) ** 2 / (pairs - 1))
 

@@ -105,9 +105,9 @@ def _notes(rows: Sequence[Row], differences: Sequence[Row], references: Sequence
     if differences:
         notes += (
             f" Paired differences: heads with the same seed, data and training settings, or settings chosen from the "
-            f"same grid. In brackets: 95 % bootstrap interval from {RESAMPLES:,} resamples of test sentences and "
-            f"pairs, widened for a small number of pairs (with a single one, of test sentences only: it doesn't cover "
-            f"the variation between seeds)."
+            f"same grid. In brackets: 95 % bootstrap interval from {RESAMPLES:,} resamples of test sentences, with the "
+            f"variation between pairs added, and widened for a small number of pairs (with a single one, it doesn't "
+            f"cover the variation between seeds)."
         )
     if len(differences) > 1:
         notes += (
