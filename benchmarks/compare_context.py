@@ -154,7 +154,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, required=True, help="folder for the heads and the summary")
     parser.add_argument("--models", nargs="+", required=True, help="encoders, as LABEL=FOLDER")
     parser.add_argument("--tasks", nargs="+", default=["ncbi-disease", "bc5-disease", "jnlpba"])
-    parser.add_argument("--seeds", type=int, default=2, help="how many")
+    parser.add_argument("--seeds", type=int, default=3, help="how many")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch", type=int, default=16, help="sentences in a batch")
     parser.add_argument("--learning_rate", type=float, default=1e-4)
