@@ -1,12 +1,11 @@
 #!/usr/bin/env python
-"""Compare heads that read single sentences with heads that read neighbouring sentences of a document together.
+"""Compare heads that read single sentences with heads that read each sentence between its neighbours in the document.
 
     python benchmarks/compare_context.py --ner_data DATA/ner --work runs/context --models base=BASE v0.4=runs/mine/v0.4
 
-Trains both kinds of heads with the same seeds, learning rate and epochs, and about the same number of updates: a window
-of 128 word pieces holds about four sentences, so a batch has a quarter as many windows. Finished heads are skipped, and
---max_sentences trains on a part of each set. BLURB's files don't mark documents, so all sentences of a split count as
-one document, in their order.
+Trains both kinds of heads with the same seeds, settings and batches: a batch has as many labelled sentences, in windows
+of up to 128 word pieces for the second kind. Finished heads are skipped, and --max_sentences trains on a part of each
+set. BLURB's files don't mark documents, so all sentences of a split count as one document, in their order.
 
 Writes WORK/summary.md: strict F1 on development and test sets, and the differences between the two kinds, paired by
 seed, with the 95 % interval of `paired_differences`; two seeds make it too wide to tell anything apart. Two more rows
@@ -49,7 +48,6 @@ from bioptimus_hf.ner.tasks import tags_of
 from bioptimus_hf.ner.text_words import find_punctuation_in_words
 
 Counts = npt.NDArray[np.int64]
-SENTENCES_PER_WINDOW = 4
 SENTENCES_PER_TEXT = 10
 SENTENCE, DOCUMENT = "sentence", "document"
 READ: dict[str, Context] = {
@@ -60,14 +58,13 @@ READ: dict[str, Context] = {
 
 def train(options: argparse.Namespace, tasks: Sequence[str]) -> None:
     """Train the heads that are missing."""
+    training = HeadTraining(
+        learning_rate=options.learning_rate,
+        per_device_train_batch_size=options.batch,
+        num_train_epochs=options.epochs,
+        bf16=options.bf16,
+    )
     for context in (SENTENCE, DOCUMENT):
-        batch = options.batch if context == SENTENCE else options.batch // SENTENCES_PER_WINDOW
-        training = HeadTraining(
-            learning_rate=options.learning_rate,
-            per_device_train_batch_size=batch,
-            num_train_epochs=options.epochs,
-            bf16=options.bf16,
-        )
         make_heads(Run(str(options.work / context)), head_options(options, tasks, context), training)
 
 

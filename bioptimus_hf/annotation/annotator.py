@@ -38,8 +38,8 @@ class Annotator:
     """Finds named entities in texts of any length, with one or several heads.
 
     Words are the tokenizer's words. Each is labelled by its first piece and never split. A head reads text as it was
-    trained, if its configuration says so (that of `finetune` does): single sentences, or windows of neighbouring
-    sentences. Any other head reads a text that fits the model as a whole, and a longer one in overlapping windows of
+    trained, if its configuration says so (that of `finetune` does): one sentence after the other, alone or with its
+    neighbours. Any other head reads a text that fits the model as a whole, and a longer one in overlapping windows of
     whole sentences. A sentence that doesn't fit is divided between words. Each word is labelled in the window where it
     has most context on both sides, and entities are assembled afterwards, so that none ends at the edge of a window.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,13 @@ from bioptimus_hf.models import longest_input
 from bioptimus_hf.ner.calibration import score_of_entity
 from bioptimus_hf.ner.options import Context
 from bioptimus_hf.ner.text_words import PunctuationInWords, keep_graphemes
-from bioptimus_hf.ner.windows import OVERLAP, OVERLAP_IN_SENTENCE, document_window, sentence_window, spans_of_words
+from bioptimus_hf.ner.windows import (
+    document_window,
+    first_words,
+    sentence_window,
+    spans_of_sentences,
+    spans_of_text,
+)
 from bioptimus_hf.ner.word_pieces import EncodedText, WordEncoder
 
 Array = npt.NDArray[Any]
@@ -114,8 +119,9 @@ class TextTokenizer:
     Args:
         tokenizer: a fast tokenizer.
         config: configuration of a model, which limits the length of a window.
-        context: whether a window holds a single sentence, or as many as fit; by default what the model was trained
-            with, and as many as fit if `config` doesn't say.
+        context: what a window holds. `sentence`: a single sentence. `document`: a sentence with its neighbours as
+            context if the model was trained with these, otherwise as many sentences as fit, all of them labelled. By
+            default what the model was trained with, and as many sentences as fit if `config` doesn't say.
 
     Raises:
         InputError: the tokenizer doesn't report offsets (a slow tokenizer), or a window has no room for a word.
@@ -128,11 +134,12 @@ class TextTokenizer:
         self._punctuation = PunctuationInWords.of(config)
         of_sentence, of_document = sentence_window(config), document_window(config)
         said = "sentence" if of_sentence and not of_document else "document"
-        self._by_sentence = (context or said) == "sentence"
-        # A head of windows of sentences has never seen an entity across the end of one, either.
-        self._ends_entities = self._by_sentence or of_document is not None
+        alone = (context or said) == "sentence"
+        self._neighbours = not alone and of_document is not None
+        # A window labels one sentence, so no entity extends over several.
+        self._by_sentence = alone or self._neighbours
         longest = longest_input(config, tokenizer)
-        window = min(longest, (of_sentence if self._by_sentence else of_document) or longest)
+        window = min(longest, (of_sentence if alone else of_document) or longest)
         self._room = window - len(self._encoder.begin) - len(self._encoder.end)
         if self._room < 1:
             raise InputError(f"the model's windows of {window} word pieces have no room for a word")
@@ -143,7 +150,7 @@ class TextTokenizer:
 
     @property
     def _key(self) -> tuple[str, int, bool, bool, PunctuationInWords]:
-        return self._encoder.key, self._room, self._by_sentence, self._ends_entities, self._punctuation
+        return self._encoder.key, self._room, self._by_sentence, self._neighbours, self._punctuation
 
     def tokenize(self, texts: Sequence[str], *, heads: int = 1) -> list[TokenizedText]:
         """Tokenize texts and divide them into windows.
@@ -158,9 +165,9 @@ class TextTokenizer:
             keep_graphemes(text, encoded.starts, encoded.ends)
             sentences = self._sentences(text, encoded)
             windows = list(self._windows(encoded, sentences))
-            first_words = _first_words(sentences) if self._ends_entities else ()
+            begins = first_words(sentences) if self._by_sentence else ()
             tokenized.append(
-                TokenizedText(text, encoded.starts, encoded.ends, windows, heads=heads, first_words=first_words)
+                TokenizedText(text, encoded.starts, encoded.ends, windows, heads=heads, first_words=begins)
             )
         return tokenized
 
@@ -181,7 +188,7 @@ class TextTokenizer:
 
     def _sentences(self, text: str, encoded: EncodedText) -> Array:
         """Return the number of the sentence of each word; a text that is read as a whole counts as one."""
-        if len(encoded.ids) <= self._room and not self._ends_entities:
+        if len(encoded.ids) <= self._room and not self._by_sentence:
             return np.zeros(len(encoded.starts), dtype=np.int64)
         return np.searchsorted(sentence_starts(text)[1:], encoded.starts, side="right")
 
@@ -200,18 +207,7 @@ class TextTokenizer:
             yield TextWindow(window, own_left, len(begin) + first[own_left:own_right] - first[left])
 
     def _spans(self, sizes: Array, sentences: Array) -> Iterator[tuple[int, int, int, int]]:
-        """Yield windows over the words of a text; see `spans_of_words`."""
-        if not self._by_sentence:
-            yield from spans_of_words(sizes, sentences, self._room, overlap=OVERLAP)
-            return
-        for start, end in pairwise([*_first_words(sentences), len(sizes)]):
-            one = np.zeros(end - start, dtype=np.int64)
-            for span in spans_of_words(sizes[start:end], one, self._room, overlap=OVERLAP_IN_SENTENCE):
-                left, right, own_left, own_right = (start + word for word in span)
-                yield left, right, own_left, own_right
-
-
-def _first_words(sentences: Array) -> list[int]:
-    """Return the first word of each sentence, given the sentence of each word."""
-    found: list[int] = np.flatnonzero(np.diff(sentences, prepend=-1)).tolist()
-    return found
+        """Yield windows over the words of a text, which begin and end between sentences where these fit."""
+        if self._by_sentence:
+            return spans_of_sentences(sizes, sentences, self._room, neighbours=self._neighbours)
+        return spans_of_text(sizes, sentences, self._room)

@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import accumulate, chain
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -93,7 +93,7 @@ def finetune(
         dataset: from `load_ner`, of which `test` isn't used; or from `join_tasks`.
         arguments: from `best_epoch_arguments`.
         max_length: maximum number of word pieces in a window, including those that begin and end it.
-        context: `sentence` trains on single sentences, `document` on windows of neighbouring sentences (see
+        context: `sentence` trains on single sentences, `document` on sentences between their neighbours (see
             `document_windows`). The configuration of the model says which of the two, that tags are IOB2, and what
             punctuation is part of words, so that annotation finds the entities that are scored.
         num_proc: number of processes for tokenising.
@@ -407,7 +407,8 @@ def windows_dataset(
     """Divide the sentences of a data set from `load_ner`, or of `JointData.train`, into windows for training.
 
     Args:
-        context: whether a window is a sentence, or neighbouring sentences of a document.
+        context: whether a window is a sentence, or a sentence with its neighbours in the document, which aren't
+            labelled there.
 
     Returns:
         One row for each window: `input_ids`, `attention_mask` and `labels`. The label is that of `ner_tags` at the
@@ -419,14 +420,8 @@ def windows_dataset(
         if context == "document":
             documents = documents_of(dataset)
             words, tags = (sentences_by_document(dataset[name][:], documents) for name in ("tokens", "ner_tags"))
-            of_documents = list(document_windows(words, tokenizer, max_length=max_length))
+            of_documents = document_windows(words, tokenizer, max_length=max_length)
             windows = Dataset.from_dict(_labelled([list(chain(*of_document)) for of_document in tags], of_documents))
-            firsts = ({0, *accumulate(map(len, of_document))} for of_document in words)
-            divided = sum(
-                window.first_word not in of_document
-                for of_document, its_windows in zip(firsts, of_documents, strict=True)
-                for window in its_windows
-            )
         else:
             with progress_of_datasets():
                 windows = dataset.map(
@@ -439,8 +434,7 @@ def windows_dataset(
                     new_fingerprint=fingerprint,  # otherwise datasets pickles the tokenizer, which takes a second
                     desc="Tokenising",
                 )
-            divided = len(windows) - len(dataset)
-        if divided:
+        if divided := len(windows) - len(dataset):
             logger.warning(
                 "training sentences that don't fit into a window of %d word pieces are divided: %d of %d windows begin "
                 "within a sentence",

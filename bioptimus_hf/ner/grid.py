@@ -153,7 +153,7 @@ def training_bytes(
         lengths: number of words of each training sentence.
         batch_size: windows in a batch.
         max_length: maximum number of word pieces in a window.
-        fills_windows: whether windows have as many sentences as fit, instead of one.
+        fills_windows: whether windows hold as many neighbouring sentences as fit, instead of a single one.
     """
     files = list(encoder.glob("*.safetensors")) or encoder.glob("*.bin")
     weights = sum(file.stat().st_size for file in files)

@@ -96,9 +96,9 @@ class HeadOptions:
     context: Context = field(
         default="sentence",
         metadata={
-            "help": "What a head reads at once: sentence, or document, in windows of as many neighbouring sentences as "
-            "fit. Annotation then reads text in the same windows. Sentences of files that don't mark documents count "
-            "as one document"
+            "help": "What a head reads to label a sentence: sentence, this sentence alone, or document, its neighbours "
+            "on both sides, too, as many as fit into a window. Annotation reads text in the same way. Sentences of "
+            "files that don't mark documents count as one document"
         },
     )
     at_once: int | None = field(
@@ -112,8 +112,7 @@ class HeadOptions:
         default=None,
         metadata={
             "help": "Word pieces in a window; longer sentences are split into overlapping windows. Default: "
-            f"{_WINDOWS['sentence']}, or {_WINDOWS['document']} with context document, where a window holds about four "
-            "sentences: make the batch smaller accordingly"
+            f"{_WINDOWS['sentence']}, or {_WINDOWS['document']} with context document, about four sentences"
         },
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import groupby, islice, pairwise
 from operator import itemgetter
 from typing import Any, TypeVar
 
@@ -19,7 +19,7 @@ from bioptimus_hf.ner.word_pieces import WordEncoder
 Array = npt.NDArray[Any]
 Item = TypeVar("Item")
 OVERLAP = 0.125
-"""Largest share of a window of a document that its neighbour has, too, as context at the edges."""
+"""Largest share that windows of several labelled sentences have in common, as context at the edges."""
 OVERLAP_IN_SENTENCE = 0.5
 """Share that windows of the same long sentence have in common."""
 
@@ -28,8 +28,8 @@ OVERLAP_IN_SENTENCE = 0.5
 class Window:
     """A part of a sentence or document that fits into the model.
 
-    Every word is labelled in exactly one window. Near the edges, windows also hold words that are
-    labelled in a neighbouring window and serve as context.
+    Every word is labelled in exactly one window. Windows also hold words that are labelled in others and serve as
+    context.
 
     Attributes:
         input_ids: ids of word pieces, between those that begin and end a text ([CLS] and [SEP] in BERT).
@@ -79,16 +79,16 @@ def sentence_windows(
     Raises:
         InputError: `max_length` leaves no room for a word.
     """
-    return _windows([[words] for words in sentences], tokenizer, max_length, overlap=OVERLAP_IN_SENTENCE)
+    return _windows([[words] for words in sentences], tokenizer, max_length)
 
 
 def document_windows(
     documents: Sequence[Sequence[Sequence[str]]], tokenizer: PreTrainedTokenizerBase, *, max_length: int
 ) -> Iterator[list[Window]]:
-    """Yield the windows of each document, as annotation divides texts.
+    """Yield the windows of each document: one for each sentence, with its neighbours as context.
 
-    A window consists of as many sentences as fit. Neighbouring windows share a sentence or two as context, if these fit
-    into an eighth of a window.
+    The neighbours are whole sentences on both sides, as many as fit. They are labelled in windows of their own. For a
+    sentence that doesn't fit, see `sentence_windows`.
 
     Args:
         documents: words of each sentence of each document. `Window.first_word` counts the words of the document.
@@ -97,7 +97,7 @@ def document_windows(
     Raises:
         InputError: `max_length` leaves no room for a word.
     """
-    return _windows(documents, tokenizer, max_length, overlap=OVERLAP)
+    return _windows(documents, tokenizer, max_length)
 
 
 def sentences_by_document(sentences: Sequence[Item], documents: Sequence[Any]) -> list[list[Item]]:
@@ -113,7 +113,7 @@ def sentences_by_document(sentences: Sequence[Item], documents: Sequence[Any]) -
 
 
 def _windows(
-    documents: Sequence[Sequence[Sequence[str]]], tokenizer: PreTrainedTokenizerBase, max_length: int, *, overlap: float
+    documents: Sequence[Sequence[Sequence[str]]], tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> Iterator[list[Window]]:
     encoder = WordEncoder(tokenizer)
     room = max_length - len(encoder.begin) - len(encoder.end)
@@ -127,7 +127,7 @@ def _windows(
         sentences = np.repeat(np.arange(len(document)), [len(of_sentence) for of_sentence in of_sentences])
         sizes = np.array([len(word) for word in pieces], dtype=np.int64)
         windows = []
-        for left, right, own_left, own_right in spans_of_words(sizes, sentences, room, overlap=overlap):
+        for left, right, own_left, own_right in spans_of_sentences(sizes, sentences, room, neighbours=True):
             first_pieces, ids = [], list(encoder.begin)
             for word in range(left, right):
                 if own_left <= word < own_right:
@@ -137,17 +137,71 @@ def _windows(
         yield windows
 
 
-def spans_of_words(sizes: Array, sentences: Array, room: int, *, overlap: float) -> Iterator[tuple[int, int, int, int]]:
-    """Yield windows over the words of a text, which begin and end between sentences where these fit into a window.
+def spans_of_sentences(
+    sizes: Array, sentences: Array, room: int, *, neighbours: bool
+) -> Iterator[tuple[int, int, int, int]]:
+    """Yield a window for each sentence, or several that overlap by half for one that doesn't fit.
+
+    Args:
+        sizes: number of word pieces of each word, at most `room`.
+        sentences: number of the sentence of each word, ascending.
+        room: maximum number of word pieces in a window.
+        neighbours: whether a window also holds neighbouring sentences on both sides, as many as fit.
+
+    Yields:
+        Four word numbers: begin and end of the window, begin and end of the words that it labels (ends exclusive).
+    """
+    starts = first_words(sentences)
+    bounds = [*starts, len(sizes)]
+    of_sentences = np.add.reduceat(sizes, starts).tolist() if starts else []
+    for number, (start, end) in enumerate(pairwise(bounds)):
+        if of_sentences[number] > room:
+            for span in window_spans(sizes[start:end].tolist(), room, overlap=int(room * OVERLAP_IN_SENTENCE)):
+                left, right, own_left, own_right = (start + word for word in span)
+                yield left, right, own_left, own_right
+        else:
+            left, right = _neighbours(of_sentences, number, room) if neighbours else (number, number + 1)
+            yield bounds[left], bounds[right], start, end
+
+
+def first_words(sentences: Array) -> list[int]:
+    """Return the first word of each sentence, given the sentence of each word."""
+    found: list[int] = np.flatnonzero(np.diff(sentences, prepend=-1)).tolist()
+    return found
+
+
+def _neighbours(sizes: Sequence[int], number: int, room: int) -> tuple[int, int]:
+    """Return the first and the last sentence (exclusive) around a sentence that fit together with it.
+
+    Sentences are added one by one on the side with less context, until the next one fits on neither side.
+    """
+    left, right = number, number + 1
+    before = after = 0
+    while True:
+        free = room - sizes[number] - before - after
+        on_left, on_right = left > 0 and sizes[left - 1] <= free, right < len(sizes) and sizes[right] <= free
+        if on_left and (before <= after or not on_right):
+            left -= 1
+            before += sizes[left]
+        elif on_right:
+            after += sizes[right]
+            right += 1
+        else:
+            return left, right
+
+
+def spans_of_text(sizes: Array, sentences: Array, room: int) -> Iterator[tuple[int, int, int, int]]:
+    """Yield windows of as many sentences as fit, all of which are labelled, except some at the edges.
+
+    Windows begin and end between sentences, where these fit. Neighbouring ones have up to an eighth in common.
 
     Args:
         sizes: number of word pieces of each word, at most `room`.
         sentences: number of the sentence of each word, ascending from 0.
         room: maximum number of word pieces in a window.
-        overlap: maximum share of a window that it has in common with the next one.
 
     Yields:
-        Four word numbers, as `window_spans` yields those of units.
+        Four word numbers, as `spans_of_sentences` does.
     """
     if not len(sizes):
         return
@@ -155,7 +209,7 @@ def spans_of_words(sizes: Array, sentences: Array, room: int, *, overlap: float)
     units = np.flatnonzero(np.diff(sentences, prepend=-1) | too_long[sentences])  # first word of each unit
     bounds = [*units.tolist(), len(sizes)]
     unit_sizes = np.add.reduceat(sizes, units).tolist()
-    for span in window_spans(unit_sizes, room, overlap=int(room * overlap)):
+    for span in window_spans(unit_sizes, room, overlap=int(room * OVERLAP)):
         left, right, own_left, own_right = (bounds[unit] for unit in span)
         yield left, right, own_left, own_right
 

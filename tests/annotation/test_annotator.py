@@ -29,7 +29,6 @@ from transformers import (
 )
 
 from bioptimus_hf.annotation import annotator as annotator_module
-from bioptimus_hf.annotation import tokenization
 from bioptimus_hf.annotation.annotator import Annotator
 from bioptimus_hf.artifacts import write_record
 from bioptimus_hf.corpus.conll import read_conll
@@ -102,7 +101,7 @@ def test_offsets_are_exact_and_do_not_depend_on_windows(text: str) -> None:
 
 
 def test_windows_are_whole_sentences_that_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenization, "OVERLAP", 0.5)  # windows are short here
+    monkeypatch.setattr("bioptimus_hf.ner.windows.OVERLAP", 0.5)  # windows are short here
     text = " ".join(f"The patients were severe in {'renal ' * number}failure." for number in (1, 5, 2, 4, 3, 1, 6))
     (group,) = MANY_WINDOWS._groups
     (words,) = group.tokenizer.tokenize([text])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect
 from dataclasses import replace
 from importlib import resources
 from itertools import accumulate, chain, groupby, pairwise
@@ -95,7 +96,7 @@ sizes_of_documents = st.lists(st.lists(st.integers(1, 14), max_size=8), max_size
 
 @given(sizes_of_documents, st.integers(3, 30))
 @settings(max_examples=200, deadline=None)
-def test_windows_are_whole_sentences_where_these_fit(sizes: list[list[int]], max_length: int) -> None:
+def test_a_window_labels_one_sentence_between_its_neighbours(sizes: list[list[int]], max_length: int) -> None:
     """Words are single pieces here, so that a sentence of n words needs n pieces."""
     tokenizer = build_tiny_tokenizer()
     words = ["the", "of", "and", "in"]
@@ -104,16 +105,27 @@ def test_windows_are_whole_sentences_where_these_fit(sizes: list[list[int]], max
     for document, windows in zip(sizes, document_windows(documents, tokenizer, max_length=max_length), strict=True):
         labelled = [window.first_word + word for window in windows for word in range(len(window.first_pieces))]
         assert labelled == list(range(sum(document)))
-        edges = [sum(document[:number]) for number in range(len(document) + 1)]
+        edges = [0, *accumulate(size for size in document if size)]
         for window in windows:
             assert len(window.input_ids) <= max_length
-            begin = window.first_word - (window.first_pieces[0] - 1)
+            own = window.first_word, window.first_word + len(window.first_pieces)
+            begin = own[0] - (window.first_pieces[0] - 1)
             end = begin + len(window.input_ids) - 2
-            for edge in (begin, window.first_word, window.first_word + len(window.first_pieces), end):
-                sentence = next((size for size, last in zip(document, edges[1:], strict=True) if edge < last), 0)
-                assert edge in edges or sentence > room, "a sentence is cut though it fits"
-        if sum(document) <= room:
-            assert len(windows) <= 1
+            sentence = bisect(edges, own[0]) - 1
+            if edges[sentence + 1] - edges[sentence] > room:
+                assert edges[sentence] <= begin <= own[0] < own[1] <= end <= edges[sentence + 1]
+                continue
+            assert own == (edges[sentence], edges[sentence + 1])
+            left, right = edges.index(begin), edges.index(end)
+            for further in (edges[max(0, left - 1)], edges[min(len(edges) - 1, right + 1)]):
+                assert further in (begin, end) or max(end, further) - min(begin, further) > room, "one more would fit"
+
+
+def test_context_is_on_both_sides(tokenizer: BertTokenizer) -> None:
+    (windows,) = document_windows([[["the"] * 4] * 9], tokenizer, max_length=22)  # room for five sentences
+    before = [(window.first_pieces[0] - 1) // 4 for window in windows]
+    assert before == [0, 1, 2, 2, 2, 2, 2, 3, 4]
+    assert {len(window.input_ids) for window in windows} == {22}
 
 
 def test_neighbours_with_the_same_document_are_read_together() -> None:
@@ -125,15 +137,16 @@ def test_neighbours_with_the_same_document_are_read_together() -> None:
 def test_every_word_of_a_document_is_labelled_once(documents: DatasetDict, tokenizer: BertTokenizer) -> None:
     train = documents["train"]
     rows = windows_dataset(train, tokenizer, context="document")
-    assert len(set(documents_of(train))) <= len(rows) < len(train)
+    assert len(rows) == len(train)
     found = [label for labels in rows["labels"] for label in labels if label != -100]
     assert found == list(chain(*train["ner_tags"]))
-    assert len(windows_dataset(train, tokenizer)) == len(train)
+    alone = windows_dataset(train, tokenizer)
+    assert sum(map(len, rows["input_ids"])) > 2 * sum(map(len, alone["input_ids"]))
 
 
-@pytest.mark.parametrize(("context", "divided"), [("sentence", "2 of 5"), ("document", "1 of 2")])
+@pytest.mark.parametrize("context", ["sentence", "document"])
 def test_sentences_that_do_not_fit_are_reported(
-    context: Context, divided: str, tokenizer: BertTokenizer, caplog: pytest.LogCaptureFixture
+    context: Context, tokenizer: BertTokenizer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Of two short sentences and one of twenty pieces, in windows with room for twelve."""
     words = [["the", "of"], ["and"], ["renal"] * 20]
@@ -141,10 +154,10 @@ def test_sentences_that_do_not_fit_are_reported(
     assert pieces == [2, 1, 20]
     rows = {"tokens": words, "ner_tags": [[0] * len(one) for one in words], "document": ["1"] * 3}
     windows = windows_dataset(Dataset.from_dict(rows), tokenizer, max_length=14, context=context)
-    assert f"don't fit into a window of 14 word pieces are divided: {divided} windows begin within a" in caplog.text
+    assert "don't fit into a window of 14 word pieces are divided: 2 of 5 windows begin within a" in caplog.text
     caplog.clear()
     short = windows_dataset(Dataset.from_dict(rows).select([0, 1]), tokenizer, max_length=14, context=context)
-    assert (len(short), caplog.text) == (2 if context == "sentence" else 1, "")
+    assert (len(short), caplog.text) == (2, "")
     assert len(windows) > len(short)
 
 
@@ -158,7 +171,7 @@ def test_prediction_and_annotation_read_the_same_windows(
     assert ("passage" in documents["test"].column_names) == (file == "with_titles")
     save_architecture(name, tmp_path)
     model, tokenizer = load_token_classifier(tmp_path), load_by_name(AutoTokenizer, tmp_path)
-    setattr(model.config, f"{context}_window", 48)
+    setattr(model.config, f"{context}_window", 96)
     originals = {document.id: document for document in DocumentReader(source)}
     test = documents["test"]
     tags = predict_tags(model, tokenizer, test["tokens"][:], documents=documents_of(test))
