@@ -16,8 +16,9 @@ from transformers import AutoTokenizer, BertConfig
 from bioptimus_hf.artifacts import check_fresh, read_json, verify
 from bioptimus_hf.errors import InputError, format_error
 from bioptimus_hf.ner.options import JOINT
-from bioptimus_hf.ner.results import tests_of
+from bioptimus_hf.ner.results import BASE, tests_of
 from bioptimus_hf.ner.tasks import NER_TASKS
+from bioptimus_hf.pretraining.versions import version_numbers
 from bioptimus_hf.publishing.options import About
 
 MARK = "bioptimus_hf.json"  # part of every published version; identifies a repository as ours
@@ -64,13 +65,19 @@ def check_about(run: Path, about: About) -> None:
     """Raise if a fact about a run refers to a model or a task that can't exist.
 
     Raises:
-        InputError: `base_model` can't be a name on the Hub, or a task is unknown.
+        InputError: `base_model` can't be a name on the Hub, a task is unknown, or another encoder is called as one of
+            the run.
     """
     if about.base_model is not None and (reason := _reason_against(about.base_model.partition("@")[0])):
         raise InputError(
             f"{about.base_model} can't be the base model ({reason}): name it on the Hub (About.base_model, or "
             f"base_model_id)"
         )
+    for label in about.other_encoders:
+        if label == BASE or version_numbers(label):
+            raise InputError(
+                f"{label} is a model of the run itself, which the cards have anyway", argument="other_encoders"
+            )
     heads = {path.name for path in (run / "ner").glob("*") if path.is_dir()}
     for scores in (run / "ner").glob(f"{JOINT}/*/*/scores.json"):
         heads |= tests_of(read_json(scores)).keys()

@@ -12,7 +12,7 @@ from bioptimus_hf.models import MIN_SCORE, PUNCTUATION_IN_WORDS, SENTENCE_WINDOW
 from bioptimus_hf.ner.options import JOINT
 from bioptimus_hf.ner.results import predictions_file, single_model, tests_of
 from bioptimus_hf.pretraining.versions import folder_name
-from bioptimus_hf.publishing.heads import average_results, base_results, differences_from_base, heads_of, result_rows
+from bioptimus_hf.publishing.heads import average_results, compared_results, differences, heads_of, result_rows
 from bioptimus_hf.publishing.options import About
 from bioptimus_hf.publishing.recipe import NOT_OPTIONS, SECTIONS, own_curriculum, recipe
 from bioptimus_hf.publishing.records import (
@@ -49,6 +49,8 @@ def encoder_facts(run_dir: str | Path, version: str, repo_id: str, about: About)
     Raises:
         InputError: a fact is missing; the message says which, and what to do.
     """
+    from bioptimus_hf.ner.tables import published_table  # loads datasets, which the report doesn't need
+
     run = Path(run_dir)
     record = read_version(run / folder_name(version))
     pretraining = pretraining_of(run, record)
@@ -66,6 +68,9 @@ def encoder_facts(run_dir: str | Path, version: str, repo_id: str, about: About)
     heads = heads_of(run, version)
     results = [row for task, head in heads.items() if task != JOINT for row in result_rows(head.scores)]
     joint_results = result_rows(heads[JOINT].scores) if JOINT in heads else []
+    compared = _alike(compared_results(run, about.other_encoders), [*results, *joint_results])
+    averages = average_results(run, version, about.other_encoders)
+    single = [row for row in compared if single_model(row["model"]) == row["model"]]
     return {
         **common,
         "phases": record["curriculum"],
@@ -80,9 +85,11 @@ def encoder_facts(run_dir: str | Path, version: str, repo_id: str, about: About)
         "chosen": {task: head.chosen for task, head in heads.items() if head.chosen},
         "results": results,
         "joint_results": joint_results,
-        "base_results": _alike(base_results(run), [*results, *joint_results]),
-        "averages": average_results(run, version),
-        "differences": differences_from_base(run, version, list(heads)),
+        "compared_results": compared,
+        "other_encoders": _described(compared, about),
+        "averages": averages,
+        "differences": differences(run, version, list(heads), about.other_encoders),
+        "published": published_table([*single, *results], averages),
         "start": start_of(run, pretraining),
         "recipe": recipe({**records, "pretraining": pretraining}, common["base"]),
         "own_curriculum": own_curriculum(pretraining["settings"]["curriculum"]),
@@ -114,6 +121,7 @@ def head_facts(run_dir: str | Path, task: str, version: str, repo_id: str, about
     record = read_version(run / folder_name(version))
     config = read_json(head.folder / "config.json")
     settings = head.record["settings"]
+    compared = _alike(compared_results(run, about.other_encoders), rows)
     return {
         **_common_facts(run, version, repo_id, about, record),
         "task": task,
@@ -143,9 +151,10 @@ def head_facts(run_dir: str | Path, task: str, version: str, repo_id: str, about
         "punctuation_in_words": config.get(PUNCTUATION_IN_WORDS),
         "decontamination": pretraining_of(run, record)["facts"].get("decontamination"),
         "excluded": sum(head.record["facts"].get("excluded", {}).values()),
-        "base_results": _alike(base_results(run), rows),
+        "compared_results": compared,
+        "other_encoders": _described(compared, about),
         "averages": [],
-        "differences": differences_from_base(run, version, [task]),
+        "differences": differences(run, version, [task], about.other_encoders),
         "single_results": single,
     }
 
@@ -175,6 +184,12 @@ def _alike(rows: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]
         return row["task"], single_model(row["model"]) != row["model"]
 
     return [row for row in rows if kind(row) in set(map(kind, others))]
+
+
+def _described(rows: Sequence[Mapping[str, Any]], about: About) -> dict[str, str]:
+    """Return what the other encoders are that these rows are about, by label."""
+    labels = {single_model(row["model"]) for row in rows}
+    return {label: description for label, description in about.other_encoders.items() if label in labels}
 
 
 def _check_vocabulary(run: Path, version: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -76,27 +77,36 @@ def heads_of(run: Path, version: str) -> dict[str, Head]:
     return heads
 
 
-def base_results(run: Path) -> list[dict[str, Any]]:
-    """Return the result rows of the model that was adapted.
+def compared_results(run: Path, others: Collection[str]) -> list[dict[str, Any]]:
+    """Return the result rows of the model that was adapted, and of other encoders.
 
     A head in a folder called `base` may have been trained on another model, and then doesn't count.
+
+    Args:
+        others: labels of the other encoders.
+
+    Raises:
+        InputError: another encoder has no head, or its label stands for several encoders.
     """
     rows = []
-    for scores in _scores_of_base(run).values():
-        _check_seeds(scores)
-        rows += result_rows(list(scores.values()))
+    for label in (BASE, *others):
+        for scores in _scores_of_reference(run, label).values():
+            _check_seeds(scores)
+            rows += result_rows(list(scores.values()))
     return rows
 
 
-def average_results(run: Path, version: str) -> list[dict[str, Any]]:
-    """Return the rows of the average over the five BLURB tasks, of the model that was adapted and of a version.
+def average_results(run: Path, version: str, others: Collection[str]) -> list[dict[str, Any]]:
+    """Return the rows of the average over the five BLURB tasks, of a version and of what it is compared with.
 
-    There are none if the heads of the version don't cover all five; if only those of the other model don't, its row is
+    There are none if the heads of the version don't cover all five; if only those of another model don't, its row is
     missing.
+
+    Args:
+        others: see `compared_results`.
     """
-    label = folder_name(version)
     averages = []
-    for model, groups in ((BASE, _scores_of_base(run)), (label, _scores_by_task(run, label))):
+    for model, groups in _groups(run, version, others).items():
         scores = {
             (task, score["seed"]): tests_of(score)[task]
             for task, of_task in groups.items()
@@ -107,32 +117,53 @@ def average_results(run: Path, version: str) -> list[dict[str, Any]]:
     return [row for row in averages if row] if averages[-1] else []
 
 
-def _scores_of_base(run: Path) -> dict[str, dict[Path, dict[str, Any]]]:
-    """Return the scores of the heads on the model that was adapted, as `_scores_by_task` does."""
-    adapted = adapted_model(run)
-    groups = {
-        task: {folder: score for folder, score in scores.items() if read_record(folder)["inputs"]["model"] == adapted}
-        for task, scores in _scores_by_task(run, BASE).items()
-    }
-    return {task: scores for task, scores in groups.items() if scores}
-
-
-def differences_from_base(run: Path, version: str, tasks: Collection[str]) -> list[dict[str, Any]]:
-    """Return how the heads of a version differ from those of the model that was adapted (see `paired_differences`).
+def differences(run: Path, version: str, tasks: Collection[str], others: Collection[str]) -> list[dict[str, Any]]:
+    """Return how the heads of a version differ from those of the model that was adapted, and of other encoders.
 
     Args:
         tasks: names of tasks, and `joint` for the joint heads.
+        others: see `compared_results`.
+
+    Returns:
+        Rows of `paired_differences`, with the label of the other encoder as `reference`.
     """
-    adapted = adapted_model(run)
-    heads = [folder for folder in finished_heads(run / "ner") if folder.parts[-3] in tasks]
-    of_base = [
-        folder for folder in heads if folder.parent.name == BASE and read_record(folder)["inputs"]["model"] == adapted
-    ]
-    if not of_base:
+    references = [BASE, *others]
+    folders = {
+        label: [folder for task, scores in groups.items() if task in tasks for folder in scores]
+        for label, groups in _groups(run, version, others).items()
+    }
+    if not any(folders[label] for label in references):
         return []
-    of_version = [folder for folder in heads if folder.parent.name == folder_name(version)]
-    rows = paired_differences(read_results([*of_base, *of_version]), [BASE])
-    return [row for row in rows if single_model(row["minus"]) == BASE != single_model(row["model"])]
+    rows = paired_differences(read_results(chain.from_iterable(folders.values())), references)
+    return [
+        {**row, "reference": single_model(row["minus"])}
+        for row in rows
+        if single_model(row["model"]) == folder_name(version) != single_model(row["minus"])
+    ]
+
+
+def _groups(run: Path, version: str, others: Collection[str]) -> dict[str, dict[str, dict[Path, dict[str, Any]]]]:
+    """Return the scores of the heads on the references and then on a version, by label; see `_scores_by_task`."""
+    groups = {label: _scores_of_reference(run, label) for label in (BASE, *others)}
+    return {**groups, folder_name(version): _scores_by_task(run, folder_name(version))}
+
+
+def _scores_of_reference(run: Path, label: str) -> dict[str, dict[Path, dict[str, Any]]]:
+    """Return the scores of the heads on an encoder, as `_scores_by_task` does; on `base`, of the adapted model only."""
+    groups = _scores_by_task(run, label)
+    encoders = {folder: read_record(folder)["inputs"]["model"] for scores in groups.values() for folder in scores}
+    if label == BASE:
+        adapted = adapted_model(run)
+        groups = {
+            task: {folder: score for folder, score in scores.items() if encoders[folder] == adapted}
+            for task, scores in groups.items()
+        }
+        return {task: scores for task, scores in groups.items() if scores}
+    if not groups:
+        raise InputError(f"{run / 'ner'} has no heads of {label}", argument="other_encoders")
+    if len(set(encoders.values())) > 1:
+        raise InputError(f"heads called {label} were trained on different encoders", argument="other_encoders")
+    return groups
 
 
 def result_rows(scores: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

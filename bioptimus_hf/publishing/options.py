@@ -113,6 +113,8 @@ class About:
         ner_licenses: terms of use of the annotated data, by task.
         base_model: Hub name (`name@revision`) of the model that was adapted; needed only if the run was given a folder.
         ner_datasets: data set on the Hub, as `name` or `name:configuration`, by task; leave out tasks that have none.
+        other_encoders: what each encoder is whose heads are compared with those of the run, beside the model that was
+            adapted, by the label of its heads: for example what a control was trained on.
     """
 
     license: str
@@ -122,6 +124,7 @@ class About:
     ner_licenses: Mapping[str, str] = field(default_factory=dict)
     base_model: str | None = None
     ner_datasets: Mapping[str, str] = field(default_factory=dict)
+    other_encoders: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,13 @@ class CardOptions:
         default_factory=list,
         metadata={"help": "Data sets of the tasks on the Hub: task=NAME or task=NAME:CONFIGURATION ..."},
     )
+    other_encoders: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "What other encoders are whose heads the cards compare with those of the run, by the label in "
+            "finetune-ner --models: control='the base, pre-trained on the same text' ..."
+        },
+    )
     base_model_id: str | None = field(
         default=None, metadata={"help": "Hub name of the model that was adapted, if the run was given a folder"}
     )
@@ -155,15 +165,16 @@ class CardOptions:
         """Return the facts as `publish` takes them.
 
         Raises:
-            InputError: an entry of `ner_licenses` or `ner_datasets` isn't written as task=value.
+            InputError: an entry of `ner_licenses`, `ner_datasets` or `other_encoders` isn't written as name=value.
         """
         return About(
             license=self.license,
             language=self.language,
             corpus=self.corpus_description,
             corpus_license=self.corpus_license,
-            ner_licenses=_by_task("ner_licenses", self.ner_licenses),
-            ner_datasets=_by_task("ner_datasets", self.ner_datasets),
+            ner_licenses=_by_name("ner_licenses", "task", self.ner_licenses),
+            ner_datasets=_by_name("ner_datasets", "task", self.ner_datasets),
+            other_encoders=_by_name("other_encoders", "label", self.other_encoders),
             base_model=self.base_model_id,
         )
 
@@ -180,11 +191,11 @@ class ReportOptions:
     )
 
 
-def _by_task(argument: str, entries: Sequence[str]) -> dict[str, str]:
+def _by_name(argument: str, kind: str, entries: Sequence[str]) -> dict[str, str]:
     values = {}
     for entry in entries:
-        task, _, value = entry.partition("=")
-        if not (task and value):
-            raise InputError(f"{entry} must have the form task=value", argument=argument)
-        values[task] = value
+        name, _, value = entry.partition("=")
+        if not (name and value):
+            raise InputError(f"{entry} must have the form {kind}=value", argument=argument)
+        values[name] = value
     return values

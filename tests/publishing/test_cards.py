@@ -177,31 +177,43 @@ def test_card_of_a_joint_head(tmp_path: Path) -> None:
 
 
 def test_the_card_of_an_encoder_has_the_average_of_the_five_tasks(tmp_path: Path) -> None:
+    """Also those of a control whose heads are in the same run, and published figures beside them."""
     run = make_run(tmp_path / "run")
-    about = replace(ABOUT, ner_licenses=dict.fromkeys([*BLURB_NER, "own"], "CC0-1.0"))
-    adapted = adapted_model(run)
-    assert adapted
-    for number, task in enumerate(BLURB_NER):
-        for model in ("v0.4", "base"):
+    licensed = replace(ABOUT, ner_licenses=dict.fromkeys([*BLURB_NER, "own"], "CC0-1.0"))
+    about = replace(licensed, other_encoders={"control": "the base, trained on the same text."})
+    encoders = {"v0.4": None, "base": adapted_model(run), "control": "stage:control"}
+    for number, (task, data) in enumerate(BLURB_NER.items()):
+        assert data.mentions
+        for model, encoder in encoders.items():
             shutil.copytree(run / "ner" / "own" / "v0.4", run / "ner" / task / model)
             for seed in (0, 1):
                 head = run / "ner" / task / model / str(seed)
-                value = (number + seed) / 8 if model == "v0.4" else 0.25
-                change(head / "scores.json", task=task, model=model, test=scores_of_test(value, 50))
-                if model == "base":
-                    inputs = read_record(head)["inputs"]
-                    change(head / "made.json", inputs={**inputs, "model": adapted})
-        assert ("| average |" in rendered(run, about)) == (task == list(BLURB_NER)[-1])
+                value = (number + seed) / 8 if model == "v0.4" else len(model) / 16
+                change(head / "scores.json", task=task, model=model, test=scores_of_test(value, data.mentions[2]))
+                if encoder:
+                    change(head / "made.json", inputs={**read_record(head)["inputs"], "model": encoder})
+        assert ("| average | v0.4 |" in rendered(run, about)) == (task == list(BLURB_NER)[-1])
     card = rendered(run, about)
+    assert check(card, "models") == ([], [])
     assert "| average | base | 25.00 ± 0.00 |" in card
+    assert "| average | control | 43.75 ± 0.00 |" in card
     assert "| average | v0.4 | 31.25 ± 8.84 | 31.25 ± 8.84 | 31.25 ± 8.84 | 43.75 ± 8.84 | 0, 1 |  |" in card
-    assert [row["task"] for row in average_results(run, "0.4")] == ["average"] * 2
+    assert "\n\n`control`: the base, trained on the same text.\n\n" in card
+    assert "| base | 37.50 ± 0.00 | 37.50 ± 0.00 |" in card  # conlleval F1 beside published figures
+    assert "| PubMedBERT" in card
+    assert [row["task"] for row in average_results(run, "0.4", [])] == ["average"] * 2
+    assert "control" not in rendered(run, licensed)
+    change(run / "ner" / "jnlpba" / "control" / "0" / "made.json", inputs={"model": "stage:other"})
+    with pytest.raises(InputError, match="other_encoders: heads called control were trained on different encoders"):
+        rendered(run, about)
+    with pytest.raises(InputError, match=r"other_encoders: .*ner has no heads of contrl$"):
+        rendered(run, replace(about, other_encoders={"contrl": "misspelt"}))
 
 
 def rendered(run: Path, about: About) -> str:
     """Return the card of an encoder, whose differences need predictions that the heads of these tests don't have."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bioptimus_hf.publishing.facts.differences_from_base", lambda *_: [])
+        patch.setattr("bioptimus_hf.publishing.facts.differences", lambda *_: [])
         return encoder_card(encoder_facts(run, "0.4", "lab/encoder", about))
 
 

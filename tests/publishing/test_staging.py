@@ -179,11 +179,32 @@ def test_heads_of_the_base_model_are_recognised_by_its_identity(run_dir: Path) -
             adapted = read_record(run_dir / "tokenizer")["inputs"]["base_model"]
             change(record, inputs={"train": "sha256:1", "model": adapted if own else "name:other/model@1"})
         facts = head_facts(run_dir, "own", "0.4", "ada/encoder-own", ABOUT)
-        assert [row["seeds"] for row in facts["base_results"]] == ([[0, 1]] if own else [])
+        assert [row["seeds"] for row in facts["compared_results"]] == ([[0, 1]] if own else [])
         differences = [(row["task"], row["model"], row["seeds"]) for row in facts["differences"]]
         assert differences == ([("own", "v0.4", [0, 1])] if own else [])
         says = "F1 minus that of the model that was adapted, in pairs of the same seed: own +33.33 (+0.00 to +100.00)."
         assert (says in head_card(facts)) == own
+
+
+def test_cards_compare_with_other_encoders_that_are_described(run_dir: Path) -> None:
+    heads = run_dir / "ner" / "own"
+    shutil.copytree(heads / "v0.4", heads / "control")
+    for model, found in (("control", "O"), ("v0.4", "B-X")):
+        for seed in "01":
+            (heads / model / seed / "predictions.tsv").write_text(f"a\tB-X\tB-X\n\nb\tB-X\t{found}\n\n")
+            change(heads / model / seed / "scores.json", model=model)
+    for seed in "01":
+        change(heads / "control" / seed / "made.json", inputs={"train": "sha256:1", "model": "stage:control"})
+    says = "F1 minus that of `control`, in pairs of the same seed: own +33.33 (+0.00 to +100.00)."
+    for described in ({}, {"control": "the base, trained on the same text"}):
+        facts = head_facts(run_dir, "own", "0.4", "ada/encoder-own", replace(ABOUT, other_encoders=described))
+        card = head_card(facts)
+        assert (says in card) == ("| own | control | " in card) == bool(described)
+        assert ("`control`: the base, trained on the same text.\n" in card) == bool(described)
+    for label in ("base", "v0.3"):
+        about = replace(ABOUT, other_encoders={label: "one of the run"})
+        with pytest.raises(InputError, match=f"other_encoders: {label} is a model of the run itself"):
+            publish(run_dir, "ada/encoder", about=about)
 
 
 @pytest.mark.parametrize("repo_id", ["encoder", "a/b/c", "ada/a--b", "ada/.x", "ada/x y", ""])
