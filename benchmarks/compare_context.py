@@ -32,17 +32,11 @@ from bioptimus_hf.annotation.annotator import Annotator
 from bioptimus_hf.artifacts import Run, read_json
 from bioptimus_hf.hardware import keep_freed_memory
 from bioptimus_hf.models import IOB2, TAGGING_SCHEME, load_by_name, load_token_classifier
+from bioptimus_hf.ner.differences import paired_differences
 from bioptimus_hf.ner.experiments import make_heads
 from bioptimus_hf.ner.options import Context, HeadOptions, HeadTraining, split_label
 from bioptimus_hf.ner.planning import chosen_tasks, load_task
-from bioptimus_hf.ner.results import (
-    HeadResult,
-    finished_heads,
-    mean_and_standard_deviation,
-    paired_differences,
-    read_results,
-    spread,
-)
+from bioptimus_hf.ner.results import HeadResult, finished_heads, mean_and_standard_deviation, read_results, spread
 from bioptimus_hf.ner.scores import entity_spans
 from bioptimus_hf.ner.tasks import tags_of
 from bioptimus_hf.ner.text_words import find_punctuation_in_words

@@ -32,6 +32,7 @@ import yaml
 from bioptimus_hf.artifacts import Run, write_json
 from bioptimus_hf.corpus.conll_writing import write_conll
 from bioptimus_hf.hardware import keep_freed_memory
+from bioptimus_hf.ner.differences import paired_differences
 from bioptimus_hf.ner.experiments import make_heads
 from bioptimus_hf.ner.joint import types_of_labels
 from bioptimus_hf.ner.options import HeadOptions, HeadTraining, split_label
@@ -40,7 +41,6 @@ from bioptimus_hf.ner.results import (
     HeadResult,
     difference_and_interval,
     mean_and_standard_deviation,
-    paired_differences,
     read_results,
     spread,
 )

@@ -19,7 +19,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.random import Generator
 
-from bioptimus_hf.ner.results import HeadResult, paired_differences
+from bioptimus_hf.ner.differences import paired_differences
+from bioptimus_hf.ner.results import HeadResult
 from bioptimus_hf.ner.tasks import BLURB_NER
 
 # Standard deviations of how surely a sentence is right. As in benchmarks/five_tasks.jsonl, a third of the variance that

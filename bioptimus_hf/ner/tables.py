@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from bioptimus_hf.artifacts import write_json
+from bioptimus_hf.ner.differences import RESAMPLES, paired_differences
 from bioptimus_hf.ner.literature import PUBLISHED, WORDS
 from bioptimus_hf.ner.options import JOINT
 from bioptimus_hf.ner.results import (
-    RESAMPLES,
     SEARCH,
     HeadResult,
     averages,
     difference_and_interval,
     mean_and_standard_deviation,
-    paired_differences,
     single_model,
     summarize,
 )

@@ -10,6 +10,7 @@ from typing import Any
 
 from bioptimus_hf.artifacts import identity, read_json, read_record
 from bioptimus_hf.errors import InputError
+from bioptimus_hf.ner.differences import paired_differences
 from bioptimus_hf.ner.options import JOINT
 from bioptimus_hf.ner.results import (
     BASE,
@@ -18,7 +19,6 @@ from bioptimus_hf.ner.results import (
     adapted_model,
     average_row,
     finished_heads,
-    paired_differences,
     read_results,
     single_model,
     summary_row,

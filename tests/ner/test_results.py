@@ -20,18 +20,14 @@ from head_results import (
 
 from bioptimus_hf.artifacts import RECORD, read_record, write_record
 from bioptimus_hf.errors import InputError
-from bioptimus_hf.ner.results import (
-    HeadResult,
+from bioptimus_hf.ner.differences import (
     _average_differences,
     _Estimate,
     _resampled,
     _simultaneous_intervals,
-    averages,
     paired_differences,
-    read_predictions,
-    read_results,
-    summarize,
 )
+from bioptimus_hf.ner.results import HeadResult, averages, read_predictions, read_results, summarize
 from bioptimus_hf.ner.scores import entity_counts, entity_scores
 from bioptimus_hf.ner.tasks import (
     BLURB_NER,

@@ -14,8 +14,9 @@ from head_results import (
     results_of,
 )
 
+from bioptimus_hf.ner.differences import paired_differences
 from bioptimus_hf.ner.literature import PIECES, PUBLISHED
-from bioptimus_hf.ner.results import averages, paired_differences, summarize
+from bioptimus_hf.ner.results import averages, summarize
 from bioptimus_hf.ner.tables import published_table, results_table, write_results
 from bioptimus_hf.ner.tasks import (
     BLURB_NER,
