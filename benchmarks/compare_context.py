@@ -3,9 +3,9 @@
 
     python benchmarks/compare_context.py --ner_data DATA/ner --work runs/context --models base=BASE v0.4=runs/mine/v0.4
 
-Trains both kinds of heads with the same seeds, settings and batches: a batch has as many labelled sentences, in windows
-of up to 128 word pieces for the second kind. Finished heads are skipped, and --max_sentences trains on a part of each
-set. BLURB's files don't mark documents, so all sentences of a split count as one document, in their order.
+Trains both kinds of heads with the same seeds and settings. Batches of both hold the same number of labelled sentences,
+for the second kind in windows of up to 128 word pieces. Finished heads are skipped, and --max_sentences takes a part of
+each split. BLURB's files don't mark documents, so all sentences of a split count as one document, in their order.
 
 Writes WORK/summary.md: strict F1 on development and test sets, and the differences between the two kinds, paired by
 seed, with the 95 % interval of `paired_differences`; two seeds make it too wide to tell anything apart. Two more rows

@@ -66,8 +66,9 @@ class Annotator:
             for all other types: `{"Chemical": "Chemical", "*": "O"}` keeps chemicals alone.
         min_score: leave out entities with a score below this, between 0 and 1; `best`: the score that gave each model
             the best F1 on its development set, from `report_heads`.
-        context: what models read at once, instead of what their configurations say: a single `sentence`, or as much of
-            the `document` as fits.
+        context: what models read at once, instead of what their configurations say. `sentence`: a single sentence;
+            `document`: a sentence with its neighbours, for models that were trained so, and as much of the document as
+            fits for others.
         engine: `torch`, `onnx` (onnxruntime) or `openvino`, the last two on a CPU with models given by name; `auto` is
             the fastest of these on this machine, found by a short trial on texts of the sample. By default `torch`, or
             `onnx` for a folder written by `export_onnx`. The first use of another engine with a model exports it to the

@@ -28,8 +28,9 @@ LABELS_HELP = (
     "types: LABEL_0=O LABEL_1=B-Chemical, Chemical=Drug, or Gene=O to leave a type out"
 )
 CONTEXT_HELP = (
-    "What heads read at once: a single sentence, or as much of the document as fits; by default what a head was "
-    "trained with, as its config.json says, or document if it doesn't say"
+    "What heads read at once. sentence: a single sentence; document: a sentence with its neighbours, for heads that "
+    "were trained so, and as much of the document as fits for others. By default what a head was trained with, as its "
+    "config.json says, or document if it doesn't say"
 )
 
 

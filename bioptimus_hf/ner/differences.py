@@ -61,7 +61,7 @@ class _Estimate:
 
 
 def paired_differences(
-    results: Sequence[HeadResult], references: Sequence[str], *, resamples: int = RESAMPLES
+    results: Sequence[HeadResult], references: Sequence[str], *, only: str | None = None, resamples: int = RESAMPLES
 ) -> list[dict[str, Any]]:
     """Compare the F1 of each model with the references, in pairs with equal task, seed, data and training settings.
 
@@ -82,6 +82,11 @@ def paired_differences(
     comparisons with the same reference, and the average with its tasks, are correlated; Holm's method doesn't. Then
     each is widened like the others, at the level that this leaves to it.
 
+    Args:
+        references: labels of the models that others are compared with.
+        only: label of a model: leave out comparisons other than those of its heads with the references.
+        resamples: number of resamples.
+
     Returns:
         A row for each task and model, in the order of `results`: `minus` (the model that it is compared with), `seeds`
         (of the pairs), `mean` and `standard_deviation` of the F1 differences over the pairs, in shares, `interval`
@@ -96,7 +101,8 @@ def paired_differences(
         weights = _sentence_weights(task, len(of_task[0].counts), resamples)
         resampled = {id(result): _f1(weights @ result.counts) for result in of_task}
         for model, other in _comparisons(dict.fromkeys(result.model for result in of_task), references):
-            pairs = _pairs(of_task, model, other)
+            wanted = only is None or single_model(model) == only != single_model(other)
+            pairs = _pairs(of_task, model, other) if wanted else []
             if not pairs:
                 continue
             observed = [head.scores["f1"] - base.scores["f1"] for head, base in pairs]

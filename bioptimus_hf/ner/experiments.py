@@ -16,7 +16,7 @@ from accelerate import PartialState
 from bioptimus_hf.argument_checks import check_call
 from bioptimus_hf.artifacts import RECORD, Run, read_json, read_record, replaced_sources, verification
 from bioptimus_hf.errors import InputError, TrainingDiverged, counted
-from bioptimus_hf.ner.finetuning import TRAINER
+from bioptimus_hf.ner.finetuning import DOCUMENT_WINDOWS, TRAINER
 from bioptimus_hf.ner.grid import HeadGroup, head_group, plan_parallelism, train_groups
 from bioptimus_hf.ner.head_stage import score_elsewhere
 from bioptimus_hf.ner.options import HeadOptions, HeadTraining
@@ -142,7 +142,7 @@ def plan_experiment(run: Run, options: HeadOptions, training: HeadTraining) -> E
     root = run.root / "ner"
     settings: dict[str, Any] = {"max_length": options.window, "processes": state.num_processes, "trainer": TRAINER}
     if options.context != "sentence":  # heads that were trained before there was a choice have no such key
-        settings["context"] = options.context
+        settings |= {"context": options.context, "document_windows": DOCUMENT_WINDOWS}
     by_group: dict[tuple[str, str], dict[Path, PlannedHead]] = defaultdict(dict)
     for folder, head in plan_heads(root, tasks, encoders, seeds, settings, joint=options.joint).items():
         by_group[head.task, head.model][folder] = head

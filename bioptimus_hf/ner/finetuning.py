@@ -69,6 +69,8 @@ _SCORES = ("precision", "recall", "f1")
 _latest_windows: dict[str, Dataset] = {}
 TRAINER = 2
 """Number of the way in which heads are trained. Heads of another number have other weights with the same settings."""
+DOCUMENT_WINDOWS = 2
+"""Number of the way in which documents are divided into windows, for heads that are trained on documents."""
 DIVERGED = "training diverged. Nothing was saved; try a lower learning_rate or more warmup_steps"
 
 
@@ -434,7 +436,8 @@ def windows_dataset(
                     new_fingerprint=fingerprint,  # otherwise datasets pickles the tokenizer, which takes a second
                     desc="Tokenising",
                 )
-        if divided := len(windows) - len(dataset):
+        sentences = sum(bool(words) for words in dataset["tokens"][:])
+        if divided := len(windows) - sentences:
             logger.warning(
                 "training sentences that don't fit into a window of %d word pieces are divided: %d of %d windows begin "
                 "within a sentence",

@@ -96,9 +96,9 @@ class HeadOptions:
     context: Context = field(
         default="sentence",
         metadata={
-            "help": "What a head reads to label a sentence: sentence, this sentence alone, or document, its neighbours "
-            "on both sides, too, as many as fit into a window. Annotation reads text in the same way. Sentences of "
-            "files that don't mark documents count as one document"
+            "help": "What a head reads to label a sentence. sentence: this sentence alone; document: also whole "
+            "neighbouring sentences on both sides, as many as fit into a window. Annotation reads text in the same "
+            "way. Sentences of files that don't mark documents count as one document"
         },
     )
     at_once: int | None = field(
@@ -129,7 +129,7 @@ class HeadOptions:
         labels: dict[str, str] = {}
         for given in self.models:
             label, model = split_label(given)
-            if not label or not model or "/" in label:
+            if not label or not model or any(character in label for character in "/|`"):
                 raise InputError(f"{given}: expected a folder, a name on the Hub, or LABEL=MODEL", argument="models")
             if label in labels:
                 raise InputError(

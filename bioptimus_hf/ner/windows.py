@@ -28,8 +28,8 @@ OVERLAP_IN_SENTENCE = 0.5
 class Window:
     """A part of a sentence or document that fits into the model.
 
-    Every word is labelled in exactly one window. Windows also hold words that are labelled in others and serve as
-    context.
+    Every word is labelled in exactly one window. A window also holds words that are labelled in another one and serve
+    as context.
 
     Attributes:
         input_ids: ids of word pieces, between those that begin and end a text ([CLS] and [SEP] in BERT).
@@ -171,7 +171,7 @@ def first_words(sentences: Array) -> list[int]:
 
 
 def _neighbours(sizes: Sequence[int], number: int, room: int) -> tuple[int, int]:
-    """Return the first and the last sentence (exclusive) around a sentence that fit together with it.
+    """Return the range of sentences (end exclusive) that share the window of a sentence.
 
     Sentences are added one by one on the side with less context, until the next one fits on neither side.
     """

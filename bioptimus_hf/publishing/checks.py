@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, BertConfig
 from bioptimus_hf.artifacts import check_fresh, read_json, verify
 from bioptimus_hf.errors import InputError, format_error
 from bioptimus_hf.ner.options import JOINT
-from bioptimus_hf.ner.results import BASE, tests_of
+from bioptimus_hf.ner.results import BASE, finished_heads, tests_of
 from bioptimus_hf.ner.tasks import NER_TASKS
 from bioptimus_hf.pretraining.versions import version_numbers
 from bioptimus_hf.publishing.options import About
@@ -65,19 +65,22 @@ def check_about(run: Path, about: About) -> None:
     """Raise if a fact about a run refers to a model or a task that can't exist.
 
     Raises:
-        InputError: `base_model` can't be a name on the Hub, a task is unknown, or another encoder is called as one of
-            the run.
+        InputError: `base_model` can't be a name on the Hub, a task is unknown, or another encoder has no heads or
+            the name of a model of the run.
     """
     if about.base_model is not None and (reason := _reason_against(about.base_model.partition("@")[0])):
         raise InputError(
             f"{about.base_model} can't be the base model ({reason}): name it on the Hub (About.base_model, or "
             f"base_model_id)"
         )
+    labels = {folder.parts[-2] for folder in finished_heads(run / "ner")}
     for label in about.other_encoders:
-        if label == BASE or version_numbers(label):
+        if label == BASE or (version_numbers(label) and (run / label).is_dir()):
             raise InputError(
-                f"{label} is a model of the run itself, which the cards have anyway", argument="other_encoders"
+                f"{label} is the base or a version of the run: describe other encoders only", argument="other_encoders"
             )
+        if labels and label not in labels:  # before any head is trained, an encoder may have any label
+            raise InputError(f"{run / 'ner'} has no heads of {label}", argument="other_encoders")
     heads = {path.name for path in (run / "ner").glob("*") if path.is_dir()}
     for scores in (run / "ner").glob(f"{JOINT}/*/*/scores.json"):
         heads |= tests_of(read_json(scores)).keys()

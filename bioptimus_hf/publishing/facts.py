@@ -8,7 +8,7 @@ from typing import Any
 
 from bioptimus_hf.artifacts import RECORD, read_json, read_record
 from bioptimus_hf.errors import InputError
-from bioptimus_hf.models import MIN_SCORE, PUNCTUATION_IN_WORDS, SENTENCE_WINDOW
+from bioptimus_hf.models import DOCUMENT_WINDOW, MIN_SCORE, PUNCTUATION_IN_WORDS, SENTENCE_WINDOW
 from bioptimus_hf.ner.options import JOINT
 from bioptimus_hf.ner.results import predictions_file, single_model, tests_of
 from bioptimus_hf.pretraining.versions import folder_name
@@ -89,7 +89,7 @@ def encoder_facts(run_dir: str | Path, version: str, repo_id: str, about: About)
         "other_encoders": _described(compared, about),
         "averages": averages,
         "differences": differences(run, version, list(heads), about.other_encoders),
-        "published": published_table([*single, *results], averages),
+        "published": published_table([*single, *results], averages) if averages else "",
         "start": start_of(run, pretraining),
         "recipe": recipe({**records, "pretraining": pretraining}, common["base"]),
         "own_curriculum": own_curriculum(pretraining["settings"]["curriculum"]),
@@ -148,6 +148,7 @@ def head_facts(run_dir: str | Path, task: str, version: str, repo_id: str, about
         "ner_license": "; ".join(f"{name}: {terms}" if task == JOINT else terms for name, terms in licenses.items()),
         "min_score": config.get(MIN_SCORE),
         "sentence_window": config.get(SENTENCE_WINDOW),
+        "document_window": config.get(DOCUMENT_WINDOW),
         "punctuation_in_words": config.get(PUNCTUATION_IN_WORDS),
         "decontamination": pretraining_of(run, record)["facts"].get("decontamination"),
         "excluded": sum(head.record["facts"].get("excluded", {}).values()),

@@ -86,7 +86,7 @@ def compared_results(run: Path, others: Collection[str]) -> list[dict[str, Any]]
         others: labels of the other encoders.
 
     Raises:
-        InputError: another encoder has no head, or its label stands for several encoders.
+        InputError: the label of another encoder stands for several ones.
     """
     rows = []
     for label in (BASE, *others):
@@ -134,12 +134,9 @@ def differences(run: Path, version: str, tasks: Collection[str], others: Collect
     }
     if not any(folders[label] for label in references):
         return []
-    rows = paired_differences(read_results(chain.from_iterable(folders.values())), references)
-    return [
-        {**row, "reference": single_model(row["minus"])}
-        for row in rows
-        if single_model(row["model"]) == folder_name(version) != single_model(row["minus"])
-    ]
+    results = read_results(chain.from_iterable(folders.values()))
+    rows = paired_differences(results, references, only=folder_name(version))
+    return [{**row, "reference": single_model(row["minus"])} for row in rows]
 
 
 def _groups(run: Path, version: str, others: Collection[str]) -> dict[str, dict[str, dict[Path, dict[str, Any]]]]:
@@ -159,8 +156,6 @@ def _scores_of_reference(run: Path, label: str) -> dict[str, dict[Path, dict[str
             for task, scores in groups.items()
         }
         return {task: scores for task, scores in groups.items() if scores}
-    if not groups:
-        raise InputError(f"{run / 'ner'} has no heads of {label}", argument="other_encoders")
     if len(set(encoders.values())) > 1:
         raise InputError(f"heads called {label} were trained on different encoders", argument="other_encoders")
     return groups

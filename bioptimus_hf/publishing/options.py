@@ -113,8 +113,8 @@ class About:
         ner_licenses: terms of use of the annotated data, by task.
         base_model: Hub name (`name@revision`) of the model that was adapted; needed only if the run was given a folder.
         ner_datasets: data set on the Hub, as `name` or `name:configuration`, by task; leave out tasks that have none.
-        other_encoders: what each encoder is whose heads are compared with those of the run, beside the model that was
-            adapted, by the label of its heads: for example what a control was trained on.
+        other_encoders: descriptions of encoders whose heads are compared with those of the run, besides the model that
+            was adapted, by the label of these heads: for example what a control was trained on.
     """
 
     license: str
@@ -150,8 +150,8 @@ class CardOptions:
     other_encoders: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "What other encoders are whose heads the cards compare with those of the run, by the label in "
-            "finetune-ner --models: control='the base, pre-trained on the same text' ..."
+            "help": "Other encoders whose heads the cards compare with those of the run, each by its label in "
+            "finetune-ner --models and with a description: control='the base, pre-trained on the same text' ..."
         },
     )
     base_model_id: str | None = field(
@@ -195,7 +195,9 @@ def _by_name(argument: str, kind: str, entries: Sequence[str]) -> dict[str, str]
     values = {}
     for entry in entries:
         name, _, value = entry.partition("=")
-        if not (name and value):
+        if not (name and value.strip()):
             raise InputError(f"{entry} must have the form {kind}=value", argument=argument)
+        if name in values:
+            raise InputError(f"{name} is given twice", argument=argument)
         values[name] = value
     return values

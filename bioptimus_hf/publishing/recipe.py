@@ -27,6 +27,7 @@ NOT_OPTIONS = frozenset(
         "processes",
         "search",
         "trainer",
+        "document_windows",
     )
 )
 """Recorded settings that aren't options of a command; a card states them in other ways."""

@@ -34,6 +34,7 @@ def test_a_single_number_counts_seeds_and_several_are_the_seeds() -> None:
         ({"tasks": ["=x"]}, "tasks: =x: expected NAME=SOURCE"),
         ({"models": []}, "models: name at least one"),
         ({"models": ["a/v0.1", "b/v0.1"]}, r"models: a/v0\.1 and b/v0\.1 are both called v0\.1: use LABEL=MODEL"),
+        ({"models": ["a|b=c"]}, r"models: a\|b=c: expected a folder, a name on the Hub, or LABEL=MODEL"),
         ({"models": ["a/b=c"]}, "models: a/b=c: expected a folder, a name on the Hub, or LABEL=MODEL"),
         ({"models": ["=c"]}, "models: =c: expected a folder"),
         ({"models": ["c="]}, "models: c=: expected a folder"),

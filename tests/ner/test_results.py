@@ -210,6 +210,8 @@ def test_two_references_are_compared_once() -> None:
     results = [one for model in ("base", "control", "m") for one in results_of("t", model, 0.5, 0.6)]
     pairs = [(row["model"], row["minus"]) for row in paired_differences(results, ["base", "control"])]
     assert pairs == [("control", "base"), ("m", "base"), ("m", "control")]
+    only = paired_differences([*results, *results_of("t", "joint/m", 0.4, 0.5)], ["base", "control"], only="m")
+    assert [(row["model"], row["minus"]) for row in only] == pairs[1:]  # and not the joint head with the single ones
     # Without heads of a reference, there is nothing to compare with.
     assert paired_differences(results, ["another"]) == []
 

@@ -201,10 +201,23 @@ def test_cards_compare_with_other_encoders_that_are_described(run_dir: Path) -> 
         card = head_card(facts)
         assert (says in card) == ("| own | control | " in card) == bool(described)
         assert ("`control`: the base, trained on the same text.\n" in card) == bool(described)
-    for label in ("base", "v0.3"):
-        about = replace(ABOUT, other_encoders={label: "one of the run"})
-        with pytest.raises(InputError, match=f"other_encoders: {label} is a model of the run itself"):
-            publish(run_dir, "ada/encoder", about=about)
+    for label, error in (
+        ("base", "base is the base or a version of the run: describe other encoders only"),
+        ("v0.3", "v0.3 is the base or a version of the run: describe other encoders only"),
+        ("v0.9", ".*ner has no heads of v0.9$"),
+        ("contrl", ".*ner has no heads of contrl$"),
+    ):
+        with pytest.raises(InputError, match=f"^other_encoders: {error}"):
+            publish(run_dir, "ada/encoder", about=replace(ABOUT, other_encoders={label: "any"}))
+    change(heads / "control" / "1" / "made.json", inputs={"train": "sha256:1", "model": "stage:other"})
+    with pytest.raises(InputError, match="other_encoders: heads called control were trained on different encoders"):
+        head_facts(run_dir, "own", "0.4", "ada/encoder-own", replace(ABOUT, other_encoders={"control": "any"}))
+    for seed in "01":
+        settings = {**read_record(heads / "control" / seed)["settings"], "learning_rate": 0.5}
+        inputs = {"train": "sha256:1", "model": "stage:control"}
+        change(heads / "control" / seed / "made.json", settings=settings, inputs=inputs)
+    facts = head_facts(run_dir, "own", "0.4", "ada/encoder-own", replace(ABOUT, other_encoders={"control": "Any."}))
+    assert "`control`: Any. Its heads have other seeds, data or settings than those of v0.4" in head_card(facts)
 
 
 @pytest.mark.parametrize("repo_id", ["encoder", "a/b/c", "ada/a--b", "ada/.x", "ada/x y", ""])
@@ -282,7 +295,13 @@ def test_card_options_become_facts_by_task() -> None:
     options = CardOptions(**given, ner_licenses=["own=CC-BY-4.0", "b=a=c"], ner_datasets=["own=lab/entities:own"])
     assert options.about().ner_licenses == {"own": "CC-BY-4.0", "b": "a=c"}
     assert options.about().ner_datasets == {"own": "lab/entities:own"}
-    for entry in ("own", "own=", "=x"):
+    about = CardOptions(**given, other_encoders=["control=the base, trained further"]).about()
+    assert about.other_encoders == {"control": "the base, trained further"}
+    with pytest.raises(InputError, match=r"^other_encoders: control must have the form label=value"):
+        CardOptions(**given, other_encoders=["control"])
+    with pytest.raises(InputError, match=r"^ner_licenses: own is given twice"):
+        CardOptions(**given, ner_licenses=["own=a", "own=b"])
+    for entry in ("own", "own=", "own= ", "=x"):
         with pytest.raises(InputError, match=f"^ner_licenses: {entry} must have the form task=value"):
             CardOptions(**given, ner_licenses=[entry])
 
