@@ -104,14 +104,14 @@ TOKENIZERS: Mapping[str, Callable[[], PreTrainedTokenizerBase]] = {
 """How to make a tokenizer for each architecture, named as in `config.model_type`."""
 
 
-def save_architecture(name: str, folder: Path, *, tags: tuple[str, ...] = TAGS) -> None:
+def save_architecture(name: str, folder: Path, *, tags: tuple[str, ...] = TAGS, longest: int = LONGEST) -> None:
     """Save a random token classifier and its tokenizer, as they would come from the Hub."""
     tokenizer = TOKENIZERS[name]()
     torch.manual_seed(0)
     config = AutoConfig.for_model(
         name,
         vocab_size=len(tokenizer),
-        max_position_embeddings=LONGEST,
+        max_position_embeddings=longest,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

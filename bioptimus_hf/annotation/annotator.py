@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from itertools import count, islice
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any, get_args
 
@@ -178,8 +178,11 @@ class Annotator:
         Raises:
             InputError: an item isn't a string (its index is named), or `texts` is a single string.
         """
-        rest = map(_checked, count(), texts)
-        while batch := list(islice(rest, _TEXTS_AT_ONCE)):
+        yield from self._annotate((text, None) for text in map(_checked, count(), texts))
+
+    def _annotate(self, texts: Iterator[tuple[str, Sequence[int] | None]]) -> Iterator[list[Entity]]:
+        """Yield the entities of texts, each given with the first characters of its sentences, if these are known."""
+        while batch := list(islice(texts, _TEXTS_AT_ONCE)):
             found: list[list[Entity]] = [[] for _ in batch]
             for group in self._groups:
                 for entities, more in zip(found, self._annotate_batch(batch, group), strict=True):
@@ -191,7 +194,8 @@ class Annotator:
     def annotate_documents(self, documents: Iterable[Document], *, keep: bool = False) -> Iterator[Document]:
         """Yield documents with the entities found in them, which replace previous entities and their relations.
 
-        Each passage of a document is annotated separately, so that no entity spans two passages.
+        Each passage of a document is annotated separately, so that no entity spans two passages. The passages of a
+        document with tokens, as in CoNLL files, are its sentences, which are context for heads that read neighbours.
 
         Args:
             keep: keep previous entities and relations, too. Of two entities with the same place and label, the previous
@@ -199,20 +203,13 @@ class Annotator:
         """
         rest = iter(documents)
         while batch := list(islice(rest, _TEXTS_AT_ONCE)):
-            spans = [
-                [(passage.start, passage.end) for passage in document.passages] or [(0, len(document.text))]
-                for document in batch
-            ]
-            passages = (
-                document.text[start:end]
-                for document, document_spans in zip(batch, spans, strict=True)
-                for start, end in document_spans
-            )
-            found = self.annotate(passages)
-            for document, document_spans in zip(batch, spans, strict=True):
+            parts = [_parts(document) for document in batch]
+            checked = map(_checked, count(), (part.text for part in chain.from_iterable(parts)))
+            found = self._annotate(zip(checked, (part.sentences for part in chain.from_iterable(parts)), strict=True))
+            for document, of_document in zip(batch, parts, strict=True):
                 entities = [
-                    replace(entity, start=entity.start + start, end=entity.end + start)
-                    for start, _ in document_spans
+                    replace(entity, start=entity.start + part.start, end=entity.end + part.start)
+                    for part in of_document
                     for entity in next(found)
                 ]
                 if keep:
@@ -222,9 +219,9 @@ class Annotator:
                 yield replace(document, entities=entities, extra=extra)
 
     @torch.inference_mode()
-    def _annotate_batch(self, texts: Sequence[str], group: _Group) -> list[list[Entity]]:
+    def _annotate_batch(self, texts: Sequence[tuple[str, Sequence[int] | None]], group: _Group) -> list[list[Entity]]:
         """Return the entities that the heads of a group find in each text."""
-        tokenized = group.tokenizer.tokenize(texts, heads=len(group.heads))
+        tokenized = group.tokenizer.tokenize(*map(list, zip(*texts, strict=True)), heads=len(group.heads))
         windows = [(text, window) for text in tokenized for window in text.windows]
         windows.sort(key=lambda pair: -len(pair[1].ids))
         for batch in self._batches(windows):
@@ -263,6 +260,25 @@ class _Head:
     tags: dict[int, Tag]
     min_score: float
     strict: bool
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A text that is annotated by itself, its place in a document, and the first characters of its sentences, if these
+    are known.
+    """
+
+    text: str
+    start: int
+    sentences: list[int] | None = None
+
+
+def _parts(document: Document) -> list[_Part]:
+    """Divide a document into its passages; passages that are sentences stay together."""
+    if document.tokens:
+        return [_Part(document.text, 0, [passage.start for passage in document.passages] or [0])]
+    spans = [(passage.start, passage.end) for passage in document.passages] or [(0, len(document.text))]
+    return [_Part(document.text[start:end], start) for start, end in spans]
 
 
 @dataclass(frozen=True)

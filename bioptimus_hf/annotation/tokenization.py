@@ -152,20 +152,25 @@ class TextTokenizer:
     def _key(self) -> tuple[str, int, bool, bool, PunctuationInWords]:
         return self._encoder.key, self._room, self._by_sentence, self._neighbours, self._punctuation
 
-    def tokenize(self, texts: Sequence[str], *, heads: int = 1) -> list[TokenizedText]:
+    def tokenize(
+        self, texts: Sequence[str], sentences: Sequence[Sequence[int] | None] | None = None, *, heads: int = 1
+    ) -> list[TokenizedText]:
         """Tokenize texts and divide them into windows.
 
         Args:
             texts: the texts.
+            sentences: first character of each sentence of each text, where they are known: then a window labels a
+                single sentence, whatever the model was trained with. By default they are found, if they matter.
             heads: how many heads will label the words.
         """
         tokenized = []
         encodings = self._encoder.encode_texts(texts, self._begin_words)
-        for text, encoded in zip(texts, encodings, strict=True):
+        for text, known, encoded in zip(texts, sentences or [None] * len(texts), encodings, strict=True):
             keep_graphemes(text, encoded.starts, encoded.ends)
-            sentences = self._sentences(text, encoded)
-            windows = list(self._windows(encoded, sentences))
-            begins = first_words(sentences) if self._by_sentence else ()
+            by_sentence = self._by_sentence or known is not None
+            of_words = self._sentences(text, encoded, known)
+            windows = list(self._windows(encoded, of_words, by_sentence=by_sentence))
+            begins = first_words(of_words) if by_sentence else ()
             tokenized.append(
                 TokenizedText(text, encoded.starts, encoded.ends, windows, heads=heads, first_words=begins)
             )
@@ -186,13 +191,14 @@ class TextTokenizer:
             return np.ones(len(starts), dtype=bool)
         return self._punctuation.first_words(text, starts, ends, frozenset(sentence_starts(text)))
 
-    def _sentences(self, text: str, encoded: EncodedText) -> Array:
+    def _sentences(self, text: str, encoded: EncodedText, known: Sequence[int] | None) -> Array:
         """Return the number of the sentence of each word; a text that is read as a whole counts as one."""
-        if len(encoded.ids) <= self._room and not self._by_sentence:
+        if known is None and len(encoded.ids) <= self._room and not self._by_sentence:
             return np.zeros(len(encoded.starts), dtype=np.int64)
-        return np.searchsorted(sentence_starts(text)[1:], encoded.starts, side="right")
+        starts = sentence_starts(text) if known is None else known
+        return np.searchsorted(starts[1:], encoded.starts, side="right")
 
-    def _windows(self, encoded: EncodedText, sentences: Array) -> Iterator[TextWindow]:
+    def _windows(self, encoded: EncodedText, sentences: Array, *, by_sentence: bool) -> Iterator[TextWindow]:
         """Divide a text between sentences, or between words where a sentence doesn't fit."""
         ids, first, room = encoded.ids, encoded.first, self._room
         sizes = np.diff(first, append=len(ids))
@@ -201,13 +207,13 @@ class TextTokenizer:
             sizes = np.minimum(sizes, room)
             first = np.cumsum(sizes) - sizes
         begin, end = self._encoder.begin, self._encoder.end
-        for left, right, own_left, own_right in self._spans(sizes, sentences):
+        for left, right, own_left, own_right in self._spans(sizes, sentences, by_sentence=by_sentence):
             pieces = ids[first[left] : first[right - 1] + sizes[right - 1]]
             window = np.concatenate([begin, pieces, end]).astype(np.int64)
             yield TextWindow(window, own_left, len(begin) + first[own_left:own_right] - first[left])
 
-    def _spans(self, sizes: Array, sentences: Array) -> Iterator[tuple[int, int, int, int]]:
+    def _spans(self, sizes: Array, sentences: Array, *, by_sentence: bool) -> Iterator[tuple[int, int, int, int]]:
         """Yield windows over the words of a text, which begin and end between sentences where these fit."""
-        if self._by_sentence:
+        if by_sentence:
             return spans_of_sentences(sizes, sentences, self._room, neighbours=self._neighbours)
         return spans_of_text(sizes, sentences, self._room)
