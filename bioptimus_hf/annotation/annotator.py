@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
@@ -27,6 +28,8 @@ from bioptimus_hf.errors import InputError, format_error
 from bioptimus_hf.models import IOB2, TAGGING_SCHEME, check_tokenizer, find_model, load_by_name, vocabulary_hash
 from bioptimus_hf.ner.calibration import MinScore, recommended_min_score
 from bioptimus_hf.ner.options import Context, check_context
+
+logger = logging.getLogger(__name__)
 
 _TEXTS_AT_ONCE = 256  # held in memory together, so that windows of similar length share a batch
 _PIECES_AT_ONCE = 1024  # in a batch on a CPU, with padding
@@ -133,6 +136,12 @@ class Annotator:
             least = best_score(source) if min_score == BEST else float(min_score)
             tags = interpret_labels(loaded.config.id2label, labels or {}, name=name)
             head = _Head(source, loaded, tags, least, getattr(loaded.config, TAGGING_SCHEME, None) == IOB2)
+            if context and text_tokenizer.trained_with not in (None, context):
+                logger.warning(
+                    "%s was trained with context %s, as its config.json says: with %s, it may find other entities, and "
+                    "the least score that it recommends doesn't apply",
+                    *(name, text_tokenizer.trained_with, context),
+                )
             group = next((group for group in self._groups if group.tokenizer.is_equivalent_to(text_tokenizer)), None)
             if group is None:
                 self._groups.append(_Group(text_tokenizer, [head]))
@@ -202,7 +211,15 @@ class Annotator:
                 one stays.
         """
         rest = iter(documents)
+        told = not any(group.tokenizer.reads_neighbours for group in self._groups)
         while batch := list(islice(rest, _TEXTS_AT_ONCE)):
+            if not told and (alone := next((one for one in batch if one.tokens and not one.passages), None)):
+                told = True
+                logger.warning(
+                    "document %s is a single sentence, which a head that was trained with document context reads "
+                    "alone: in CoNLL files, -DOCSTART- marks the beginning of a document of several sentences",
+                    alone.id,
+                )
             parts = [_parts(document) for document in batch]
             checked = map(_checked, count(), (part.text for part in chain.from_iterable(parts)))
             found = self._annotate(zip(checked, (part.sentences for part in chain.from_iterable(parts)), strict=True))

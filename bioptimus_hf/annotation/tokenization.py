@@ -123,6 +123,10 @@ class TextTokenizer:
             context if the model was trained with these, otherwise as many sentences as fit, all of them labelled. By
             default what the model was trained with, and as many sentences as fit if `config` doesn't say.
 
+    Attributes:
+        trained_with: the context that the model was trained with, if `config` says.
+        reads_neighbours: whether a window holds the neighbours of the sentence that it labels.
+
     Raises:
         InputError: the tokenizer doesn't report offsets (a slow tokenizer), or a window has no room for a word.
     """
@@ -133,11 +137,12 @@ class TextTokenizer:
         self._encoder = WordEncoder(tokenizer)
         self._punctuation = PunctuationInWords.of(config)
         of_sentence, of_document = sentence_window(config), document_window(config)
-        said = "sentence" if of_sentence and not of_document else "document"
+        said: Context | None = "document" if of_document else "sentence" if of_sentence else None
         alone = (context or said) == "sentence"
-        self._neighbours = not alone and of_document is not None
+        self.trained_with = said
+        self.reads_neighbours = not alone and of_document is not None
         # A window labels one sentence, so no entity extends over several.
-        self._by_sentence = alone or self._neighbours
+        self._by_sentence = alone or self.reads_neighbours
         longest = longest_input(config, tokenizer)
         window = min(longest, (of_sentence if alone else of_document) or longest)
         self._room = window - len(self._encoder.begin) - len(self._encoder.end)
@@ -150,7 +155,7 @@ class TextTokenizer:
 
     @property
     def _key(self) -> tuple[str, int, bool, bool, PunctuationInWords]:
-        return self._encoder.key, self._room, self._by_sentence, self._neighbours, self._punctuation
+        return self._encoder.key, self._room, self._by_sentence, self.reads_neighbours, self._punctuation
 
     def tokenize(
         self, texts: Sequence[str], sentences: Sequence[Sequence[int] | None] | None = None, *, heads: int = 1
@@ -215,5 +220,5 @@ class TextTokenizer:
     def _spans(self, sizes: Array, sentences: Array, *, by_sentence: bool) -> Iterator[tuple[int, int, int, int]]:
         """Yield windows over the words of a text, which begin and end between sentences where these fit."""
         if by_sentence:
-            return spans_of_sentences(sizes, sentences, self._room, neighbours=self._neighbours)
+            return spans_of_sentences(sizes, sentences, self._room, neighbours=self.reads_neighbours)
         return spans_of_text(sizes, sentences, self._room)

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bioptimus_hf.errors import InputError
+from bioptimus_hf.errors import InputError, counted
 from bioptimus_hf.publishing.options import CardOptions, PublishOptions, RunFolder, Selection
 from bioptimus_hf.storage import atomic_file
 
@@ -66,11 +66,11 @@ def _plan(versions: Sequence[PublishedVersion], public: bool, run: Path) -> str:
         columns = (version.repo_id, version.tag, version.tag, len(version.files), f"{size / 1e6:,.1f} MB", card)
         lines.append(f"| {' | '.join(map(str, columns))} |")
     total = sum({file.sha256: file.size for version in versions for file in version.files}.values())
-    repositories = len({version.repo_id for version in versions})
-    kind = "public" if public else "private"
+    number, kind = len({version.repo_id for version in versions}), "public" if public else "private"
+    repositories = f"{number} {kind} {'repository' if number == 1 else 'repositories'}"
     lines += [
         "",
-        f"{len(versions)} versions in {repositories} {kind} repositories, {total / 1e6:,.1f} MB to upload at most. The "
+        f"{counted(len(versions), 'version')} in {repositories}, {total / 1e6:,.1f} MB to upload at most. The "
         f"Hub wasn't asked: with --push, what is already there isn't sent again.",
         "Nothing was sent. Add --push to publish.",
     ]

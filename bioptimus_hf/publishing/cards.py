@@ -176,8 +176,8 @@ def _percent(share: float, digits: int = 0) -> str:
 
 
 def _clause(text: str) -> str:
-    """Return a text that a person gave without a full stop at its end, since a sentence goes on after it."""
-    return text.strip().removesuffix(".")
+    """Return a text that a person gave as one line without a full stop, since the sentence goes on after it."""
+    return " ".join(text.split()).removesuffix(".")
 
 
 def _listed(items: Sequence[str], last: str = "and") -> str:

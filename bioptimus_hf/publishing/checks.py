@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ from bioptimus_hf.ner.results import BASE, finished_heads, tests_of
 from bioptimus_hf.ner.tasks import NER_TASKS
 from bioptimus_hf.pretraining.versions import version_numbers
 from bioptimus_hf.publishing.options import About
+
+logger = logging.getLogger(__name__)
 
 MARK = "bioptimus_hf.json"  # part of every published version; identifies a repository as ours
 PLOT = "history.png"
@@ -74,13 +77,18 @@ def check_about(run: Path, about: About) -> None:
             f"base_model_id)"
         )
     labels = {folder.parts[-2] for folder in finished_heads(run / "ner")}
+    own = {label for label in {*labels, *about.other_encoders} if label == BASE or _is_version(run, label)}
     for label in about.other_encoders:
-        if label == BASE or (version_numbers(label) and (run / label).is_dir()):
+        if label in own:
             raise InputError(
-                f"{label} is the base or a version of the run: describe other encoders only", argument="other_encoders"
+                f"{label} is a model of this run, and not another encoder: leave it out", argument="other_encoders"
             )
         if labels and label not in labels:  # before any head is trained, an encoder may have any label
-            raise InputError(f"{run / 'ner'} has no heads of {label}", argument="other_encoders")
+            known = ", ".join(sorted(labels))
+            raise InputError(f"{run / 'ner'} has no heads of {label!r}, only of {known}", argument="other_encoders")
+    if others := sorted(labels - own - set(about.other_encoders)):
+        message = "heads of %s aren't on the cards: to have them there, describe these encoders (other_encoders)"
+        logger.warning(message, ", ".join(others))
     heads = {path.name for path in (run / "ner").glob("*") if path.is_dir()}
     for scores in (run / "ner").glob(f"{JOINT}/*/*/scores.json"):
         heads |= tests_of(read_json(scores)).keys()
@@ -89,6 +97,10 @@ def check_about(run: Path, about: About) -> None:
             if heads and task not in {*NER_TASKS, *heads}:  # before any head is trained, a task may have any name
                 known = ", ".join(sorted({*NER_TASKS, *heads}))
                 raise InputError(f"{task} is not a task; the known tasks are {known}", argument=argument)
+
+
+def _is_version(run: Path, label: str) -> bool:
+    return bool(version_numbers(label)) and (run / label).is_dir()
 
 
 def check_source(source: Path) -> None:

@@ -172,9 +172,9 @@ class CardOptions:
             language=self.language,
             corpus=self.corpus_description,
             corpus_license=self.corpus_license,
-            ner_licenses=_by_name("ner_licenses", "task", self.ner_licenses),
-            ner_datasets=_by_name("ner_datasets", "task", self.ner_datasets),
-            other_encoders=_by_name("other_encoders", "label", self.other_encoders),
+            ner_licenses=_by_name("ner_licenses", "task=TERMS", self.ner_licenses),
+            ner_datasets=_by_name("ner_datasets", "task=NAME", self.ner_datasets),
+            other_encoders=_by_name("other_encoders", "LABEL=DESCRIPTION", self.other_encoders),
             base_model=self.base_model_id,
         )
 
@@ -191,12 +191,12 @@ class ReportOptions:
     )
 
 
-def _by_name(argument: str, kind: str, entries: Sequence[str]) -> dict[str, str]:
+def _by_name(argument: str, form: str, entries: Sequence[str]) -> dict[str, str]:
     values = {}
     for entry in entries:
-        name, _, value = entry.partition("=")
-        if not (name and value.strip()):
-            raise InputError(f"{entry} must have the form {kind}=value", argument=argument)
+        name, value = (part.strip() for part in entry.partition("=")[::2])
+        if not (name and value):
+            raise InputError(f"{entry} must have the form {form}", argument=argument)
         if name in values:
             raise InputError(f"{name} is given twice", argument=argument)
         values[name] = value

@@ -227,6 +227,18 @@ def test_sentences_without_a_document_are_read_by_themselves(documents: DatasetD
     assert documents_of(few.remove_columns("document")) == [()] * 3
 
 
+def test_sentences_without_neighbours_are_reported_once(
+    tokenizer: BertTokenizer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "unmarked.tsv"
+    file.write_text("The\tO\nend\tO\n\nThe\tO\nkidney\tO\n")
+    head = build_tiny_head(layers=1)
+    for key, times in (("sentence_window", 0), ("document_window", 1)):
+        setattr(head.config, key, 20)
+        assert len(list(Annotator(head, tokenizer).annotate_documents(DocumentReader(file)))) == 2
+        assert caplog.text.count("is a single sentence, which a head that was trained with document") == times
+
+
 def test_heads_with_other_windows_read_apart(tokenizer: BertTokenizer) -> None:
     heads = [build_tiny_head(layers=1, seed=seed) for seed in (0, 1, 2)]
     text = "The patients were severe in renal failure. " * 9
@@ -251,7 +263,9 @@ def test_a_foreign_document_window_is_ignored(tokenizer: BertTokenizer) -> None:
         assert list(Annotator(model, tokenizer).annotate([text])) == as_a_whole
 
 
-def test_context_can_be_set_for_heads_that_do_not_say_how_they_were_trained(tokenizer: BertTokenizer) -> None:
+def test_context_can_be_set_for_heads_that_do_not_say_how_they_were_trained(
+    tokenizer: BertTokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
     head = build_tiny_head(layers=1)
     text = "The patients were severe in renal failure. Failure of the kidney was severe. "
 
@@ -268,8 +282,10 @@ def test_context_can_be_set_for_heads_that_do_not_say_how_they_were_trained(toke
     assert found("sentence") == apart != found(None)
     head.config.sentence_window = 20
     assert found(None) == apart
+    assert caplog.text == ""
     head.config.sentence_window, head.config.document_window = None, 20
     assert found("sentence") == apart
+    assert "the model was trained with context document, as its config.json says: with sentence, it may" in caplog.text
     with pytest.raises(InputError, match="context: must be sentence or document, not 'page'"):
         found("page")  # type: ignore[arg-type]
 

@@ -211,7 +211,7 @@ def test_the_card_of_an_encoder_has_the_average_of_the_five_tasks(tmp_path: Path
     assert check(card, "models") == ([], [])
     assert "| average | base | 25.00 ± 0.00 |" in card
     assert "| average | control | 43.75 ± 0.00 |" in card
-    assert "| average | v0.4 | 31.25 ± 8.84 | 31.25 ± 8.84 | 31.25 ± 8.84 | 43.75 ± 8.84 | 0, 1 |  |" in card
+    assert "| average | v0.4 | 31.25 ± 8.84 | 31.25 ± 8.84 | 31.25 ± 8.84 | 43.75 ± 8.84 | 2 |  |" in card
     assert "\n\n`control`: the base, trained on the same text. Its heads have other seeds" in card
     assert "| base | 37.50 ± 0.00 | 37.50 ± 0.00 |" in card  # conlleval F1 beside published figures
     assert "| PubMedBERT" in card

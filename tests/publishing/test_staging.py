@@ -24,6 +24,7 @@ from bioptimus_hf.artifacts import read_record
 from bioptimus_hf.cli.__main__ import main
 from bioptimus_hf.errors import InputError
 from bioptimus_hf.publishing.cards import head_card
+from bioptimus_hf.publishing.checks import check_about
 from bioptimus_hf.publishing.facts import head_facts
 from bioptimus_hf.publishing.heads import heads_of
 from bioptimus_hf.publishing.options import CardOptions, Selection
@@ -182,11 +183,11 @@ def test_heads_of_the_base_model_are_recognised_by_its_identity(run_dir: Path) -
         assert [row["seeds"] for row in facts["compared_results"]] == ([[0, 1]] if own else [])
         differences = [(row["task"], row["model"], row["seeds"]) for row in facts["differences"]]
         assert differences == ([("own", "v0.4", [0, 1])] if own else [])
-        says = "F1 minus that of the model that was adapted, in pairs of the same seed: own +33.33 (+0.00 to +100.00)."
+        says = "F1 of v0.4 minus that of `base`, in pairs of the same seed: own +33.33 (+0.00 to +100.00)."
         assert (says in head_card(facts)) == own
 
 
-def test_cards_compare_with_other_encoders_that_are_described(run_dir: Path) -> None:
+def test_cards_compare_with_other_encoders_that_are_described(run_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
     heads = run_dir / "ner" / "own"
     shutil.copytree(heads / "v0.4", heads / "control")
     for model, found in (("control", "O"), ("v0.4", "B-X")):
@@ -195,17 +196,21 @@ def test_cards_compare_with_other_encoders_that_are_described(run_dir: Path) -> 
             change(heads / model / seed / "scores.json", model=model)
     for seed in "01":
         change(heads / "control" / seed / "made.json", inputs={"train": "sha256:1", "model": "stage:control"})
-    says = "F1 minus that of `control`, in pairs of the same seed: own +33.33 (+0.00 to +100.00)."
+    says = "F1 of v0.4 minus that of `control`, in pairs of the same seed: own +33.33 (+0.00 to +100.00)."
     for described in ({}, {"control": "the base, trained on the same text"}):
         facts = head_facts(run_dir, "own", "0.4", "ada/encoder-own", replace(ABOUT, other_encoders=described))
         card = head_card(facts)
         assert (says in card) == ("| own | control | " in card) == bool(described)
         assert ("`control`: the base, trained on the same text.\n" in card) == bool(described)
+    for described in ({}, {"control": "the base"}):
+        caplog.clear()
+        check_about(run_dir, replace(ABOUT, other_encoders=described))
+        assert ("heads of control aren't on the cards: to have them there, describe" in caplog.text) == (not described)
     for label, error in (
-        ("base", "base is the base or a version of the run: describe other encoders only"),
-        ("v0.3", "v0.3 is the base or a version of the run: describe other encoders only"),
-        ("v0.9", ".*ner has no heads of v0.9$"),
-        ("contrl", ".*ner has no heads of contrl$"),
+        ("base", "base is a model of this run, and not another encoder: leave it out"),
+        ("v0.3", "v0.3 is a model of this run, and not another encoder: leave it out"),
+        ("v0.9", ".*ner has no heads of 'v0.9', only of control, v0.4$"),
+        ("contrl", ".*ner has no heads of 'contrl', only of control, v0.4$"),
     ):
         with pytest.raises(InputError, match=f"^other_encoders: {error}"):
             publish(run_dir, "ada/encoder", about=replace(ABOUT, other_encoders={label: "any"}))
@@ -297,12 +302,12 @@ def test_card_options_become_facts_by_task() -> None:
     assert options.about().ner_datasets == {"own": "lab/entities:own"}
     about = CardOptions(**given, other_encoders=["control=the base, trained further"]).about()
     assert about.other_encoders == {"control": "the base, trained further"}
-    with pytest.raises(InputError, match=r"^other_encoders: control must have the form label=value"):
+    with pytest.raises(InputError, match=r"^other_encoders: control must have the form LABEL=DESCRIPTION"):
         CardOptions(**given, other_encoders=["control"])
     with pytest.raises(InputError, match=r"^ner_licenses: own is given twice"):
         CardOptions(**given, ner_licenses=["own=a", "own=b"])
     for entry in ("own", "own=", "own= ", "=x"):
-        with pytest.raises(InputError, match=f"^ner_licenses: {entry} must have the form task=value"):
+        with pytest.raises(InputError, match=f"^ner_licenses: {entry} must have the form task=TERMS"):
             CardOptions(**given, ner_licenses=[entry])
 
 
