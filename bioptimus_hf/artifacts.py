@@ -523,4 +523,4 @@ def differences(record: Mapping[str, Any], inputs: Mapping[str, str], settings: 
 
 
 def _json(values: Mapping[str, Any], key: str) -> str:
-    return json.dumps(values[key], sort_keys=True, ensure_ascii=False) if key in values else "absent"
+    return json.dumps(values[key], sort_keys=True, ensure_ascii=False) if key in values else "not set"

@@ -129,7 +129,7 @@ def test_nothing_there_is_not_finished(tmp_path: Path) -> None:
         ({"size": 101}, "size (100 then, 101 now)"),
         ({"size": 100.0}, "size (100 then, 100.0 now)"),  # equal in Python, not in the fingerprint
         ({"column": "text"}, 'column (null then, "text" now)'),
-        ({"new": 1}, "new (absent then, 1 now)"),
+        ({"new": 1}, "new (not set then, 1 now)"),
         ({"rate": 0.2, "phases": []}, 'phases (["0.1", "0.2"] then, [] now), rate (0.15 then, 0.2 now)'),
     ],
 )

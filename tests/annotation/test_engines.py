@@ -429,7 +429,7 @@ def test_results_of_another_engine_are_not_mixed(
     out = tmp_path / "out"
     run(tiny_head, shards, out, engine="openvino")
     (out / "b.txt.jsonl").unlink()
-    with pytest.raises(InputError, match=r'different engine \("openvino in fp32" then, absent now\)'):
+    with pytest.raises(InputError, match=r'different engine \("openvino in fp32" then, not set now\)'):
         run(tiny_head, shards, out)
     run(tiny_head, shards, out, engine="auto")
     assert asked == [("openvino", None), ("openvino", "exact")]
