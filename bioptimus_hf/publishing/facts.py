@@ -68,9 +68,9 @@ def encoder_facts(run_dir: str | Path, version: str, repo_id: str, about: About)
     heads = heads_of(run, version)
     results = [row for task, head in heads.items() if task != JOINT for row in result_rows(head.scores)]
     joint_results = result_rows(heads[JOINT].scores) if JOINT in heads else []
-    compared = _alike(compared_results(run, about.other_encoders), [*results, *joint_results])
+    comparison = _comparison(run, version, [*results, *joint_results], list(heads), about)
     averages = average_results(run, version, about.other_encoders)
-    single = [row for row in compared if single_model(row["model"]) == row["model"]]
+    single = [row for row in comparison["compared_results"] if single_model(row["model"]) == row["model"]]
     return {
         **common,
         "phases": record["curriculum"],
@@ -85,10 +85,8 @@ def encoder_facts(run_dir: str | Path, version: str, repo_id: str, about: About)
         "chosen": {task: head.chosen for task, head in heads.items() if head.chosen},
         "results": results,
         "joint_results": joint_results,
-        "compared_results": compared,
-        "other_encoders": _described(compared, about),
+        **comparison,
         "averages": averages,
-        "differences": differences(run, version, list(heads), about.other_encoders),
         "published": published_table([*single, *results], averages) if averages else "",
         "start": start_of(run, pretraining),
         "recipe": recipe({**records, "pretraining": pretraining}, common["base"]),
@@ -121,7 +119,6 @@ def head_facts(run_dir: str | Path, task: str, version: str, repo_id: str, about
     record = read_version(run / folder_name(version))
     config = read_json(head.folder / "config.json")
     settings = head.record["settings"]
-    compared = _alike(compared_results(run, about.other_encoders), rows)
     return {
         **_common_facts(run, version, repo_id, about, record),
         "task": task,
@@ -152,10 +149,8 @@ def head_facts(run_dir: str | Path, task: str, version: str, repo_id: str, about
         "punctuation_in_words": config.get(PUNCTUATION_IN_WORDS),
         "decontamination": pretraining_of(run, record)["facts"].get("decontamination"),
         "excluded": sum(head.record["facts"].get("excluded", {}).values()),
-        "compared_results": compared,
-        "other_encoders": _described(compared, about),
+        **_comparison(run, version, rows, [task], about),
         "averages": [],
-        "differences": differences(run, version, [task], about.other_encoders),
         "single_results": single,
     }
 
@@ -178,19 +173,26 @@ def _example(folder: Path, task: str) -> str | None:
     return None
 
 
-def _alike(rows: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the rows of the same tasks and kind of head (joint or not) as others."""
+def _comparison(
+    run: Path, version: str, own: Sequence[Mapping[str, Any]], tasks: Sequence[str], about: About
+) -> dict[str, Any]:
+    """Return the facts that compare the heads of a version with those of other encoders.
+
+    Args:
+        own: result rows of the version.
+        tasks: names of their tasks, and `joint` for joint heads.
+    """
 
     def kind(row: Mapping[str, Any]) -> tuple[str, bool]:
         return row["task"], single_model(row["model"]) != row["model"]
 
-    return [row for row in rows if kind(row) in set(map(kind, others))]
-
-
-def _described(rows: Sequence[Mapping[str, Any]], about: About) -> dict[str, str]:
-    """Return what the other encoders are that these rows are about, by label."""
+    rows = [row for row in compared_results(run, about.other_encoders) if kind(row) in set(map(kind, own))]
     labels = {single_model(row["model"]) for row in rows}
-    return {label: description for label, description in about.other_encoders.items() if label in labels}
+    return {
+        "compared_results": rows,
+        "other_encoders": {label: what for label, what in about.other_encoders.items() if label in labels},
+        "differences": differences(run, version, tasks, about.other_encoders),
+    }
 
 
 def _check_vocabulary(run: Path, version: str) -> None:
